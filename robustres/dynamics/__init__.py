@@ -1,0 +1,1 @@
+"""robustres.dynamics."""

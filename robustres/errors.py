@@ -1,0 +1,73 @@
+"""The errors that users see: one base class, each child also inherits the builtin it refines.
+
+A message is one sentence: what is wrong, which value, what is allowed, how to mend it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RobustresError(Exception):
+    """Base of every error that robustres raises on purpose."""
+
+
+class InputError(RobustresError, ValueError):
+    """A value given by the caller is outside what is allowed."""
+
+
+class DataError(InputError):
+    """Images or labels that cannot be used: wrong range, wrong shape, not finite, unknown class."""
+
+
+class ModelError(InputError):
+    """A model that cannot be used: cannot be loaded, wrong output shape, outputs that are not finite."""
+
+
+class PrecisionError(RobustresError, RuntimeError):
+    """A certificate was asked for under arithmetic that no deviation bound covers (TF32, autocast)."""
+
+
+class MissingExtraError(RobustresError, ImportError):
+    """An optional dependency is not installed; the message gives the command that installs it."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs the extra `{extra}`; install it with: pip install 'robustres[{extra}]'")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An operation for which there is no rule.
+
+    path: where it stands in the network, in the dotted names of `named_modules` ("" is the network itself).
+    operation: its name and what about it is not covered.
+    """
+
+    path: str
+    operation: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} at {self.path or 'the top of the network'}"
+
+
+class UnsupportedOperationError(RobustresError, NotImplementedError):
+    """The certifier met operations without a rule; all of them are listed at once in `refused`."""
+
+    def __init__(self, refused: Sequence[Refusal]) -> None:
+        self.refused = tuple(refused)
+        listed = "; ".join(str(refusal) for refusal in self.refused)
+        super().__init__(
+            f"no certificate: no bound is known for {listed}; replace the operation, or let the module "
+            "state its own bound through robustres.certify.HasLipschitzBound"
+        )
+
+
+class SandwichViolationError(RobustresError, AssertionError):
+    """An adversarial example lies inside a certified radius: a defect of the certificate, never of the data."""
+
+    def __init__(self, index: int, certificate: str, radius: float, attack: str, distance: float) -> None:
+        self.index, self.certificate, self.radius = index, certificate, radius
+        self.attack, self.distance = attack, distance
+        super().__init__(
+            f"sample {index}: {attack} found an adversarial example at distance {distance:.9g}, inside the radius "
+            f"{radius:.9g} that `{certificate}` certified; the certificate is defective: please report this run"
+        )

@@ -1,0 +1,53 @@
+"""Context managers that leave a model, and the process, as they found them, also on an error or Ctrl-C."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """Restore on exit: `training` of every module, `requires_grad`, `.grad` and every buffer's content.
+
+    The body may switch modes and run the model freely; buffers are copied, so this costs their size once.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, gradient in flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, content in buffers:
+                if not torch.equal(buffer, content):
+                    buffer.copy_(content)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode with frozen parameters; everything is restored on exit."""
+    with untouched(model):
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        yield model
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore the global random state of the CPU and of every CUDA device on exit."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cpu = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,61 @@
+"""Rounding and precision: what protects a guarantee from floating-point arithmetic stands here.
+
+Notation of Higham (2002), Accuracy and Stability of Numerical Algorithms, chapter 3: unit roundoff u, and
+gamma_n = n u / (1 - n u), which bounds the relative error of n rounded operations in any order.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from robustres.errors import PrecisionError
+
+UNIT_ROUNDOFF: dict[torch.dtype, float] = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+
+
+def gamma(operations: int, dtype: torch.dtype = torch.float64) -> float:
+    """Relative error bound of `operations` accumulated roundings (Higham 2002, lemma 3.1), itself rounded up."""
+    u = UNIT_ROUNDOFF[dtype]
+    if operations * u >= 1:
+        raise PrecisionError(f"{operations} operations in {dtype} have no finite error bound; use float64")
+    return math.nextafter(operations * u / (1 - operations * u), math.inf)
+
+
+def rounded_up(value: float, operations: int) -> float:
+    """A float at or above the exact value whose float64 computation took that many roundings; NaN becomes infinity."""
+    if math.isnan(value):
+        return math.inf
+    return math.nextafter(value * (1 + gamma(operations + 2)), math.inf)
+
+
+def rounded_down(value: float, operations: int) -> float:
+    """A float at or below the exact non-negative value whose computation took that many roundings; NaN becomes 0."""
+    if math.isnan(value):
+        return 0.0
+    return max(0.0, math.nextafter(value * (1 - gamma(operations + 2)), -math.inf))
+
+
+def round_radius_down(radius: Tensor) -> Tensor:
+    """Radii moved one float towards 0; negative, NaN and infinite ones become 0."""
+    usable = torch.isfinite(radius) & (radius > 0)
+    return torch.where(usable, torch.nextafter(radius, torch.zeros_like(radius)), torch.zeros_like(radius))
+
+
+def require_certifiable_arithmetic(device: torch.device | str) -> None:
+    """Refuse arithmetic that no deviation bound covers: autocast anywhere, TF32 on a CUDA device."""
+    kind = torch.device(device).type
+    if torch.is_autocast_enabled(kind):
+        raise PrecisionError("certification refuses autocast; leave the autocast context before calling it")
+    if kind == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
+        raise PrecisionError(
+            "certification refuses TF32; set torch.backends.cuda.matmul.allow_tf32 = False and "
+            "torch.backends.cudnn.allow_tf32 = False"
+        )
+
+
+def distance(difference: Tensor, norm: str) -> Tensor:
+    """Norm of each sample of `difference` (N, ...), computed in float64; returns (N,)."""
+    flat = difference.detach().to(torch.float64).flatten(1)
+    order = {"l2": 2.0, "linf": math.inf, "l1": 1.0}[norm]
+    return torch.linalg.vector_norm(flat, ord=order, dim=1)

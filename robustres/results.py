@@ -1,0 +1,216 @@
+"""The schema of a run's tables, the folder that holds them, and the summary that is made from them.
+
+A run folder holds
+    run.json            the manifest: command, versions, hardware, seeds, hashes, every setting
+    parts/TABLE-*.parquet   the tables below, appended part by part, each part written atomically
+    summary.json        made from the two: the contract for scripts (docs/summary.schema.json)
+Nothing here knows models, attacks or certificates: a report can be made again years later.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustres.errors import InputError
+
+SCHEMA_VERSION = 1
+
+# Column -> pandas dtype. Radii and distances are in pixel units, in the norm of their row.
+TABLES: dict[str, dict[str, str]] = {
+    # One row per sample. margin: logit of the label minus the largest other logit. finite: no NaN or infinity met.
+    "samples": {
+        "index": "int64", "label": "int64", "prediction": "int64", "correct": "bool", "margin": "float64",
+        "finite": "bool",
+    },
+    # One row per sample, attack, norm and eps. distance: of the example found, infinite if none; 0 if misclassified
+    # from the start. eps is NaN for a minimum-norm attack. l2, linf: the same example measured in those norms.
+    "attacks": {
+        "index": "int64", "attack": "str", "norm": "str", "eps": "float64", "fooled": "bool", "distance": "float64",
+        "l2": "float64", "linf": "float64", "adversarial_prediction": "int64", "steps": "int64",
+        "gradient_evaluations": "int64",
+    },
+    # One row per sample, certificate and norm. radius: 0 where nothing is certified. guarantee: "deterministic" or
+    # "probability 1 - DELTA". source: which bound gave the radius.
+    "certificates": {
+        "index": "int64", "certificate": "str", "norm": "str", "radius": "float64", "prediction": "int64",
+        "source": "str", "guarantee": "str",
+    },
+    # One row per block of the network, in order. textbook, joint: bounds (NaN where not computed); upper: the
+    # smallest valid bound, method says which; lower: an estimate from below.
+    "blocks": {
+        "name": "str", "kind": "str", "shortcut": "float64", "branch": "float64", "textbook": "float64",
+        "joint": "float64", "upper": "float64", "lower": "float64", "method": "str", "guarantee": "str",
+    },
+    # One row per attack, norm, eps and check for gradient masking.
+    "diagnosis": {
+        "attack": "str", "norm": "str", "eps": "float64", "check": "str", "value": "float64", "suspicious": "bool",
+        "verdict": "str",
+    },
+    # One row per epoch of training, where the model was trained here.
+    "training": {"epoch": "int64", "loss": "float64", "clean": "float64", "certified": "float64"},
+    # A bounded number of samples for the gallery; pixels as float32 bytes in (C, H, W) order.
+    "examples": {
+        "index": "int64", "attack": "str", "norm": "str", "eps": "float64", "channels": "int64", "height": "int64",
+        "width": "int64", "clean": "object", "adversarial": "object",
+    },
+}
+
+
+def empty_table(name: str) -> pd.DataFrame:
+    """The table without rows, its columns and types as in TABLES."""
+    return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in TABLES[name].items()})
+
+
+def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with exactly the columns and types of the table; InputError names a column that is missing or unknown."""
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return empty_table(name)
+    columns = TABLES[name]
+    if set(frame.columns) != set(columns):
+        raise InputError(
+            f"table {name!r} has columns {sorted(columns)}, got {sorted(frame.columns)}; rename or add the difference"
+        )
+    return frame[list(columns)].astype(columns)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears complete or not at all, and survives a power cut once this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run's manifest and tables lie, and how they are read and written."""
+
+    path: Path
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        write_atomically(self.path / "run.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def manifest(self) -> dict[str, Any]:
+        """Read run.json; InputError where the folder holds no run."""
+        file = self.path / "run.json"
+        if not file.is_file():
+            raise InputError(f"{self.path} holds no run (no run.json); name a folder that robustres wrote")
+        return dict(json.loads(file.read_text()))
+
+    def write_part(self, table: str, part: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
+        """Write one part of a table; parts are read back in the order of their names."""
+        frame = typed_table(table, rows)
+        write_atomically(self.path / "parts" / f"{table}-{part}.parquet", frame.to_parquet(index=False))
+
+    def has_part(self, table: str, part: str) -> bool:
+        """Whether that part was written completely."""
+        return (self.path / "parts" / f"{table}-{part}.parquet").is_file()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """All parts of a table in one frame."""
+        files = sorted((self.path / "parts").glob(f"{name}-*.parquet"))
+        frames = [frame for frame in map(pd.read_parquet, files) if not frame.empty]
+        return pd.concat(frames, ignore_index=True) if frames else empty_table(name)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table of the run by name."""
+        return {name: self.table(name) for name in TABLES}
+
+    def write_summary(self) -> dict[str, Any]:
+        """Make summary.json from the manifest and the tables, and return it."""
+        summary = summarise(self.manifest(), self.tables())
+        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        return summary
+
+
+def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """The contract for scripts, from a run's manifest and tables. Accuracies are shares of all samples.
+
+    `manifest` must hold "model", "data", "lipschitz" (norm, upper, lower; None where refused), "eps" (norm -> list of
+    eps at which certificates are counted) and "refused" (list of path and operation).
+    """
+    samples = tables["samples"].set_index("index")
+    correct = samples["correct"]
+    total = len(samples)
+    lipschitz = manifest["lipschitz"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": dict(manifest["model"]),
+        "data": {**manifest["data"], "samples": total},
+        "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
+        "attacks": _attack_rows(tables["attacks"], correct),
+        "certificates": _certificate_rows(tables["certificates"], correct, manifest["eps"]),
+        "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": _block_rows(tables["blocks"])},
+        "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
+        "refused": list(manifest["refused"]),
+    }
+
+
+def robust_mask(attacks: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Series:
+    """Per sample: correct, and no example of these rows lies within eps. Rows of one norm; index by sample."""
+    broken = attacks.loc[attacks["fooled"] & (attacks["distance"] <= eps), "index"]
+    return correct & ~correct.index.isin(broken.unique())
+
+
+def certified_mask(certificates: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Series:
+    """Per sample: correct, and certified at eps (radius >= eps, radii being rounded down already)."""
+    radius = certificates.set_index("index")["radius"].reindex(correct.index, fill_value=0.0)
+    return correct & (radius >= eps)
+
+
+def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
+    """Every pair of a certificate and an example of the same sample that lies inside the certified radius.
+
+    An example counts when it changes the certified prediction; it is measured in the certificate's norm.
+    """
+    pairs = certificates.merge(attacks[attacks["fooled"]], on="index", suffixes=("", "_attack"))
+    measured = pairs["distance"].where(pairs["norm"] == pairs["norm_attack"])
+    for norm in ("l2", "linf"):
+        measured = measured.where(pairs["norm"] != norm, pairs[norm])
+    changed = pairs["adversarial_prediction"] != pairs["prediction"]
+    return pairs[changed & (measured < pairs["radius"])].assign(measured=measured)
+
+
+def _share(count: int, total: int) -> float:
+    return count / total if total else 0.0
+
+
+def _attack_rows(attacks: pd.DataFrame, correct: pd.Series) -> list[dict[str, Any]]:
+    rows = []
+    for (attack, norm, eps), group in attacks.dropna(subset="eps").groupby(["attack", "norm", "eps"], sort=True):
+        robust = int(robust_mask(group, correct, eps).sum())
+        rows.append({"attack": attack, "norm": norm, "eps": eps, "robust": robust,
+                     "accuracy": _share(robust, len(correct))})
+    return rows
+
+
+def _certificate_rows(
+    certificates: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
+) -> list[dict[str, Any]]:
+    rows = []
+    for (name, guarantee, norm), group in certificates.groupby(["certificate", "guarantee", "norm"], sort=True):
+        for eps in eps_by_norm.get(norm, []):
+            certified = int(certified_mask(group, correct, eps).sum())
+            rows.append({"certificate": name, "guarantee": guarantee, "norm": norm, "eps": eps,
+                         "certified": certified, "accuracy": _share(certified, len(correct))})
+    return rows
+
+
+def _block_rows(blocks: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {key: None if pd.isna(value) else value for key, value in row.items()}
+        for row in blocks.to_dict(orient="records")
+    ]

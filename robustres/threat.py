@@ -1,0 +1,55 @@
+"""What an adversary may do: a norm and a budget, in pixel units on [0, 1]."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+from robustres.errors import InputError
+
+Norm = Literal["l2", "linf", "l1"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Every perturbation d with |d| <= eps in the given norm, the perturbed image staying in [0, 1].
+
+    norm: "l2", "linf" or "l1".
+    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images).
+
+    >>> ThreatModel("linf", 8 / 255).norm
+    'linf'
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise InputError(
+                f"eps must be positive and in pixel units, got {self.eps:g}; for 8-bit images write 8/255"
+            )
+
+
+def parse_number(text: str) -> float:
+    """A number written as a decimal or as a fraction.
+
+    >>> parse_number("8/255") == 8 / 255
+    True
+    """
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"cannot read {text!r} as a number; write a decimal such as 0.5 or a fraction such as 8/255") from error
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers.
+
+    >>> parse_numbers("0.5,1/4")
+    (0.5, 0.25)
+    """
+    return tuple(parse_number(part) for part in text.split(","))
