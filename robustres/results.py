@@ -24,39 +24,76 @@ SCHEMA_VERSION = 1
 TABLES: dict[str, dict[str, str]] = {
     # One row per sample. margin: logit of the label minus the largest other logit. finite: no NaN or infinity met.
     "samples": {
-        "index": "int64", "label": "int64", "prediction": "int64", "correct": "bool", "margin": "float64",
+        "index": "int64",
+        "label": "int64",
+        "prediction": "int64",
+        "correct": "bool",
+        "margin": "float64",
         "finite": "bool",
     },
     # One row per sample, attack, norm and eps. distance: of the example found, infinite if none; 0 if misclassified
     # from the start. eps is NaN for a minimum-norm attack. l2, linf: the same example measured in those norms.
     "attacks": {
-        "index": "int64", "attack": "str", "norm": "str", "eps": "float64", "fooled": "bool", "distance": "float64",
-        "l2": "float64", "linf": "float64", "adversarial_prediction": "int64", "steps": "int64",
+        "index": "int64",
+        "attack": "str",
+        "norm": "str",
+        "eps": "float64",
+        "fooled": "bool",
+        "distance": "float64",
+        "l2": "float64",
+        "linf": "float64",
+        "adversarial_prediction": "int64",
+        "steps": "int64",
         "gradient_evaluations": "int64",
     },
     # One row per sample, certificate and norm. radius: 0 where nothing is certified. guarantee: "deterministic" or
     # "probability 1 - DELTA". source: which bound gave the radius.
     "certificates": {
-        "index": "int64", "certificate": "str", "norm": "str", "radius": "float64", "prediction": "int64",
-        "source": "str", "guarantee": "str",
+        "index": "int64",
+        "certificate": "str",
+        "norm": "str",
+        "radius": "float64",
+        "prediction": "int64",
+        "source": "str",
+        "guarantee": "str",
     },
     # One row per block of the network, in order. textbook, joint: bounds (NaN where not computed); upper: the
     # smallest valid bound, method says which; lower: an estimate from below.
     "blocks": {
-        "name": "str", "kind": "str", "shortcut": "float64", "branch": "float64", "textbook": "float64",
-        "joint": "float64", "upper": "float64", "lower": "float64", "method": "str", "guarantee": "str",
+        "name": "str",
+        "kind": "str",
+        "shortcut": "float64",
+        "branch": "float64",
+        "textbook": "float64",
+        "joint": "float64",
+        "upper": "float64",
+        "lower": "float64",
+        "method": "str",
+        "guarantee": "str",
     },
     # One row per attack, norm, eps and check for gradient masking.
     "diagnosis": {
-        "attack": "str", "norm": "str", "eps": "float64", "check": "str", "value": "float64", "suspicious": "bool",
+        "attack": "str",
+        "norm": "str",
+        "eps": "float64",
+        "check": "str",
+        "value": "float64",
+        "suspicious": "bool",
         "verdict": "str",
     },
     # One row per epoch of training, where the model was trained here.
     "training": {"epoch": "int64", "loss": "float64", "clean": "float64", "certified": "float64"},
     # A bounded number of samples for the gallery; pixels as float32 bytes in (C, H, W) order.
     "examples": {
-        "index": "int64", "attack": "str", "norm": "str", "eps": "float64", "channels": "int64", "height": "int64",
-        "width": "int64", "clean": "object", "adversarial": "object",
+        "index": "int64",
+        "attack": "str",
+        "norm": "str",
+        "eps": "float64",
+        "channels": "int64",
+        "height": "int64",
+        "width": "int64",
+        "clean": "object",
+        "adversarial": "object",
     },
 }
 
@@ -181,7 +218,7 @@ def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd
     for norm in ("l2", "linf"):
         measured = measured.where(pairs["norm"] != norm, pairs[norm])
     changed = pairs["adversarial_prediction"] != pairs["prediction"]
-    return pairs[changed & (measured < pairs["radius"])].assign(measured=measured)
+    return pairs.assign(measured=measured)[changed & (measured < pairs["radius"])]
 
 
 def _share(count: int, total: int) -> float:
@@ -192,8 +229,9 @@ def _attack_rows(attacks: pd.DataFrame, correct: pd.Series) -> list[dict[str, An
     rows = []
     for (attack, norm, eps), group in attacks.dropna(subset="eps").groupby(["attack", "norm", "eps"], sort=True):
         robust = int(robust_mask(group, correct, eps).sum())
-        rows.append({"attack": attack, "norm": norm, "eps": eps, "robust": robust,
-                     "accuracy": _share(robust, len(correct))})
+        rows.append(
+            {"attack": attack, "norm": norm, "eps": eps, "robust": robust, "accuracy": _share(robust, len(correct))}
+        )
     return rows
 
 
@@ -204,8 +242,16 @@ def _certificate_rows(
     for (name, guarantee, norm), group in certificates.groupby(["certificate", "guarantee", "norm"], sort=True):
         for eps in eps_by_norm.get(norm, []):
             certified = int(certified_mask(group, correct, eps).sum())
-            rows.append({"certificate": name, "guarantee": guarantee, "norm": norm, "eps": eps,
-                         "certified": certified, "accuracy": _share(certified, len(correct))})
+            rows.append(
+                {
+                    "certificate": name,
+                    "guarantee": guarantee,
+                    "norm": norm,
+                    "eps": eps,
+                    "certified": certified,
+                    "accuracy": _share(certified, len(correct)),
+                }
+            )
     return rows
 
 

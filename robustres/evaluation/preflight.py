@@ -1,0 +1,49 @@
+"""What must hold before an evaluation writes its first file: outputs of the right shape, finite, and known labels."""
+
+import torch
+from torch import Tensor, nn
+
+from robustres.data import ImageSet
+from robustres.errors import DataError, ModelError
+
+
+def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> int:
+    """Number of classes of the model; ModelError or DataError where the model and the data do not fit together."""
+    shape = tuple(data.images.shape[1:])
+    probe = data.images[:2].to(device)
+    try:
+        with torch.no_grad():
+            logits = model(probe)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the model cannot take images of shape {shape} (channels, height, width): {reason}; "
+            "check that the data belongs to this model"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != len(probe):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"the model must return logits of shape (N, classes), got {got} for {len(probe)} images; "
+            "wrap it so that it returns one row of logits per image"
+        )
+    classes = int(logits.shape[1])
+    if classes < 2:
+        raise ModelError("the model returns one logit per image; a classifier needs at least 2, so return both classes")
+    largest = int(data.labels.max())
+    if largest >= classes:
+        index = int(data.labels.argmax())
+        raise DataError(
+            f"label {largest} of sample {index} is outside the model's {classes} classes (0 to {classes - 1}); "
+            "check that the labels belong to this model"
+        )
+    return classes
+
+
+def check_finite(logits: Tensor) -> None:
+    """ModelError naming the first sample whose logits are not finite."""
+    broken = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten()
+    if len(broken):
+        raise ModelError(
+            f"the logits of {len(broken)} of {len(logits)} samples are not finite (NaN or infinity), first at sample "
+            f"{int(broken[0])}; mend the model, or report these samples and go on with --keep-going"
+        )

@@ -1,0 +1,76 @@
+"""The manifest of a run: what was evaluated, with which settings, on which machine."""
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from robustres import __version__
+from robustres.certify import LipschitzReport
+from robustres.data import ImageSet
+from robustres.evaluation.settings import Settings
+from robustres.models import LoadedModel
+from robustres.results import SCHEMA_VERSION
+
+
+def build_manifest(
+    model: LoadedModel,
+    data: ImageSet,
+    settings: Settings,
+    report: LipschitzReport,
+    *,
+    name: str,
+    device: torch.device,
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """Everything about a run that is not a table; `identity` is the part that a resumed run must share."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "command": command or sys.argv,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "identity": identity(model, data, settings),
+        "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters},
+        "data": {
+            "source": data.source,
+            "sha256": data.sha256,
+            "classes": len(data.class_names),
+            "class_names": list(data.class_names),
+        },
+        "eps": settings.counted_eps(),
+        "lipschitz": None if report.refused else {"norm": "l2", "upper": report.upper, "lower": report.lower},
+        "refused": [{"path": refusal.path, "operation": refusal.operation} for refusal in report.refused],
+        "settings": settings.to_json(),
+        "seed": settings.seed,
+        "dtype": {"attack": "float32", "certify": "float64"},
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
+def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, Any]:
+    """What decides a run's results: the weights, the data, and every setting that can change a number."""
+    decisive = {key: value for key, value in settings.to_json().items() if key != "batch_size"}
+    return {"model": model.sha256, "data": data.sha256, "samples": len(data.labels), **decisive}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, in words and numbers."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "device": str(device),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("torch", "numpy", "pandas", "pyarrow")
+    return {"robustres": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,0 +1,78 @@
+"""What an evaluation computes: settings that are checked once and stand in the run's manifest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from robustres.errors import InputError
+from robustres.threat import Norm, ThreatModel
+
+# Where certified accuracy is counted by convention when the caller names no eps for that norm.
+CONVENTIONAL_EPS: Mapping[Norm, tuple[float, ...]] = MappingProxyType(
+    {"l2": (36 / 255, 72 / 255, 108 / 255), "linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255)}
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Threats, attacks and certificates of one evaluation.
+
+    eps: for each norm to attack in, the budgets in pixel units. Certificates are computed in these norms and in l2.
+    attacks: names that `robustres.attacks.make_attack` knows.
+    attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
+    batch_size: samples per forward pass; the results do not depend on it beyond rounding.
+    part_size: samples per part of the run's tables, the unit of resuming and of sharding.
+    seed: of every random number; each draw also depends on the sample's index.
+    joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
+    keep_going: report samples with non-finite logits and go on, where the default is to stop before anything runs.
+    examples: how many adversarial examples are kept for the gallery, per norm.
+    """
+
+    eps: Mapping[Norm, tuple[float, ...]]
+    attacks: tuple[str, ...] = ("fgsm", "pgd")
+    attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    batch_size: int = 256
+    part_size: int = 512
+    seed: int = 0
+    joint: bool = True
+    keep_going: bool = False
+    examples: int = 24
+
+    def __post_init__(self) -> None:
+        if not self.eps or not all(self.eps.values()):
+            raise InputError("name at least one norm with at least one eps, for example eps={'linf': (8/255,)}")
+        for norm, budgets in self.eps.items():
+            for eps in budgets:
+                ThreatModel(norm, eps)
+        for name in ("batch_size", "part_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def threats(self) -> list[ThreatModel]:
+        """Every threat model, norm by norm, eps ascending and without repetitions."""
+        return [ThreatModel(norm, eps) for norm, budgets in self.eps.items() for eps in sorted(set(budgets))]
+
+    def certified_norms(self) -> tuple[Norm, ...]:
+        """The norms in which radii are computed: l2, and linf where it is attacked."""
+        return ("l2", "linf") if "linf" in self.eps else ("l2",)
+
+    def counted_eps(self) -> dict[str, list[float]]:
+        """For each certified norm, the eps at which certified accuracy is counted."""
+        return {
+            norm: sorted(set(self.eps.get(norm) or CONVENTIONAL_EPS.get(norm, ()))) for norm in self.certified_norms()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they stand in the manifest."""
+        return {
+            "eps": {norm: list(budgets) for norm, budgets in self.eps.items()},
+            "attacks": list(self.attacks),
+            "attack_settings": {name: dict(values) for name, values in self.attack_settings.items()},
+            "batch_size": self.batch_size,
+            "part_size": self.part_size,
+            "seed": self.seed,
+            "joint": self.joint,
+            "keep_going": self.keep_going,
+            "examples": self.examples,
+        }

@@ -1,0 +1,119 @@
+"""The layout of the repository: floors, packages and names. A file that breaks one of these rules fails here."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP_LEVEL = ("attacks", "certify", "reports")
+FLOORS = (
+    {"errors", "threat", "numerics", "guard", "results"},
+    {"attacks", "certify"},
+    {"models", "data"},
+    {"training", "dynamics"},
+    {"evaluation", "reports"},
+    {"cli"},
+)
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+# On the lowest floor a module may use its neighbours; elsewhere a package may use only what lies below it.
+LOWEST = FLOORS[0]
+
+
+def source_files() -> list[tuple[str, Path]]:
+    """Every source file of the package with the part of the layout to which it belongs."""
+    files = [(part, file) for part in TOP_LEVEL for file in sorted((ROOT / part).rglob("*.py"))]
+    for file in sorted((ROOT / "robustres").rglob("*.py")):
+        part = file.relative_to(ROOT / "robustres").parts[0]
+        if part not in TOP_LEVEL:
+            files.append((part.removesuffix(".py"), file))
+    return files
+
+
+def imported_parts(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and part of every import of robustres.PART in a file, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: write the import from robustres in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "robustres" and len(parts) > 1:
+                yield node.lineno, parts[1]
+
+
+def test_every_import_goes_down_a_floor() -> None:
+    wrong = []
+    for part, file in source_files():
+        if part in {"__init__", "__main__"}:
+            continue
+        for line, other in imported_parts(file):
+            if other == part or other.startswith("__") or (part in LOWEST and other in LOWEST):
+                continue
+            if LEVEL[other] >= LEVEL[part]:
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports robustres.{other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_reports_read_tables_and_nothing_else() -> None:
+    allowed = LOWEST | {"reports", "__version__"}
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports robustres.{other}"
+        for part, file in source_files()
+        if part == "reports"
+        for line, other in imported_parts(file)
+        if other not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_package_list_names_every_folder() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    inside = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "robustres").rglob("__init__.py")
+        if not any(parent.is_symlink() for parent in file.parents)
+    }
+    on_top = {
+        "robustres." + ".".join(file.parent.relative_to(ROOT).parts)
+        for part in TOP_LEVEL
+        for file in (ROOT / part).rglob("__init__.py")
+    }
+    assert listed == inside | on_top
+
+
+def test_the_three_links_lead_to_the_folders_at_the_top() -> None:
+    for part in TOP_LEVEL:
+        link = ROOT / "robustres" / part
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / part
+
+
+@pytest.mark.parametrize("part", TOP_LEVEL)
+def test_the_bare_name_cannot_be_imported(part: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {part}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"import robustres.{part}" in done.stderr
+
+
+def test_no_file_imports_by_the_bare_name() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for _, file in source_files()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in TOP_LEVEL
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_help_answers_without_importing_torch() -> None:
+    code = "import sys, robustres.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

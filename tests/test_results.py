@@ -1,0 +1,117 @@
+"""Tables, the run folder, and the summary made from them, checked against hand-counted cases."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from robustres.errors import InputError
+from robustres.results import RunFolder, empty_table, sandwich_violations, summarise, typed_table, write_atomically
+
+
+def sample(index: int, *, correct: bool = True) -> dict[str, Any]:
+    return {
+        "index": index,
+        "label": 1,
+        "prediction": 1 if correct else 0,
+        "correct": correct,
+        "margin": 0.5,
+        "finite": True,
+    }
+
+
+def attack(
+    index: int, distance: float, *, name: str = "pgd", norm: str = "linf", prediction: int = 2
+) -> dict[str, Any]:
+    return {
+        "index": index, "attack": name, "norm": norm, "eps": 0.1, "fooled": math.isfinite(distance),
+        "distance": distance, "l2": 2 * distance, "linf": distance, "adversarial_prediction": prediction,
+        "steps": 3, "gradient_evaluations": 3,
+    }  # fmt: skip
+
+
+def certificate(index: int, radius: float, *, norm: str = "linf") -> dict[str, Any]:
+    return {
+        "index": index, "certificate": "lipschitz", "norm": norm, "radius": radius, "prediction": 1,
+        "source": "product", "guarantee": "deterministic",
+    }  # fmt: skip
+
+
+MANIFEST: dict[str, Any] = {
+    "model": {"source": "m", "sha256": "a", "parameters": 3},
+    "data": {"source": "d", "sha256": "b", "classes": 3},
+    "lipschitz": {"norm": "l2", "upper": 2.0, "lower": 1.0},
+    "eps": {"linf": [0.1]},
+    "refused": [],
+}
+
+
+def tables(**rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    return {name: typed_table(name, rows.get(name, [])) for name in ("samples", "attacks", "certificates", "blocks")}
+
+
+def test_the_summary_counts_by_hand() -> None:
+    summary = summarise(
+        MANIFEST,
+        tables(
+            samples=[sample(0), sample(1), sample(2), sample(3, correct=False)],
+            attacks=[attack(0, math.inf), attack(1, 0.1), attack(2, math.inf), attack(3, 0.0, prediction=0)],
+            certificates=[certificate(0, 0.1), certificate(1, 0.05), certificate(2, 0.2), certificate(3, 0.3)],
+        ),
+    )
+    assert summary["clean"] == {"correct": 3, "accuracy": 0.75}
+    assert summary["data"]["samples"] == 4
+    assert summary["attacks"] == [{"attack": "pgd", "norm": "linf", "eps": 0.1, "robust": 2, "accuracy": 0.5}]
+    assert [(row["certified"], row["accuracy"]) for row in summary["certificates"]] == [(2, 0.5)]
+    assert summary["sandwich"] == {"violations": 0}
+
+
+def test_an_example_inside_a_radius_is_a_violation_in_the_norm_of_the_certificate() -> None:
+    attacks = typed_table("attacks", [attack(0, 0.1)])
+    for norm, measured in (("linf", 0.1), ("l2", 0.2)):
+        inside = typed_table("certificates", [certificate(0, measured * 1.01, norm=norm)])
+        outside = typed_table("certificates", [certificate(0, measured, norm=norm)])
+        assert len(sandwich_violations(attacks, inside)) == 1
+        assert len(sandwich_violations(attacks, outside)) == 0
+
+
+def test_an_example_that_keeps_the_certified_prediction_violates_nothing() -> None:
+    attacks = typed_table("attacks", [attack(0, 0.0, prediction=1)])
+    assert len(sandwich_violations(attacks, typed_table("certificates", [certificate(0, 1.0)]))) == 0
+
+
+def test_a_table_with_a_wrong_column_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="radius"):
+        typed_table("certificates", [{"index": 1, "radius": 2.0}])
+
+
+def test_a_run_without_rows_has_typed_empty_tables(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.table("attacks").dtypes.to_dict() == empty_table("attacks").dtypes.to_dict()
+    with pytest.raises(InputError, match="holds no run"):
+        folder.manifest()
+
+
+def test_parts_are_read_back_in_order_with_their_types(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_part("samples", "000512", [sample(512)])
+    folder.write_part("samples", "000000", [sample(0), sample(1)])
+    read = folder.table("samples")
+    assert read["index"].tolist() == [0, 1, 512]
+    assert read.dtypes.to_dict() == empty_table("samples").dtypes.to_dict()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.json"
+    write_atomically(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
