@@ -1,0 +1,78 @@
+"""The two words that are never mixed up: a bound is at or above the truth, an estimate is found from below."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from robustres.errors import InputError
+
+
+@dataclass(frozen=True, order=True)
+class Guarantee:
+    """How often a bound may fail: never (deterministic), or with at most this probability over its own random draw.
+
+    >>> str(Guarantee()), str(Guarantee(1e-12))
+    ('deterministic', 'probability 1 - 1e-12')
+    """
+
+    failure_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.failure_probability < 1:
+            raise InputError(f"failure_probability must lie in [0, 1), got {self.failure_probability:g}")
+
+    def __str__(self) -> str:
+        if self.failure_probability == 0:
+            return "deterministic"
+        return f"probability 1 - {self.failure_probability:g}"
+
+    def __and__(self, other: "Guarantee") -> "Guarantee":
+        """Both hold: the failure probabilities add (union bound)."""
+        total = self.failure_probability + other.failure_probability
+        if total == 0:
+            return self
+        return Guarantee(min(math.nextafter(total, 1.0), math.nextafter(1.0, 0.0)))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An interval that holds one number: `lower` is an estimate from below, `upper` the bound that may be certified.
+
+    upper: at or above the truth, under `guarantee`; infinite where nothing is known.
+    lower: attained by an explicit witness, up to rounding; it certifies nothing and shows how loose `upper` can be.
+    method: which computation gave `upper`. seconds: wall-clock time of the whole computation.
+    """
+
+    lower: float
+    upper: float
+    method: str
+    guarantee: Guarantee = field(default_factory=Guarantee)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.lower) or math.isnan(self.upper) or not 0 <= self.lower <= self.upper:
+            raise InputError(
+                f"a bound needs 0 <= lower <= upper, got [{self.lower:.17g}, {self.upper:.17g}] from {self.method}"
+            )
+
+    @property
+    def tightness(self) -> float:
+        """upper / lower, at least 1: the truth lies within this factor; infinite where `lower` is 0."""
+        if self.upper == self.lower:
+            return 1.0
+        return self.upper / self.lower if self.lower > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class JointBound(Bound):
+    """The bound of a residual block, with every candidate that was computed; `upper` is the smallest of them."""
+
+    candidates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number found from below. It is no bound, and no function that asks for a `Bound` takes it."""
+
+    value: float
+    method: str

@@ -1,0 +1,273 @@
+"""Linear maps between unbatched tensors, through exact products in float64: the algebra that norms are computed of."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustres.errors import InputError
+
+Shape = tuple[int, ...]
+
+
+class LinearMap(ABC):
+    """A linear map from tensors of `in_shape` to tensors of `out_shape`, applied to batches of them.
+
+    `map(x)` takes (B, *in_shape) and returns (B, *out_shape); `map.adjoint(y)` is the transpose. Both are exact up to
+    float64 rounding and differentiable. `outer @ inner` composes, `a + b` adds, `2.0 * a` scales.
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The map applied to a batch (B, *in_shape)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The transposed map applied to a batch (B, *out_shape)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map's tensors lie, and where its arguments must lie."""
+        return torch.device("cpu")
+
+    @property
+    def in_size(self) -> int:
+        """Number of input coordinates."""
+        return math.prod(self.in_shape)
+
+    @property
+    def out_size(self) -> int:
+        """Number of output coordinates."""
+        return math.prod(self.out_shape)
+
+    def dense(self) -> Tensor:
+        """The matrix (out_size, in_size) of the map on flattened tensors: the map applied to the identity."""
+        if self.in_size <= self.out_size:
+            eye = torch.eye(self.in_size, dtype=torch.float64, device=self.device)
+            return self(eye.reshape(-1, *self.in_shape)).flatten(1).T
+        eye = torch.eye(self.out_size, dtype=torch.float64, device=self.device)
+        return self.adjoint(eye.reshape(-1, *self.out_shape)).flatten(1)
+
+    def __matmul__(self, inner: "LinearMap") -> "LinearMap":
+        return Composition((inner, self))
+
+    def __add__(self, other: "LinearMap") -> "LinearMap":
+        return Sum((self, other))
+
+    def __rmul__(self, factor: float) -> "LinearMap":
+        return Scaled(float(factor), self)
+
+
+def as_weight(values: Tensor, name: str) -> Tensor:
+    """The values in float64; InputError names a weight that is not finite."""
+    weight = values.to(torch.float64)
+    if not bool(torch.isfinite(weight.detach()).all()):
+        raise InputError(f"the {name} holds NaN or infinite values, so no norm of it exists; repair the weights first")
+    return weight
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(LinearMap):
+    """The matrix (out, in), acting on the flattened input."""
+
+    matrix: Tensor
+    in_shape: Shape = ()
+    out_shape: Shape = ()
+
+    def __post_init__(self) -> None:
+        if self.matrix.ndim != 2:
+            raise InputError(f"a dense map needs a matrix (out, in), got the shape {tuple(self.matrix.shape)}")
+        object.__setattr__(self, "matrix", as_weight(self.matrix, "matrix"))
+        rows, columns = self.matrix.shape
+        object.__setattr__(self, "in_shape", tuple(self.in_shape) or (columns,))
+        object.__setattr__(self, "out_shape", tuple(self.out_shape) or (rows,))
+        if self.in_size != columns or self.out_size != rows:
+            raise InputError(f"a matrix ({rows}, {columns}) cannot map {self.in_shape} to {self.out_shape}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.matrix.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.matrix.T).reshape(-1, *self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y.flatten(1) @ self.matrix).reshape(-1, *self.in_shape)
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Identity(LinearMap):
+    """x, or the same numbers in another shape of the same size (flatten, reshape)."""
+
+    in_shape: Shape
+    out_shape: Shape = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out_shape", tuple(self.out_shape) or self.in_shape)
+        if self.in_size != self.out_size:
+            raise InputError(f"a reshape cannot map {self.in_shape} to {self.out_shape}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, *self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, *self.in_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelScale(LinearMap):
+    """Each channel (first axis) times its own factor `scale` (C,): what remains of batch normalisation."""
+
+    scale: Tensor
+    in_shape: Shape
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", as_weight(self.scale, "channel scale"))
+        object.__setattr__(self, "out_shape", self.in_shape)
+        if self.scale.shape != self.in_shape[:1]:
+            raise InputError(f"{tuple(self.scale.shape)} factors cannot scale the channels of {self.in_shape}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.scale.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.scale.reshape(-1, *[1] * (len(self.in_shape) - 1))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)
+
+
+@dataclass(frozen=True, eq=False)
+class Separable(LinearMap):
+    """Each channel X (H, W) becomes rows X columns^T: average pooling, padding, resizing; norm = product of the two."""
+
+    rows: Tensor
+    columns: Tensor
+    channels: int
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", as_weight(self.rows, "row matrix"))
+        object.__setattr__(self, "columns", as_weight(self.columns, "column matrix"))
+        object.__setattr__(self, "in_shape", (self.channels, self.rows.shape[1], self.columns.shape[1]))
+        object.__setattr__(self, "out_shape", (self.channels, self.rows.shape[0], self.columns.shape[0]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.columns.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.rows.T @ y @ self.columns
+
+
+@dataclass(frozen=True, eq=False)
+class Composition(LinearMap):
+    """The parts one after the other, in the order in which they are applied."""
+
+    parts: Sequence[LinearMap]
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = tuple(part for map_ in self.parts for part in (map_.parts if type(map_) is Composition else (map_,)))
+        for inner, outer in zip(parts, parts[1:], strict=False):
+            if inner.out_shape != outer.in_shape:
+                raise InputError(f"a map to {inner.out_shape} cannot be followed by a map from {outer.in_shape}")
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "in_shape", parts[0].in_shape)
+        object.__setattr__(self, "out_shape", parts[-1].out_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return common_device(self.parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            y = part.adjoint(y)
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(LinearMap):
+    """The sum of maps between the same shapes: a shortcut and its linear branch."""
+
+    terms: Sequence[LinearMap]
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_shape", self.terms[0].in_shape)
+        object.__setattr__(self, "out_shape", self.terms[0].out_shape)
+        for term in self.terms:
+            if (term.in_shape, term.out_shape) != (self.in_shape, self.out_shape):
+                raise InputError(
+                    f"a map {term.in_shape} -> {term.out_shape} cannot be added to {self.in_shape} -> {self.out_shape}"
+                )
+
+    @property
+    def device(self) -> torch.device:
+        return common_device(self.terms)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        total = self.terms[0](x)
+        for term in self.terms[1:]:
+            total = total + term(x)
+        return total
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        total = self.terms[0].adjoint(y)
+        for term in self.terms[1:]:
+            total = total + term.adjoint(y)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(LinearMap):
+    """A number times a map."""
+
+    factor: float
+    map: LinearMap
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.factor):
+            raise InputError(f"a map can only be scaled by a finite number, got {self.factor}")
+        object.__setattr__(self, "in_shape", self.map.in_shape)
+        object.__setattr__(self, "out_shape", self.map.out_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return self.map.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.factor * self.map(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.factor * self.map.adjoint(y)
+
+
+def common_device(maps: Sequence[LinearMap]) -> torch.device:
+    """The device of the maps that hold tensors; maps without tensors follow their neighbours."""
+    devices = {map_.device for map_ in maps}
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
