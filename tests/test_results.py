@@ -58,7 +58,7 @@ def test_the_summary_counts_by_hand() -> None:
         tables(
             samples=[sample(0), sample(1), sample(2), sample(3, correct=False)],
             attacks=[attack(0, math.inf), attack(1, 0.1), attack(2, math.inf), attack(3, 0.0, prediction=0)],
-            certificates=[certificate(0, 0.1), certificate(1, 0.05), certificate(2, 0.2), certificate(3, 0.3)],
+            certificates=[certificate(0, 0.1), certificate(1, 0.05), certificate(2, 0.2), certificate(3, 0.0)],
         ),
     )
     assert summary["clean"] == {"correct": 3, "accuracy": 0.75}

@@ -65,7 +65,7 @@ def evaluate(
     where = pick_device(device)
     images = load_data(data, root=data_root, limit=limit)
     statistics = {name: parse_numbers(text) for name, text in (("mean", mean), ("std", std)) if text is not None}
-    loaded = load_model(model, input_shape=tuple(images.images.shape[1:]), **statistics)
+    loaded = load_model(model, input_shape=images.image_shape, **statistics)
     folder = out or Path("runs") / f"{_slug(model)}-{_slug(data)}"
     try:
         with console.progress_bar(quiet=json) as progress:

@@ -1,21 +1,25 @@
 """Attack and certify a data set, part by part, into a run folder; stop if certificate and attack ever cross."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from robustres.attacks import make_attack
 from robustres.certify import LipschitzReport, lipschitz
 from robustres.data import ImageSet
 from robustres.errors import InputError, SandwichViolationError
-from robustres.evaluation import rows
 from robustres.evaluation.forward import clean_logits
+from robustres.evaluation.lock import locked
 from robustres.evaluation.preflight import check_finite, check_output
 from robustres.evaluation.provenance import build_manifest
+from robustres.evaluation.rows import part_tables
 from robustres.evaluation.settings import Settings
+from robustres.evaluation.shard import this_shard
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel
 from robustres.results import RunFolder, sandwich_violations
@@ -52,72 +56,83 @@ def evaluate(
 
     Every sample gets its prediction, one row for each attack and eps, and a certified radius in every certified norm.
     Nothing is written before the model's answers to all images were checked. A folder that holds an interrupted run
-    of the same model, data and settings is continued; of others it is refused, and nothing in it changes.
+    of the same model, data and settings is continued and ends as an unbroken one; of others it is refused, and
+    nothing in it changes. Under torchrun the processes share the parts; the result does not depend on how many.
 
-    Raises: DataError or ModelError where model and data do not fit; SandwichViolationError where an adversarial
-    example lies inside a certified radius (its part is written first, so that it can be looked at).
+    Raises: DataError or ModelError where model and data do not fit; InputError where the folder belongs to another
+    run or is in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
+    written first, the example among it, so that it can be looked at).
     """
     device = torch.device(device)
     folder = RunFolder(Path(out))
     module = model.module.to(device)
-    with evaluation_mode(module):
+    with this_shard() as shard, evaluation_mode(module):
         check_output(module, data, device=device)
-        total = len(data.labels)
-        seen = 0
-
-        def count(batch: int) -> None:
-            nonlocal seen
-            seen += batch
-            progress("clean", seen, total)
-
-        logits = clean_logits(module, data.images, batch_size=settings.batch_size, device=device, done=count)
-        if not settings.keep_going:
-            check_finite(logits)
         attacks = [
             make_attack(attack, threat, seed=settings.seed, **settings.attack_settings.get(attack, {}))
             for attack in settings.attacks
             for threat in settings.threats()
         ]
+        logits = clean_logits(
+            module, data.images, batch_size=settings.batch_size, device=device,
+            progress=lambda done: progress("clean", done, len(data)),
+        )  # fmt: skip
+        if not settings.keep_going:
+            check_finite(logits)
         progress("bound", 0, 1)
-        report = lipschitz(module, tuple(data.images.shape[1:]), joint=settings.joint, refuse="record")
+        report = lipschitz(module, data.image_shape, joint=settings.joint, refuse="record")
         progress("bound", 1, 1)
-        manifest = build_manifest(
-            model, data, settings, report, name=name or folder.path.name, device=device, command=command
-        )
-        _claim(folder, manifest)
-        folder.write_manifest(manifest)
+        with locked(folder.path) if shard.first else nullcontext():
+            if shard.first:
+                manifest = build_manifest(
+                    model, data, settings, report, name=name or folder.path.name, device=device, command=command
+                )
+                _open_run(folder, manifest, report)
+            shard.wait()
+            mine = shard.own(_parts(len(data), settings.part_size))
+            for done, span in enumerate(mine):
+                progress("attack and certify", done, len(mine))
+                if not folder.has_part("samples", _part_name(span)):
+                    tables = part_tables(module, data, logits, span, attacks, report, settings, device=device)
+                    _write_part(folder, span, tables)
+            progress("attack and certify", len(mine), len(mine))
+            shard.wait()
+            summary = folder.write_summary() if shard.first else {}
+            _stop_at_violation(folder.table("attacks"), folder.table("certificates"))
+            shard.wait()
+    return Run(folder, summary, report)
+
+
+def _parts(total: int, size: int) -> list[range]:
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _part_name(span: range) -> str:
+    return f"{span.start:09d}"
+
+
+def _open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzReport) -> None:
+    """Begin a run in an empty folder, or make sure that the one begun there is this one."""
+    if (folder.path / "run.json").exists():
+        mine, theirs = manifest["identity"], folder.manifest().get("identity", {})
+        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if different:
+            listed = "; ".join(f"{key}: {theirs.get(key)} there, {mine.get(key)} now" for key in different)
+            raise InputError(
+                f"{folder.path} holds another run ({listed}); choose another --out, or delete that folder first"
+            )
+    else:
         folder.write_part("blocks", "all", report.to_frame())
-        for start, stop in _parts(total, settings.part_size):
-            part = f"{start:09d}"
-            if not folder.has_part("samples", part):
-                span = range(start, stop)
-                tables = rows.part_tables(module, data, logits, span, attacks, report, settings, device=device)
-                # The samples are written last: they say that the part is complete.
-                for table in ("attacks", "certificates", "examples", "samples"):
-                    folder.write_part(table, part, tables[table])
-                _check_sandwich(tables)
-            progress("attack and certify", stop, total)
-    return Run(folder, folder.write_summary(), report)
+        folder.write_manifest(manifest)
 
 
-def _parts(total: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, total, size):
-        yield start, min(start + size, total)
+def _write_part(folder: RunFolder, span: range, tables: dict[str, pd.DataFrame]) -> None:
+    """Write the tables of one part, `samples` last: it says that the part is complete."""
+    for table in ("attacks", "certificates", "examples", "samples"):
+        folder.write_part(table, _part_name(span), tables[table])
+    _stop_at_violation(tables["attacks"], tables["certificates"])
 
 
-def _claim(folder: RunFolder, manifest: dict[str, Any]) -> None:
-    """Make sure that the folder is empty of other runs."""
-    if not (folder.path / "run.json").exists():
-        return
-    mine, theirs = manifest["identity"], folder.manifest().get("identity", {})
-    different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-    if different:
-        listed = "; ".join(f"{key}: {theirs.get(key)} there, {mine.get(key)} now" for key in different)
-        raise InputError(
-            f"{folder.path} holds another run ({listed}); choose another --out, or delete that folder first"
-        )
-
-
-def _check_sandwich(tables: dict[str, Any]) -> None:
-    for row in sandwich_violations(tables["attacks"], tables["certificates"]).to_dict(orient="records"):
+def _stop_at_violation(attacks: pd.DataFrame, certificates: pd.DataFrame) -> None:
+    for row in sandwich_violations(attacks, certificates).to_dict(orient="records"):
         raise SandwichViolationError(row["index"], row["certificate"], row["radius"], row["attack"], row["measured"])

@@ -1,27 +1,24 @@
-"""The model's answers on clean images, batch by batch."""
+"""The model's answers on clean images."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from robustres.evaluation.batches import in_batches
+
 
 def clean_logits(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    batch_size: int,
-    device: torch.device,
-    done: Callable[[int], None] | None = None,
+    model: nn.Module, images: Tensor, *, batch_size: int, device: torch.device, progress: Callable[[int], None]
 ) -> Tensor:
-    """Logits (N, classes) on the CPU of images (N, C, H, W); `done` is told how many samples each batch had."""
-    rows = []
+    """Logits (N, classes) on the CPU of images (N, C, H, W); `progress` is told how many samples are done."""
+
+    def answers(batch: slice) -> Tensor:
+        logits: Tensor = model(images[batch].to(device))
+        return logits.cpu()
+
     with torch.no_grad():
-        for batch in images.split(batch_size):
-            rows.append(model(batch.to(device)).cpu())
-            if done is not None:
-                done(len(batch))
-    return torch.cat(rows)
+        return torch.cat(in_batches(answers, len(images), batch_size=batch_size, progress=progress))
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from robustres.errors import DataError, ModelError
 
 def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> int:
     """Number of classes of the model; ModelError or DataError where the model and the data do not fit together."""
-    shape = tuple(data.images.shape[1:])
+    shape = data.image_shape
     probe = data.images[:2].to(device)
     try:
         with torch.no_grad():

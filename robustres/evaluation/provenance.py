@@ -38,7 +38,7 @@ def build_manifest(
         "data": {
             "source": data.source,
             "sha256": data.sha256,
-            "classes": len(data.class_names),
+            "classes": data.classes,
             "class_names": list(data.class_names),
         },
         "eps": settings.counted_eps(),
@@ -56,7 +56,7 @@ def build_manifest(
 def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, Any]:
     """What decides a run's results: the weights, the data, and every setting that can change a number."""
     decisive = {key: value for key, value in settings.to_json().items() if key != "batch_size"}
-    return {"model": model.sha256, "data": data.sha256, "samples": len(data.labels), **decisive}
+    return {"model": model.sha256, "data": data.sha256, "samples": len(data), **decisive}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

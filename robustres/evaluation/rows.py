@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustres.attacks import AttackResult
 from robustres.certify import LipschitzReport, certify
 from robustres.data import ImageSet
+from robustres.evaluation.batches import in_batches
 from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
 from robustres.numerics import distance
@@ -89,11 +90,11 @@ def _attack(
     device: torch.device,
 ) -> AttackResult:
     """The attack's result for all images, computed batch by batch and gathered on the CPU."""
-    results = [
-        attack(model, x.to(device), y.to(device), indices=i)
-        for x, y, i in zip(images.split(batch_size), labels.split(batch_size), index.split(batch_size), strict=True)
-    ]
-    return AttackResult.concatenate(results).to("cpu")
+
+    def work(batch: slice) -> AttackResult:
+        return attack(model, images[batch].to(device), labels[batch].to(device), indices=index[batch])
+
+    return AttackResult.concatenate(in_batches(work, len(images), batch_size=batch_size)).to("cpu")
 
 
 def _attack_rows(attack: Attack, index: Tensor, images: Tensor, result: AttackResult) -> pd.DataFrame:

@@ -1,0 +1,44 @@
+"""Which parts of the samples this process computes, alone or as one of several that torchrun started."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Process `rank` of `world`; the first one also writes what belongs to the whole run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the manifest and the summary."""
+        return self.rank == 0
+
+    def own(self, parts: Sequence[range]) -> list[range]:
+        """Every world-th part, beginning with the rank-th; together the shards cover each part once."""
+        return list(parts[self.rank :: self.world])
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def this_shard() -> Iterator[Shard]:
+    """The shard that torchrun's environment names (RANK, WORLD_SIZE); the whole where there is none."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Shard()
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield Shard(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,33 @@
+"""Work in batches: every sample once, in order, also when memory runs out."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustres.evaluation.batches import in_batches
+
+
+@given(total=st.integers(1, 50), batch_size=st.integers(1, 60), memory=st.integers(1, 60))
+def test_every_sample_is_covered_once_in_order_however_little_memory_there_is(
+    total: int, batch_size: int, memory: int
+) -> None:
+    def work(batch: slice) -> list[int]:
+        samples = list(range(total))[batch]
+        if len(samples) > memory:
+            raise torch.OutOfMemoryError
+        return samples
+
+    seen: list[int] = []
+    results = in_batches(work, total, batch_size=batch_size, progress=seen.append)
+    assert [sample for batch in results for sample in batch] == list(range(total))
+    assert seen[-1] == total
+    assert seen == sorted(seen)
+
+
+def test_one_sample_that_does_not_fit_is_an_error() -> None:
+    def work(batch: slice) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(work, 3, batch_size=2)

@@ -1,0 +1,184 @@
+"""An evaluation that was cut off anywhere continues and ends as an unbroken one; a defect stops it."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from robustres.data import ImageSet, load_data
+from robustres.errors import InputError, SandwichViolationError
+from robustres.evaluation import Settings, evaluate
+from robustres.evaluation.lock import locked
+from robustres.models import LoadedModel, load_model
+from robustres.results import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = Settings(eps={"linf": (4 / 255,), "l2": (0.25,)}, part_size=16, attack_settings={"pgd": {"steps": 3}})
+FACTORY = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Conv2d(3, 3, 3, padding=1)
+    def forward(self, x):
+        return x + torch.relu(self.branch(x))
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), Block(), nn.Flatten(), nn.Linear(192, 10))
+"""
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from robustres.data import load_data
+from robustres.evaluation import Settings, evaluate
+from robustres.models import load_model
+settings = Settings(eps={"linf": (4 / 255,), "l2": (0.25,)}, part_size=16, attack_settings={"pgd": {"steps": 3}})
+data = load_data("digits", limit=64)
+evaluate(load_model("resume_net:net"), data, sys.argv[2], settings)
+"""
+HOLDER = """
+import time
+from pathlib import Path
+from robustres.evaluation.lock import locked
+with locked(Path({folder!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    (tmp_path / "resume_net.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("resume_net", None)
+    return load_model("resume_net:net")
+
+
+@pytest.fixture
+def data() -> ImageSet:
+    return load_data("digits", limit=64)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Content of every table of a run, and of its summary."""
+    files = [*(folder / "parts").iterdir(), folder / "summary.json"]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+def test_a_run_cut_off_between_parts_ends_as_an_unbroken_one(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path / "whole", SETTINGS)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "attack and certify" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, tmp_path / "broken", SETTINGS, progress=stop)
+    assert not (tmp_path / "broken" / "summary.json").exists()
+    evaluate(model, data, tmp_path / "broken", SETTINGS)
+    assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
+
+
+def test_the_batch_size_changes_no_verdict(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    tables = [
+        evaluate(model, data, tmp_path / str(size), replace(SETTINGS, batch_size=size)).folder.table("attacks")
+        for size in (5, 64)
+    ]
+    assert tables[0]["fooled"].equals(tables[1]["fooled"])
+
+
+def test_changed_data_is_refused_and_named(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    evaluate(model, data, tmp_path / "run", SETTINGS)
+    with pytest.raises(InputError, match="data"):
+        evaluate(model, data.first(32), tmp_path / "run", SETTINGS)
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: Path) -> None:
+    code = HOLDER.format(folder=str(tmp_path))
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=str(holder.pid)), locked(tmp_path):
+        pytest.fail("two processes hold the same folder")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+class Shifted(nn.Module):
+    """A network that lies about its bound: the certifier is told a constant a thousand times too small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.inner(x)
+        return answer
+
+    def lipschitz_bound(self, input_shape: tuple[int, ...]) -> object:
+        from robustres.certify import Bound, Guarantee
+
+        return Bound(lower=0.0, upper=1e-3, method="claimed", guarantee=Guarantee(), seconds=0.0)
+
+
+def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    liar = replace(model, module=Shifted().eval())
+    settings = replace(SETTINGS, eps={"l2": (1.0,)}, examples=0)
+    for _ in range(2):  # resuming does not pass over it
+        with pytest.raises(SandwichViolationError, match="certificate is defective") as stop:
+            evaluate(liar, data, tmp_path / "run", settings)
+    kept = RunFolder(tmp_path / "run").table("examples")
+    assert stop.value.index in set(kept["index"])
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_random_points_the_run_ends_as_an_unbroken_one(model: LoadedModel, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, cwd=ROOT)
+    moments = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
+    for moment in moments:
+        process = subprocess.Popen([*command, str(tmp_path / "broken")], cwd=ROOT)
+        time.sleep(4 + 4 * moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, str(tmp_path / "broken")], check=True, cwd=ROOT)
+    assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_number_of_processes_changes_nothing(model: LoadedModel, tmp_path: Path, processes: int) -> None:
+    script = tmp_path / "sharded.py"
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, str(script), str(tmp_path), str(tmp_path / "one")], check=True, cwd=ROOT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run([*torchrun, str(script), str(tmp_path), str(tmp_path / "many")], check=True, cwd=ROOT)
+    assert digests(tmp_path / "many") == digests(tmp_path / "one")
+
+
+def test_tables_come_back_as_data_frames(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    run = evaluate(model, data, tmp_path / "run", SETTINGS)
+    certificates = run.folder.table("certificates")
+    assert isinstance(certificates, pd.DataFrame)
+    assert len(certificates) == 2 * len(data)
+    assert (certificates["radius"] >= 0).all()
