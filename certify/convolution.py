@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from robustres.certify.linear_map import Composition, LinearMap, Separable, Shape, as_weight
 from robustres.errors import InputError
@@ -91,8 +91,8 @@ class Convolution(LinearMap):
         if self.padding_mode != "zeros":
             return self.unpadded()(self.pad()(x))
         (top, bottom), (left, right) = self.padding
-        padded = F.pad(x, (left, right, top, bottom)) if top + bottom + left + right else x
-        return F.conv2d(padded, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        padded = functional.pad(x, (left, right, top, bottom)) if top + bottom + left + right else x
+        return functional.conv2d(padded, self.weight, None, self.stride, 0, self.dilation, self.groups)
 
     def adjoint(self, y: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
@@ -117,13 +117,13 @@ class Convolution(LinearMap):
 
 def _scatter(y: Tensor, convolution: Convolution, image_shape: Shape) -> Tensor:
     """The transpose of a zero-padded convolution: spread, then cut the padding off."""
-    padded = F.conv_transpose2d(
+    padded = functional.conv_transpose2d(
         y, convolution.weight, None, convolution.stride, 0, 0, convolution.groups, convolution.dilation
     )
     (top, bottom), (left, right) = convolution.padding
     _, height, width = image_shape
     missing = (height + top + bottom - padded.shape[2], width + left + right - padded.shape[3])
-    padded = F.pad(padded, (0, missing[1], 0, missing[0]))  # positions that no output reads
+    padded = functional.pad(padded, (0, missing[1], 0, missing[0]))  # positions that no output reads
     return padded[:, :, top : top + height, left : left + width]
 
 
@@ -186,8 +186,8 @@ def padding_matrix(side: int, pads: Pair, mode: PaddingMode, device: torch.devic
     """The matrix (side + before + after, side) that pads one axis, as `torch.nn.functional.pad` does."""
     eye = torch.eye(side, dtype=torch.float64, device=device)
     if mode == "zeros":
-        return F.pad(eye, pads).T.contiguous()
-    return F.pad(eye[None], pads, mode=mode)[0].T.contiguous()
+        return functional.pad(eye, pads).T.contiguous()
+    return functional.pad(eye[None], pads, mode=mode)[0].T.contiguous()
 
 
 def average_pool(

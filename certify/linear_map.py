@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -185,7 +186,7 @@ class Composition(LinearMap):
 
     def __post_init__(self) -> None:
         parts = tuple(part for map_ in self.parts for part in (map_.parts if type(map_) is Composition else (map_,)))
-        for inner, outer in zip(parts, parts[1:], strict=False):
+        for inner, outer in pairwise(parts):
             if inner.out_shape != outer.in_shape:
                 raise InputError(f"a map to {inner.out_shape} cannot be followed by a map from {outer.in_shape}")
         object.__setattr__(self, "parts", parts)

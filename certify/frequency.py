@@ -1,0 +1,77 @@
+"""The norm of a convolution through its symbol: max over the frequencies of a torus, an upper bound by embedding."""
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from robustres.certify.batched_norm import MatrixMethod, largest_norm
+from robustres.certify.convolution import Convolution
+from robustres.certify.linear_map import LinearMap
+from robustres.certify.product_rounding import absolute_norm
+from robustres.certify.symbol import coarse_frequencies, grouped_symbol, roundings, symbol
+from robustres.certify.torus import HALF, Embedding, Torus, embed
+from robustres.numerics import gamma, rounded_up
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def frequency_bound(
+    map_: LinearMap,
+    *,
+    matrix_method: MatrixMethod = "cholesky",
+    seconds: float | None = None,
+    enlargements: int = 1,
+    phases: Sequence[Fraction] = (Fraction(0), HALF),
+) -> float | None:
+    """A deterministic upper bound of the norm of a zero-padded or circular shift-invariant map.
+
+    Every torus is a valid bound by itself; the smallest of those that fit into `seconds` (always at least one) is
+    returned. Returns None where the map has no symbol: other paddings, reshapes, cropped intermediate images.
+    """
+    embedding = embed([[map_]])
+    if embedding is None:
+        return None
+    start, smallest = perf_counter(), math.inf
+    tori = embedding.tori(enlargements=enlargements, phases=phases)
+    for count, torus in enumerate(tori):
+        spent = perf_counter() - start
+        if seconds is not None and count and spent * (count + 1) / count > seconds:
+            break
+        smallest = min(smallest, torus_bound(map_, embedding, torus, matrix_method=matrix_method, stop_above=smallest))
+    return smallest
+
+
+def torus_bound(
+    map_: LinearMap,
+    embedding: Embedding,
+    torus: Torus,
+    *,
+    matrix_method: MatrixMethod = "cholesky",
+    stop_above: float = math.inf,
+) -> float:
+    """max over the frequencies of one torus of the symbol's norm, plus rounding; infinite once above `stop_above`."""
+    slack = gamma(roundings(map_)) * absolute_norm(map_)
+    largest = 0.0
+    for matrices in symbol_chunks(map_, embedding, torus):
+        largest = largest_norm(matrices, method=matrix_method, at_least=largest)
+        if largest > stop_above:
+            return math.inf
+    return rounded_up(largest + slack, 8)
+
+
+def symbol_chunks(map_: LinearMap, embedding: Embedding, torus: Torus) -> Iterator[Tensor]:
+    """The symbol in pieces of bounded memory; the groups of a grouped convolution come as matrices of their own."""
+    frequencies = coarse_frequencies(torus).to(map_.device)
+    entries = map_.in_shape[0] * map_.out_shape[0] * math.prod(embedding.multiplicity)
+    groups = map_.groups if isinstance(map_, Convolution) else 1
+    per_chunk = max(1, CHUNK_BYTES * groups // (16 * entries))
+    for chunk in torch.split(frequencies, per_chunk):
+        if isinstance(map_, Convolution):
+            blocks, _ = grouped_symbol(map_, torus, chunk, embedding.multiplicity)
+            yield blocks.flatten(5).flatten(2, 4).flatten(0, 1)
+        else:
+            yield symbol(map_, torus, chunk, embedding.multiplicity)[0]

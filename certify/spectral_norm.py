@@ -1,0 +1,108 @@
+"""The norm of a linear map as an interval: lower estimate, upper bound, method, guarantee."""
+
+import math
+from time import perf_counter
+from typing import Literal, get_args
+
+import torch
+
+from robustres.certify.batched_norm import MatrixMethod
+from robustres.certify.bound import Bound, Guarantee
+from robustres.certify.convolution import Convolution, padded_convolution
+from robustres.certify.exact_norm import dense_bound, is_small, structural_norm
+from robustres.certify.frequency import frequency_bound
+from robustres.certify.linear_map import Composition, LinearMap, Scaled, Sum
+from robustres.certify.power_iteration import power_iteration
+from robustres.errors import InputError
+from robustres.numerics import require_certifiable_arithmetic, rounded_up
+
+Method = Literal["auto", "dense", "frequency", "svd", "gram", "product"]
+PER_FREQUENCY: dict[str, MatrixMethod] = {"frequency": "cholesky", "svd": "svd", "gram": "gram"}
+DEFAULT_SECONDS = 5.0
+DEFAULT_DELTA = 1e-12
+
+
+def spectral_norm(
+    map_: LinearMap,
+    *,
+    method: Method = "auto",
+    delta: float | None = None,
+    seconds: float | None = None,
+    generator: torch.Generator | None = None,
+    lower_steps: int = 20,
+) -> Bound:
+    """The operator norm of the map, held between an estimate from below and a bound from above.
+
+    method: "auto" takes the smallest bound within `seconds` (default 5, a guide for which candidates are tried, not a
+        hard limit); "dense" decomposes the whole matrix; "frequency" takes the maximum over the frequencies of tori,
+        "svd" and "gram" the same with that method per frequency; "product" multiplies and adds the norms of the
+        parts; "lanczos" and "power" need products only and hold with probability 1 - delta.
+    delta: None (the default) allows deterministic methods only; a number in (0, 1) also allows "auto" a bound that
+        fails with at most this probability over the random start. "lanczos" and "power" take 1e-12 where it is None.
+    generator: the random start of "lanczos" and "power"; a certificate should not reuse a published seed.
+    lower_steps: power iterations for the lower estimate.
+    Raises InputError where the named method does not apply to this map.
+
+    >>> from robustres.certify.linear_map import Dense
+    >>> round(spectral_norm(Dense(torch.diag(torch.tensor([3.0, 4.0])))).upper, 9)
+    4.0
+    """
+    require_certifiable_arithmetic(map_.device)
+    if method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if delta is not None and not 0 < delta < 1:
+        raise InputError(f"delta is a failure probability in (0, 1), got {delta:g}; leave it out for none")
+    start = perf_counter()
+    with torch.no_grad():
+        if method == "auto":
+            upper, name = _tightest(map_, DEFAULT_SECONDS if seconds is None else seconds)
+        else:
+            upper, name = _named(map_, method), method
+        guarantee = Guarantee()
+        lower = min(upper, power_iteration(map_, steps=lower_steps, generator=generator).value)
+    return Bound(lower, upper, name, guarantee, perf_counter() - start)
+
+
+def _named(map_: LinearMap, method: Method) -> float:
+    """The deterministic bound of that name, infinite where the numbers overflow."""
+    if method == "dense":
+        return dense_bound(map_)
+    if method == "product":
+        return product_bound(map_)
+    upper = frequency_bound(map_, matrix_method=PER_FREQUENCY[method])
+    if upper is None:
+        raise InputError(
+            f"method {method!r} needs a zero-padded or circular convolution of images, got {type(map_).__name__} "
+            f"{map_.in_shape} -> {map_.out_shape}; use 'auto', 'dense' or 'lanczos'"
+        )
+    return upper
+
+
+def _tightest(map_: LinearMap, seconds: float) -> tuple[float, str]:
+    """The smallest deterministic bound of those that are cheap enough, and its name."""
+    exact = structural_norm(map_)
+    if exact is not None:
+        return exact, "exact"
+    if is_small(map_):
+        return dense_bound(map_), "dense"
+    upper = frequency_bound(map_, seconds=seconds)
+    if upper is not None:
+        return upper, "frequency"
+    return product_bound(map_, seconds=seconds), "product"
+
+
+def product_bound(map_: LinearMap, *, seconds: float = DEFAULT_SECONDS) -> float:
+    """Norms of compositions multiplied, of sums added, of the padding and the kernel multiplied."""
+    match map_:
+        case Composition():
+            return rounded_up(math.prod(_tightest(part, seconds)[0] for part in map_.parts), len(map_.parts))
+        case Sum():
+            return rounded_up(math.fsum(_tightest(term, seconds)[0] for term in map_.terms), 1)
+        case Scaled():
+            return rounded_up(abs(map_.factor) * _tightest(map_.map, seconds)[0], 1)
+        case Convolution() if map_.padding_mode != "zeros":
+            return product_bound(padded_convolution(map_), seconds=seconds)
+    exact = structural_norm(map_)
+    if exact is None:
+        exact = frequency_bound(map_, seconds=seconds)
+    return dense_bound(map_) if exact is None else exact

@@ -1,0 +1,29 @@
+"""Random small maps for property-based tests."""
+
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from robustres.certify.convolution import Convolution
+from robustres.errors import InputError
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, modes: tuple[str, ...] = ("zeros",)) -> Convolution:
+    """Any small convolution: unequal and too large paddings, even kernels, strides beyond the kernel, groups."""
+    groups = draw(st.integers(1, 3))
+    c_in, c_out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    two = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+    kernel, stride, dilation, image = draw(two(1, 4)), draw(two(1, 4)), draw(two(1, 2)), draw(two(1, 8))
+    padding = (draw(two(0, 3)), draw(two(0, 3)))
+    mode = draw(st.sampled_from(modes))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    weight = torch.randn(c_out, c_in // groups, *kernel, dtype=torch.float64, generator=generator)
+    try:
+        map_ = Convolution(weight, (c_in, *image), stride, padding, dilation, groups, mode)  # type: ignore[arg-type]
+    except InputError:
+        assume(False)
+    if mode != "zeros":
+        limit = 1 if mode == "reflect" else 0
+        assume(all(max(pads) <= side - limit for pads, side in zip(padding, image, strict=True)))
+    return map_

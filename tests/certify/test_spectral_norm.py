@@ -1,0 +1,172 @@
+"""Bounds of norms against dense singular values, and the failures that certificates are known for."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from robustres.certify.bound import Bound, Guarantee
+from robustres.certify.convolution import Convolution, TransposedConvolution, average_pool
+from robustres.certify.exact_norm import is_small
+from robustres.certify.frequency import frequency_bound, torus_bound
+from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.certify.spectral_norm import product_bound, spectral_norm
+from robustres.certify.torus import HALF, embed
+from robustres.errors import InputError
+from tests.certify.strategies import convolutions
+
+PHASES = (Fraction(0), HALF, Fraction(1, 3))
+
+
+def truth(map_: LinearMap) -> float:
+    return float(torch.linalg.svdvals(map_.dense())[0])
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=40)
+@given(convolutions(("zeros", "circular")))
+def test_every_torus_and_phase_bounds_the_true_norm(map_: Convolution) -> None:
+    embedding = embed([[map_]])
+    if embedding is None:
+        assert map_.padding_mode == "circular"
+        return
+    exact = truth(map_)
+    for torus in embedding.tori(phases=PHASES)[::3]:
+        assert torus_bound(map_, embedding, torus) >= exact * (1 - 1e-14)
+
+
+@settings(deadline=None, max_examples=25)
+@given(convolutions(("zeros", "circular", "replicate", "reflect")))
+def test_the_automatic_interval_holds_the_true_norm(map_: Convolution) -> None:
+    bound = spectral_norm(map_)
+    assert bound.lower <= truth(map_) * (1 + 1e-12)
+    assert truth(map_) <= bound.upper * (1 + 1e-14)
+    assert str(bound.guarantee) == "deterministic"
+
+
+@settings(deadline=None, max_examples=30)
+@given(convolutions(("zeros", "circular", "replicate", "reflect")))
+def test_products_of_norms_bound_the_true_norm(map_: Convolution) -> None:
+    assert truth(map_) <= product_bound(map_) * (1 + 1e-14)
+
+
+@pytest.mark.parametrize("method", ["frequency", "svd", "gram"])
+def test_the_methods_per_frequency_agree(method: str) -> None:
+    map_ = Convolution(normal(6, 5, 3, 3), (5, 9, 9), padding=1)
+    reference = spectral_norm(map_, method="svd").upper
+    assert spectral_norm(map_, method=method).upper == pytest.approx(reference, rel=1e-3)  # type: ignore[arg-type]
+
+
+def test_an_ordinary_convolution_is_bounded_within_two_percent() -> None:
+    map_ = Convolution(normal(6, 6, 3, 3), (6, 12, 12), padding=1)
+    assert truth(map_) <= spectral_norm(map_, method="frequency").upper <= 1.02 * truth(map_)
+
+
+def test_a_strided_convolution_is_bounded_through_its_aliases() -> None:
+    map_ = Convolution(normal(8, 6, 3, 3), (6, 12, 12), 2, 1)
+    assert truth(map_) <= spectral_norm(map_, method="frequency").upper <= 1.02 * truth(map_)
+
+
+def test_circular_padding_is_exact() -> None:
+    map_ = Convolution(normal(4, 3, 3, 3), (3, 8, 6), 2, 1, padding_mode="circular")
+    assert spectral_norm(map_, method="frequency").upper == pytest.approx(truth(map_), rel=1e-9)
+
+
+KNOWN = {
+    "grouped": Convolution(normal(6, 2, 3, 3), (6, 7, 7), padding=1, groups=3),
+    "depthwise": Convolution(normal(4, 1, 3, 3), (4, 9, 9), padding=1, groups=4),
+    "unequal padding": Convolution(normal(3, 3, 3, 4), (3, 6, 7), 2, ((0, 1), (3, 0))),
+    "stride larger than the kernel": Convolution(normal(3, 3, 2, 2), (3, 11, 10), 4, 1),
+    "one pixel": Convolution(normal(3, 3, 3, 3), (3, 1, 1), padding=1),
+    "image smaller than the kernel": Convolution(normal(2, 2, 7, 7), (2, 3, 2), padding=3),
+    "a row of pixels": Convolution(normal(2, 2, 3, 3), (2, 1, 9), 1, 1),
+    "even kernel": Convolution(normal(3, 2, 4, 2), (2, 8, 8), padding=2),
+    "transposed": TransposedConvolution(normal(3, 2, 3, 3), (3, 5, 5), 2, 1, 1),
+    "average pooling": average_pool((2, 8, 8), 3, 2, 1),
+    "uneven average pooling": average_pool((2, 9, 8), 3, 2, 1, count_include_pad=False, ceil_mode=True),
+    "shortcut plus linear branch": Sum(
+        (Identity((3, 6, 6)), Scaled(-0.3, Convolution(normal(3, 3, 3, 3), (3, 6, 6), padding=1)))
+    ),
+    "two cropped convolutions": Composition(
+        (Convolution(normal(3, 2, 3, 3), (2, 6, 6), padding=1), Convolution(normal(2, 3, 3, 3), (3, 6, 6), padding=1))
+    ),
+    "pooled shortcut": Composition((average_pool((2, 8, 8), 2), Convolution(normal(4, 2, 1, 1), (2, 4, 4)))),
+    "scaled after": Composition(
+        (Convolution(normal(3, 2, 3, 3), (2, 6, 6), 2, 1), ChannelScale(torch.tensor([1.0, -5.0, 0.0]), (3, 3, 3)))
+    ),
+    "down and up": Composition(
+        (Convolution(normal(3, 2, 2, 2), (2, 6, 6), 2), TransposedConvolution(normal(3, 2, 2, 2), (3, 3, 3), 2))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_hard_cases_are_bounded_by_every_route(name: str) -> None:
+    map_ = KNOWN[name]
+    exact = truth(map_)
+    assert exact <= spectral_norm(map_, method="auto").upper * (1 + 1e-14)
+    assert exact <= product_bound(map_) * (1 + 1e-14)
+    upper = frequency_bound(map_, enlargements=2, phases=PHASES)
+    assert upper is None or exact <= upper * (1 + 1e-14)
+
+
+def test_a_cropped_composition_has_no_symbol() -> None:
+    assert frequency_bound(KNOWN["two cropped convolutions"]) is None
+    inner = Convolution(normal(3, 2, 3, 3), (2, 6, 6), padding=1)
+    pointwise = Convolution(normal(2, 3, 1, 1), (3, 6, 6))
+    assert frequency_bound(pointwise @ inner) is not None
+    strided = Composition(
+        (Convolution(normal(2, 2, 1, 1), (2, 6, 6)), Convolution(normal(2, 2, 3, 3), (2, 6, 6), 2, 1))
+    )
+    assert frequency_bound(strided) is not None
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e30, 1e200])
+def test_the_bound_scales_with_tiny_and_huge_weights(size: float) -> None:
+    weight = normal(4, 3, 3, 3)
+    for image in ((3, 6, 6), (3, 40, 40)):
+        plain = spectral_norm(Convolution(weight, image, padding=1), lower_steps=2).upper
+        scaled = spectral_norm(Convolution(weight * size, image, padding=1), lower_steps=2).upper
+        assert scaled == pytest.approx(plain * size, rel=1e-9)
+
+
+def test_zero_weights_have_the_norm_zero() -> None:
+    for image in ((2, 4, 4), (2, 50, 50)):
+        assert spectral_norm(Convolution(torch.zeros(3, 2, 3, 3), image, padding=1)).upper <= 1e-300
+
+
+def test_exact_norms_by_structure() -> None:
+    assert spectral_norm(Identity((3, 4, 4))).upper == 1
+    assert spectral_norm(ChannelScale(torch.tensor([-3.0, 2.0]), (2, 4, 4))).upper == 3
+    assert spectral_norm(average_pool((3, 8, 8), 2)).upper == pytest.approx(0.5, rel=1e-9)
+    matrix = normal(40, 30)
+    assert spectral_norm(Dense(matrix)).upper == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-12)
+    pointwise = Convolution(matrix[:, :, None, None], (30, 64, 64), 2)
+    assert spectral_norm(pointwise).upper == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-9)
+
+
+def test_an_interval_is_checked_and_an_unknown_method_is_named() -> None:
+    with pytest.raises(InputError, match="lower <= upper"):
+        Bound(2.0, 1.0, "wrong")
+    with pytest.raises(InputError, match="lower <= upper"):
+        Bound(0.0, math.nan, "wrong")
+    with pytest.raises(InputError, match="method must be one of"):
+        spectral_norm(Identity((1,)), method="guess")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="needs a zero-padded"):
+        spectral_norm(Dense(normal(2, 2)), method="gram")
+
+
+def test_guarantees_add_their_failure_probabilities() -> None:
+    assert str(Guarantee() & Guarantee()) == "deterministic"
+    assert (Guarantee(1e-12) & Guarantee(1e-12)).failure_probability >= 2e-12
+    assert str(Guarantee() & Guarantee(1e-9)) == "probability 1 - 1e-09"
+
+
+def test_small_operators_are_decomposed_whole() -> None:
+    assert is_small(KNOWN["one pixel"])
+    assert spectral_norm(KNOWN["one pixel"]).method == "dense"
