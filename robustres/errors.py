@@ -71,3 +71,7 @@ class SandwichViolationError(RobustresError, AssertionError):
             f"sample {index}: {attack} found an adversarial example at distance {distance:.9g}, inside the radius "
             f"{radius:.9g} that `{certificate}` certified; the certificate is defective: please report this run"
         )
+
+
+class DefectiveBoundError(RobustresError, AssertionError):
+    """Two computations that must agree contradict each other: a defect of robustres, never of the model or the data."""
