@@ -1,0 +1,144 @@
+"""The loop that every iterative attack shares: an active set that is refilled from a queue.
+
+A batch holds slots, each working on one (sample, restart). A slot whose sample is fooled, or whose search is over, is
+freed at once and taken by the next sample in the queue, so the batch stays full while there is work. A sample whose
+restart failed goes back to the end of the queue with the next restart; two restarts of one sample never run at the
+same time, so the outcome does not depend on the batch size.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.ledger import Ledger
+from robustres.attacks.problem import Problem
+
+
+class Slots(dict[str, Tensor]):
+    """The state of a batch of running searches: tensors by name, all with the slots as first dimension.
+
+    Always there: sample (position in the problem), restart, index, x, low, high, classes, age (updates so far),
+    points (what the model sees next). Everything else belongs to the search.
+    """
+
+    @property
+    def count(self) -> int:
+        return len(self["sample"])
+
+    def taken(self, keep: Tensor) -> "Slots":
+        """The slots that the mask or the positions pick."""
+        return Slots({name: values[keep] for name, values in self.items()})
+
+    def joined(self, others: "Slots") -> "Slots":
+        """These slots followed by others."""
+        return Slots({name: torch.cat([values, others[name]]) for name, values in self.items()})
+
+
+class Search(ABC):
+    """One way of searching, for many samples at once: where to start, what to maximise, how to move.
+
+    uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
+    stops_when_fooled: whether a sample retires at its first adversarial example.
+    """
+
+    uses_gradient: ClassVar[bool] = True
+    stops_when_fooled: ClassVar[bool] = True
+
+    @abstractmethod
+    def begin(self, slots: Slots) -> None:
+        """Add the search's own state to fresh slots, `points` among it."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        """What to maximise, (B,), from the logits (B, K) at `points`."""
+
+    @abstractmethod
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Update the state and `points` in place; returns a mask (B,) of the slots that have ended.
+
+        The `points` of a slot that ends are offered to the model once more, without a gradient.
+        """
+
+
+def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batch_size: int) -> None:
+    """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there."""
+    queue = deque((int(sample), 0) for sample in (~ledger.fooled).nonzero().flatten())
+    slots = _fresh(problem, search, ledger, queue, batch_size)
+    while slots.count:
+        samples = slots["sample"]
+        logits, loss, gradient = _evaluated(problem, search, slots)
+        _count(ledger, search, samples, gradient)
+        finite = torch.isfinite(logits).all(dim=1)
+        ledger.nonfinite[samples] |= ~finite
+        fooled = _record(problem, search, ledger, slots, logits, finite)
+        before = slots["age"].clone()
+        over = search.move(slots, logits, loss, gradient)
+        slots["age"] = slots["age"] + 1
+        ledger.steps[samples] += slots["age"] - before
+        over = (over | ~finite) & ~fooled
+        if bool(over.any()):
+            last = over & finite
+            if bool(last.any()):
+                ledger.offer(samples[last], slots["points"][last])
+            _queue_again(queue, samples[over], slots["restart"][over], ledger, restarts)
+        if bool((over | fooled).any()):
+            slots = slots.taken(~(over | fooled))
+            if queue and (not slots.count or batch_size - slots.count >= batch_size // 8):
+                fresh = _fresh(problem, search, ledger, queue, batch_size - slots.count)
+                slots = slots.joined(fresh) if slots.count else fresh
+
+
+def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+    points = slots["points"]
+    if search.uses_gradient:
+        return problem.gradient(points, lambda logits: search.loss(logits, slots))
+    logits = problem.search_answers(points)
+    return logits, search.loss(logits, slots), points.new_empty(0)
+
+
+def _count(ledger: Ledger, search: Search, samples: Tensor, gradient: Tensor) -> None:
+    ledger.evaluations[samples] += 1
+    if search.uses_gradient:
+        ledger.gradients[samples] += 1
+        vanished = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1) == 0
+        ledger.zero_gradients[samples] += vanished.to(torch.int64)
+
+
+def _record(problem: Problem, search: Search, ledger: Ledger, slots: Slots, logits: Tensor, finite: Tensor) -> Tensor:
+    """Enter successes and near misses; returns the mask of slots to retire as fooled."""
+    samples, points = slots["sample"], slots["points"]
+    candidate = problem.succeeded(logits, slots["classes"])
+    retired = torch.zeros_like(candidate)
+    if search.stops_when_fooled and bool(candidate.any()):
+        retired[candidate] = ledger.offer(samples[candidate], points[candidate])
+    miss = finite & ~candidate
+    ledger.note(samples[miss], points[miss], problem.margin(logits, slots["classes"])[miss])
+    return retired
+
+
+def _queue_again(
+    queue: deque[tuple[int, int]], samples: Tensor, restart: Tensor, ledger: Ledger, restarts: int
+) -> None:
+    failed = ~ledger.fooled[samples] & (restart + 1 < restarts)
+    queue.extend(zip(samples[failed].tolist(), (restart[failed] + 1).tolist(), strict=True))
+
+
+def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[int, int]], room: int) -> Slots:
+    """Slots for the next samples of the queue, as many as there is room for."""
+    work = [queue.popleft() for _ in range(min(room, len(queue)))]
+    sample = torch.tensor([s for s, _ in work], dtype=torch.int64, device=problem.x.device)
+    slots = Slots(
+        sample=sample,
+        restart=torch.tensor([r for _, r in work], dtype=torch.int64, device=problem.x.device),
+        index=problem.index[sample],
+        x=problem.x[sample],
+        low=ledger.low[sample],
+        high=ledger.high[sample],
+        classes=problem.classes[sample],
+        age=torch.zeros_like(sample),
+    )
+    search.begin(slots)
+    return slots

@@ -1,0 +1,44 @@
+"""The fast gradient sign method (Goodfellow, Shlens and Szegedy 2015), and its forms for l2 and l1."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks import ball, engine
+from robustres.attacks.attack import Attack
+from robustres.attacks.engine import Slots
+from robustres.attacks.gradient import GradientSearch
+from robustres.attacks.ledger import Ledger
+from robustres.attacks.losses import LossName
+from robustres.attacks.problem import Problem
+
+
+class _Fgsm(GradientSearch):
+    def begin(self, slots: Slots) -> None:
+        super().begin(slots)
+        slots["points"] = slots["x"].clone()
+
+    def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
+        threat = self.problem.threat
+        direction = ball.unit_direction(gradient, slots["points"], threat.norm)
+        moved = slots["points"] + threat.eps * direction
+        slots["points"] = ball.project(moved, slots["x"], slots["low"], slots["high"], threat)
+        return torch.ones_like(slots["age"], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step of length eps along the steepest direction, from the image itself.
+
+    loss: "ce", "margin" or "dlr".
+    """
+
+    name: ClassVar[str] = "fgsm"
+
+    _: KW_ONLY
+    loss: LossName = "ce"
+
+    def _search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        engine.run(problem, _Fgsm(problem, self.loss), ledger=ledger, restarts=1, batch_size=self.batch_size)

@@ -1,0 +1,52 @@
+"""Searches that follow a gradient, with the switch to the margin loss where the gradient is exactly zero.
+
+Cross-entropy saturates: with logits scaled by 100 the gradient in float32 is exactly zero for most samples, and an
+attack that stays there reports robustness that is not there. Such a sample changes to the margin loss at the same
+point; this costs one gradient evaluation and no step.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from robustres.attacks import losses
+from robustres.attacks.engine import Search, Slots
+from robustres.attacks.losses import Loss, LossName
+from robustres.attacks.problem import Problem
+
+
+class GradientSearch(Search):
+    """A search that maximises a loss by its gradient; children say how to step."""
+
+    def __init__(self, problem: Problem, loss: LossName) -> None:
+        chosen = losses.LOSSES[loss]
+        self.problem = problem
+        self._loss: Loss = losses.targeted(chosen) if problem.targeted else chosen
+        self._may_switch = loss != "margin"
+
+    def begin(self, slots: Slots) -> None:
+        slots["by_margin"] = torch.zeros_like(slots["sample"], dtype=torch.bool)
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        value = self._loss(logits, slots["classes"])
+        if not bool(slots["by_margin"].any()):
+            return value
+        return torch.where(slots["by_margin"], self.problem.margin(logits, slots["classes"]), value)
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        stuck = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1) == 0
+        switched = stuck & ~slots["by_margin"] if self._may_switch else torch.zeros_like(stuck)
+        if not bool(switched.any()):
+            return self.step(slots, loss, gradient)
+        kept = slots.taken(switched)
+        over = self.step(slots, loss, gradient)
+        for name, values in kept.items():
+            slots[name][switched] = values
+        slots["by_margin"] = slots["by_margin"] | switched
+        slots["age"][switched] -= 1
+        return over & ~switched
+
+    @abstractmethod
+    def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Move `points` along the gradient; returns the mask of slots that have ended."""

@@ -1,0 +1,83 @@
+"""The best that is known for every sample so far, and how an example enters: moved into the ball, then verified."""
+
+import torch
+from torch import Tensor
+
+from robustres.attacks import ball
+from robustres.attacks.problem import Problem
+from robustres.attacks.result import AttackResult
+from robustres.numerics import distance
+
+
+class Ledger:
+    """Per sample of a problem: the best image, whether it fools the model, and what was spent."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        count, device = len(problem.x), problem.x.device
+        self.low, self.high = ball.pixel_bounds(problem.x, problem.threat.eps)
+        self.examples = problem.x.clone()
+        self.fooled = torch.zeros(count, dtype=torch.bool, device=device)
+        self.distance = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
+        self.prediction = problem.classes.clone()
+        self.loss = torch.full((count,), -torch.inf, dtype=problem.x.dtype, device=device)
+        self.nonfinite = torch.zeros_like(self.fooled)
+        zeros = torch.zeros(count, dtype=torch.int64, device=device)
+        self.steps, self.gradients, self.evaluations, self.zero_gradients = (zeros.clone() for _ in range(4))
+
+    def record_clean(self, logits: Tensor) -> None:
+        """Enter the model's answers to the unchanged images: those already wrong are at distance 0."""
+        everyone = torch.arange(len(self.fooled), device=self.fooled.device)
+        self._enter(everyone, self.problem.x, logits)
+
+    def offer(self, samples: Tensor, points: Tensor) -> Tensor:
+        """Move points (B, ...) into the ball, run the model as given, enter what is better; returns fooled (B,)."""
+        x = self.problem.x[samples]
+        points = ball.retract(points.to(x.dtype), x, self.low[samples], self.high[samples], self.problem.threat)
+        logits = self.problem.answers(points)
+        self._enter(samples, points, logits)
+        return self.problem.succeeded(logits, self.problem.classes[samples])
+
+    def note(self, samples: Tensor, points: Tensor, margin: Tensor) -> None:
+        """Keep points that are no success but come closer to one; `margin` is the search's."""
+        better = (margin > self.loss[samples]) & ~self.fooled[samples]
+        self.examples[samples[better]] = points[better]
+        self.loss[samples[better]] = margin[better].to(self.loss.dtype)
+
+    def result(self) -> AttackResult:
+        """What is known now. Failed attempts are evaluated once more, so that every entry is the model's own answer."""
+        rest = (~self.fooled).nonzero().flatten()
+        if len(rest):
+            self.loss[rest] = -torch.inf
+            self.offer(rest, self.examples[rest])
+        return AttackResult(
+            examples=self.examples,
+            fooled=self.fooled,
+            distance=self.distance,
+            prediction=self.prediction,
+            loss=self.loss,
+            verified=torch.ones_like(self.fooled),
+            steps=self.steps,
+            gradient_evaluations=self.gradients,
+            evaluations=self.evaluations,
+            zero_gradients=self.zero_gradients,
+            nonfinite=self.nonfinite,
+        )
+
+    def _enter(self, samples: Tensor, points: Tensor, logits: Tensor) -> None:
+        problem = self.problem
+        classes = problem.classes[samples]
+        finite = torch.isfinite(logits).all(dim=1)
+        hit = problem.succeeded(logits, classes)
+        margin = problem.margin(logits, classes).to(self.loss.dtype)
+        away = distance(points.double() - problem.x[samples].double(), problem.threat.norm)
+        closer = hit & (away < self.distance[samples])
+        better = closer | (finite & ~hit & ~self.fooled[samples] & (margin > self.loss[samples]))
+        chosen = samples[better]
+        self.examples[chosen] = points[better]
+        self.loss[chosen] = margin[better]
+        self.prediction[chosen] = logits.argmax(dim=1)[better]
+        self.distance[samples[closer]] = away[closer]
+        self.fooled[samples] |= hit
+        self.nonfinite[samples] |= ~finite
+        self.evaluations[samples] += 1

@@ -1,0 +1,74 @@
+"""What an attack maximises: functions of logits (N, K) and classes (N,), larger is worse for the model.
+
+Untargeted, `classes` are the labels. Targeted losses are written for the target t: larger is closer to answering t.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+LossName = Literal["ce", "margin", "dlr"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def _others(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logits with the class's own replaced by minus infinity."""
+    return logits.scatter(1, classes[:, None], -torch.inf)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other logit minus the label's: positive where misclassified (Carlini and Wagner 2017)."""
+    return _others(logits, labels).amax(dim=1) - _of_class(logits, labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, written as softplus(logsumexp of the others - own logit).
+
+    Equal to the usual form, but its gradient keeps its direction when the probability of the label rounds to 1.
+    """
+    return softplus(torch.logsumexp(_others(logits, labels), dim=1) - _of_class(logits, labels))
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, equation 6): the margin over z_(1) - z_(3).
+
+    With two classes there is no third largest logit and the ratio would be constant: the margin is used then.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, labels)
+    largest = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def targeted(loss: Loss) -> Loss:
+    """The loss of reaching the target instead of leaving the label.
+
+    Its negative at the target: for the margin, the target's logit minus the largest other.
+    """
+
+    def towards(logits: Tensor, targets: Tensor) -> Tensor:
+        return -loss(logits, targets)
+
+    return towards
+
+
+def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (Croce and Hein 2020, equation 7).
+
+    (z_t - z_y) over z_(1) - (z_(3) + z_(4)) / 2; with fewer than four classes the last term uses what there is.
+    """
+    difference = _of_class(logits, targets) - _of_class(logits, labels)
+    if logits.shape[1] < 3:
+        return difference
+    largest = logits.topk(min(4, logits.shape[1]), dim=1).values
+    return difference / (largest[:, 0] - largest[:, 2:].mean(dim=1) + 1e-12)
+
+
+LOSSES: dict[LossName, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,0 +1,74 @@
+"""What must hold before an attack starts; every message names the cure."""
+
+import torch
+from torch import Tensor, nn
+
+from robustres.errors import DataError, InputError, ModelError
+from robustres.threat import ThreatModel
+
+
+def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    """Shapes, range, labels, and eps against the resolution of the images' type."""
+    if not x.is_floating_point():
+        raise DataError(f"images must be floating point on [0, 1], got {x.dtype}; divide 8-bit images by 255")
+    if y.shape != (len(x),) or y.is_floating_point():
+        raise DataError(f"labels must be integers of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}")
+    if len(x) == 0:
+        return
+    low, high = float(x.min()), float(x.max())
+    if not torch.isfinite(x).all():
+        sample = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        raise DataError(f"image {sample} has pixels that are NaN or infinite; remove it or mend it")
+    if low < 0 or high > 1:
+        cure = "divide by 255" if high > 2 and low >= 0 else "undo the normalisation and make it part of the model"
+        raise DataError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {cure}")
+    # The spacing of numbers just below 1: a smaller eps cannot be represented there.
+    resolution = torch.finfo(x.dtype).eps / 2
+    if threat.eps < 4 * resolution:
+        raise InputError(
+            f"eps {threat.eps:g} is below the resolution of {x.dtype} images ({4 * resolution:.2g}); "
+            "use float64 images and model, or a larger eps"
+        )
+
+
+def check_mode(model: nn.Module, *, allowed: bool) -> None:
+    """Refuse a model in training mode: dropout and batch statistics would be attacked instead of the classifier."""
+    if not allowed and (training := [name or "the model" for name, m in model.named_modules() if m.training]):
+        raise ModelError(
+            f"{training[0]} is in training mode ({len(training)} modules are); call model.eval() first, "
+            "or pass allow_training_mode=True to attack it as it is"
+        )
+
+
+def check_output(logits: object, count: int) -> None:
+    """Shape of the model's output for `count` images."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"the model must return logits of shape (N, classes), got {got} for {count} images; "
+            "wrap it so that it returns one row of logits per image"
+        )
+    if logits.shape[1] < 2:
+        raise ModelError("the model returns one logit per image; a classifier needs at least 2, so return both classes")
+
+
+def check_classes(classes: int, y: Tensor, targets: Tensor | None) -> None:
+    """Range of the labels and targets."""
+    for name, values in (("label", y), ("target", targets)):
+        if values is None:
+            continue
+        if values.shape != y.shape:
+            raise DataError(f"{name}s must have shape {tuple(y.shape)}, got {tuple(values.shape)}")
+        for bad in values[(values < 0) | (values >= classes)].tolist()[:1]:
+            raise DataError(
+                f"{name} {bad} is outside the model's {classes} classes (0 to {classes - 1}); "
+                f"check that the {name}s belong to this model"
+            )
+
+
+def look_like_probabilities(logits: Tensor) -> bool:
+    """Whether every row is non-negative and sums to 1: outputs of a softmax, whose gradients vanish."""
+    if len(logits) == 0 or not torch.isfinite(logits).all():
+        return False
+    sums = logits.double().sum(dim=1)
+    return bool((logits >= 0).all() and (sums - 1).abs().max() < 1e-4)

@@ -1,0 +1,89 @@
+"""One attack's task: the model as given, the images, what counts as success; and the counted access to the model."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks import losses, preflight
+from robustres.threat import ThreatModel
+
+
+@dataclass
+class Problem:
+    """What is to be solved: for each image x (N, C, H, W) an allowed image that the model answers wrongly.
+
+    classes: (N,) the labels, or the targets where `targeted`.
+    index: (N,) global sample numbers, from which the random numbers come.
+    search_dtype: precision of the search's forward and backward passes (autocast), None for the model's own.
+    channels_last: whether the search runs on channels-last images, which convolutions often prefer.
+    """
+
+    model: nn.Module
+    x: Tensor
+    classes: Tensor
+    index: Tensor
+    threat: ThreatModel
+    targeted: bool = False
+    search_dtype: torch.dtype | None = None
+    channels_last: bool = False
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def answers(self, points: Tensor) -> Tensor:
+        """Logits (N, K) of the model as given, without a gradient."""
+        with torch.no_grad():
+            logits: Tensor = self.model(points)
+        preflight.check_output(logits, len(points))
+        return logits
+
+    def answers_in_batches(self, points: Tensor, batch_size: int) -> Tensor:
+        """The same, at most `batch_size` at once."""
+        return torch.cat([self.answers(part) for part in torch.split(points, batch_size)])
+
+    def search_answers(self, points: Tensor) -> Tensor:
+        """Logits in the search's precision, as float32 or better, without a gradient."""
+        with torch.no_grad(), self._precision():
+            return _at_least_float32(self.model(self._laid_out(points)))
+
+    def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
+
+        A loss that does not depend on the points differentiably has gradient 0. NaN in a gradient becomes 0.
+        """
+        with torch.enable_grad():
+            leaf = self._laid_out(points.detach()).requires_grad_(True)
+            with self._precision():
+                logits = _at_least_float32(self.model(leaf))
+            value = loss(logits)
+            gradient = None
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            gradient = torch.zeros_like(points)
+        return logits.detach(), value.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
+
+    def margin(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Margin loss (N,), positive where the attack has succeeded."""
+        value = losses.margin(logits, classes)
+        return -value if self.targeted else value
+
+    def succeeded(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Whether the answer is wrong (or the target); never where a logit is not finite."""
+        hit = (logits.argmax(dim=1) == classes) == self.targeted
+        return hit & torch.isfinite(logits).all(dim=1)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.search_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.x.device.type, dtype=self.search_dtype)
+
+    def _laid_out(self, points: Tensor) -> Tensor:
+        if self.channels_last and points.ndim == 4:
+            return points.contiguous(memory_format=torch.channels_last)
+        return points
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

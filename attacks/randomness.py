@@ -1,0 +1,60 @@
+"""Random numbers that depend on (seed, sample index, restart, draw) and on nothing else.
+
+Counter-based: every number is a hash of its coordinates (the finaliser of SplitMix64; Steele, Lea and Flood 2014,
+"Fast splittable pseudorandom number generators"). So results do not depend on the batch size, on the order of the
+samples, on how they are shared among processes, or on the device; and no generator's state is touched.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own is arithmetic."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser, elementwise on int64 with wrap-around."""
+    z = (z ^ _shifted(z, 30)) * _FIRST
+    z = (z ^ _shifted(z, 27)) * _SECOND
+    return z ^ _shifted(z, 31)
+
+
+def sample_keys(seed: int, index: Tensor, restart: Tensor) -> Tensor:
+    """One key (N,) int64 per sample and restart; `index` and `restart` are (N,) int64."""
+    key = torch.full_like(index, seed)
+    for coordinate in (restart, index):
+        key = _mixed(key * 2 + 1 + coordinate * _GOLDEN)
+    return key
+
+
+def _bits(keys: Tensor, shape: tuple[int, ...], draw: Tensor | int) -> Tensor:
+    """Hashes (N, *shape) int64 of key, draw number ((N,) or one for all) and position."""
+    stream = _mixed(keys + (torch.as_tensor(draw, device=keys.device) + 1) * _FIRST)
+    position = torch.arange(1, math.prod(shape) + 1, device=keys.device) * _GOLDEN
+    return _mixed(stream[:, None] + position[None, :]).reshape(len(keys), *shape)
+
+
+def uniform(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0, dtype: torch.dtype) -> Tensor:
+    """Numbers uniform on [0, 1), (N, *shape), from keys (N,)."""
+    bits = 53 if dtype == torch.float64 else 24
+    return _shifted(_bits(keys, shape, draw), 64 - bits).to(dtype) * 2.0**-bits
+
+
+def integers(keys: Tensor, high: Tensor | int, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
+    """Integers uniform on {0, ..., high - 1}, (N, *shape) int64; high at most 2^31 and broadcastable."""
+    return (_shifted(_bits(keys, shape, draw), 32) * high) >> 32
+
+
+def normal(keys: Tensor, shape: tuple[int, ...], *, draw: Tensor | int = 0, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers, (N, *shape) (Box and Muller 1958)."""
+    pair = uniform(keys, (2, *shape), draw=draw, dtype=torch.float64)
+    radius = torch.sqrt(-2.0 * torch.log1p(-pair[:, 0]))
+    return (radius * torch.cos(2.0 * math.pi * pair[:, 1])).to(dtype)

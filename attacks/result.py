@@ -1,0 +1,60 @@
+"""What an attack returns: one entry per sample, in the order of the images given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """The outcome of one attack on N samples.
+
+    examples: (N, C, H, W), inside the closed eps-ball and [0, 1] when checked in float64. Where the attack failed it
+        is the tried image with the largest margin loss.
+    fooled: (N,) bool; the model, as given and in its own precision, answers the example wrongly (or with the target).
+    distance: (N,) float64 in the threat's norm; infinite where not fooled, 0 where no change was needed.
+    prediction: (N,) int64, the model's answer to the example.
+    loss: (N,) margin loss of the example: largest other logit minus the label's (the target's minus the largest
+        other, if targeted); positive where fooled.
+    verified: (N,) bool; the example was evaluated again on the model as given, after the last rounding.
+    steps: (N,) int64, updates of the iterate, over all restarts.
+    gradient_evaluations: (N,) int64, how often a gradient was computed for this sample.
+    evaluations: (N,) int64, how often the model was run on this sample for any reason, gradients included.
+    zero_gradients: (N,) int64, how many of those gradients were exactly zero.
+    nonfinite: (N,) bool; the model answered NaN or infinity somewhere in the ball. Never counted as fooled.
+    """
+
+    examples: Tensor
+    fooled: Tensor
+    distance: Tensor
+    prediction: Tensor
+    loss: Tensor
+    verified: Tensor
+    steps: Tensor
+    gradient_evaluations: Tensor
+    evaluations: Tensor
+    zero_gradients: Tensor
+    nonfinite: Tensor
+
+    def __len__(self) -> int:
+        return len(self.fooled)
+
+    @property
+    def robust(self) -> int:
+        """How many samples withstood the attack."""
+        return int((~self.fooled).sum())
+
+    def to(self, device: torch.device | str) -> "AttackResult":
+        """The same result on another device."""
+        return AttackResult(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def select(self, index: Tensor) -> "AttackResult":
+        """The entries that `index` (bool mask or positions) picks."""
+        return AttackResult(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @staticmethod
+    def concatenate(results: Sequence["AttackResult"]) -> "AttackResult":
+        """Results of consecutive batches as one."""
+        return AttackResult(**{f.name: torch.cat([getattr(r, f.name) for r in results]) for f in fields(AttackResult)})

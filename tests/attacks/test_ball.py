@@ -1,0 +1,95 @@
+"""Projections against a convex solver, and the exact threat model."""
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustres.attacks import ball
+from robustres.attacks.randomness import sample_keys
+from robustres.numerics import distance
+from robustres.threat import NORMS, ThreatModel
+
+SOLVER = {"solver": cvxpy.CLARABEL, "tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11}
+ORDER = {"l1": 1, "l2": 2, "linf": "inf"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, 12, generator=generator, dtype=torch.float64)
+    v = torch.randn(1, 12, generator=generator, dtype=torch.float64) * (0.2 + seed / 3)
+    d = cvxpy.Variable(12)
+    inside = [cvxpy.norm1(d) <= 0.8, d >= -x.numpy()[0], d <= 1 - x.numpy()[0]]
+    cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(d - v.numpy()[0])), inside).solve(**SOLVER)
+    ours = ball.project_l1_box(v, -x, 1 - x, 0.8)
+    np.testing.assert_allclose(ours.numpy()[0], d.value, atol=2e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_projection_without_a_box_is_the_nearest_point(norm: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.full((1, 9), 0.5, dtype=torch.float64)
+    v = torch.randn(1, 9, generator=generator, dtype=torch.float64)
+    threat = ThreatModel(norm, 0.3)  # type: ignore[arg-type]
+    d = cvxpy.Variable(9)
+    cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(d - v.numpy()[0])), [cvxpy.norm(d, ORDER[norm]) <= 0.3]).solve(
+        **SOLVER
+    )
+    ours = ball.project(x + v, x, *ball.pixel_bounds(x, 0.3), threat) - x
+    np.testing.assert_allclose(ours.numpy()[0], d.value, atol=2e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    norm=st.sampled_from(NORMS),
+    eps=st.floats(1e-5, 40.0),
+    scale=st.floats(1e-4, 10.0),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10_000),
+)
+def test_a_retracted_point_lies_in_the_closed_ball_when_checked_in_float64(
+    norm: str, eps: float, scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(4, 3, 5, 5, generator=generator, dtype=dtype)
+    x[0] = x[0].round()
+    points = x + scale * torch.randn(x.shape, generator=generator, dtype=dtype)
+    threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
+    low, high = ball.pixel_bounds(x, eps)
+    for moved in (
+        ball.retract(points, x, low, high, threat),
+        ball.retract(ball.project(points, x, low, high, threat), x, low, high, threat),
+    ):
+        assert moved.dtype == dtype
+        assert (distance(moved.double() - x.double(), norm) <= eps).all()
+        assert ((moved >= 0) & (moved <= 1)).all()
+
+
+def test_retraction_keeps_points_that_are_inside() -> None:
+    x = torch.full((2, 3, 4, 4), 0.5)
+    points = x + 0.01
+    for norm in NORMS:
+        assert torch.equal(ball.retract(points, x, *ball.pixel_bounds(x, 1.0), ThreatModel(norm, 1.0)), points)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_unit_direction_has_unit_length_and_ascends(norm: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    gradient = torch.randn(5, 3, 6, 6, generator=generator) * 1e-30
+    direction = ball.unit_direction(gradient, torch.full_like(gradient, 0.5), norm)
+    torch.testing.assert_close(distance(direction, norm), torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert ((direction * gradient.sign()).flatten(1).sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_lie_in_the_ball_and_fill_it(norm: str) -> None:
+    x = torch.full((40, 1, 3, 3), 0.5)
+    keys = sample_keys(0, torch.arange(40), torch.zeros(40, dtype=torch.int64))
+    threat = ThreatModel(norm, 0.2)  # type: ignore[arg-type]
+    start = ball.random_start(keys, x, *ball.pixel_bounds(x, 0.2), threat)
+    away = distance(start.double() - x.double(), norm)
+    assert (away <= 0.2 * (1 + 1e-6)).all()
+    assert away.median() > 0.15

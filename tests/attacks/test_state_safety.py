@@ -1,0 +1,122 @@
+"""An attack leaves the model and the process as they were, also when it ends in an error."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks import PGD, make_attack
+from robustres.errors import DataError, ModelError
+from robustres.threat import ThreatModel
+
+from .conftest import Case
+
+LINF = ThreatModel("linf", 8 / 255)
+
+
+def snapshot(model: nn.Module) -> tuple[object, ...]:
+    return (
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [buffer.clone() for buffer in model.buffers()],
+        torch.get_rng_state(),
+    )
+
+
+def same(before: object, after: object) -> bool:
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        return len(before) == len(after) and all(map(same, before, after))
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return torch.equal(before, after)
+    return before == after
+
+
+class FailsAt(nn.Module):
+    """Raises at the given call."""
+
+    def __init__(self, model: nn.Module, call: int, error: type[BaseException]) -> None:
+        super().__init__()
+        self.model, self.call, self.error, self.calls = model, call, error, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.call:
+            raise self.error("injected")
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def prepare(model: nn.Module) -> None:
+    """A state that a careless attack would lose: mixed flags, and gradients from somewhere else."""
+    for position, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(position % 2 == 0)
+        parameter.grad = torch.full_like(parameter, float(position)) if position % 2 == 0 else None
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_nothing_of_the_model_changes(name: str, small: Case) -> None:
+    prepare(small.model)
+    before = snapshot(small.model)
+    make_attack(name, LINF)(small.model, small.x, small.y)
+    assert same(before, snapshot(small.model))
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [1, 2])
+def test_nothing_changes_when_the_attack_ends_in_an_error(
+    name: str, error: type[BaseException], call: int, small: Case
+) -> None:
+    model = FailsAt(small.model, call, error).eval()
+    prepare(model)
+    before = snapshot(model)
+    with pytest.raises(error, match="injected"):
+        make_attack(name, LINF)(model, small.x, small.y)
+    assert same(before, snapshot(model))
+
+
+def test_a_model_in_training_mode_is_an_error_unless_asked_for(small: Case) -> None:
+    small.model.train()
+    small.model.get_submodule("branch.1").eval()
+    with pytest.raises(ModelError, match=r"training mode .* call model.eval\(\)"):
+        PGD(LINF)(small.model, small.x, small.y)
+    before = snapshot(small.model)
+    PGD(LINF, steps=2, allow_training_mode=True)(small.model, small.x, small.y)
+    assert same(before, snapshot(small.model))
+
+
+def test_an_attack_runs_under_no_grad_and_inference_mode(small: Case) -> None:
+    expected = PGD(LINF)(small.model, small.x, small.y)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            result = PGD(LINF)(small.model, small.x.clone(), small.y.clone())
+        assert torch.equal(result.examples, expected.examples)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x, y: (x * 255, y), "divide by 255"),
+        (lambda x, y: (x * 4 - 2, y), "undo the normalisation"),
+        (lambda x, y: (x.byte(), y), "floating point"),
+        (lambda x, y: (x / 0 * 0, y), "NaN"),
+        (lambda x, y: (x, y.float()), "labels must be integers"),
+        (lambda x, y: (x, y[:-1]), "labels must be integers of shape"),
+        (lambda x, y: (x, y + 3), "outside the model's 4 classes"),
+        (lambda x, y: (x, y - 9), "outside the model's 4 classes"),
+    ],
+)
+def test_data_that_cannot_be_right_is_refused_with_a_cure(
+    spoil: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str, small: Case
+) -> None:
+    x, y = spoil(small.x, small.y)
+    with pytest.raises(DataError, match=message):
+        PGD(LINF)(small.model, x, y)
+
+
+def test_an_output_of_the_wrong_shape_is_refused(small: Case) -> None:
+    for model in (nn.Flatten(0).eval(), nn.Sequential(small.model, nn.Linear(4, 1)).eval()):
+        with pytest.raises(ModelError, match=r"logits of shape|at least 2"):
+            PGD(LINF)(model, small.x, small.y)
