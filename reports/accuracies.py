@@ -1,0 +1,55 @@
+"""The table of accuracies: clean, under each attack, and certified, each with its confidence interval."""
+
+from typing import Any
+
+import pandas as pd
+
+from robustres.reports.run import Run
+from robustres.reports.sandwich import largest_attacked_eps
+from robustres.reports.wilson import wilson_interval
+
+MEASURED = "measured"
+UPPER = "upper bound (attacks found no more)"
+LOWER = "lower bound (certified)"
+
+
+def accuracy_rows(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of kind, name, norm, eps, side, guarantee, count, total, accuracy, low, high.
+
+    low, high: 95 % Wilson interval over the draw of the images. `side` says whether the accuracy under the best
+    possible attack is at least or at most the number.
+    """
+    summary = run.summary
+    rows = [_row("clean", "clean images", None, None, MEASURED, "", summary["clean"]["correct"], run.total)]
+    for norm in run.norms:
+        attacks = [row for row in summary["attacks"] if row["norm"] == norm]
+        certificates = [row for row in summary["certificates"] if row["norm"] == norm]
+        for eps in run.eps[norm]:
+            for row in (row for row in attacks if row["eps"] == eps):
+                rows.append(_row("attack", row["attack"], norm, eps, UPPER, "", row["robust"], run.total))
+            if eps <= largest_attacked_eps(run, norm):
+                survived = int((samples["correct"] & (samples[f"distance_{norm}"] > eps)).sum())
+                rows.append(_row("attack", "all attacks together", norm, eps, UPPER, "", survived, run.total))
+            for row in (row for row in certificates if row["eps"] == eps):
+                name, guarantee = f"{row['certificate']} certificate", row["guarantee"]
+                rows.append(_row("certificate", name, norm, eps, LOWER, guarantee, row["certified"], run.total))
+    return rows
+
+
+def _row(
+    kind: str, name: str, norm: str | None, eps: float | None, side: str, guarantee: str, count: int, total: int
+) -> dict[str, Any]:
+    low, high = wilson_interval(count, total)
+    return {
+        "kind": kind,
+        "name": name,
+        "norm": norm,
+        "eps": eps,
+        "side": side,
+        "guarantee": guarantee,
+        "count": count,
+        "total": total,
+        "accuracy": count / total if total else None,
+        "low": low,
+        "high": high,
+    }

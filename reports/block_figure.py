@@ -1,0 +1,87 @@
+"""The block ledger as a figure: for each block the interval in which its true norm lies, and what the bound saved."""
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, JOINT, Figure, specification
+from robustres.reports.formats import number_text
+from robustres.reports.records import records
+from robustres.reports.run import Run
+
+SERIES = {"lower": "lower estimate", "joint": "joint bound", "textbook": "textbook bound", "upper": "bound used"}
+
+
+def block_figures(run: Run, blocks: pd.DataFrame, *, group: str = "blocks") -> list[Figure]:
+    """One figure, or none where the run has no blocks."""
+    columns = ["name", "kind", "lower", "joint", "textbook", "upper", "method"]
+    rows = records(blocks[columns].assign(position=range(len(blocks))))
+    if not any(row["upper"] for row in rows):
+        return []
+    words = [
+        f"{row['name']}: at least {number_text(row['lower'])} (estimate), at most {number_text(row['upper'])}"
+        for row in rows[:12]
+    ]
+    more = f" and {len(rows) - 12} more blocks" if len(rows) > 12 else ""
+    return [
+        Figure(
+            name="blocks",
+            title="What each block may stretch",
+            caption=(
+                "Each bar runs from the lower estimate to the textbook bound, on a logarithmic scale. The true factor "
+                "lies in the dark part, between estimate and the bound used; the pale part is what the better bound "
+                "saved. Every certified radius is divided by each of these bounds in turn."
+            ),
+            alt="Lipschitz interval of each block. " + "; ".join(words) + more + ".",
+            spec=specification(_chart(rows)),
+            rows=rows,
+            group=group,
+        )
+    ]
+
+
+def _chart(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+    base = alt.Chart(alt.InlineData(values=rows))
+    y = alt.Y("name:N", title=None, sort=alt.SortField("position"), axis=alt.Axis(labelLimit=170))
+    scale = alt.Scale(type="log", nice=False, padding=12)
+    title = "how much the block may stretch (log scale)"
+    tooltip = [alt.Tooltip("name:N", title="block"), alt.Tooltip("kind:N")]
+    tooltip += [alt.Tooltip(f"{field}:Q", title=label, format=".4~g") for field, label in SERIES.items()]
+    tooltip.append(alt.Tooltip("method:N", title="bound by"))
+
+    def x(field: str) -> alt.X:
+        return alt.X(f"{field}:Q", title=title, scale=scale)
+
+    def bar(low: str, high: str, opacity: float) -> alt.Chart:
+        chart: alt.Chart = (
+            base.transform_filter(f"datum.{low} > 0 && datum.{high} >= datum.{low}")
+            .mark_bar(height=12, color=JOINT, opacity=opacity)
+            .encode(x=x(low), x2=alt.X2(f"{high}:Q"), y=y, tooltip=tooltip)
+        )
+        return chart
+
+    series = list(SERIES.values())[:3]
+    colours = alt.Scale(domain=series, range=[CERTIFIED, JOINT, ATTACKED])
+    shapes = alt.Scale(domain=series, range=["triangle-right", "circle", "square"])
+
+    def point(field: str) -> alt.Chart:
+        label = SERIES[field]
+        chart: alt.Chart = (
+            base.transform_filter(f"datum.{field} > 0")
+            .transform_calculate(series=f"'{label}'")
+            .mark_point(filled=True, size=75, opacity=1)
+            .encode(
+                x=x(field),
+                y=y,
+                tooltip=tooltip,
+                color=alt.Color("series:N", scale=colours, legend=alt.Legend(orient="bottom", title=None)),
+                shape=alt.Shape("series:N", scale=shapes, legend=alt.Legend(orient="bottom", title=None)),
+            )
+        )
+        return chart
+
+    one = base.transform_aggregate(n="count()").mark_rule(color=CLEAN, strokeDash=[3, 3]).encode(x=alt.XDatum(1))
+    layers = [one, bar("upper", "textbook", 0.25), bar("lower", "upper", 0.6)]
+    layers += [point(field) for field in ("textbook", "joint", "lower")]
+    return alt.layer(*layers).properties(width=460, height=alt.Step(28))

@@ -1,0 +1,125 @@
+"""Write the comparison of several runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustres.errors import InputError
+from robustres.reports.block_figure import block_figures
+from robustres.reports.figure import Figure
+from robustres.reports.files import figure_data, grouped, write_figures, write_json
+from robustres.reports.formats import eps_text, norm_text, share_text
+from robustres.reports.ledger import ledger
+from robustres.reports.measures import Measure, compare_measures, same_samples
+from robustres.reports.overlay_figure import overlay_figures
+from robustres.reports.records import records
+from robustres.reports.render import page_assets, render
+from robustres.reports.run import Run, load_run
+from robustres.reports.sample_table import wide_samples
+from robustres.reports.sandwich import per_sample
+from robustres.reports.verdict import Sentence
+from robustres.results import SCHEMA_VERSION, write_atomically
+
+
+def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path:
+    """Write the comparison of the runs in `folders` (name -> run folder) into `out`; return its report.html.
+
+    Written are the files of a single report under the same names; samples.csv and blocks.csv have a leading column
+    `model`, summary.json holds every run's summary. Outcomes are paired by sample, and differences tested, where the
+    runs were made on the same images. Raises: InputError for fewer than two runs or a folder without a run.
+    """
+    if len(folders) < 2:
+        raise InputError(f"a comparison needs at least 2 runs, got {len(folders)}; for one run write a report")
+    out = Path(out)
+    runs = [load_run(Path(folder), name=name) for name, folder in folders.items()]
+    samples = [per_sample(run) for run in runs]
+    ledgers = [ledger(run) for run in runs]
+    figures = [*overlay_figures(runs, samples), *_block_figures(runs, ledgers)]
+    values = _values(runs, samples, ledgers, figures)
+    write_figures(out, figures)
+    write_atomically(out / "report.md", render("comparison.md", **values).encode())
+    write_atomically(out / "tables.tex", render("comparison.tex", **values).encode())
+    wide = [wide_samples(run, frame) for run, frame in zip(runs, samples, strict=True)]
+    for name, frames in (("samples", wide), ("blocks", ledgers)):
+        content = _stacked(runs, frames).to_csv(index=False)
+        write_atomically(out / f"{name}.csv", content.encode())
+    summaries = [{"name": run.name, **run.summary} for run in runs]
+    write_json(out / "summary.json", {"schema_version": SCHEMA_VERSION, "runs": summaries})
+    html = render("comparison.html", page={"figures": figure_data(figures)}, assets=page_assets(), **values)
+    write_atomically(out / "report.html", html.encode())
+    return out / "report.html"
+
+
+def _stacked(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    named = []
+    for run, frame in zip(runs, frames, strict=True):
+        frame = frame.copy()
+        frame.insert(0, "model", run.name)
+        named.append(frame)
+    return pd.concat(named, ignore_index=True)
+
+
+def _block_figures(runs: Sequence[Run], ledgers: Sequence[pd.DataFrame]) -> list[Figure]:
+    """Each run's ledger under its own name, on the same scale."""
+    figures = []
+    for number, (run, blocks) in enumerate(zip(runs, ledgers, strict=True), start=1):
+        for figure in block_figures(run, blocks):
+            figures.append(replace(figure, name=f"blocks-{number}", title=run.name))
+    return figures
+
+
+def _values(
+    runs: Sequence[Run], samples: Sequence[pd.DataFrame], ledgers: Sequence[pd.DataFrame], figures: list[Figure]
+) -> dict[str, Any]:
+    measures = compare_measures(runs, samples)
+    return {
+        "runs": runs,
+        "measures": measures,
+        "paired": same_samples(runs),
+        "verdict": _verdict(runs, samples, measures),
+        "blocks": [(run.name, records(blocks)) for run, blocks in zip(runs, ledgers, strict=True)],
+        "groups": grouped(figures),
+    }
+
+
+def _verdict(runs: Sequence[Run], samples: Sequence[pd.DataFrame], measures: Sequence[Measure]) -> list[Sentence]:
+    """Who has the highest certified, attacked and clean accuracy, and whether that is more than chance."""
+    norm = runs[0].norms[0] if runs[0].norms else None
+    eps = None if norm is None else runs[0].headline_eps(norm)
+    sentences = []
+    for measure in measures:
+        together = measure.kind == "certificate" or measure.name == "all attacks together"
+        if measure.kind == "clean" or (together and (measure.norm, measure.eps) == (norm, eps)):
+            sentences.append(Sentence(_leader(runs, measure), "result"))
+    for run in runs:
+        if run.summary["sandwich"]["violations"]:
+            text = f"{run.name}: adversarial examples lie inside certified radii; its certificate is defective."
+            sentences.append(Sentence(text, "defect"))
+        if run.summary["refused"]:
+            sentences.append(Sentence(f"{run.name} has no certificate: it has operations without a bound.", "warning"))
+    if not same_samples(runs):
+        text = "The runs were not made on the same images, so differences between them are not tested."
+        sentences.append(Sentence(text, "warning"))
+    return sentences
+
+
+def _leader(runs: Sequence[Run], measure: Measure) -> str:
+    what = {
+        "clean": "Clean accuracy",
+        "attack": "Accuracy that the attacks leave (an upper bound)",
+        "certificate": "Certified accuracy (a lower bound)",
+    }[measure.kind]
+    where = "" if measure.norm is None else f" at {norm_text(measure.norm)} eps = {eps_text(measure.eps)}"
+    listed = ", ".join(
+        f"{run.name} {share_text(cell.accuracy)}"
+        for run, cell in zip(runs, measure.cells, strict=True)
+        if cell is not None
+    )
+    others = [cell.p for cell in measure.cells if cell is not None and cell.p is not None]
+    chance = ""
+    if others:
+        chance = " The lead is more than chance." if max(others) < 0.05 else " The lead may be chance."
+    return f"{what}{where}: {listed}.{chance}"

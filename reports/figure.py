@@ -1,0 +1,67 @@
+"""A figure: one Vega-Lite specification that serves the page (interactive) and papers (SVG, PDF)."""
+
+import base64
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+# One colour for each side of the sandwich, readable on white and on black, told apart by everybody.
+CERTIFIED = "#0f8a78"
+ATTACKED = "#d9622b"
+CLEAN = "#76818e"
+JOINT = "#2f6fb3"
+MODEL_COLOURS = ("#2f6fb3", "#d9622b", "#0f8a78", "#b0569b", "#b58900", "#5b8c2a", "#8a6fd1", "#76818e")
+
+PAPER_CONFIG: dict[str, Any] = {
+    "background": "white",
+    "font": "Helvetica, Arial, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"gridColor": "#e6e8eb", "domainColor": "#8a929c", "tickColor": "#8a929c", "labelFontSize": 11},
+    "legend": {"orient": "bottom", "title": None, "labelFontSize": 11, "labelLimit": 320},
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """name: of its files; title, caption, alt: text for people; spec: Vega-Lite; rows: the numbers it shows.
+
+    group: figures of one group stand side by side on the page.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    spec: dict[str, Any]
+    rows: list[dict[str, Any]]
+    group: str
+
+    @cached_property
+    def svg(self) -> str:
+        """Vector graphic for papers, and for the page where scripts are off."""
+        return str(vl_convert.vegalite_to_svg(self._paper_spec()))
+
+    @property
+    def svg_uri(self) -> str:
+        """The same as a data URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+    def pdf(self) -> bytes:
+        """The same as one PDF page."""
+        return bytes(vl_convert.vegalite_to_pdf(self._paper_spec()))
+
+    def _paper_spec(self) -> dict[str, Any]:
+        spec = copy.deepcopy(self.spec)
+        spec["config"] = {**PAPER_CONFIG, **spec.get("config", {})}
+        return spec
+
+
+def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The chart as Vega-Lite without a theme: the page and the paper each bring their own."""
+    spec: dict[str, Any] = chart.to_dict()
+    spec.pop("config", None)
+    return spec

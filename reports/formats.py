@@ -1,0 +1,56 @@
+"""How numbers are written for people: shares, eps, radii, norms."""
+
+import math
+from typing import Any
+
+NORM_LABELS = {"l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}
+
+
+def share_text(value: float | None) -> str:
+    """A share in per cent.
+
+    >>> share_text(0.8126)
+    '81.3 %'
+    """
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def number_text(value: Any) -> str:
+    """Four significant digits; a dash where there is no number.
+
+    >>> number_text(1234567.0), number_text(0.000012), number_text(None)
+    ('1.235e+06', '1.2e-05', '–')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.4g}"
+
+
+def eps_text(eps: float | None) -> str:
+    """An eps as people quote it: a short decimal, or a fraction of 255.
+
+    >>> eps_text(8 / 255), eps_text(0.5), eps_text(0.2), eps_text(float("nan"))
+    ('8/255', '0.5', '0.2', 'any')
+    """
+    if eps is None or math.isnan(eps):
+        return "any"
+    if float(f"{eps:.2g}") == eps:
+        return f"{eps:.2g}"
+    levels = round(eps * 255)
+    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-6 else f"{eps:.4g}"
+
+
+def p_text(p: float) -> str:
+    """A p-value.
+
+    >>> p_text(0.2345), p_text(1e-9)
+    ('p = 0.234', 'p < 0.001')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def norm_text(norm: str) -> str:
+    """A norm as it is printed."""
+    return NORM_LABELS.get(norm, norm)

@@ -1,0 +1,80 @@
+"""Several runs' curves in one figure."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import altair as alt
+import pandas as pd
+
+from robustres.reports.figure import MODEL_COLOURS, Figure, specification
+from robustres.reports.formats import eps_text, norm_text, share_text
+from robustres.reports.records import records
+from robustres.reports.run import Run
+from robustres.reports.sandwich import accuracy_curve
+
+Step = Literal["linear", "step-before", "step-after"]
+
+SIDES = {"certified": "certified (lower bound)", "attacked": "attacked (upper bound)"}
+
+
+def overlay_figures(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> list[Figure]:
+    """One figure per norm that at least two runs share."""
+    norms = list(dict.fromkeys(norm for run in runs for norm in run.norms))
+    shared = [norm for norm in norms if sum(norm in run.eps for run in runs) > 1]
+    return [_figure(runs, samples, norm) for norm in shared]
+
+
+def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> Figure:
+    curves = [
+        accuracy_curve(run, frame, norm).assign(model=run.name)
+        for run, frame in zip(runs, samples, strict=True)
+        if norm in run.eps and len(frame)
+    ]
+    rows = [row for curve in curves for row in records(curve)]
+    words = []
+    for run, curve in zip(runs, curves, strict=False):
+        eps = run.headline_eps(norm)
+        known = curve[curve["eps"] == eps]
+        for row in records(known):
+            words.append(
+                f"{run.name} at {eps_text(eps)}: certified {share_text(row['certified'])}, "
+                f"attacked {share_text(row['attacked'])}"
+            )
+    return Figure(
+        name=f"sandwich-{norm}",
+        title=f"Accuracy against {norm_text(norm)} perturbations",
+        caption=(
+            "Solid: certified, a lower bound. Dashed: attacked, an upper bound. "
+            "The truth of each model lies between its two lines."
+        ),
+        alt=f"Certified and attacked accuracy of {len(runs)} models. {'. '.join(words)}.",
+        spec=specification(_chart(rows, [run.name for run in runs], norm)),
+        rows=rows,
+        group="sandwich",
+    )
+
+
+def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLevelMixin:
+    base = alt.Chart(alt.InlineData(values=rows))
+    colours = [MODEL_COLOURS[i % len(MODEL_COLOURS)] for i in range(len(names))]
+    colour = alt.Color("model:N", sort=names, scale=alt.Scale(domain=names, range=colours), title=None)
+    dashes = alt.Scale(domain=list(SIDES.values()), range=[[1, 0], [6, 4]])
+    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False))
+    tooltip = [alt.Tooltip("model:N"), alt.Tooltip("eps:Q", format=".5~g")]
+    tooltip += [alt.Tooltip(f"{field}:Q", title=title, format=".1%") for field, title in SIDES.items()]
+
+    def line(field: str, step: Step) -> alt.Chart:
+        title = SIDES[field]
+        named = base.transform_calculate(series=f"'{title}'")
+        chart: alt.Chart = named.mark_line(interpolate=step, strokeWidth=2.3, clip=True).encode(
+            x=x,
+            y=alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
+            color=colour,
+            strokeDash=alt.StrokeDash(
+                "series:N", scale=dashes, legend=alt.Legend(title=None, symbolStrokeColor="#76818e")
+            ),
+            tooltip=tooltip,
+        )
+        return chart
+
+    return alt.layer(line("attacked", "step-after"), line("certified", "step-before")).properties(width=460, height=320)

@@ -1,0 +1,53 @@
+"""Results in the form of RobustBench's model_info entries; what a run cannot know is null."""
+
+from typing import Any
+
+import pandas as pd
+
+from robustres.reports.run import Run
+from robustres.reports.sandwich import largest_attacked_eps
+
+
+def robustbench_entries(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]:
+    """One entry per norm and attacked eps, accuracies in per cent.
+
+    `autoattack_acc` is filled only where the attack of that name was run; `robust_acc` is what all attacks together
+    leave and `certified_acc` what is certified (null without a certificate).
+    """
+    names = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+    clean = run.summary["clean"]["accuracy"]
+    entries = []
+    for norm in run.norms:
+        counted = [row for row in run.summary["certificates"] if row["norm"] == norm]
+        certified = {row["eps"]: row["accuracy"] for row in sorted(counted, key=lambda row: row["accuracy"])}
+        autoattack = {
+            row["eps"]: row["accuracy"]
+            for row in run.summary["attacks"]
+            if row["norm"] == norm and row["attack"] == "autoattack"
+        }
+        for eps in (eps for eps in run.eps[norm] if eps <= largest_attacked_eps(run, norm)):
+            survived = samples["correct"] & (samples[f"distance_{norm}"] > eps)
+            entries.append(
+                {
+                    "name": run.name,
+                    "authors": None,
+                    "link": None,
+                    "venue": None,
+                    "dataset": run.manifest["data"].get("source"),
+                    "architecture": run.manifest["model"].get("source"),
+                    "additional_data": None,
+                    "number_forward_passes": 1,
+                    "threat_model": names.get(norm, norm),
+                    "eps": eps,
+                    "samples": run.total,
+                    "clean_acc": _per_cent(clean),
+                    "autoattack_acc": _per_cent(autoattack.get(eps)),
+                    "robust_acc": _per_cent(float(survived.mean())),
+                    "certified_acc": _per_cent(certified.get(eps)),
+                }
+            )
+    return entries
+
+
+def _per_cent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 4)

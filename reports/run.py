@@ -1,0 +1,69 @@
+"""A run as the reports see it: its name, manifest, tables and summary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustres.results import RunFolder, summarise
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, read completely.
+
+    eps: for each norm of the run, main norm first, the eps at which accuracies are counted, ascending.
+    """
+
+    name: str
+    manifest: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    summary: dict[str, Any]
+    eps: dict[str, list[float]]
+
+    @property
+    def norms(self) -> list[str]:
+        """Norms of the run, main norm first."""
+        return list(self.eps)
+
+    @property
+    def total(self) -> int:
+        """Number of samples."""
+        return len(self.tables["samples"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; their numbers where the run did not name them."""
+        names = [str(name) for name in self.manifest["data"].get("class_names") or []]
+        samples = self.tables["samples"]
+        largest = int(samples[["label", "prediction"]].max().max()) if len(samples) else -1
+        return names + [str(number) for number in range(len(names), largest + 1)]
+
+    def headline_eps(self, norm: str) -> float | None:
+        """The eps that sentences speak of: the middle one of those counted, whatever the results are."""
+        eps = self.eps[norm]
+        return eps[(len(eps) - 1) // 2] if eps else None
+
+
+def load_run(folder: Path, *, name: str | None = None) -> Run:
+    """Read a run folder; what its manifest does not say is left empty. InputError where the folder holds no run."""
+    source = RunFolder(folder)
+    manifest = {"model": {}, "data": {}, "lipschitz": None, "refused": [], **source.manifest()}
+    tables = source.tables()
+    eps = _eps_by_norm(manifest, tables)
+    manifest["eps"] = eps
+    title = name or manifest["model"].get("name") or manifest.get("name") or folder.resolve().name
+    return Run(str(title), manifest, tables, summarise(manifest, tables), eps)
+
+
+def _eps_by_norm(manifest: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, list[float]]:
+    """Norms that were attacked come first: they are what the run was asked about."""
+    named = {str(norm): set(map(float, values)) for norm, values in (manifest.get("eps") or {}).items()}
+    found: dict[str, set[float]] = {}
+    for norm, group in tables["attacks"].groupby("norm"):
+        found[str(norm)] = set(map(float, group["eps"].dropna().unique()))
+    for norm in tables["certificates"]["norm"].unique():
+        found.setdefault(str(norm), set())
+    order = sorted([*named, *(norm for norm in found if norm not in named)], key=lambda norm: not found.get(norm))
+    return {norm: sorted(named.get(norm, set()) | found.get(norm, set())) for norm in order}

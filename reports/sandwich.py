@@ -1,0 +1,104 @@
+"""Sample by sample, the two numbers between which the true radius lies, and the accuracies that follow from them."""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from robustres.reports.run import Run
+
+Floats = npt.NDArray[np.float64]
+
+OUTCOMES = ("certified", "open", "broken", "misclassified", "contradiction")
+
+
+def per_sample(run: Run) -> pd.DataFrame:
+    """One row per sample, index `index`, with for each norm NORM of the run
+
+    radius_NORM: the largest certified radius, 0 where nothing is certified;
+    distance_NORM: the distance of the nearest adversarial example that any attack found, measured in this norm
+        whatever norm the attack worked in; infinite where none was found, 0 where misclassified from the start;
+    answer_NORM: what the network answers on that example, -1 where there is none.
+    """
+    frame = run.tables["samples"].drop_duplicates("index").set_index("index").sort_index()
+    for norm in run.norms:
+        frame[f"radius_{norm}"] = _largest_radius(run.tables["certificates"], norm).reindex(frame.index, fill_value=0.0)
+        nearest = _nearest_example(run.tables["attacks"], norm).reindex(frame.index)
+        distance = nearest["measured"].fillna(np.inf)
+        frame[f"distance_{norm}"] = distance.where(frame["correct"], 0.0)
+        frame[f"answer_{norm}"] = nearest["adversarial_prediction"].fillna(-1).astype("int64")
+    return frame
+
+
+def _largest_radius(certificates: pd.DataFrame, norm: str) -> "pd.Series[float]":
+    return certificates[certificates["norm"] == norm].groupby("index")["radius"].max()
+
+
+def _nearest_example(attacks: pd.DataFrame, norm: str) -> pd.DataFrame:
+    fooled = attacks[attacks["fooled"]]
+    measured = fooled[norm] if norm in fooled.columns else pd.Series(np.nan, index=fooled.index)
+    # An attack's own distance is the one its verdict was given on; other norms are measured on the same example.
+    fooled = fooled.assign(measured=fooled["distance"].where(fooled["norm"] == norm, measured))
+    nearest = fooled.dropna(subset="measured").sort_values("measured", kind="stable").drop_duplicates("index")
+    return nearest.set_index("index")[["measured", "adversarial_prediction"]]
+
+
+def outcome(samples: pd.DataFrame, norm: str, eps: float) -> "pd.Series[str]":
+    """What is known of each sample at this eps: one of OUTCOMES, (N,)."""
+    certified = samples["correct"] & (samples[f"radius_{norm}"] >= eps)
+    broken = samples["correct"] & (samples[f"distance_{norm}"] <= eps)
+    crossed = samples["correct"] & (samples[f"distance_{norm}"] < samples[f"radius_{norm}"])
+    names = np.select(
+        [~samples["correct"], crossed, certified, broken],
+        ["misclassified", "contradiction", "certified", "broken"],
+        "open",
+    )
+    return pd.Series(names, index=samples.index)
+
+
+def largest_attacked_eps(run: Run, norm: str) -> float:
+    """Up to where the attacks of this norm looked: infinite for a minimum-norm attack, 0 where there was none."""
+    rows = run.tables["attacks"].loc[run.tables["attacks"]["norm"] == norm, "eps"]
+    if rows.empty:
+        return 0.0
+    return np.inf if rows.isna().any() else float(rows.max())
+
+
+def accuracy_curve(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
+    """Clean, certified and attacked accuracy on a grid of eps.
+
+    Columns eps, clean, certified (NaN where the run has no certificate in this norm), attacked (NaN beyond what was
+    attacked). `certified` is a lower bound and `attacked` an upper bound of the accuracy under the best attack.
+    """
+    correct = samples["correct"].to_numpy()
+    total = max(1, len(samples))
+    radius = np.sort(samples[f"radius_{norm}"].to_numpy()[correct])
+    distance = np.sort(samples[f"distance_{norm}"].to_numpy()[correct])
+    reach = largest_attacked_eps(run, norm)
+    has_certificate = bool((run.tables["certificates"]["norm"] == norm).any())
+    grid = _eps_grid(run.eps[norm], radius, distance, reach)
+    certified = (len(radius) - np.searchsorted(radius, grid, side="left")) / total
+    attacked = (len(distance) - np.searchsorted(distance, grid, side="right")) / total
+    return pd.DataFrame(
+        {
+            "eps": grid,
+            "clean": correct.sum() / total,
+            "certified": certified if has_certificate else np.nan,
+            "attacked": np.where((grid <= reach) & (reach > 0), attacked, np.nan),
+        }
+    )
+
+
+def _eps_grid(counted: list[float], radius: Floats, distance: Floats, reach: float) -> Floats:
+    """Where the curves are drawn: even and logarithmic steps, each counted eps, and just before each of them."""
+    found = distance[np.isfinite(distance)]
+    ends = [1.1 * eps for eps in counted]
+    ends += [float(np.quantile(radius, 0.995))] if len(radius) else []
+    ends += [float(np.quantile(found, 0.98))] if len(found) and np.isinf(reach) else []
+    end = max([end for end in ends if end > 0], default=1.0)
+    positive = radius[radius > 0]
+    start = min([end / 100, *([float(positive[0])] if len(positive) else [])])
+    start = max(start, end / 1000)
+    even = np.linspace(0.0, end, 91)
+    logarithmic = np.geomspace(start, end, 60)
+    steps = [value for eps in counted for value in (eps * (1 - 1e-4), eps)]
+    return np.unique(np.concatenate([even, logarithmic, steps]))

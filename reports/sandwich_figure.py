@@ -1,0 +1,97 @@
+"""The sandwich figure: certified and attacked accuracy against eps, and the gap in which the truth lies."""
+
+from typing import Any, Literal
+
+import altair as alt
+import pandas as pd
+
+from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, Figure, specification
+from robustres.reports.formats import eps_text, norm_text, share_text
+from robustres.reports.records import records
+from robustres.reports.run import Run
+from robustres.reports.sandwich import accuracy_curve, largest_attacked_eps
+
+Step = Literal["linear", "step-before", "step-after"]
+
+SERIES = {"clean": "clean", "attacked": "attacked (upper bound)", "certified": "certified (lower bound)"}
+
+
+def sandwich_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
+    """One figure per norm."""
+    return [_figure(run, samples, norm) for norm in run.norms] if len(samples) else []
+
+
+def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
+    curve = accuracy_curve(run, samples, norm)
+    rows = records(curve)
+    reach = largest_attacked_eps(run, norm)
+    if reach == 0:
+        searched = "No attack was run in this norm."
+    elif reach == float("inf"):
+        searched = "The attacks looked for the nearest example at any distance."
+    else:
+        searched = f"Attacks looked up to eps = {eps_text(reach)}; beyond it nothing is known from above."
+    known = "" if curve["certified"].notna().any() else " There is no certificate in this norm."
+    return Figure(
+        name=f"sandwich-{norm}",
+        title=f"Accuracy against {norm_text(norm)} perturbations",
+        caption=(
+            "The accuracy under the best possible attack lies in the shaded gap: at or above the certified curve, at "
+            f"or below the attacked one. {searched}{known}"
+        ),
+        alt=f"Accuracy against eps in {norm_text(norm)}. {_in_words(run, rows, norm)}",
+        spec=specification(_chart(rows, norm)),
+        rows=rows,
+        group="sandwich",
+    )
+
+
+def _in_words(run: Run, rows: list[dict[str, Any]], norm: str) -> str:
+    by_eps = {row["eps"]: row for row in rows}
+    parts = []
+    for eps in run.eps[norm]:
+        row = by_eps[eps]
+        known = [f"{name} {share_text(row[name])}" for name in ("certified", "attacked") if row[name] is not None]
+        if known:
+            parts.append(f"At {eps_text(eps)}: {', '.join(known)}.")
+    return f"Clean accuracy {share_text(rows[0]['clean'])}. " + " ".join(parts)
+
+
+def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
+    colours = alt.Scale(domain=list(SERIES.values()), range=[CLEAN, ATTACKED, CERTIFIED])
+    legend = alt.Legend(orient="bottom", title=None, symbolStrokeWidth=3)
+    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False))
+    base = alt.Chart(alt.InlineData(values=rows))
+
+    def y(field: str) -> alt.Y:
+        return alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
+
+    def line(field: str, step: Step, dash: list[int]) -> alt.Chart:
+        named = base.transform_calculate(series=f"'{SERIES[field]}'")
+        mark = named.mark_line(interpolate=step, strokeDash=dash, strokeWidth=2.5, clip=True)
+        chart: alt.Chart = mark.encode(x=x, y=y(field), color=alt.Color("series:N", scale=colours, legend=legend))
+        return chart
+
+    gap = (
+        base.transform_calculate(low="isValid(datum.certified) ? datum.certified : 0")
+        .transform_filter("isValid(datum.attacked)")
+        .mark_area(color=CLEAN, opacity=0.22, clip=True)
+        .encode(x=x, y=y("low"), y2=alt.Y2("attacked:Q"))
+    )
+    hover = alt.selection_point(
+        name="hover", fields=["eps"], nearest=True, on="pointerover", clear="pointerout", empty=False
+    )
+    tooltip = [alt.Tooltip("eps:Q", format=".5~g")]
+    tooltip += [alt.Tooltip(f"{field}:Q", title=title, format=".1%") for field, title in SERIES.items()]
+    rule = (
+        base.mark_rule(color=CLEAN, strokeWidth=2)
+        .encode(x=x, opacity=alt.when(hover).then(alt.value(0.7)).otherwise(alt.value(0)), tooltip=tooltip)
+        .add_params(hover)
+    )
+    # Steps are drawn on the safe side: certified never above, attacked never below what was counted.
+    lines = [
+        line("clean", "linear", [2, 3]),
+        line("attacked", "step-after", [7, 3]),
+        line("certified", "step-before", []),
+    ]
+    return alt.layer(gap, *lines, rule).properties(width=460, height=300)

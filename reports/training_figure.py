@@ -1,0 +1,70 @@
+"""The course of training, where the run's network was trained here."""
+
+from typing import Any
+
+import altair as alt
+
+from robustres.reports.figure import CERTIFIED, CLEAN, JOINT, Figure, specification
+from robustres.reports.formats import number_text, share_text
+from robustres.reports.records import records
+from robustres.reports.run import Run
+
+
+def training_figures(run: Run) -> list[Figure]:
+    """Accuracies and loss by epoch; none where the run holds no training."""
+    table = run.tables["training"].sort_values("epoch")
+    if len(table) < 2:
+        return []
+    rows = records(table)
+    last = rows[-1]
+    return [
+        Figure(
+            name="training-accuracy",
+            title="Accuracy during training",
+            caption="On the images that the training watched, not on the test images of the other figures.",
+            alt=(
+                f"After epoch {last['epoch']}: clean {share_text(last['clean'])}, "
+                f"certified {share_text(last['certified'])}."
+            ),
+            spec=specification(_accuracy(rows)),
+            rows=rows,
+            group="training",
+        ),
+        Figure(
+            name="training-loss",
+            title="Loss during training",
+            caption="Mean training loss of each epoch.",
+            alt=f"Loss from {number_text(rows[0]['loss'])} to {number_text(last['loss'])}.",
+            spec=specification(_loss(rows)),
+            rows=rows,
+            group="training",
+        ),
+    ]
+
+
+def _accuracy(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+    base = alt.Chart(alt.InlineData(values=rows))
+    scale = alt.Scale(domain=["clean", "certified"], range=[CLEAN, CERTIFIED])
+    tooltip = ["epoch:Q", alt.Tooltip("clean:Q", format=".1%"), alt.Tooltip("certified:Q", format=".1%")]
+
+    def line(field: str, dash: list[int]) -> alt.Chart:
+        named = base.transform_calculate(series=f"'{field}'")
+        chart: alt.Chart = named.mark_line(strokeDash=dash, strokeWidth=2.5, point={"size": 25}).encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
+            color=alt.Color("series:N", scale=scale, legend=alt.Legend(orient="bottom", title=None)),
+            tooltip=tooltip,
+        )
+        return chart
+
+    return alt.layer(line("clean", [2, 3]), line("certified", [])).properties(width=460, height=220)
+
+
+def _loss(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+    base = alt.Chart(alt.InlineData(values=rows)).mark_line(color=JOINT, strokeWidth=2.5, point={"size": 25})
+    chart: alt.Chart = base.encode(
+        x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d")),
+        y=alt.Y("loss:Q", title="loss"),
+        tooltip=["epoch:Q", alt.Tooltip("loss:Q", format=".4~g")],
+    ).properties(width=460, height=220)
+    return chart
