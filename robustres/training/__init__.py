@@ -1,1 +1,8 @@
-"""robustres.training."""
+"""robustres.training: recipes, certified margin losses and the training loop."""
+
+from robustres.training.history import Epoch, History
+from robustres.training.recipe import LOSSES, Recipe
+from robustres.training.recipes import RECIPES
+from robustres.training.train import train
+
+__all__ = ["LOSSES", "RECIPES", "Epoch", "History", "Recipe", "train"]

@@ -1,0 +1,50 @@
+"""From a network in training to plain weights: every parametrisation settled on a bound, evaluated and removed."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+def settle(model: nn.Module) -> None:
+    """Replace, in place, every norm that training estimated by a bound, so that the stated constraints hold."""
+    with torch.no_grad():
+        for module in model.modules():
+            if parametrize.is_parametrized(module):
+                for entry in module.parametrizations.values():  # type: ignore[operator, union-attr]
+                    weight = entry.original
+                    for step in entry:
+                        if hasattr(step, "settle"):
+                            step.settle(weight)
+                        weight = step(weight)
+
+
+def materialise(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose weights are plain tensors: what is saved, certified and shipped.
+
+    Parametrised weights are evaluated in float64 after `settle`, then stored in the model's own type; the model given
+    is left as it was.
+    """
+    plain = copy.deepcopy(model).eval()
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
+    plain.to(torch.float64)
+    settle(plain)
+    return without_parametrisations(plain).to(dtype)
+
+
+def without_parametrisations(model: nn.Module) -> nn.Module:
+    """The model given, every parametrised tensor replaced by its present value as a plain parameter.
+
+    Not `parametrize.remove_parametrizations`: it deletes the property from a class that a deep copy shares with its
+    original, and so breaks the other of the two.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            values = {name: getattr(module, name).detach().clone() for name in names}
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
+    return model

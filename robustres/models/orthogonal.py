@@ -1,0 +1,89 @@
+"""Orthogonal matrices as parametrisations, and the residual block whose linear part is orthogonal."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robustres.errors import ModelError
+from robustres.models.activations import activation
+from robustres.models.operator_norm import STORAGE_SLACK
+from robustres.models.site import Site
+
+
+class SemiOrthogonal(nn.Module):
+    """Kernels (out, in, k, k) whose matrix (out, in k k) has orthonormal rows, or columns where it is tall.
+
+    By the Cholesky factor L of W W^T: Q = L^-1 W (Hu et al. 2023b). For a convolution whose windows do not overlap
+    (stride k, or k = 1) this matrix is the operator on every window, so its norm is exactly 1 up to rounding.
+    """
+
+    shrink: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shrink", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        tall = matrix.shape[0] > matrix.shape[1]
+        wide = matrix.T if tall else matrix
+        gram = wide @ wide.T
+        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram + ridge), wide, upper=False)
+        return self.shrink * (rows.T if tall else rows).reshape(weight.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def settle(self, weight: Tensor) -> None:
+        """Make room for the rounding of the stored kernel, so that its norm is at most 1."""
+        self.shrink.fill_(1 - STORAGE_SLACK)
+
+
+class CayleyMinusIdentity(nn.Module):
+    """A 1 x 1 kernel W such that I + W = (I + A)^-1 (I - A) Q_0 is orthogonal, A skew-symmetric (Cayley's map).
+
+    The unconstrained square matrix gives A as its skew part; Q_0 is a fixed orthogonal matrix, so that A = 0 is not
+    the identity map.
+    """
+
+    start: Tensor
+    shrink: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("start", nn.init.orthogonal_(torch.empty(channels, channels)))
+        self.register_buffer("shrink", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        square = weight.flatten(1)
+        skew = square - square.T
+        eye = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
+        rotation = torch.linalg.solve(eye + skew, (eye - skew) @ self.start)
+        return (self.shrink * rotation - eye).reshape(weight.shape)
+
+    def settle(self, weight: Tensor) -> None:
+        """Make room for the rounding of the stored kernel, so that |I + W| is at most 1."""
+        self.shrink.fill_(1 - STORAGE_SLACK)
+
+
+class OrthogonalBlock(nn.Module):
+    """act(x + W x + b) with I + W orthogonal: a linear residual that turns but never stretches nor shrinks.
+
+    Lipschitz constant: exactly 1 (an orthogonal map, then an activation of slope at most 1). W is a 1 x 1
+    convolution, so the block mixes channels; give it whole patches as channels through the stem's stride.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        if site.stride != 1:
+            raise ModelError("an orthogonal block keeps its size; downsample with the stem or another block")
+        self.branch = nn.Conv2d(site.channels, site.channels, 1)
+        nn.init.normal_(self.branch.weight, std=0.01)
+        nn.init.zeros_(self.branch.bias)
+        parametrize.register_parametrization(self.branch, "weight", CayleyMinusIdentity(site.channels), unsafe=True)
+        self.activation = activation(site.activation, site.channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(x + self.branch(x))
+        return out

@@ -1,0 +1,37 @@
+"""What a training run leaves behind: one row per epoch, and which epoch was kept."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the table "training". clean, certified: shares of the validation samples.
+
+    certified counts radii of at least the recipe's eps by the training-time estimate of the norms, NaN for networks
+    that are not constrained; what a report certifies comes from robustres.certify, never from here.
+    """
+
+    epoch: int
+    loss: float
+    clean: float
+    certified: float
+
+    @property
+    def score(self) -> float:
+        """What the epochs are compared by: certified accuracy where there is one, else clean accuracy."""
+        return self.clean if self.certified != self.certified else self.certified
+
+
+@dataclass(frozen=True)
+class History:
+    """All epochs, the one whose weights were kept (chosen on the validation split), and the time in seconds."""
+
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    seconds: float
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows for the run's table "training"."""
+        return [asdict(epoch) for epoch in self.epochs]

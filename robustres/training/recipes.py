@@ -1,0 +1,9 @@
+"""Recipes that go with the presets of robustres.models, by the same names."""
+
+from robustres.training.recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    "plain-tiny": Recipe(epochs=8, learning_rate=2e-3),
+    "residual-tiny": Recipe(epochs=8, learning_rate=2e-3),
+    "constrained-tiny": Recipe(loss="emma", eps=0.5, epochs=20, learning_rate=1e-2),
+}
