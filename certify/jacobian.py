@@ -1,0 +1,106 @@
+"""The largest singular value of a network's Jacobian at given inputs, from below, through products alone."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+# Numbers that the Lanczos vectors of one call may hold together: half a gigabyte in float64.
+_BASIS_BUDGET = 2**26
+
+
+class JacobianProducts:
+    """Products with the Jacobian J of a batched function at x (B, ...), and with its transpose.
+
+    The function is run once. J^T u is one backward pass; it is linear in u, so that J v is the derivative of <J^T u, v>
+    with respect to u.
+    """
+
+    def __init__(self, function: Function, x: Tensor) -> None:
+        self._x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            self._y = function(self._x)
+            self._u = torch.zeros_like(self._y, requires_grad=True)
+            self._pulled = self._gradient(self._y, self._x, self._u, create_graph=True)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v of v (B, *input shape)."""
+        return self._gradient(self._pulled, self._u, v)
+
+    def transpose(self, u: Tensor) -> Tensor:
+        """J^T u of u (B, *output shape)."""
+        return self._gradient(self._y, self._x, u)
+
+    @staticmethod
+    def _gradient(output: Tensor, source: Tensor, weights: Tensor, *, create_graph: bool = False) -> Tensor:
+        if not output.requires_grad:  # the output does not depend on the source
+            return torch.zeros_like(source)
+        (gradient,) = torch.autograd.grad(
+            output, source, weights, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )
+        return gradient
+
+
+class Steepest(NamedTuple):
+    """The directions v (B, ...), |v| = 1, in which the function changes fastest, and |J v| (B,), an estimate."""
+
+    stretch: Tensor
+    direction: Tensor
+
+
+def steepest_directions(
+    function: Function, x: Tensor, start: Tensor, *, steps: int, deadline: float = math.inf
+) -> Steepest:
+    """Lanczos iteration on J^T J at every x (B, ...) from the directions `start`, re-orthogonalised twice.
+
+    deadline: on `time.monotonic`; the steps done by then give the answer.
+    """
+    products = JacobianProducts(function, x)
+    size, batch = x[0].numel(), len(x)
+    steps = max(1, min(steps, size, _BASIS_BUDGET // (size * batch)))
+    basis = x.new_zeros(steps, batch, size)
+    diagonal, beside = x.new_zeros(batch, steps), x.new_zeros(batch, steps)
+    basis[0] = unit(start).flatten(1)
+    done = 0
+    for k in range(steps):
+        image = products.transpose(products.forward(basis[k].reshape(x.shape))).flatten(1)
+        diagonal[:, k] = (image * basis[k]).sum(dim=1)
+        done = k + 1
+        if done == steps or time.monotonic() > deadline:
+            break
+        for _ in range(2):
+            overlap = torch.einsum("kbn,bn->kb", basis[:done], image)
+            image = image - torch.einsum("kbn,kb->bn", basis[:done], overlap)
+        beside[:, k] = torch.linalg.vector_norm(image, dim=1)
+        exhausted = beside[:, k] <= 1e-12 * diagonal[:, :done].amax(dim=1)
+        beside[:, k] = beside[:, k].masked_fill(exhausted, 0.0)
+        basis[done] = unit(image).masked_fill(exhausted[:, None], 0.0)
+    tridiagonal = torch.diag_embed(diagonal[:, :done])
+    if done > 1:
+        off = beside[:, : done - 1]
+        tridiagonal = tridiagonal + torch.diag_embed(off, offset=1) + torch.diag_embed(off, offset=-1)
+    weights = torch.linalg.eigh(tridiagonal).eigenvectors[:, :, -1]
+    direction = unit(torch.einsum("kbn,bk->bn", basis[:done], weights).reshape(x.shape))
+    return Steepest(norms(products.forward(direction)), direction)
+
+
+def norms(x: Tensor) -> Tensor:
+    """(B,): the l2 norm of every sample, free of overflow."""
+    flat = x.flatten(1)
+    largest = flat.abs().amax(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
+    return torch.linalg.vector_norm(flat / largest[:, None], dim=1) * largest
+
+
+def unit(x: Tensor) -> Tensor:
+    """Every sample divided by its norm; zeros stay zeros."""
+    return scaled(1 / norms(x).clamp_min(torch.finfo(x.dtype).tiny), x)
+
+
+def scaled(factor: Tensor, x: Tensor) -> Tensor:
+    """Every sample of x (B, ...) times its own factor (B,)."""
+    return factor.reshape(-1, *[1] * (x.ndim - 1)) * x
