@@ -103,6 +103,6 @@ def _check_labels(labels: Tensor, samples: int, classes: int, source: str) -> No
 
 def _digest(images: Tensor, labels: Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    digest.update(memoryview(images.contiguous().numpy()))
-    digest.update(memoryview(labels.contiguous().numpy()))
+    digest.update(images.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().data)
     return digest.hexdigest()

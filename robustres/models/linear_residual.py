@@ -21,7 +21,6 @@ class LinearResidualBlock(nn.Module):
             raise ModelError("a linear residual block keeps its size; downsample with the stem or another block")
         self.branch = nn.Conv2d(site.channels, site.channels, site.kernel, padding=site.kernel // 2)
         nn.init.normal_(self.branch.weight, std=0.3 / (site.kernel * site.channels**0.5))
-        nn.init.zeros_(self.branch.bias)
         geometry = Geometry(site.shape, padding=site.kernel // 2)
         parametrize.register_parametrization(self.branch, "weight", UnitResidual(geometry, site.kernel))
         self.activation = activation(site.activation, site.channels)

@@ -12,7 +12,7 @@ def settle(model: nn.Module) -> None:
     with torch.no_grad():
         for module in model.modules():
             if parametrize.is_parametrized(module):
-                for entry in module.parametrizations.values():  # type: ignore[operator, union-attr]
+                for entry in module.parametrizations.values():  # type: ignore[operator]
                     weight = entry.original
                     for step in entry:
                         if hasattr(step, "settle"):

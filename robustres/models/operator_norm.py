@@ -72,7 +72,7 @@ class OperatorNorm(nn.Module):
                 vector = functional.normalize(self._adjoint_map(weight, self._forward_map(weight, vector)).flatten(1))
                 vector = vector.reshape(self.vector.shape)
             self.vector.copy_(vector)
-        estimate = self._forward_map(weight, vector).norm()
+        estimate: Tensor = self._forward_map(weight, vector).norm()
         self.norm.copy_(estimate.detach())
         return estimate
 

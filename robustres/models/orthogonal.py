@@ -30,7 +30,8 @@ class SemiOrthogonal(nn.Module):
         gram = wide @ wide.T
         ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram + ridge), wide, upper=False)
-        return self.shrink * (rows.T if tall else rows).reshape(weight.shape)
+        kernel: Tensor = self.shrink * (rows.T if tall else rows).reshape(weight.shape)
+        return kernel
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -60,7 +61,8 @@ class CayleyMinusIdentity(nn.Module):
         skew = square - square.T
         eye = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
         rotation = torch.linalg.solve(eye + skew, (eye - skew) @ self.start)
-        return (self.shrink * rotation - eye).reshape(weight.shape)
+        kernel: Tensor = (self.shrink * rotation - eye).reshape(weight.shape)
+        return kernel
 
     def settle(self, weight: Tensor) -> None:
         """Make room for the rounding of the stored kernel, so that |I + W| is at most 1."""
@@ -80,7 +82,6 @@ class OrthogonalBlock(nn.Module):
             raise ModelError("an orthogonal block keeps its size; downsample with the stem or another block")
         self.branch = nn.Conv2d(site.channels, site.channels, 1)
         nn.init.normal_(self.branch.weight, std=0.01)
-        nn.init.zeros_(self.branch.bias)
         parametrize.register_parametrization(self.branch, "weight", CayleyMinusIdentity(site.channels), unsafe=True)
         self.activation = activation(site.activation, site.channels)
 

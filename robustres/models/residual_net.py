@@ -67,7 +67,10 @@ class Architecture:
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
         """The inverse of `as_dict`, also from JSON (lists become tuples); ModelError where it does not fit."""
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            settings: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+            }
+            return cls(**settings)
         except TypeError as error:
             raise ModelError(
                 f"this architecture cannot be read ({error}); it needs the fields of Architecture"
@@ -131,7 +134,13 @@ def residual_net(
     known = {field.name for field in fields(Architecture)}
     if unknown := sorted(settings.keys() - known):
         raise ModelError(f"residual_net has no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    shared = {"block": block, "depth": depth, "width": width, "image_shape": image_shape, "classes": classes}
+    shared: dict[str, Any] = {
+        "block": block,
+        "depth": depth,
+        "width": width,
+        "image_shape": image_shape,
+        "classes": classes,
+    }
     return build(Architecture(**shared, **settings), seed=seed)
 
 

@@ -76,7 +76,7 @@ def train(
 
 def _batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Index batches of one epoch in a new random order."""
-    return iter(torch.randperm(samples, generator=generator).split(batch_size))
+    return iter(torch.split(torch.randperm(samples, generator=generator), batch_size))
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, eps: float) -> Tensor:
@@ -95,7 +95,7 @@ def _validate(model: nn.Module, data: ImageSet, recipe: Recipe, certified: bool)
     device = next(model.parameters()).device
     correct, robust = 0, 0
     with torch.no_grad():
-        for batch in torch.arange(len(data)).split(1024):
+        for batch in torch.split(torch.arange(len(data)), 1024):
             labels = data.labels[batch].to(device)
             logits = model(data.images[batch].to(device))
             correct += int((logits.argmax(dim=1) == labels).sum())
