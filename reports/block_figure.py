@@ -1,8 +1,10 @@
 """The block ledger as a figure: for each block the interval in which its true norm lies, and what the bound saved."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, JOINT, Figure, specification
@@ -13,8 +15,8 @@ from robustres.reports.run import Run
 SERIES = {"lower": "lower estimate", "joint": "joint bound", "textbook": "textbook bound", "upper": "bound used"}
 
 
-def block_figures(run: Run, blocks: pd.DataFrame, *, group: str = "blocks") -> list[Figure]:
-    """One figure, or none where the run has no blocks."""
+def block_figures(run: Run, blocks: pd.DataFrame, *, domain: tuple[float, float] | None = None) -> list[Figure]:
+    """One figure, or none where the run has no blocks; `domain` is the span of the axis where figures must agree."""
     columns = ["name", "kind", "lower", "joint", "textbook", "upper", "method"]
     rows = records(blocks[columns].assign(position=range(len(blocks))))
     if not any(row["upper"] for row in rows):
@@ -34,17 +36,24 @@ def block_figures(run: Run, blocks: pd.DataFrame, *, group: str = "blocks") -> l
                 "saved. Every certified radius is divided by each of these bounds in turn."
             ),
             alt="Lipschitz interval of each block. " + "; ".join(words) + more + ".",
-            spec=specification(_chart(rows)),
+            spec=specification(_chart(rows, domain)),
             rows=rows,
-            group=group,
+            group="blocks",
         )
     ]
 
 
-def _chart(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+def block_domain(ledgers: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
+    """The span of all numbers of several ledgers, None where there are none."""
+    numbers = pd.concat([blocks[list(SERIES)] for blocks in ledgers]).to_numpy(dtype=float)
+    numbers = numbers[np.isfinite(numbers) & (numbers > 0)]
+    return (min(1.0, float(numbers.min())), max(1.0, float(numbers.max()))) if len(numbers) else None
+
+
+def _chart(rows: list[dict[str, Any]], domain: tuple[float, float] | None) -> alt.TopLevelMixin:
     base = alt.Chart(alt.InlineData(values=rows))
     y = alt.Y("name:N", title=None, sort=alt.SortField("position"), axis=alt.Axis(labelLimit=170))
-    scale = alt.Scale(type="log", nice=False, padding=12)
+    scale = alt.Scale(type="log", nice=False, padding=12, domain=alt.Undefined if domain is None else list(domain))
     title = "how much the block may stretch (log scale)"
     tooltip = [alt.Tooltip("name:N", title="block"), alt.Tooltip("kind:N")]
     tooltip += [alt.Tooltip(f"{field}:Q", title=label, format=".4~g") for field, label in SERIES.items()]
@@ -84,4 +93,4 @@ def _chart(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
     one = base.transform_aggregate(n="count()").mark_rule(color=CLEAN, strokeDash=[3, 3]).encode(x=alt.XDatum(1))
     layers = [one, bar("upper", "textbook", 0.25), bar("lower", "upper", 0.6)]
     layers += [point(field) for field in ("textbook", "joint", "lower")]
-    return alt.layer(*layers).properties(width=460, height=alt.Step(28))
+    return alt.layer(*layers).properties(width=460, height=28 * len(rows))

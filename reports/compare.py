@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from robustres.errors import InputError
-from robustres.reports.block_figure import block_figures
+from robustres.reports.block_figure import block_domain, block_figures
 from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, grouped, write_figures, write_json
 from robustres.reports.formats import eps_text, norm_text, share_text
@@ -20,6 +20,7 @@ from robustres.reports.render import page_assets, render
 from robustres.reports.run import Run, load_run
 from robustres.reports.sample_table import wide_samples
 from robustres.reports.sandwich import per_sample
+from robustres.reports.standing import Standing, standings
 from robustres.reports.verdict import Sentence
 from robustres.results import SCHEMA_VERSION, write_atomically
 
@@ -65,8 +66,9 @@ def _stacked(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> pd.DataFram
 def _block_figures(runs: Sequence[Run], ledgers: Sequence[pd.DataFrame]) -> list[Figure]:
     """Each run's ledger under its own name, on the same scale."""
     figures = []
+    domain = block_domain(ledgers)
     for number, (run, blocks) in enumerate(zip(runs, ledgers, strict=True), start=1):
-        for figure in block_figures(run, blocks):
+        for figure in block_figures(run, blocks, domain=domain):
             figures.append(replace(figure, name=f"blocks-{number}", title=run.name))
     return figures
 
@@ -79,10 +81,18 @@ def _values(
         "runs": runs,
         "measures": measures,
         "paired": same_samples(runs),
+        "standings": _standings(runs, samples),
         "verdict": _verdict(runs, samples, measures),
         "blocks": [(run.name, records(blocks)) for run, blocks in zip(runs, ledgers, strict=True)],
         "groups": grouped(figures),
     }
+
+
+def _standings(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> list[Standing]:
+    """Each run's standing in the main norm of the first run."""
+    norm = runs[0].norms[0] if runs[0].norms else ""
+    named = [standings(run, frame, name=run.name) for run, frame in zip(runs, samples, strict=True)]
+    return [standing for found in named for standing in found if standing.norm == norm]
 
 
 def _verdict(runs: Sequence[Run], samples: Sequence[pd.DataFrame], measures: Sequence[Measure]) -> list[Sentence]:

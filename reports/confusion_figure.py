@@ -63,8 +63,14 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str, eps: float) -> Figure:
 
 
 def _chart(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+    angle = 0 if all(len(row["answer_name"]) < 4 for row in rows) else -45
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("answer_name:N", title="answer", sort=alt.SortField("answer"), axis=alt.Axis(labelLimit=90)),
+        x=alt.X(
+            "answer_name:N",
+            title="answer",
+            sort=alt.SortField("answer"),
+            axis=alt.Axis(labelLimit=90, labelAngle=angle),
+        ),
         y=alt.Y("label_name:N", title="label", sort=alt.SortField("label"), axis=alt.Axis(labelLimit=120)),
         tooltip=[
             alt.Tooltip("label_name:N", title="label"),
@@ -76,7 +82,8 @@ def _chart(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
     right = "datum.label === datum.answer"
     colour = alt.condition(right, alt.value("#0f8a78"), alt.value("#c2501c"))
     cells = base.mark_rect().encode(
-        color=colour, opacity=alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.12, 1]), legend=None)
+        color=colour,
+        opacity=alt.Opacity("share:Q", scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0.04, 1]), legend=None),
     )
     numbers = base.mark_text(fontSize=10).encode(text="count:Q")
-    return alt.layer(cells, numbers).properties(width=alt.Step(34), height=alt.Step(26))
+    return alt.layer(cells, numbers).properties(width=460, height=26 * len({row["label"] for row in rows}))

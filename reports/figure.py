@@ -18,10 +18,17 @@ MODEL_COLOURS = ("#2f6fb3", "#d9622b", "#0f8a78", "#b0569b", "#b58900", "#5b8c2a
 
 PAPER_CONFIG: dict[str, Any] = {
     "background": "white",
+    "aria": False,
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None},
     "axis": {"gridColor": "#e6e8eb", "domainColor": "#8a929c", "tickColor": "#8a929c", "labelFontSize": 11},
-    "legend": {"orient": "bottom", "title": None, "labelFontSize": 11, "labelLimit": 320},
+    "legend": {
+        "orient": "bottom",
+        "title": None,
+        "labelFontSize": 11,
+        "labelLimit": 320,
+        "layout": {"bottom": {"anchor": "start", "direction": "vertical"}},
+    },
 }
 
 
@@ -55,8 +62,12 @@ class Figure:
         return bytes(vl_convert.vegalite_to_pdf(self._paper_spec()))
 
     def _paper_spec(self) -> dict[str, Any]:
+        """Without what only a pointer can see."""
         spec = copy.deepcopy(self.spec)
-        spec["config"] = {**PAPER_CONFIG, **spec.get("config", {})}
+        hidden = {view for parameter in spec.pop("params", []) for view in parameter.get("views", [])}
+        if hidden:
+            spec["layer"] = [layer for layer in spec["layer"] if layer.get("name") not in hidden]
+        spec["config"] = PAPER_CONFIG
         return spec
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from robustres.reports.figure import Figure
+from robustres.reports.records import plain
 from robustres.results import write_atomically
 
 
@@ -29,5 +30,11 @@ def write_figures(folder: Path, figures: list[Figure]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON without NaN or infinity, which its standard does not know."""
-    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    """JSON; NaN and infinity, which its standard does not know, become null."""
+    write_atomically(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else plain(content)

@@ -57,9 +57,15 @@ def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> 
 def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLevelMixin:
     base = alt.Chart(alt.InlineData(values=rows))
     colours = [MODEL_COLOURS[i % len(MODEL_COLOURS)] for i in range(len(names))]
-    colour = alt.Color("model:N", sort=names, scale=alt.Scale(domain=names, range=colours), title=None)
+    colour = alt.Color(
+        "model:N",
+        sort=names,
+        scale=alt.Scale(domain=names, range=colours),
+        legend=alt.Legend(orient="bottom", title=None),
+    )
     dashes = alt.Scale(domain=list(SIDES.values()), range=[[1, 0], [6, 4]])
-    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False))
+    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy")
+    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False), axis=axis)
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("eps:Q", format=".5~g")]
     tooltip += [alt.Tooltip(f"{field}:Q", title=title, format=".1%") for field, title in SIDES.items()]
 
@@ -71,7 +77,11 @@ def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLe
             y=alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
             color=colour,
             strokeDash=alt.StrokeDash(
-                "series:N", scale=dashes, legend=alt.Legend(title=None, symbolStrokeColor="#76818e")
+                "series:N",
+                scale=dashes,
+                legend=alt.Legend(
+                    orient="bottom", title=None, symbolType="stroke", symbolSize=400, symbolStrokeColor="#76818e"
+                ),
             ),
             tooltip=tooltip,
         )

@@ -68,13 +68,14 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
 def _chart(rows: list[dict[str, Any]], counted: list[float], norm: str) -> alt.TopLevelMixin:
     base = alt.Chart(alt.InlineData(values=rows))
     y = alt.Y("name:N", title=None, sort=alt.SortField("label"), axis=alt.Axis(labelLimit=150))
+    axis = alt.Axis(format=".3~g", labelFlush=False)
     title = f"certified radius ({norm_text(norm)}, pixels in [0, 1])"
     tooltip = [alt.Tooltip("name:N", title="class"), alt.Tooltip("samples:Q")]
     tooltip += [alt.Tooltip(f"{field}:Q", format=".4~g") for field in QUANTILES]
     tooltip.append(alt.Tooltip("certified:Q", title="share above 0", format=".1%"))
 
     def span(low: str, high: str, **mark: Any) -> alt.Chart:
-        x = alt.X(f"{low}:Q", title=title)
+        x = alt.X(f"{low}:Q", title=title, axis=axis)
         chart: alt.Chart = base.mark_bar(color=CERTIFIED, **mark).encode(
             x=x, x2=alt.X2(f"{high}:Q"), y=y, tooltip=tooltip
         )
@@ -84,8 +85,8 @@ def _chart(rows: list[dict[str, Any]], counted: list[float], norm: str) -> alt.T
     values = alt.InlineData(values=[{"eps": eps, "text": eps_text(eps)} for eps in counted])
     rules = alt.Chart(values).mark_rule(color=CLEAN, strokeDash=[4, 3], clip=True)
     return alt.layer(
-        rules.encode(x=alt.X("eps:Q", title=title), tooltip=[alt.Tooltip("text:N", title="eps")]),
+        rules.encode(x=alt.X("eps:Q", title=title, axis=axis), tooltip=[alt.Tooltip("text:N", title="eps")]),
         span("p5", "p95", height=2, opacity=0.8),
         span("p25", "p75", height=12, opacity=0.5),
-        middle.encode(x=alt.X("median:Q", title=title), y=y, tooltip=tooltip),
-    ).properties(width=460, height=alt.Step(24))
+        middle.encode(x=alt.X("median:Q", title=title, axis=axis), y=y, tooltip=tooltip),
+    ).properties(width=460, height=24 * len(rows))

@@ -59,17 +59,24 @@ def _in_words(run: Run, rows: list[dict[str, Any]], norm: str) -> str:
 
 def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
     colours = alt.Scale(domain=list(SERIES.values()), range=[CLEAN, ATTACKED, CERTIFIED])
-    legend = alt.Legend(orient="bottom", title=None, symbolStrokeWidth=3)
-    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False))
+    dashes = alt.Scale(domain=list(SERIES.values()), range=[[2, 3], [7, 3], [1, 0]])
+    legend = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=400)
+    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy")
+    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False), axis=axis)
     base = alt.Chart(alt.InlineData(values=rows))
 
     def y(field: str) -> alt.Y:
         return alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
 
-    def line(field: str, step: Step, dash: list[int]) -> alt.Chart:
+    def line(field: str, step: Step) -> alt.Chart:
         named = base.transform_calculate(series=f"'{SERIES[field]}'")
-        mark = named.mark_line(interpolate=step, strokeDash=dash, strokeWidth=2.5, clip=True)
-        chart: alt.Chart = mark.encode(x=x, y=y(field), color=alt.Color("series:N", scale=colours, legend=legend))
+        mark = named.mark_line(interpolate=step, strokeWidth=2.5, clip=True)
+        chart: alt.Chart = mark.encode(
+            x=x,
+            y=y(field),
+            color=alt.Color("series:N", scale=colours, legend=legend),
+            strokeDash=alt.StrokeDash("series:N", scale=dashes, legend=legend),
+        )
         return chart
 
     gap = (
@@ -90,8 +97,8 @@ def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
     )
     # Steps are drawn on the safe side: certified never above, attacked never below what was counted.
     lines = [
-        line("clean", "linear", [2, 3]),
-        line("attacked", "step-after", [7, 3]),
-        line("certified", "step-before", []),
+        line("clean", "linear"),
+        line("attacked", "step-after"),
+        line("certified", "step-before"),
     ]
     return alt.layer(gap, *lines, rule).properties(width=460, height=300)

@@ -45,19 +45,22 @@ def training_figures(run: Run) -> list[Figure]:
 def _accuracy(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
     base = alt.Chart(alt.InlineData(values=rows))
     scale = alt.Scale(domain=["clean", "certified"], range=[CLEAN, CERTIFIED])
+    dashes = alt.Scale(domain=["clean", "certified"], range=[[2, 3], [1, 0]])
+    legend = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolSize=400)
     tooltip = ["epoch:Q", alt.Tooltip("clean:Q", format=".1%"), alt.Tooltip("certified:Q", format=".1%")]
 
-    def line(field: str, dash: list[int]) -> alt.Chart:
+    def line(field: str) -> alt.Chart:
         named = base.transform_calculate(series=f"'{field}'")
-        chart: alt.Chart = named.mark_line(strokeDash=dash, strokeWidth=2.5, point={"size": 25}).encode(
+        chart: alt.Chart = named.mark_line(strokeWidth=2.5, point={"size": 25}).encode(
             x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d")),
             y=alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
-            color=alt.Color("series:N", scale=scale, legend=alt.Legend(orient="bottom", title=None)),
+            color=alt.Color("series:N", scale=scale, legend=legend),
+            strokeDash=alt.StrokeDash("series:N", scale=dashes, legend=legend),
             tooltip=tooltip,
         )
         return chart
 
-    return alt.layer(line("clean", [2, 3]), line("certified", [])).properties(width=460, height=220)
+    return alt.layer(line("clean"), line("certified")).properties(width=460, height=220)
 
 
 def _loss(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:

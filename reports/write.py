@@ -21,6 +21,7 @@ from robustres.reports.run import Run, load_run
 from robustres.reports.sample_table import page_samples, wide_samples
 from robustres.reports.sandwich import OUTCOMES, per_sample
 from robustres.reports.sandwich_figure import sandwich_figures
+from robustres.reports.standing import standings
 from robustres.reports.training_figure import training_figures
 from robustres.reports.verdict import lipschitz_sentence, verdict
 from robustres.results import write_atomically
@@ -62,6 +63,7 @@ def _values(run: Run, samples: pd.DataFrame, blocks: pd.DataFrame, figures: list
         "run": run,
         "verdict": verdict(run, samples),
         "lipschitz": lipschitz_sentence(run),
+        "standings": standings(run, samples),
         "accuracies": accuracy_rows(run, samples),
         "blocks": records(blocks),
         "costliest": costliest_block(blocks),

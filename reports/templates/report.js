@@ -16,14 +16,16 @@
 
   // ---- figures ----
   let epsScale = "linear";
-  function themeConfig() {
+  function themeConfig(narrow) {
     const style = rootStyle();
     const colour = (name) => style.getPropertyValue(name).trim();
     return {
       background: null, font: "system-ui, sans-serif", view: { stroke: null }, aria: false,
       axis: { labelColor: colour("--ink"), titleColor: colour("--soft"), gridColor: colour("--grid"), domainColor: colour("--soft"),
         tickColor: colour("--soft"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500 },
-      legend: { labelColor: colour("--ink"), labelFontSize: 12, orient: "bottom", columns: 0, symbolSize: 120 },
+      legend: { labelColor: colour("--ink"), labelFontSize: 12, labelLimit: narrow ? 260 : 400,
+        columns: narrow ? 1 : 0, layout: { bottom: { anchor: "start", direction: "vertical", margin: 6 } } },
+      text: { color: colour("--ink") },
     };
   }
   function withEpsScale(spec) {
@@ -52,7 +54,7 @@
       spec.width = Math.max(220, holder.clientWidth - 8);
       spec.autosize = { type: "fit-x", contains: "padding" };
     }
-    await vegaEmbed(holder, spec, { actions: false, renderer: "svg", config: themeConfig(), tooltip: { disableDefaultStyle: false } });
+    await vegaEmbed(holder, spec, { actions: false, renderer: "svg", config: themeConfig(holder.clientWidth < 520), tooltip: { disableDefaultStyle: false } });
     holder.querySelectorAll("svg").forEach((svg) => { svg.setAttribute("aria-hidden", "true"); svg.setAttribute("focusable", "false"); });
     holder.dataset.drawn = "yes";
   }
@@ -76,14 +78,15 @@
 
   // ---- samples: the gallery and the table share one set of filters ----
   const samples = page.samples;
-  const PAGE_ROWS = 50;
+  const PAGE_ROWS = 25;
   const state = { key: "index", down: false, first: 0 };
   function rowsOf(norm) {
     const side = samples.norms[norm];
     return samples.index.map((index, i) => ({
       index, label: samples.classes[samples.label[i]], class: samples.label[i], prediction: samples.classes[samples.prediction[i]],
       outcome: side.outcome[i], radius: side.radius[i], distance: side.distance[i],
-      gap: side.distance[i] === null ? null : side.distance[i] - side.radius[i],
+      // A misclassified sample has no true radius, hence no gap.
+      gap: side.distance[i] === null || side.outcome[i] === "misclassified" ? null : side.distance[i] - side.radius[i],
     }));
   }
   function compare(a, b) {
@@ -111,11 +114,11 @@
       head.scope = "row";
       const outcome = cell("", "");
       outcome.append(cell(row.outcome, `tag ${row.outcome}`, "span"));
-      line.append(head, cell(row.label), cell(row.prediction), outcome, cell(figures(row.radius), "n"), cell(figures(row.distance), "n"), cell(figures(row.gap), "n"));
+      line.append(head, cell(row.label), cell(row.prediction), outcome, cell(figures(row.radius), "n"), cell(figures(row.distance), "n"), cell(row.gap === null ? "–" : figures(row.gap), "n"));
       return line;
     }));
     byId("place").textContent = rows.length ? `${state.first + 1} to ${state.first + shown.length} of ${rows.length}` : "no sample matches";
-    byId("matches").textContent = `${rows.length} of ${samples.shown} samples`;
+    byId("match-count").textContent = `${rows.length} of ${samples.shown} samples`;
     byId("previous").disabled = state.first === 0;
     byId("next").disabled = state.first + PAGE_ROWS >= rows.length;
     document.querySelectorAll("#sample-table th button").forEach((button) => {

@@ -1,0 +1,34 @@
+"""Where the samples stand at one eps: how many are certified, broken, misclassified, and how many are open."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from robustres.reports.run import Run
+from robustres.reports.sandwich import OUTCOMES, outcome
+
+
+@dataclass(frozen=True)
+class Standing:
+    """name: of the run in a comparison, else empty.
+
+    counts: samples by outcome, in the order of OUTCOMES, those without samples left out.
+    """
+
+    name: str
+    norm: str
+    eps: float
+    counts: dict[str, int]
+    total: int
+
+
+def standings(run: Run, samples: pd.DataFrame, *, name: str = "") -> list[Standing]:
+    """One for each norm, at the eps that sentences speak of."""
+    found = []
+    for norm in run.norms:
+        eps = run.headline_eps(norm)
+        if eps is not None and len(samples):
+            counted = outcome(samples, norm, eps).value_counts()
+            counts = {kind: int(counted[kind]) for kind in OUTCOMES if kind in counted.index}
+            found.append(Standing(name, norm, eps, counts, len(samples)))
+    return found
