@@ -1,5 +1,6 @@
 """What every attack is: frozen settings, called on a model and images."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,11 +73,16 @@ class Attack(ABC):
                 clean = problem.answers_in_batches(problem.x, self.batch_size)
                 preflight.check_classes(clean.shape[1], problem.labels, targets)
                 ledger.record_clean(clean)
-                self._search(problem, ledger, clean)
+                self.search(problem, ledger, clean)
             return ledger.result()
 
+    def require_budget(self) -> None:
+        """InputError where the threat is unbounded but the attack needs an eps."""
+        if not math.isfinite(self.threat.eps):
+            raise InputError(f"{self.name} needs a finite eps; for the nearest example use ddn, fmn, fab or deepfool")
+
     @abstractmethod
-    def _search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         """Enter adversarial examples of the problem into the ledger; `clean` are the logits at x."""
 
     def _problem(

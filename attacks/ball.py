@@ -16,7 +16,7 @@ from robustres.threat import ThreatModel
 L1_SHARE = 0.05
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Values (N,) shaped to broadcast over images (N, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -44,7 +44,7 @@ def project(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threat
         return x + project_l1_box(difference, -x, 1 - x, threat.eps).to(x.dtype)
     length = torch.linalg.vector_norm(difference.flatten(1), dim=1)
     scale = torch.where(length > threat.eps, threat.eps / length, torch.ones_like(length))
-    scaled: Tensor = torch.addcmul(x, difference, _per_sample(scale, x))
+    scaled: Tensor = torch.addcmul(x, difference, per_sample(scale, x))
     return torch.clamp(scaled, 0, 1)
 
 
@@ -76,14 +76,15 @@ def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
 def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
     """Points moved into the ball so that the check in float64 holds; those inside already stay as they are."""
     if threat.norm == "linf":
-        return torch.clamp(points, low, high)
+        clipped: Tensor = torch.clamp(points, low, high)
+        return clipped
     points = points.clamp(0, 1)
     shrink = 2.0**-23
     while bool((outside := distance(points.double() - x.double(), threat.norm) > threat.eps).any()):
         beyond, centre = points[outside].double(), x[outside].double()
         length = distance(beyond - centre, threat.norm)
         factor = (threat.eps / length) * (1 - shrink) if shrink < 1 else torch.zeros_like(length)
-        points[outside] = (centre + (beyond - centre) * _per_sample(factor, centre)).to(x.dtype)
+        points[outside] = (centre + (beyond - centre) * per_sample(factor, centre)).to(x.dtype)
         shrink *= 4
     return points
 
@@ -128,4 +129,4 @@ def random_start(keys: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Thr
         signed = 2 * uniform(keys, shape, dtype=torch.float64) - 1
         direction = (-torch.log1p(-signed.abs()) * signed.sign()).to(dtype)
         norms = direction.flatten(1).abs().sum(dim=1)
-    return project(x + direction * _per_sample(length / norms, x), x, low, high, threat)
+    return project(x + direction * per_sample(length / norms, x), x, low, high, threat)

@@ -41,11 +41,11 @@ class Search(ABC):
     """One way of searching, for many samples at once: where to start, what to maximise, how to move.
 
     uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
-    stops_when_fooled: whether a sample retires at its first adversarial example.
+    stays_inside: whether `points` are always in the ball, so that a near miss is worth keeping.
     """
 
     uses_gradient: ClassVar[bool] = True
-    stops_when_fooled: ClassVar[bool] = True
+    stays_inside: ClassVar[bool] = True
 
     @abstractmethod
     def begin(self, slots: Slots) -> None:
@@ -54,6 +54,10 @@ class Search(ABC):
     @abstractmethod
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         """What to maximise, (B,), from the logits (B, K) at `points`."""
+
+    def worth_offering(self, slots: Slots, hit: Tensor) -> Tensor:
+        """Which of the slots (B,) whose points fool the model are offered to the ledger and, confirmed, retired."""
+        return hit
 
     @abstractmethod
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
@@ -110,12 +114,14 @@ def _count(ledger: Ledger, search: Search, samples: Tensor, gradient: Tensor) ->
 def _record(problem: Problem, search: Search, ledger: Ledger, slots: Slots, logits: Tensor, finite: Tensor) -> Tensor:
     """Enter successes and near misses; returns the mask of slots to retire as fooled."""
     samples, points = slots["sample"], slots["points"]
-    candidate = problem.succeeded(logits, slots["classes"])
+    hit = problem.succeeded(logits, slots["classes"])
+    candidate = search.worth_offering(slots, hit)
     retired = torch.zeros_like(candidate)
-    if search.stops_when_fooled and bool(candidate.any()):
+    if bool(candidate.any()):
         retired[candidate] = ledger.offer(samples[candidate], points[candidate])
-    miss = finite & ~candidate
-    ledger.note(samples[miss], points[miss], problem.margin(logits, slots["classes"])[miss])
+    if search.stays_inside:
+        miss = finite & ~hit
+        ledger.note(samples[miss], points[miss], problem.margin(logits, slots["classes"])[miss])
     return retired
 
 

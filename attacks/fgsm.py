@@ -40,5 +40,9 @@ class FGSM(Attack):
     _: KW_ONLY
     loss: LossName = "ce"
 
-    def _search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_budget()
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         engine.run(problem, _Fgsm(problem, self.loss), ledger=ledger, restarts=1, batch_size=self.batch_size)

@@ -45,7 +45,11 @@ class GradientSearch(Search):
             slots[name][switched] = values
         slots["by_margin"] = slots["by_margin"] | switched
         slots["age"][switched] -= 1
+        self.switched(slots, switched)
         return over & ~switched
+
+    def switched(self, slots: Slots, mask: Tensor) -> None:
+        """Forget what was measured in the former loss, for the slots in the mask that just changed to the margin."""
 
     @abstractmethod
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:

@@ -59,16 +59,21 @@ def targeted(loss: Loss) -> Loss:
     return towards
 
 
+def difference(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Logit of the target minus the label's."""
+    return _of_class(logits, targets) - _of_class(logits, labels)
+
+
 def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Targeted difference of logits ratio (Croce and Hein 2020, equation 7).
 
     (z_t - z_y) over z_(1) - (z_(3) + z_(4)) / 2; with fewer than four classes the last term uses what there is.
     """
-    difference = _of_class(logits, targets) - _of_class(logits, labels)
+    towards = difference(logits, labels, targets)
     if logits.shape[1] < 3:
-        return difference
+        return towards
     largest = logits.topk(min(4, logits.shape[1]), dim=1).values
-    return difference / (largest[:, 0] - largest[:, 2:].mean(dim=1) + 1e-12)
+    return towards / (largest[:, 0] - largest[:, 2:].mean(dim=1) + 1e-12)
 
 
 LOSSES: dict[LossName, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

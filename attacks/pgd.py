@@ -74,6 +74,7 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_budget()
         for field in ("steps", "restarts"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
@@ -87,6 +88,6 @@ class PGD(Attack):
         """The first step: as set, or 2.5 eps / steps (Madry et al.), which can cross the ball from any start."""
         return self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
 
-    def _search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         search = _Pgd(problem, self)
         engine.run(problem, search, ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)

@@ -2,13 +2,20 @@
 
 from typing import Any
 
+from robustres.attacks.apgd import APGD
+from robustres.attacks.apgd_targeted import APGDTargeted
 from robustres.attacks.attack import Attack
+from robustres.attacks.ensemble import Ensemble
+from robustres.attacks.fab import FAB
 from robustres.attacks.fgsm import FGSM
 from robustres.attacks.pgd import PGD
+from robustres.attacks.square import Square
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 
-_ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (FGSM, PGD)}
+_ATTACKS: dict[str, type[Attack]] = {
+    attack.name: attack for attack in (FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble)
+}
 
 
 def attack_names() -> tuple[str, ...]:

@@ -16,7 +16,8 @@ class ThreatModel:
     """Every perturbation d with |d| <= eps in the given norm, the perturbed image staying in [0, 1].
 
     norm: "l2", "linf" or "l1".
-    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images).
+    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images); math.inf leaves only [0, 1] as a limit,
+        for minimum-norm attacks.
 
     >>> ThreatModel("linf", 8 / 255).norm
     'linf'
@@ -28,10 +29,8 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise InputError(
-                f"eps must be positive and in pixel units, got {self.eps:g}; for 8-bit images write 8/255"
-            )
+        if not self.eps > 0:
+            raise InputError(f"eps must be positive and in pixel units, got {self.eps:g}; for 8-bit images write 8/255")
 
 
 def parse_number(text: str) -> float:
@@ -43,7 +42,9 @@ def parse_number(text: str) -> float:
     try:
         return float(Fraction(text.strip()))
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"cannot read {text!r} as a number; write a decimal such as 0.5 or a fraction such as 8/255") from error
+        raise InputError(
+            f"cannot read {text!r} as a number; write a decimal such as 0.5 or a fraction such as 8/255"
+        ) from error
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:

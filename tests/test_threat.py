@@ -8,7 +8,7 @@ from robustres.errors import InputError
 from robustres.threat import ThreatModel, parse_number, parse_numbers
 
 
-@pytest.mark.parametrize("eps", [0.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize("eps", [0.0, -0.1, math.nan, -math.inf])
 def test_an_eps_that_is_not_positive_and_finite_is_refused_with_the_cure(eps: float) -> None:
     with pytest.raises(InputError, match="8/255"):
         ThreatModel("linf", eps)

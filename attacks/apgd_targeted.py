@@ -1,0 +1,63 @@
+"""Targeted Auto-PGD: one run towards each of the most likely wrong classes (Croce and Hein 2020)."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks import engine, losses
+from robustres.attacks.apgd import AutoPgd, SparseAutoPgd, check_counts
+from robustres.attacks.attack import Attack
+from robustres.attacks.engine import Slots
+from robustres.attacks.ledger import Ledger
+from robustres.attacks.problem import Problem
+from robustres.attacks.targets import likely_targets, refuse_targeted
+
+
+class _Towards(AutoPgd):
+    """Restart r aims at the r-th most likely wrong class; any wrong answer is a success."""
+
+    targets: Tensor
+
+    def begin(self, slots: Slots) -> None:
+        slots["target"] = self.targets[slots["sample"], slots["restart"]]
+        super().begin(slots)
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        value = losses.dlr_targeted(logits, slots["classes"], slots["target"])
+        if not bool(slots["by_margin"].any()):
+            return value
+        towards = losses.difference(logits, slots["classes"], slots["target"])
+        return torch.where(slots["by_margin"], towards, value)
+
+
+class _SparseTowards(_Towards, SparseAutoPgd):
+    """The same in l1."""
+
+
+@dataclass(frozen=True)
+class APGDTargeted(Attack):
+    """Auto-PGD on the targeted difference-of-logits ratio, for `targets` wrong classes in turn, most likely first.
+
+    targets: how many classes to aim at; at most classes - 1 are.
+    steps: updates per class.
+    """
+
+    name: ClassVar[str] = "apgd-t"
+
+    _: KW_ONLY
+    steps: int = 100
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self.steps, self.targets)
+        self.require_budget()
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        refuse_targeted(problem, self.name)
+        kind = _SparseTowards if problem.threat.norm == "l1" else _Towards
+        search = kind(problem, steps=self.steps, seed=self.seed, loss="dlr")
+        search.targets = likely_targets(clean, problem.classes, self.targets)
+        engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

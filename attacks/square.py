@@ -1,0 +1,116 @@
+"""Square attack (Andriushchenko et al. 2020): random search with square patches, no gradient.
+
+Each proposal changes one square window of the image and is kept if the margin loss does not fall. The windows shrink
+by a fixed schedule. What it finds where gradient attacks fail is the mark of masked gradients.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks import engine
+from robustres.attacks.apgd import check_counts
+from robustres.attacks.attack import Attack
+from robustres.attacks.engine import Search, Slots
+from robustres.attacks.ledger import Ledger
+from robustres.attacks.problem import Problem
+from robustres.attacks.randomness import integers, sample_keys
+from robustres.attacks.square_l2 import propose_l2, start_l2
+from robustres.attacks.window import window_index
+from robustres.threat import Norm
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share of pixels, in a search of 10,000 steps
+
+
+def window_sides(steps: int, first_share: float, shape: tuple[int, ...], norm: Norm) -> list[int]:
+    """Side of the window at each step for images of shape (C, H, W)."""
+    smallest = 1 if norm == "linf" else 3
+    sides = []
+    for step in range(steps):
+        progress = int(step / steps * 10_000)
+        share = first_share / 2 ** sum(progress > mark for mark in HALVINGS)
+        side = max(round(math.sqrt(share * shape[-1] * shape[-2])), smallest)
+        if norm == "l2" and side % 2 == 0:
+            side += 1
+        sides.append(min(side, shape[-1], shape[-2]))
+    return sides
+
+
+class _Square(Search):
+    uses_gradient = False
+
+    def __init__(self, problem: Problem, *, steps: int, seed: int, first_share: float) -> None:
+        self.problem, self.steps, self.seed = problem, steps, seed
+        self.shape = tuple(problem.x.shape[1:])
+        sides = window_sides(steps, first_share, self.shape, problem.threat.norm)
+        self.sides = torch.tensor([*sides, sides[-1]], device=problem.x.device)
+
+    def begin(self, slots: Slots) -> None:
+        slots["keys"] = sample_keys(self.seed, slots["index"], slots["restart"])
+        slots["points"] = self._start(slots)
+        slots["best"] = slots["points"].clone()
+        slots["best_loss"] = torch.full_like(slots["x"].flatten(1)[:, 0], -torch.inf)
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        return self.problem.margin(logits, slots["classes"])
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        better = loss >= slots["best_loss"]
+        slots["best"][better] = slots["points"][better]
+        slots["best_loss"][better] = loss[better].to(slots["best_loss"].dtype)
+        sides = self.sides[slots["age"]]
+        points = slots["best"].clone()
+        for side in sides.unique().tolist():
+            chosen = (sides == side).nonzero().flatten()
+            self._propose(slots, points, chosen, side)
+        slots["points"] = points
+        return slots["age"] + 1 >= self.steps
+
+    def _start(self, slots: Slots) -> Tensor:
+        threat, shape = self.problem.threat, self.shape
+        if threat.norm == "l2":
+            return start_l2(slots["keys"], slots["x"], threat.eps)
+        up = integers(slots["keys"], 2, (shape[0], 1, shape[2])).bool().expand(-1, -1, shape[1], -1)
+        return torch.where(up, slots["high"], slots["low"])
+
+    def _propose(self, slots: Slots, points: Tensor, chosen: Tensor, side: int) -> None:
+        """Change one window of each chosen point, in place."""
+        keys, draw, (channels, height, width) = slots["keys"][chosen], slots["age"][chosen] + 1, self.shape
+        extent = torch.tensor([height - side + 1, width - side + 1] * 2 + [2] * channels, device=points.device)
+        drawn = integers(keys, extent, (4 + channels,), draw=draw)
+        signs = drawn[:, 4:] * 2 - 1
+        if self.problem.threat.norm == "l2":
+            points[chosen] = propose_l2(points[chosen], slots["x"][chosen], drawn[:, :4], signs, side, self.problem)
+            return
+        window = window_index(chosen, drawn[:, 0], drawn[:, 1], channels, side)
+        up = signs[:, :, None, None] > 0
+        points[window] = torch.where(up, slots["high"][window], slots["low"][window])
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """Random search on the margin loss; needs answers only, no gradients.
+
+    steps: proposals, each one forward pass. first_share: share of the pixels that the first windows cover.
+    restarts: independent searches.
+    """
+
+    name: ClassVar[str] = "square"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+
+    _: KW_ONLY
+    steps: int = 5000
+    restarts: int = 1
+    first_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self.steps, self.restarts)
+        self.require_budget()
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        search = _Square(problem, steps=self.steps, seed=self.seed, first_share=self.first_share)
+        engine.run(problem, search, ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)

@@ -1,0 +1,23 @@
+"""Which wrong classes an attack aims at."""
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.problem import Problem
+from robustres.errors import InputError
+
+
+def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The `count` most likely wrong classes (N, min(count, classes - 1)), most likely first.
+
+    >>> likely_targets(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), 9)
+    tensor([[2, 1]])
+    """
+    others = logits.nan_to_num().scatter(1, labels[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def refuse_targeted(problem: Problem, name: str) -> None:
+    """InputError where the caller gives targets to an attack that chooses its own."""
+    if problem.targeted:
+        raise InputError(f"{name} chooses its own targets; for a target of yours use apgd or pgd with targets=")
