@@ -116,6 +116,11 @@ def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.Data
     return frame[list(columns)].astype(columns)
 
 
+def json_text(content: Mapping[str, Any]) -> str:
+    """JSON as robustres writes it: indented, without NaN or infinity, which its standard does not know."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """The file appears complete or not at all, and survives a power cut once this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +143,7 @@ class RunFolder:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write run.json."""
-        write_atomically(self.path / "run.json", (json.dumps(manifest, indent=2) + "\n").encode())
+        write_atomically(self.path / "run.json", json_text(manifest).encode())
 
     def manifest(self) -> dict[str, Any]:
         """Read run.json; InputError where the folder holds no run."""
@@ -156,6 +161,11 @@ class RunFolder:
         """Whether that part was written completely."""
         return (self.path / "parts" / f"{table}-{part}.parquet").is_file()
 
+    def clear(self) -> None:
+        """Remove the manifest, the summary and every part, the manifest first; other files stay."""
+        for file in (self.path / "run.json", self.path / "summary.json", *(self.path / "parts").glob("*.parquet")):
+            file.unlink(missing_ok=True)
+
     def table(self, name: str) -> pd.DataFrame:
         """All parts of a table in one frame."""
         files = sorted((self.path / "parts").glob(f"{name}-*.parquet"))
@@ -169,7 +179,7 @@ class RunFolder:
     def write_summary(self) -> dict[str, Any]:
         """Make summary.json from the manifest and the tables, and return it."""
         summary = summarise(self.manifest(), self.tables())
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(self.path / "summary.json", json_text(summary).encode())
         return summary
 
 
@@ -190,7 +200,7 @@ def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
         "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
         "attacks": _attack_rows(tables["attacks"], correct),
         "certificates": _certificate_rows(tables["certificates"], correct, manifest["eps"]),
-        "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": _block_rows(tables["blocks"])},
+        "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": block_records(tables["blocks"])},
         "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
         "refused": list(manifest["refused"]),
     }
@@ -255,7 +265,8 @@ def _certificate_rows(
     return rows
 
 
-def _block_rows(blocks: pd.DataFrame) -> list[dict[str, Any]]:
+def block_records(blocks: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of the blocks' table as plain values, None where there is no number."""
     return [
         {key: None if pd.isna(value) else value for key, value in row.items()}
         for row in blocks.to_dict(orient="records")

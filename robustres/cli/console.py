@@ -14,9 +14,9 @@ notes = Console(stderr=True)
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that moves one bar per stage."""
+    """A function (stage, done, total) that moves one bar per stage; silent where nobody watches a terminal."""
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, disable=quiet) as bars:
+    with Progress(*columns, console=notes, disable=quiet or not notes.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
@@ -33,7 +33,7 @@ def print_table(
     """One table; the first column is text, the others are numbers."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for position, column in enumerate(header):
-        table.add_column(column, justify="right" if position else "left")
+        table.add_column(column, justify="right" if position else "left", overflow="fold", min_width=len(column))
     for row in rows:
         table.add_row(*row)
     output.print(table)

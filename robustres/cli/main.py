@@ -9,8 +9,12 @@ import sys
 import typer
 
 from robustres import __version__
+from robustres.cli.attack import attack
+from robustres.cli.certify import certify
+from robustres.cli.compare import compare
 from robustres.cli.demo import demo
 from robustres.cli.evaluate import evaluate
+from robustres.cli.lipschitz import lipschitz
 from robustres.cli.report import report
 from robustres.cli.train import train
 from robustres.errors import RobustresError, SandwichViolationError
@@ -37,10 +41,8 @@ def options(
     """Options that stand before the command."""
 
 
-commands.command()(demo)
-commands.command()(evaluate)
-commands.command()(train)
-commands.command()(report)
+for command in (demo, evaluate, attack, certify, lipschitz, train, compare, report):
+    commands.command()(command)
 
 
 def app() -> None:

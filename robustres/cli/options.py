@@ -1,22 +1,31 @@
-"""Options that several commands share, each declared once."""
+"""Options that several commands share, each declared once, and what they mean."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from robustres.threat import Norm
+
+Model = Annotated[str, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
 Data = Annotated[
-    str,
-    typer.Option(
-        "--data", help="digits | mnist | folder:DIR (one directory per class) | npy:DIR (images.npy, labels.npy)"
-    ),
+    str, typer.Option("--data", help="digits | mnist | folder:DIR (a directory per class) | npy:DIR (images, labels)")
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where torchvision's layout lies (mnist).")]
+NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
+Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
+Mean = Annotated[str | None, typer.Option("--mean", help="Normalisation that the network expects, per channel.")]
+Std = Annotated[str | None, typer.Option("--std", help="Standard deviations, per channel; with --mean.")]
+Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jointly (tighter) or by 1 + K_F alone.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many samples.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
-Json = Annotated[bool, typer.Option("--json", help="Print summary.json to standard output and nothing else.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/MODEL-DATA.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again where --out holds a run.")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and go on.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
 
 
 def pick_device(name: str) -> str:
@@ -34,3 +43,22 @@ def pick_device(name: str) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {name!r} asks for a GPU and none is usable here; use --device cpu")
     return name
+
+
+def budgets(norm: str, eps: str | None) -> "dict[Norm, tuple[float, ...]]":
+    """The eps to use in a norm: those given, or the conventional ones."""
+    from robustres.errors import InputError
+    from robustres.evaluation import CONVENTIONAL_EPS
+    from robustres.threat import parse_numbers
+
+    known = next((name for name in CONVENTIONAL_EPS if name == norm), None)
+    if known is None:
+        raise InputError(f"--norm must be one of {', '.join(CONVENTIONAL_EPS)}, got {norm!r}")
+    return {known: CONVENTIONAL_EPS[known] if eps is None else parse_numbers(eps)}
+
+
+def statistics(mean: str | None, std: str | None) -> dict[str, tuple[float, ...]]:
+    """The normalisation that was given, as `load_model` takes it."""
+    from robustres.threat import parse_numbers
+
+    return {name: parse_numbers(text) for name, text in (("mean", mean), ("std", std)) if text is not None}

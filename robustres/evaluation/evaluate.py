@@ -34,11 +34,11 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished evaluation: its folder, its summary, and the bound of the network."""
+    """A finished evaluation: its folder, its summary, and the bound of the network where one was asked for."""
 
     folder: RunFolder
     summary: dict[str, Any]
-    lipschitz: LipschitzReport
+    lipschitz: LipschitzReport | None
 
 
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
     *,
     name: str | None = None,
     device: torch.device | str = "cpu",
+    overwrite: bool = False,
     command: list[str] | None = None,
     progress: Progress = _silent,
 ) -> Run:
@@ -57,7 +58,8 @@ def evaluate(
     Every sample gets its prediction, one row for each attack and eps, and a certified radius in every certified norm.
     Nothing is written before the model's answers to all images were checked. A folder that holds an interrupted run
     of the same model, data and settings is continued and ends as an unbroken one; of others it is refused, and
-    nothing in it changes. Under torchrun the processes share the parts; the result does not depend on how many.
+    nothing in it changes, unless `overwrite` asks to begin again. Under torchrun the processes share the parts; the
+    result does not depend on how many.
 
     Raises: DataError or ModelError where model and data do not fit; InputError where the folder belongs to another
     run or is in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
@@ -67,7 +69,7 @@ def evaluate(
     folder = RunFolder(Path(out))
     module = model.module.to(device)
     with this_shard() as shard, evaluation_mode(module):
-        check_output(module, data, device=device)
+        classes = check_output(module, data, device=device)
         attacks = [
             make_attack(attack, threat, seed=settings.seed, **settings.attack_settings.get(attack, {}))
             for attack in settings.attacks
@@ -79,14 +81,25 @@ def evaluate(
         )  # fmt: skip
         if not settings.keep_going:
             check_finite(logits)
-        progress("bound", 0, 1)
-        report = lipschitz(module, data.image_shape, joint=settings.joint, refuse="record")
-        progress("bound", 1, 1)
+        report = None
+        if settings.certify:
+            progress("bound", 0, 1)
+            report = lipschitz(module, data.image_shape, joint=settings.joint, refuse="record")
+            progress("bound", 1, 1)
         with locked(folder.path) if shard.first else nullcontext():
             if shard.first:
                 manifest = build_manifest(
-                    model, data, settings, report, name=name or folder.path.name, device=device, command=command
+                    model,
+                    data,
+                    settings,
+                    report,
+                    name=name or folder.path.name,
+                    classes=classes,
+                    device=device,
+                    command=command,
                 )
+                if overwrite:
+                    folder.clear()
                 _open_run(folder, manifest, report)
             shard.wait()
             mine = shard.own(_parts(len(data), settings.part_size))
@@ -111,7 +124,7 @@ def _part_name(span: range) -> str:
     return f"{span.start:09d}"
 
 
-def _open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzReport) -> None:
+def _open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzReport | None) -> None:
     """Begin a run in an empty folder, or make sure that the one begun there is this one."""
     if (folder.path / "run.json").exists():
         mine, theirs = manifest["identity"], folder.manifest().get("identity", {})
@@ -119,10 +132,10 @@ def _open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzRepo
         if different:
             listed = "; ".join(f"{key}: {theirs.get(key)} there, {mine.get(key)} now" for key in different)
             raise InputError(
-                f"{folder.path} holds another run ({listed}); choose another --out, or delete that folder first"
+                f"{folder.path} holds another run ({listed}); choose another --out, or begin again with --overwrite"
             )
     else:
-        folder.write_part("blocks", "all", report.to_frame())
+        folder.write_part("blocks", "all", [] if report is None else report.to_frame())
         folder.write_manifest(manifest)
 
 

@@ -1,5 +1,6 @@
 """The manifest of a run: what was evaluated, with which settings, on which machine."""
 
+import math
 import os
 import platform
 import sys
@@ -21,13 +22,17 @@ def build_manifest(
     model: LoadedModel,
     data: ImageSet,
     settings: Settings,
-    report: LipschitzReport,
+    report: LipschitzReport | None,
     *,
     name: str,
+    classes: int,
     device: torch.device,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Everything about a run that is not a table; `identity` is the part that a resumed run must share."""
+    """Everything about a run that is not a table; `identity` is the part that a resumed run must share.
+
+    classes: how many the model knows; those that do not occur in the data are named by their number.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -38,12 +43,12 @@ def build_manifest(
         "data": {
             "source": data.source,
             "sha256": data.sha256,
-            "classes": data.classes,
-            "class_names": list(data.class_names),
+            "classes": classes,
+            "class_names": [*data.class_names, *map(str, range(data.classes, classes))],
         },
         "eps": settings.counted_eps(),
-        "lipschitz": None if report.refused else {"norm": "l2", "upper": report.upper, "lower": report.lower},
-        "refused": [{"path": refusal.path, "operation": refusal.operation} for refusal in report.refused],
+        "lipschitz": _bound(report),
+        "refused": [{"path": row.path, "operation": row.operation} for row in (report.refused if report else ())],
         "settings": settings.to_json(),
         "seed": settings.seed,
         "dtype": {"attack": "float32", "certify": "float64"},
@@ -56,7 +61,14 @@ def build_manifest(
 def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, Any]:
     """What decides a run's results: the weights, the data, and every setting that can change a number."""
     decisive = {key: value for key, value in settings.to_json().items() if key != "batch_size"}
-    return {"model": model.sha256, "data": data.sha256, "samples": len(data), **decisive}
+    return {"model": model.sha256, "data": data.sha256, "samples": len(data), **decisive, "versions": versions()}
+
+
+def _bound(report: LipschitzReport | None) -> dict[str, Any] | None:
+    if report is None or report.refused:
+        return None
+    sides = {"upper": report.upper, "lower": report.lower}
+    return {"norm": "l2", **{side: value if math.isfinite(value) else None for side, value in sides.items()}}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def part_tables(
     logits: Tensor,
     span: range,
     attacks: Sequence[Attack],
-    report: LipschitzReport,
+    report: LipschitzReport | None,
     settings: Settings,
     *,
     device: torch.device,
@@ -117,7 +117,7 @@ def _certificate_rows(
     images: Tensor,
     index: Tensor,
     samples: pd.DataFrame,
-    report: LipschitzReport,
+    report: LipschitzReport | None,
     settings: Settings,
     device: torch.device,
 ) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def _certificate_rows(
     The certificate is of the float64 network. Where that answers otherwise than the network as it runs, or where an
     answer is not finite, the radius is 0.
     """
-    if report.refused:
+    if report is None or report.refused:
         return empty_table("certificates")
     tables = []
     for norm in settings.certified_norms():

@@ -19,7 +19,8 @@ class Settings:
     """Threats, attacks and certificates of one evaluation.
 
     eps: for each norm to attack in, the budgets in pixel units. Certificates are computed in these norms and in l2.
-    attacks: names that `robustres.attacks.make_attack` knows.
+    attacks: names that `robustres.attacks.make_attack` knows; none for certificates alone.
+    certify: whether radii are computed; False for attacks alone.
     attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
     batch_size: samples per forward pass; the results do not depend on it beyond rounding.
     part_size: samples per part of the run's tables, the unit of resuming and of sharding.
@@ -31,6 +32,7 @@ class Settings:
 
     eps: Mapping[Norm, tuple[float, ...]]
     attacks: tuple[str, ...] = ("fgsm", "pgd")
+    certify: bool = True
     attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     batch_size: int = 256
     part_size: int = 512
@@ -55,6 +57,8 @@ class Settings:
 
     def certified_norms(self) -> tuple[Norm, ...]:
         """The norms in which radii are computed: l2, and linf where it is attacked."""
+        if not self.certify:
+            return ()
         return ("l2", "linf") if "linf" in self.eps else ("l2",)
 
     def counted_eps(self) -> dict[str, list[float]]:
@@ -68,6 +72,7 @@ class Settings:
         return {
             "eps": {norm: list(budgets) for norm, budgets in self.eps.items()},
             "attacks": list(self.attacks),
+            "certify": self.certify,
             "attack_settings": {name: dict(values) for name, values in self.attack_settings.items()},
             "batch_size": self.batch_size,
             "part_size": self.part_size,

@@ -96,8 +96,9 @@ def test_resnet_2b_gives_its_known_answers(shared: Path, run: Run) -> None:
     assert robust["fgsm"] >= robust["pgd"]
     blocks = [row for row in summary["lipschitz"]["blocks"] if row["shortcut"] is not None]
     assert len(blocks) == 2
-    assert [row["textbook"] for row in blocks] == pytest.approx([9.11, 10.25], rel=0.02)
-    assert all(row["lower"] <= row["upper"] <= row["textbook"] for row in blocks)
+    # Published for this network: the textbook bounds, and values that no bound of a block can go below.
+    for row, textbook, attained in zip(blocks, (9.12, 10.26), (3.755, 5.542), strict=True):
+        assert row["lower"] <= attained <= row["upper"] <= row["textbook"] <= textbook
     assert summary["sandwich"] == {"violations": 0}
     for name in ("report.html", "report.md", "samples.csv", "blocks.csv", "run.json"):
         assert (Path("run") / name).stat().st_size > 0
@@ -146,7 +147,7 @@ def write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
 GREY = np.full((4, 8, 8, 1), 128, dtype=np.uint8)
 ZEROS = np.zeros(4, dtype=np.int64)
 BAD_DATA = {
-    "normalised": (GREY.astype(np.float32) / 64 - 2, ZEROS, "[0, 1]"),
+    "normalised": (GREY.astype(np.float32) / 64 - 3, ZEROS, "[0, 1]"),
     "bytes as floats": (GREY.astype(np.float32), ZEROS, "[0, 1]"),
     "not finite": (np.full((4, 8, 8, 1), np.nan, dtype=np.float32), ZEROS, "NaN"),
     "negative label": (GREY, ZEROS - 1, "label"),

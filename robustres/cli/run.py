@@ -1,0 +1,100 @@
+"""What evaluate, attack and certify share: run, report, print."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from robustres.cli import console
+from robustres.cli.options import pick_device, statistics
+
+if TYPE_CHECKING:
+    from robustres.evaluation import Settings
+
+
+def run_and_report(
+    model: str,
+    data: str,
+    settings: "Settings",
+    *,
+    mean: str | None,
+    std: str | None,
+    data_root: Path | None,
+    limit: int | None,
+    device: str,
+    out: Path | None,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    """Evaluate the model on the data, write the run folder with its report, and print the summary."""
+    from robustres.data import load_data
+    from robustres.evaluation import evaluate
+    from robustres.models import load_model
+    from robustres.reports import write_report
+
+    where = pick_device(device)
+    images = load_data(data, root=data_root, limit=limit)
+    loaded = load_model(model, input_shape=images.image_shape, **statistics(mean, std))
+    folder = out or Path("runs") / f"{_slug(model)}-{_slug(data)}"
+    try:
+        with console.progress_bar(quiet=json) as progress:
+            run = evaluate(
+                loaded, images, folder, settings, device=where, overwrite=overwrite, command=sys.argv, progress=progress
+            )
+            progress("report", 0, 1)
+            page = write_report(folder)
+            progress("report", 1, 1)
+    except KeyboardInterrupt:
+        console.notes.print(f"interrupted; run the same command again to resume from {folder}")
+        raise typer.Exit(130) from None
+    if json:
+        typer.echo((folder / "summary.json").read_text(), nl=False)
+    else:
+        print_summary(run.summary)
+        console.output.print(f"report: {page}")
+
+
+def _slug(spec: str) -> str:
+    """A model or data specification as part of a folder's name."""
+    stem = Path(spec.split(":", 1)[-1]).name.removesuffix(".onnx").removesuffix(".safetensors")
+    return "".join(character if character.isalnum() or character in "._-" else "-" for character in stem)
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The accuracies and the block ledger on the console."""
+    total = summary["data"]["samples"]
+
+    def line(what: str, row: dict[str, Any], count: str) -> tuple[str, ...]:
+        eps = console.eps_text(row["eps"]) if "eps" in row else ""
+        return what, row.get("norm", ""), eps, f"{row[count]} / {total}", console.percent(row["accuracy"])
+
+    rows = [
+        line("clean", summary["clean"], "correct"),
+        *(line(f"survive {row['attack']}", row, "robust") for row in summary["attacks"]),
+        *(line(f"certified ({row['guarantee']})", row, "certified") for row in summary["certificates"]),
+    ]
+    console.print_table("Robustness", ("", "norm", "eps", "samples", "share"), rows)
+    if summary["lipschitz"] is not None:
+        print_blocks(summary["lipschitz"]["blocks"], summary["lipschitz"]["upper"], summary["lipschitz"]["lower"])
+    elif summary["refused"]:
+        refused = "; ".join(f"{row['operation']} at {row['path'] or 'the top'}" for row in summary["refused"])
+        console.output.print(f"no certificate: no bound is known for {refused}", markup=False)
+
+
+def print_blocks(blocks: list[dict[str, Any]], upper: float, lower: float) -> None:
+    """The block ledger: every block with its bounds and its estimate."""
+    rows = [
+        (row["name"], row["kind"], *(_number(row[key]) for key in ("textbook", "joint", "upper", "lower")))
+        for row in blocks
+    ]
+    console.print_table(
+        "l2 Lipschitz constant, block by block",
+        ("block", "kind", "1 + K_F", "joint", "bound", "estimate"),
+        rows,
+        caption=f"whole network: bound {_number(upper)}, estimate from below {_number(lower)}",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.4g}"
