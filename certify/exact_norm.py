@@ -8,6 +8,7 @@ from robustres.certify.batched_norm import largest_norm
 from robustres.certify.convolution import Convolution
 from robustres.certify.linear_map import ChannelScale, Dense, Identity, LinearMap, Scaled, Separable
 from robustres.certify.product_rounding import product_error
+from robustres.certify.selection import Diagonal, Selection
 from robustres.numerics import rounded_up
 
 DENSE_SIDE = 768  # smaller side of a matrix that is decomposed without asking
@@ -21,6 +22,10 @@ def structural_norm(map_: LinearMap) -> float | None:
             return 1.0
         case ChannelScale():
             return float(map_.scale.abs().max())
+        case Diagonal():
+            return float(map_.factors.detach().abs().max())
+        case Selection():
+            return float(map_.copies) if map_.copies <= 1 else rounded_up(math.sqrt(map_.copies), 1)
         case Scaled():
             inner = structural_norm(map_.map)
             return None if inner is None else rounded_up(abs(map_.factor) * inner, 1)

@@ -15,6 +15,7 @@ from robustres.certify.linear_map import (
     Separable,
     Sum,
 )
+from robustres.certify.selection import Diagonal, Selection
 from robustres.numerics import gamma
 
 ALGORITHM_FACTOR = 16  # room for convolution algorithms that do not add the plain products
@@ -34,6 +35,10 @@ def absolute_norm(map_: LinearMap) -> float:
             return _matrix_norm(map_.matrix.detach().abs())
         case ChannelScale():
             return float(map_.scale.detach().abs().max())
+        case Diagonal():
+            return float(map_.factors.detach().abs().max())
+        case Selection():
+            return math.sqrt(map_.copies)
         case Separable():
             return _matrix_norm(map_.rows.detach().abs()) * _matrix_norm(map_.columns.detach().abs())
         case Convolution():
@@ -72,8 +77,10 @@ def product_roundings(map_: LinearMap) -> int:
             return max(product_roundings(term) for term in map_.terms) + len(map_.terms)
         case Composition():
             return sum(product_roundings(part) for part in map_.parts)
-        case ChannelScale():
+        case ChannelScale() | Diagonal():
             return 1
+        case Selection():
+            return map_.copies
     return map_.in_size + map_.out_size
 
 

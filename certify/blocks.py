@@ -1,0 +1,145 @@
+"""Bounds of every piece of a network, composed along its dominators.
+
+Between two consecutive nodes that every path shares stands either one piece, or a region that ends in a merge. The
+constant of a path multiplies; a sum of paths adds; paths side by side add their squares. Each region is bounded from
+the outputs of its entry, whatever happens inside it, so any acyclic network is covered, nested blocks included.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Literal
+
+from robustres.certify.block_row import BlockRow
+from robustres.certify.bound import Bound, Guarantee
+from robustres.certify.linear_map import LinearMap
+from robustres.certify.linf_norm import all_hold, linf_norm, product
+from robustres.certify.network import Elementwise, Linear, Merge, Node, Opaque, chain, dominators
+from robustres.certify.regions import Operand, Region, region
+from robustres.certify.residual_bound import residual_candidates
+from robustres.certify.spectral_norm import spectral_norm
+from robustres.numerics import rounded_up
+
+KINDS = {"max pooling": "pooling", "stated by the module": "stated"}
+
+
+@dataclass(eq=False)
+class Bounder:
+    """Bounds the pieces of one network in one norm; every piece is bounded once.
+
+    joint: also bound residual blocks jointly (l2 only). seconds: time guide for each piece. delta: a failure
+    probability that probabilistic methods may spend per piece; None allows deterministic methods only.
+    """
+
+    order: list[Node]
+    norm: Literal["l2", "linf"] = "l2"
+    joint: bool = True
+    seconds: float | None = None
+    delta: float | None = None
+    _dominator: dict[Node, Node] = field(init=False)
+    _rows: dict[Node, BlockRow] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._dominator = dominators(self.order)
+
+    def rows(self, end: Node) -> list[tuple[Node, Node, BlockRow]]:
+        """Entry, exit and row of each piece from the source to `end`; 1-Lipschitz activations have none."""
+        nodes = chain(self._dominator, self.order[0], end)
+        pieces = [(self._dominator[node], node, self.row(node)) for node in nodes]
+        return [piece for piece in pieces if not (isinstance(piece[1].piece, Elementwise) and piece[2].upper == 1)]
+
+    def row(self, node: Node) -> BlockRow:
+        """The piece that ends in `node`, from its immediate dominator."""
+        if node not in self._rows:
+            start = perf_counter()
+            if isinstance(node.piece, Merge):
+                row = self._region_row(region(self._dominator, node), start)
+            else:
+                row = self._piece_row(node)
+            self._rows[node] = row
+        return self._rows[node]
+
+    def norm_of(self, map_: LinearMap) -> Bound:
+        """The norm of a linear map in this bounder's norm."""
+        if self.norm == "l2":
+            return spectral_norm(map_, delta=self.delta, seconds=self.seconds)
+        return Bound(0.0, linf_norm(map_), "row sums")
+
+    def _piece_row(self, node: Node) -> BlockRow:
+        name = node.path or node.origin.name
+        piece = node.piece
+        if isinstance(piece, Linear):
+            bound, kind = self.norm_of(piece.map), "linear"
+        elif isinstance(piece, Elementwise):
+            bound, kind = Bound(piece.constant, piece.constant, "largest slope"), "activation"
+        else:
+            assert isinstance(piece, Opaque)
+            bound = piece.bound if self.norm == "l2" else Bound(0.0, piece.linf, piece.bound.method)
+            kind = KINDS.get(piece.name, "nonlinear")
+        return BlockRow(
+            name,
+            kind,
+            bound.upper,
+            bound.lower,
+            bound.method,
+            bound.guarantee,
+            candidates={bound.method: bound.upper},
+            seconds=bound.seconds,
+        )
+
+    def _operand(self, operand: Operand) -> Bound:
+        """The product along one operand, 1 where it is the entry itself."""
+        rows = [self.row(node) for node in operand.nodes]
+        if not rows:
+            return Bound(1.0, 1.0, "identity")
+        return product([Bound(0.0, row.upper, row.method, row.guarantee) for row in rows])
+
+    def _region_row(self, found: Region, start: float) -> BlockRow:
+        branches = [self._operand(branch) for branch in found.branches]
+        guarantee = all_hold(branches)
+        shortcut = math.nan
+        if found.is_sum:
+            branch = rounded_up(math.fsum(bound.upper for bound in branches), 1) if branches else math.nan
+            total = math.fsum(bound.upper for bound in branches)
+            if found.shortcut is not None:
+                skip = self.norm_of(found.shortcut)
+                shortcut, guarantee = skip.upper, guarantee & skip.guarantee
+                total += shortcut
+            textbook = rounded_up(total, 2)
+        else:
+            branch = math.nan
+            squares = [bound.upper**2 for bound in branches] if self.norm == "l2" else [0.0]
+            largest = max(bound.upper for bound in branches)
+            textbook = rounded_up(math.sqrt(math.fsum(squares)), 3) if self.norm == "l2" else largest
+        candidates = {"textbook": textbook}
+        holds: dict[str, Guarantee] = {"textbook": guarantee}
+        if self.joint and self.norm == "l2" and found.is_sum and len(branches) == 1 and found.shortcut is not None:
+            for name, bound in residual_candidates(found, self.norm_of, seconds=self.seconds, delta=self.delta):
+                candidates[name], holds[name] = bound.upper, bound.guarantee
+        method = min(candidates, key=lambda name: candidates[name])
+        return BlockRow(
+            found.path(),
+            found.kind,
+            candidates[method],
+            0.0,
+            method,
+            holds[method],
+            shortcut=shortcut,
+            branch=branch,
+            textbook=textbook,
+            joint=candidates.get("joint", math.nan),
+            candidates=candidates,
+            seconds=perf_counter() - start,
+        )
+
+
+def unique_names(pieces: list[tuple[Node, Node, BlockRow]]) -> list[str]:
+    """A name for each row: of the module that holds it, else of the merge that ends it, else with a number."""
+    count = Counter(row.name for _, _, row in pieces)
+    names: list[str] = []
+    for _, end, row in pieces:
+        name = row.name if count[row.name] == 1 else end.path or end.origin.name
+        used = sum(other.split("#")[0] == name for other in names)
+        names.append(f"{name}#{used + 1}" if used else name)
+    return names

@@ -1,0 +1,251 @@
+"""A model as a graph of ATen operations, captured by `torch.export` and compared with the model before it is used."""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from robustres.certify.linear_map import Shape
+from robustres.certify.protocol import HasLipschitzBound
+from robustres.errors import ModelError, Refusal, UnsupportedOperationError
+from robustres.guard import random_state_kept
+
+# Samples in the captured batch; rules check against it that no operation mixes samples.
+BATCH = 3
+# A module that states its own bound is captured as one call of this operation, which only has a shape.
+_LIBRARY = torch.library.Library("robustres", "DEF")
+_LIBRARY.define("stated(Tensor x, str path, int[] shape) -> Tensor")
+_LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")
+STATED = torch.ops.robustres.stated.default
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model's graph in float64 and evaluation mode.
+
+    module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
+    """
+
+    module: nn.Module
+    nodes: tuple[fx.Node, ...]
+    source: fx.Node
+    output: fx.Node
+    constants: Mapping[fx.Node, Any]
+
+    def run(self, known: Mapping[fx.Node, Tensor], wanted: fx.Node) -> Tensor:
+        """The value of `wanted`, given the values of nodes that cut it off from the input; differentiable."""
+        values: dict[fx.Node, Any] = {**self.constants, **known}
+        needed = self._needed(wanted, values)
+        for node in self.nodes:
+            if node in needed:
+                values[node] = call(node, values, self.module)
+        result: Tensor = values[wanted]
+        return result
+
+    def _needed(self, wanted: fx.Node, values: Mapping[fx.Node, Any]) -> set[fx.Node]:
+        needed: set[fx.Node] = set()
+        stack = [wanted]
+        while stack:
+            node = stack.pop()
+            if node not in values and node not in needed:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+        return needed
+
+
+def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module) -> Any:
+    """The value of one operation."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    if node.target is STATED:
+        return module.get_submodule(args[1])(args[0])
+    assert callable(node.target), node.target
+    return node.target(*args, **kwargs)
+
+
+def float64_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
+    try:
+        module = copy.deepcopy(model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the model cannot be copied, which certification needs: {_first_line(error)}") from error
+    module = module.to(torch.float64).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's tensors lie; the CPU if it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def capture(model: nn.Module, input_shape: Shape) -> Captured:
+    """The graph of the model on a batch of inputs of `input_shape`, checked against the model.
+
+    Raises: ModelError where the model does not run on such inputs, mixes the samples of a batch, or is not a function;
+    UnsupportedOperationError where it cannot be written as a graph (control flow that depends on the data).
+    """
+    module = float64_copy(model)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))
+    with random_state_kept(), torch.no_grad():
+        answer = _answer(module, example)
+        program = _export(module, example)
+        captured = _folded(module, program)
+        _compare(captured, example, answer)
+    return captured
+
+
+def _answer(module: nn.Module, example: Tensor) -> Tensor:
+    """The model's answer to the example, which must be one tensor and must not depend on the other samples."""
+    try:
+        answer = module(example)
+        alone = torch.cat([module(sample[None]) for sample in example])
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {_first_line(error)}"
+        ) from error
+    if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
+        raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
+    if not _close(answer, alone, 1e-9):
+        raise ModelError("the model's answer to a sample depends on the batch, or changes from call to call")
+    return answer
+
+
+def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    stated = _outermost_stated(module)
+    shapes: dict[tuple[str, Shape], list[int]] = {}
+    hooks = [child.register_forward_hook(_shape_recorder(path, shapes)) for path, child in stated.items()]
+    try:
+        module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    try:
+        for path, child in stated.items():
+            child.forward = _stated_forward(path, shapes)
+        program = torch.export.export(_Root(module), (example,), strict=False)
+        return program.run_decompositions({})
+    except Exception as error:  # torch.export raises its own errors and whatever the traced code raises
+        raise UnsupportedOperationError(
+            [Refusal("", f"what torch.export cannot write as a graph ({_first_line(error)})")]
+        ) from error
+    finally:
+        for child in stated.values():
+            child.__dict__.pop("forward", None)
+
+
+def _outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that state their own bound and do not stand inside another such module."""
+    found: dict[str, nn.Module] = {}
+    for path, child in module.named_modules():
+        inside = any(path.startswith(other + ".") or other == "" for other in found)
+        if isinstance(child, HasLipschitzBound) and not inside:
+            found[path] = child
+    return found
+
+
+def _shape_recorder(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Callable[..., None]:
+    def record(child: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
+        if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(answer, Tensor):
+            raise ModelError(f"{path or 'the network'} states its own bound, so it must map one tensor to one tensor")
+        shapes[path, tuple(args[0].shape)] = list(answer.shape)
+
+    return record
+
+
+def _stated_forward(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        answer: Tensor = STATED(x, path, shapes[path, tuple(x.shape)])
+        return answer
+
+    return forward
+
+
+class _Root(nn.Module):
+    """Lets the network itself be a module that states its own bound."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.model = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.model(x)
+        return answer
+
+
+def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Captured:
+    """The exported program with everything that does not depend on the input evaluated."""
+    signature = program.graph_signature
+    if any(spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs):
+        raise ModelError("the model changes its own buffers when it answers, so it is not a function of its input")
+    lifted: dict[str, Any] = {}
+    source = None
+    for spec in signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            source = spec.arg.name
+        elif spec.target is not None:
+            state = program.state_dict if spec.target in program.state_dict else program.constants
+            lifted[spec.arg.name] = state[spec.target]
+    nodes = tuple(program.graph.nodes)
+    constants: dict[fx.Node, Any] = {}
+    operations = []
+    for node in nodes:
+        if node.op == "placeholder":
+            if node.name != source:
+                constants[node] = lifted[node.name]
+        elif node.op == "get_attr":
+            constants[node] = getattr(program.graph_module, str(node.target))
+        elif node.op == "call_function":
+            if all(parent in constants for parent in node.all_input_nodes) and not is_random(node):
+                constants[node] = call(node, constants, module)
+            else:
+                operations.append(node)
+    answers = nodes[-1].args[0]
+    assert isinstance(answers, tuple)
+    return Captured(module, tuple(operations), next(n for n in nodes if n.name == source), answers[0], constants)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operation draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def path_of(node: fx.Node) -> str:
+    """Dotted name of the module in which an operation stands."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed([path for path, _ in stack.values()]), "")
+    return path.removeprefix("model").removeprefix(".")
+
+
+def operation_of(node: fx.Node) -> str:
+    """Name of an operation for people: `aten.softmax`."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket).replace("::", ".")
+    return operator.attrgetter("__name__")(node.target)
+
+
+def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
+    """Refuse a graph that does not answer as the model does."""
+    for sample in (example, example.flip(0) - 0.5):
+        expected = answer if sample is example else captured.module(sample)
+        if not _close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
+            raise ModelError("the captured graph does not answer as the model does; please report this model")
+
+
+def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    scale = float(right.abs().nan_to_num(0, 0, 0).max()) if right.numel() else 0.0
+    return left.shape == right.shape and torch.allclose(
+        left, right, rtol=0, atol=tolerance * (1 + scale), equal_nan=True
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,110 @@
+"""The result of `lipschitz`: one row per block, the product, and what was refused."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pandas as pd
+
+from robustres.certify.block_row import BlockRow
+from robustres.certify.bound import Guarantee
+from robustres.certify.head import Head
+from robustres.certify.linear_map import Shape
+from robustres.errors import InputError, Refusal
+from robustres.numerics import rounded_up
+from robustres.results import typed_table
+
+
+@dataclass(frozen=True)
+class LipschitzReport:
+    """Bounds of a whole network and of its blocks, from the input pixels to the logits.
+
+    blocks: rows in the order of the network; the product of their `upper` is `upper`.
+    upper: a bound of the Lipschitz constant of the logits, infinite where something was refused.
+    lower: an estimate from below, which certifies nothing.
+    refused: operations without a rule, with where they stand; empty for a network that is covered.
+    head: the final linear layer with the bounds of everything before it, None where the network does not end so.
+    """
+
+    input_shape: Shape
+    norm: Literal["l2", "linf"]
+    blocks: tuple[BlockRow, ...]
+    upper: float
+    lower: float
+    refused: tuple[Refusal, ...] = ()
+    head: Head | None = None
+    linf_upper: float = math.inf
+    seconds: float = 0.0
+    guarantee: Guarantee = field(default_factory=Guarantee)
+
+    @property
+    def residual_blocks(self) -> tuple[BlockRow, ...]:
+        """The rows that are residual blocks."""
+        return tuple(row for row in self.blocks if row.is_residual)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows as the table `blocks` of a run folder."""
+        return typed_table(
+            "blocks",
+            [
+                {
+                    "name": row.name,
+                    "kind": row.kind,
+                    "shortcut": row.shortcut,
+                    "branch": row.branch,
+                    "textbook": row.textbook,
+                    "joint": row.joint,
+                    "upper": row.upper,
+                    "lower": row.lower,
+                    "method": row.method,
+                    "guarantee": str(row.guarantee),
+                }
+                for row in self.blocks
+            ],
+        )
+
+    def block(self, name: str) -> BlockRow:
+        """The row of that name; InputError lists the names."""
+        for row in self.blocks:
+            if row.name == name:
+                return row
+        raise InputError(f"no block is called {name!r}; the blocks are {', '.join(row.name for row in self.blocks)}")
+
+    def what_if(self, name: str, factor: float) -> "WhatIf":
+        """What the network's bound would be with one piece rescaled; nothing here is a bound of the network as it is.
+
+        Of a residual block, `factor` multiplies the branch (F becomes factor F, the textbook bound); of any other
+        piece, its constant.
+        """
+        if not (math.isfinite(factor) and factor >= 0):
+            raise InputError(f"factor must be a finite number of at least 0, got {factor}")
+        row = self.block(name)
+        upper = row.shortcut + factor * row.branch if row.is_residual else factor * row.upper
+        block = min(upper, row.upper) if factor <= 1 else upper
+        network = self.upper / row.upper * block if row.upper > 0 else self.upper
+        return WhatIf(name, factor, block, network, self.upper / network if network > 0 else math.inf)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A supposition: the bound of one block and of the network after rescaling, and the factor that all radii gain."""
+
+    name: str
+    factor: float
+    block_upper: float
+    network_upper: float
+    radius_gain: float
+
+
+def multiplied(rows: Sequence[BlockRow]) -> tuple[float, Guarantee]:
+    """The product of the rows' bounds, rounded up, and the guarantee under which all of them hold."""
+    guarantee = Guarantee()
+    for row in rows:
+        guarantee = guarantee & row.guarantee
+    return rounded_up(math.prod(row.upper for row in rows), len(rows)), guarantee
+
+
+def with_lower(row: BlockRow, name: str, lower: float) -> BlockRow:
+    """The row under its unique name with the larger of two lower estimates."""
+    return replace(row, name=name, lower=min(max(row.lower, lower), row.upper))

@@ -1,0 +1,253 @@
+"""Whole networks: known answers, laws against dense truth, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustres.certify import Bound, certify, lipschitz
+from robustres.errors import InputError, ModelError, UnsupportedOperationError
+
+
+class Function(nn.Module):
+    """A module made of a function of itself and the input."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **children: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class Block(nn.Module):
+    """A residual block as people write it: in-place activations, a shared ReLU, batch normalisation, a projection."""
+
+    def __init__(self, channels: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        plain = stride == 1 and channels == out
+        self.skip = nn.Identity() if plain else nn.Conv2d(channels, out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.skip(x)
+        return self.relu(out)
+
+
+def small_network(seed: int, channels: int = 3, stride: int = 2) -> nn.Sequential:
+    """A random residual network on 2 x 6 x 6 images with batch statistics that are not trivial."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(2, channels, 3, padding=1),
+        nn.ReLU(),
+        Block(channels, channels),
+        Block(channels, channels + 1, stride),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels + 1, 3),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.3, 2)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def jacobian_norm(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """The exact norm of the Jacobian at one input, by a dense singular value decomposition."""
+    jacobian = torch.autograd.functional.jacobian(function, x[None])
+    matrix = jacobian.reshape(-1, x.numel())
+    return float(torch.linalg.matrix_norm(matrix, ord=2))
+
+
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 10**6), channels=st.integers(1, 4), stride=st.integers(1, 2))
+def test_the_bounds_lie_above_every_jacobian_of_the_network_and_of_its_blocks(
+    seed: int, channels: int, stride: int
+) -> None:
+    model = small_network(seed, channels, stride)
+    report = lipschitz(model, (2, 6, 6), joint=True)
+    assert [row.kind for row in report.residual_blocks] == [
+        "residual (identity)",
+        "residual (identity)" if isinstance(model[3].skip, nn.Identity) else "residual (projection)",
+    ]
+    exact = model.double()
+    for x in torch.randn(3, 2, 6, 6, dtype=torch.float64) * 2:
+        assert jacobian_norm(exact, x) <= report.upper
+        hidden = exact[:2](x[None])[0].detach()
+        assert jacobian_norm(exact[2], hidden) <= report.residual_blocks[0].upper
+        assert jacobian_norm(exact[3], exact[2](hidden[None])[0].detach()) <= report.residual_blocks[1].upper
+    assert 0 <= report.lower <= report.upper
+    product = torch.tensor([row.upper for row in report.blocks], dtype=torch.float64).prod()
+    assert report.upper == pytest.approx(float(product), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=4)
+@given(seed=st.integers(0, 10**6), norm=st.sampled_from(["l2", "linf"]))
+def test_no_attack_inside_the_certified_radius_changes_the_prediction(seed: int, norm: str) -> None:
+    model = small_network(seed).double()
+    x = torch.rand(8, 2, 6, 6, dtype=torch.float64)
+    certificates = certify(model, x, norm=norm)
+    label, radius = certificates.prediction, certificates.radius.reshape(-1, 1, 1, 1)
+    assert bool((certificates.radius > 0).any())
+    best = x.clone()
+    for _ in range(20):
+        best.requires_grad_(True)
+        logits = model(best)
+        others = logits.scatter(1, label[:, None], -torch.inf).amax(1)
+        (gradient,) = torch.autograd.grad((others - logits.gather(1, label[:, None])[:, 0]).sum(), best)
+        with torch.no_grad():
+            if norm == "linf":
+                best = x + (best + radius * gradient.sign() - x).clamp(-radius, radius)
+            else:
+                moved = (
+                    best - x + radius * gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30).reshape(-1, 1, 1, 1)
+                )
+                length = moved.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+                best = x + moved * (radius / length.clamp_min(1e-30)).clamp_max(1)
+            assert torch.equal(model(best).argmax(1), label)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = small_network(0).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    certify(model, torch.rand(2, 2, 6, 6))
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])
+
+
+def test_a_linear_branch_counts_as_one_linear_map() -> None:
+    conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    model = Function(lambda self, x: x + self.conv(x), conv=conv)
+    (row,) = lipschitz(model, (2, 5, 5)).blocks
+    dense = torch.autograd.functional.jacobian(model.double(), torch.zeros(1, 2, 5, 5, dtype=torch.float64))
+    truth = float(torch.linalg.matrix_norm(dense.reshape(50, 50), ord=2))
+    assert truth <= row.upper <= truth * (1 + 1e-9)
+
+
+def test_a_scaled_block_adds_its_scaled_parts() -> None:
+    inner, outer = nn.Linear(4, 4), nn.Linear(4, 4)
+    model = Function(lambda self, x: 0.5 * x - 3 * self.outer(torch.relu(self.inner(x))), inner=inner, outer=outer)
+    (row,) = lipschitz(model, (4,), joint=False).blocks
+    branch = (
+        3
+        * torch.linalg.matrix_norm(inner.weight.detach().double(), 2)
+        * torch.linalg.matrix_norm(outer.weight.detach().double(), 2)
+    )
+    assert row.kind == "residual (identity)"
+    assert row.shortcut == pytest.approx(0.5)
+    assert row.branch == pytest.approx(float(branch), rel=1e-12)
+    assert row.textbook == pytest.approx(0.5 + float(branch), rel=1e-12)
+
+
+def test_everything_without_a_rule_is_listed_at_once_with_its_path() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(x)
+
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), Gate(), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(32, 2))
+    with pytest.raises(UnsupportedOperationError) as caught:
+        lipschitz(model, (2, 6, 6))
+    assert [refusal.path for refusal in caught.value.refused] == ["1", "2"]
+    assert "mul" in caught.value.refused[0].operation
+    assert "group_norm" in caught.value.refused[1].operation
+    report = lipschitz(model, (2, 6, 6), refuse="record")
+    assert report.refused == caught.value.refused
+    assert report.upper == float("inf")
+    with pytest.raises(UnsupportedOperationError):
+        certify(model, torch.rand(1, 2, 6, 6), report=report)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: x - x.mean(0),
+        lambda self, x: x.reshape(1, -1).expand(len(x), -1),
+        lambda self, x: x.flip(0),
+        lambda self, x: torch.cat([x[1:], x[:1]]),
+    ],
+)
+def test_a_network_that_mixes_the_samples_of_a_batch_is_refused(function: Callable[[Any, Tensor], Tensor]) -> None:
+    with pytest.raises((UnsupportedOperationError, ModelError)):
+        lipschitz(Function(function), (4,))
+
+
+def test_control_flow_that_depends_on_the_data_is_refused() -> None:
+    with pytest.raises(UnsupportedOperationError, match=r"torch\.export"):
+        lipschitz(Function(lambda self, x: x if x.sum() > 0 else 2 * x), (4,))
+
+
+def test_random_numbers_in_the_network_are_refused() -> None:
+    with pytest.raises((UnsupportedOperationError, ModelError)):
+        lipschitz(Function(lambda self, x: x * torch.rand(4, dtype=x.dtype)), (4,))
+
+
+class Stated(nn.Module):
+    """A module that the certifier could not look into, with its own word on its constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x).round()
+
+    def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        assert input_shape == (4,)
+        return Bound(0.0, 7.0, "its own word")
+
+
+def test_a_module_that_states_its_bound_is_one_node_even_twice_and_nested() -> None:
+    stated = Stated()
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(stated), nn.Linear(4, 4), stated)
+    rows = lipschitz(model, (4,), lower_steps=0).blocks
+    assert [row.upper for row in rows if row.kind == "stated"] == [7.0, 7.0]
+    assert "forward" not in stated.__dict__
+    assert lipschitz(stated, (4,), lower_steps=0).upper == pytest.approx(7.0)
+
+
+def test_a_shared_module_counts_every_time_that_it_is_used() -> None:
+    layer = nn.Linear(3, 3)
+    norm = float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    report = lipschitz(nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), layer), (3,))
+    assert report.upper == pytest.approx(norm**3, rel=1e-12)
+    assert [row.name for row in report.blocks] == ["0", "2", "4"]
+
+
+def test_an_unknown_norm_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="l2 or linf"):
+        lipschitz(nn.Linear(2, 2), (2,), norm="l1")  # type: ignore[arg-type]
+
+
+def normalised(shared: Path) -> nn.Module:
+    """The VNN-COMP 2021 network with its normalisation in front."""
+    onnx2torch = pytest.importorskip("onnx2torch")
+    network = onnx2torch.convert(str(shared / "models" / "resnet_2b.onnx")).eval()
+    mean = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
+    std = torch.tensor([0.2471, 0.2435, 0.2616]).reshape(3, 1, 1)
+    return Function(lambda self, x: self.network((x - mean) / std), network=network)
+
+
+def test_resnet_2b_has_two_residual_blocks_with_the_known_textbook_bounds(shared: Path) -> None:
+    report = lipschitz(normalised(shared), (3, 32, 32), joint=False)
+    first, second = report.residual_blocks
+    assert first.kind == "residual (projection)"
+    assert second.kind == "residual (identity)"
+    assert first.textbook == pytest.approx(8.73, abs=0.01)  # 9.11 without the twisted tori
+    assert second.textbook == pytest.approx(9.91, abs=0.01)  # 10.25
+    assert report.guarantee.failure_probability == 0
