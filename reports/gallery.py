@@ -1,6 +1,7 @@
 """The gallery: samples with their nearest adversarial example, and where that stands against the certified radius."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from robustres.reports.records import plain
 from robustres.reports.run import Run
 from robustres.reports.sandwich import outcome
 
-LARGEST_BYTES = 900_000
+# Of all images together, so that the page stays under 3 MB.
+LARGEST_BYTES = 600_000
 ORDERS = {"l1": 1, "l2": 2, "linf": np.inf}
 
 
@@ -55,14 +57,12 @@ class Card:
 
 def gallery(run: Run, samples: pd.DataFrame) -> list[Card]:
     """One card per sample and norm of the examples that the run kept, as many as the page has room for."""
+    room = LARGEST_BYTES // max(1, len(run.norms))
     cards: list[Card] = []
-    size = 0
     for norm in run.norms:
-        for card in _cards(run, samples, norm):
-            size += card.size
-            if size > LARGEST_BYTES:
-                return cards
-            cards.append(card)
+        found = _cards(run, samples, norm)
+        used = accumulate(card.size for card in found)
+        cards += [card for card, size in zip(found, used, strict=True) if size <= room]
     return cards
 
 
