@@ -55,18 +55,13 @@ def demo(
 
 def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, progress: Any) -> dict[str, Any]:
     """Train one network, save it, evaluate the saved file, and return the summary."""
-    import torch
-
     from robustres.data import load_data
     from robustres.evaluation import Settings, evaluate
-    from robustres.guard import random_state_kept
     from robustres.models import load_model, preset, save_checkpoint
     from robustres.reports import write_report
     from robustres.training import Recipe, train
 
-    with random_state_kept():
-        torch.manual_seed(seed)
-        model = preset(NETWORKS[name][0])
+    model = preset(NETWORKS[name][0], seed=seed)
     recipe = Recipe(**RECIPES[name], seed=seed)
     history = train(
         model, load_data("digits", split="train"), load_data("digits", split="validation"), recipe, device=device,

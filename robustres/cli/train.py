@@ -28,10 +28,7 @@ def train(
 
     Example: robustres train constrained-tiny --data digits --loss emma --eps 0.9 --epochs 30
     """
-    import torch
-
     from robustres.data import load_data
-    from robustres.guard import random_state_kept
     from robustres.models import preset, save_checkpoint
     from robustres.results import json_text
     from robustres.threat import parse_number
@@ -43,9 +40,7 @@ def train(
     )  # fmt: skip
     where = options.pick_device(device)
     parts = {name: load_data(data, root=data_root, split=name) for name in ("train", "validation")}
-    with random_state_kept():
-        torch.manual_seed(seed)
-        model = preset(network)
+    model = preset(network, seed=seed)
     with console.progress_bar(quiet=json) as progress:
         history = run_training(
             model, parts["train"], parts["validation"], recipe, device=where,

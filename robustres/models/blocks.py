@@ -1,24 +1,41 @@
 """The residual blocks by name: the one place that a new block is added to."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from robustres.errors import ModelError
+from robustres.models.backward_euler import BackwardEulerBlock
+from robustres.models.convex_potential import cpl_block, sll_block
+from robustres.models.euler import EulerBlock, InvertibleBlock
+from robustres.models.highway import HighwayBlock
+from robustres.models.joint_block import JointBlock
 from robustres.models.linear_residual import LinearResidualBlock
 from robustres.models.ordinary import PlainBlock, PreActivationBlock, ResidualBlock
 from robustres.models.orthogonal import OrthogonalBlock
+from robustres.models.scaled import LearnableScaledBlock, spectral_block
 from robustres.models.site import Site
 
 BLOCKS: dict[str, Callable[[Site], nn.Module]] = {
     "plain": PlainBlock,
     "residual": ResidualBlock,
     "preactivation": PreActivationBlock,
+    "highway": HighwayBlock,
     "linear": LinearResidualBlock,
     "orthogonal": OrthogonalBlock,
+    "spectral": spectral_block,
+    "scaled": LearnableScaledBlock,
+    "convex": partial(LearnableScaledBlock, convex=True),
+    "euler": EulerBlock,
+    "invertible": InvertibleBlock,
+    "backward-euler": BackwardEulerBlock,
+    "cpl": cpl_block,
+    "sll": sll_block,
+    "joint": JointBlock,
 }
 # Blocks whose layers are not constrained: their stem and head are not either.
-ORDINARY = frozenset({"plain", "residual", "preactivation"})
+ORDINARY = frozenset({"plain", "residual", "preactivation", "highway"})
 
 
 def make_block(name: str, site: Site) -> nn.Module:

@@ -3,10 +3,12 @@
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from robustres.certify.bound import Bound
 from robustres.errors import ModelError
 from robustres.models.activations import activation
 from robustres.models.operator_norm import Geometry, UnitResidual
 from robustres.models.site import Site
+from robustres.models.stated import residual_norm_of
 
 
 class LinearResidualBlock(nn.Module):
@@ -14,6 +16,8 @@ class LinearResidualBlock(nn.Module):
 
     Lipschitz bound: |I + W| exactly, not 1 + |W|; at most 1 once settled.
     """
+
+    budget = 1.0
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -28,3 +32,7 @@ class LinearResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.activation(x + self.branch(x))
         return out
+
+    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        """|I + W| of the present weights on features of that shape."""
+        return residual_norm_of(self.branch, input_shape)

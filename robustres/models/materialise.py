@@ -1,21 +1,42 @@
 """From a network in training to plain weights: every parametrisation settled on a bound, evaluated and removed."""
 
 import copy
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+
+@runtime_checkable
+class SettlesOn(Protocol):
+    """A parametrisation that can replace its estimate by a bound, given the unconstrained weight."""
+
+    def settle(self, weight: Tensor) -> None:
+        """Rely on a bound from now on."""
+        ...
+
+
+@runtime_checkable
+class SettlesItself(Protocol):
+    """A block that divides by a bound of its own, estimated while training."""
+
+    def settle_scale(self) -> None:
+        """Rely on a bound from now on."""
+        ...
 
 
 def settle(model: nn.Module) -> None:
     """Replace, in place, every norm that training estimated by a bound, so that the stated constraints hold."""
     with torch.no_grad():
         for module in model.modules():
+            if isinstance(module, SettlesItself):
+                module.settle_scale()
             if parametrize.is_parametrized(module):
                 for entry in module.parametrizations.values():  # type: ignore[operator]
                     weight = entry.original
                     for step in entry:
-                        if hasattr(step, "settle"):
+                        if isinstance(step, SettlesOn):
                             step.settle(weight)
                         weight = step(weight)
 

@@ -76,6 +76,14 @@ class OperatorNorm(nn.Module):
         self.norm.copy_(estimate.detach())
         return estimate
 
+    def warm_up(self, weight: Tensor, steps: int = 20) -> None:
+        """Run the iteration before training starts, so that a fresh network is close to its constraint already."""
+        with torch.no_grad():
+            for _ in range(steps):
+                image = self._adjoint_map(weight, self._forward_map(weight, self.vector))
+                self.vector.copy_(image / image.norm().clamp_min(1e-12))
+            self.norm.copy_(self._forward_map(weight, self.vector).norm().clamp_min(1e-12))
+
     def bound(self, weight: Tensor) -> Bound:
         """The true norm, held between an estimate and a bound."""
         return spectral_norm(self.linear_map(weight))
@@ -110,6 +118,7 @@ class UnitNorm(nn.Module):
         return divided
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        self.operator.warm_up(weight)
         return weight
 
     def settle(self, weight: Tensor) -> None:
@@ -133,6 +142,7 @@ class UnitResidual(nn.Module):
         return scaled
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        self.operator.warm_up(weight)
         return weight
 
     def settle(self, weight: Tensor) -> None:

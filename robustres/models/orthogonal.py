@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from robustres.certify.bound import Bound
 from robustres.errors import ModelError
 from robustres.models.activations import activation
 from robustres.models.operator_norm import STORAGE_SLACK
 from robustres.models.site import Site
+from robustres.models.stated import residual_norm_of
 
 
 class SemiOrthogonal(nn.Module):
@@ -76,6 +78,8 @@ class OrthogonalBlock(nn.Module):
     convolution, so the block mixes channels; give it whole patches as channels through the stem's stride.
     """
 
+    budget = 1.0
+
     def __init__(self, site: Site) -> None:
         super().__init__()
         if site.stride != 1:
@@ -88,3 +92,7 @@ class OrthogonalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.activation(x + self.branch(x))
         return out
+
+    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        """|I + W| of the present weights on features of that shape."""
+        return residual_norm_of(self.branch, input_shape)

@@ -11,7 +11,13 @@ TINY: dict[str, Architecture] = {
         "orthogonal", 4, 128, (1, 8, 8), 10, activation="maxmin", stem_kernel=8, stem_stride=8
     ),
 }
-PRESETS: dict[str, Architecture] = {**TINY}
+# 28 x 28 digits seen whole: the stem is an isometry from the image to the width.
+MNIST: dict[str, Architecture] = {
+    "orthogonal-mnist": Architecture(
+        "orthogonal", 3, 256, (1, 28, 28), 10, activation="maxmin", stem_kernel=28, stem_stride=28
+    ),
+}
+PRESETS: dict[str, Architecture] = {**TINY, **MNIST}
 
 
 def preset(name: str, *, seed: int = 0) -> ResidualNet:

@@ -1,5 +1,6 @@
 """Residual networks from one description: stem, blocks, pooling, linear head."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -101,9 +102,9 @@ class ResidualNet(nn.Module):
         self.head = nn.Linear(features, architecture.classes)
 
     @property
-    def non_expansive(self) -> bool:
-        """Whether everything before the head is kept at Lipschitz constant 1 by parametrisation."""
-        return self.architecture.block not in ORDINARY
+    def budget(self) -> float:
+        """Lipschitz constant that the parametrisations guarantee for all before the head; infinite where none does."""
+        return math.prod(getattr(block, "budget", math.inf) for block in self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(x))
