@@ -3,25 +3,43 @@
 if __name__ == "certify":
     raise ImportError("import robustres.certify: the bare name `certify` belongs to your own project")
 
+from robustres.certify.ascent import Search
+from robustres.certify.audit import AuditReport, AuditRow, audit
 from robustres.certify.block_row import BlockRow
 from robustres.certify.bound import Bound, Estimate, Guarantee
+from robustres.certify.certificate import Certificate, best_radii, certify_best
 from robustres.certify.lipschitz import lipschitz
 from robustres.certify.protocol import HasLipschitzBound
 from robustres.certify.radius import Certificates, certified_accuracy_curve, certify
+from robustres.certify.radius_column import NETWORK, RadiusColumn
 from robustres.certify.report import LipschitzReport, WhatIf
+from robustres.certify.smoothing import RandomisedSmoothing, SmoothedColumn
 from robustres.certify.spectral_norm import spectral_norm
+from robustres.certify.witness import Witness
 
 __all__ = [
+    "NETWORK",
+    "AuditReport",
+    "AuditRow",
     "BlockRow",
     "Bound",
+    "Certificate",
     "Certificates",
     "Estimate",
     "Guarantee",
     "HasLipschitzBound",
     "LipschitzReport",
+    "RadiusColumn",
+    "RandomisedSmoothing",
+    "Search",
+    "SmoothedColumn",
     "WhatIf",
+    "Witness",
+    "audit",
+    "best_radii",
     "certified_accuracy_curve",
     "certify",
+    "certify_best",
     "lipschitz",
     "spectral_norm",
 ]

@@ -93,7 +93,7 @@ def norms(x: Tensor) -> Tensor:
     """(B,): the l2 norm of every sample, free of overflow."""
     flat = x.flatten(1)
     largest = flat.abs().amax(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
-    return torch.linalg.vector_norm(flat / largest[:, None], dim=1) * largest
+    return torch.mul(torch.linalg.vector_norm(flat / largest[:, None], dim=1), largest)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -103,4 +103,5 @@ def unit(x: Tensor) -> Tensor:
 
 def scaled(factor: Tensor, x: Tensor) -> Tensor:
     """Every sample of x (B, ...) times its own factor (B,)."""
-    return factor.reshape(-1, *[1] * (x.ndim - 1)) * x
+    product: Tensor = factor.reshape(-1, *[1] * (x.ndim - 1)) * x
+    return product
