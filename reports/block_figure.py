@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, JOINT, Figure, specification
+from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, JOINT, Figure, specification, tooltip_texts
 from robustres.reports.formats import number_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
@@ -51,13 +51,12 @@ def block_domain(ledgers: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
 
 
 def _chart(rows: list[dict[str, Any]], domain: tuple[float, float] | None) -> alt.TopLevelMixin:
-    base = alt.Chart(alt.InlineData(values=rows))
+    base, texts = tooltip_texts(alt.Chart(alt.InlineData(values=rows)), SERIES, ".4~g")
     y = alt.Y("name:N", title=None, sort=alt.SortField("position"), axis=alt.Axis(labelLimit=170))
     scale = alt.Scale(type="log", nice=False, padding=12, domain=alt.Undefined if domain is None else list(domain))
     title = "how much the block may stretch (log scale)"
     tooltip = [alt.Tooltip("name:N", title="block"), alt.Tooltip("kind:N")]
-    tooltip += [alt.Tooltip(f"{field}:Q", title=label, format=".4~g") for field, label in SERIES.items()]
-    tooltip.append(alt.Tooltip("method:N", title="bound by"))
+    tooltip += [*texts, alt.Tooltip("method:N", title="bound by")]
 
     def x(field: str) -> alt.X:
         return alt.X(f"{field}:Q", title=title, scale=scale)

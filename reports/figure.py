@@ -2,6 +2,7 @@
 
 import base64
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,6 +70,15 @@ class Figure:
             spec["layer"] = [layer for layer in spec["layer"] if layer.get("name") not in hidden]
         spec["config"] = PAPER_CONFIG
         return spec
+
+
+def tooltip_texts(chart: alt.Chart, titles: Mapping[str, str], form: str) -> tuple[alt.Chart, list[alt.Tooltip]]:
+    """The chart with a text for each field, and tooltips of them: a missing number is shown as unknown, not as 0."""
+    texts = {
+        f"{field}_text": f"isValid(datum.{field}) ? format(datum.{field}, '{form}') : 'unknown'" for field in titles
+    }
+    described: alt.Chart = chart.transform_calculate(**texts)
+    return described, [alt.Tooltip(f"{field}_text:N", title=title) for field, title in titles.items()]
 
 
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:

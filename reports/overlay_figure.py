@@ -6,7 +6,7 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from robustres.reports.figure import MODEL_COLOURS, Figure, specification
+from robustres.reports.figure import MODEL_COLOURS, Figure, specification, tooltip_texts
 from robustres.reports.formats import eps_text, norm_text, share_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
@@ -55,7 +55,7 @@ def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> 
 
 
 def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLevelMixin:
-    base = alt.Chart(alt.InlineData(values=rows))
+    base, texts = tooltip_texts(alt.Chart(alt.InlineData(values=rows)), SIDES, ".1%")
     colours = [MODEL_COLOURS[i % len(MODEL_COLOURS)] for i in range(len(names))]
     colour = alt.Color(
         "model:N",
@@ -64,10 +64,9 @@ def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLe
         legend=alt.Legend(orient="bottom", title=None),
     )
     dashes = alt.Scale(domain=list(SIDES.values()), range=[[1, 0], [6, 4]])
-    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy")
+    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy", labelSeparation=8)
     x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False), axis=axis)
-    tooltip = [alt.Tooltip("model:N"), alt.Tooltip("eps:Q", format=".5~g")]
-    tooltip += [alt.Tooltip(f"{field}:Q", title=title, format=".1%") for field, title in SIDES.items()]
+    tooltip = [alt.Tooltip("model:N"), alt.Tooltip("eps:Q", format=".5~g"), *texts]
 
     def line(field: str, step: Step) -> alt.Chart:
         title = SIDES[field]

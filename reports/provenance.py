@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from robustres.reports.formats import norm_text
 from robustres.reports.run import Run
 
 
@@ -38,7 +39,7 @@ def guarantees(run: Run) -> list[str]:
     ]
     certificates = run.tables["certificates"][["certificate", "norm", "guarantee"]].drop_duplicates()
     for row in certificates.sort_values(["certificate", "norm"]).to_dict(orient="records"):
-        lines.append(f"Certificate {row['certificate']} in {row['norm']}: {row['guarantee']}.")
+        lines.append(f"Certificate {row['certificate']} in {norm_text(row['norm'])}: {row['guarantee']}.")
     for guarantee in sorted(set(run.tables["blocks"]["guarantee"])):
         names = run.tables["blocks"].loc[run.tables["blocks"]["guarantee"] == guarantee, "name"]
         lines.append(f"Bounds of {len(names)} blocks: {guarantee}.")

@@ -60,10 +60,9 @@ def load_run(folder: Path, *, name: str | None = None) -> Run:
 def _eps_by_norm(manifest: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, list[float]]:
     """Norms that were attacked come first: they are what the run was asked about."""
     named = {str(norm): set(map(float, values)) for norm, values in (manifest.get("eps") or {}).items()}
-    found: dict[str, set[float]] = {}
-    for norm, group in tables["attacks"].groupby("norm"):
-        found[str(norm)] = set(map(float, group["eps"].dropna().unique()))
-    for norm in tables["certificates"]["norm"].unique():
-        found.setdefault(str(norm), set())
-    order = sorted([*named, *(norm for norm in found if norm not in named)], key=lambda norm: not found.get(norm))
-    return {norm: sorted(named.get(norm, set()) | found.get(norm, set())) for norm in order}
+    attacked = {
+        str(norm): set(map(float, group["eps"].dropna().unique())) for norm, group in tables["attacks"].groupby("norm")
+    }
+    norms = dict.fromkeys([*named, *attacked, *map(str, tables["certificates"]["norm"].unique())])
+    order = sorted(norms, key=lambda norm: norm not in attacked)
+    return {norm: sorted(named.get(norm, set()) | attacked.get(norm, set())) for norm in order}

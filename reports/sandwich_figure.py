@@ -5,7 +5,7 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, Figure, specification
+from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, Figure, specification, tooltip_texts
 from robustres.reports.formats import eps_text, norm_text, share_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
@@ -61,7 +61,7 @@ def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
     colours = alt.Scale(domain=list(SERIES.values()), range=[CLEAN, ATTACKED, CERTIFIED])
     dashes = alt.Scale(domain=list(SERIES.values()), range=[[2, 3], [7, 3], [1, 0]])
     legend = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=400)
-    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy")
+    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy", labelSeparation=8)
     x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False), axis=axis)
     base = alt.Chart(alt.InlineData(values=rows))
 
@@ -88,10 +88,10 @@ def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
     hover = alt.selection_point(
         name="hover", fields=["eps"], nearest=True, on="pointerover", clear="pointerout", empty=False
     )
-    tooltip = [alt.Tooltip("eps:Q", format=".5~g")]
-    tooltip += [alt.Tooltip(f"{field}:Q", title=title, format=".1%") for field, title in SERIES.items()]
+    described, texts = tooltip_texts(base, SERIES, ".1%")
+    tooltip = [alt.Tooltip("eps:Q", format=".5~g"), *texts]
     rule = (
-        base.mark_rule(color=CLEAN, strokeWidth=2)
+        described.mark_rule(color=CLEAN, strokeWidth=2)
         .encode(x=x, opacity=alt.when(hover).then(alt.value(0.7)).otherwise(alt.value(0)), tooltip=tooltip)
         .add_params(hover)
     )

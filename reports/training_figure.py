@@ -4,10 +4,12 @@ from typing import Any
 
 import altair as alt
 
-from robustres.reports.figure import CERTIFIED, CLEAN, JOINT, Figure, specification
+from robustres.reports.figure import CERTIFIED, CLEAN, JOINT, Figure, specification, tooltip_texts
 from robustres.reports.formats import number_text, share_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
+
+SERIES = ["clean", "certified"]
 
 
 def training_figures(run: Run) -> list[Figure]:
@@ -43,11 +45,11 @@ def training_figures(run: Run) -> list[Figure]:
 
 
 def _accuracy(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
-    base = alt.Chart(alt.InlineData(values=rows))
-    scale = alt.Scale(domain=["clean", "certified"], range=[CLEAN, CERTIFIED])
-    dashes = alt.Scale(domain=["clean", "certified"], range=[[2, 3], [1, 0]])
+    base, texts = tooltip_texts(alt.Chart(alt.InlineData(values=rows)), {name: name for name in SERIES}, ".1%")
+    scale = alt.Scale(domain=SERIES, range=[CLEAN, CERTIFIED])
+    dashes = alt.Scale(domain=SERIES, range=[[2, 3], [1, 0]])
     legend = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolSize=400)
-    tooltip = ["epoch:Q", alt.Tooltip("clean:Q", format=".1%"), alt.Tooltip("certified:Q", format=".1%")]
+    tooltip = [alt.Tooltip("epoch:Q"), *texts]
 
     def line(field: str) -> alt.Chart:
         named = base.transform_calculate(series=f"'{field}'")

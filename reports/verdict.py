@@ -19,8 +19,10 @@ class Sentence:
 
 
 def verdict(run: Run, samples: pd.DataFrame) -> list[Sentence]:
-    """First the results, one sentence per norm, then what limits them."""
-    return [*_results(run, samples), *_limits(run)]
+    """First defects, then the results, one sentence per norm, then what limits them."""
+    limits = _limits(run)
+    defects = [sentence for sentence in limits if sentence.tone == "defect"]
+    return [*defects, *_results(run, samples), *(sentence for sentence in limits if sentence.tone != "defect")]
 
 
 def _results(run: Run, samples: pd.DataFrame) -> list[Sentence]:
@@ -41,7 +43,8 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
     certified = float((correct & (samples[f"radius_{norm}"] >= eps)).mean())
     survived = float((correct & (samples[f"distance_{norm}"] > eps)).mean())
     guarantees = set(run.tables["certificates"].loc[run.tables["certificates"]["norm"] == norm, "guarantee"])
-    proof = "proven" if guarantees == {"deterministic"} else f"proven with {' and '.join(sorted(guarantees))}"
+    chance = sorted(guarantees - {"deterministic"})
+    proof = f"proven with {' and '.join(chance)}" if chance else "proven"
     attacked = eps <= largest_attacked_eps(run, norm)
     where = f"Whatever is done to the pixels within an {norm_text(norm)} distance of {eps_text(eps)}"
     if guarantees and attacked:
