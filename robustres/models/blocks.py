@@ -10,7 +10,7 @@ from robustres.models.backward_euler import BackwardEulerBlock
 from robustres.models.convex_potential import cpl_block, sll_block
 from robustres.models.euler import EulerBlock, InvertibleBlock
 from robustres.models.highway import HighwayBlock
-from robustres.models.joint_block import JointBlock
+from robustres.models.joint_block import JointBlock, TextbookBlock
 from robustres.models.linear_residual import LinearResidualBlock
 from robustres.models.ordinary import PlainBlock, PreActivationBlock, ResidualBlock
 from robustres.models.orthogonal import OrthogonalBlock
@@ -33,6 +33,7 @@ BLOCKS: dict[str, Callable[[Site], nn.Module]] = {
     "cpl": cpl_block,
     "sll": sll_block,
     "joint": JointBlock,
+    "textbook": TextbookBlock,
 }
 # Blocks whose layers are not constrained: their stem and head are not either.
 ORDINARY = frozenset({"plain", "residual", "preactivation", "highway"})

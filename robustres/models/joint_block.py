@@ -11,9 +11,9 @@ from robustres.certify.joint import joint_bound
 from robustres.certify.linear_map import Identity
 from robustres.certify.residual_block import ResidualBlock, TorusForm, block_embedding
 from robustres.errors import ModelError
-from robustres.models.operator_norm import STORAGE_SLACK
+from robustres.models.operator_norm import STORAGE_SLACK, Geometry, OperatorNorm
 from robustres.models.site import Site
-from robustres.models.stated import map_of
+from robustres.models.stated import map_of, textbook_bound
 from robustres.numerics import rounded_up
 
 SLOPES = (0.0, 1.0)
@@ -89,3 +89,28 @@ class JointBlock(nn.Module):
         shortcut = Identity(tuple(input_shape))
         layers = map_of(self.inner, input_shape), map_of(self.outer, input_shape)
         return joint_bound(shortcut, *layers, slopes=SLOPES, effort=SEARCH_EFFORT)
+
+
+class TextbookBlock(JointBlock):
+    """s (x + V relu(W x + b) + c) with s = 1 / (1 + |V| |W|): the same block kept by the textbook bound.
+
+    For comparison: the triangle inequality assumes that shortcut and branch stretch the same direction, so the scale
+    is smaller than it need be, and training pays for it.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        del self.log_t
+        geometry = Geometry(site.shape, padding=site.kernel // 2)
+        self.norms = nn.ModuleList(OperatorNorm(geometry) for _ in range(2))
+        for norm, layer in zip(self.norms, (self.inner, self.outer), strict=True):
+            norm.warm_up(layer.weight)  # type: ignore[operator]
+
+    def training_bound(self) -> Tensor:
+        """1 + |V| |W| by warm-started power iteration."""
+        inner, outer = (norm(layer.weight) for norm, layer in zip(self.norms, (self.inner, self.outer), strict=True))
+        total: Tensor = 1 + inner * outer
+        return total
+
+    def _unscaled_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        return textbook_bound(1.0, 1.0, self.inner, self.outer, input_shape)

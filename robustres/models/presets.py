@@ -5,8 +5,8 @@ from robustres.models.residual_net import Architecture, ResidualNet, build
 
 # About 75,000 parameters each: trained in seconds on 8 x 8 digits.
 TINY: dict[str, Architecture] = {
-    "plain-tiny": Architecture("plain", 4, 28, (1, 8, 8), 10),
-    "residual-tiny": Architecture("residual", 4, 28, (1, 8, 8), 10),
+    "plain-tiny": Architecture("plain", 3, 32, (1, 8, 8), 10),
+    "residual-tiny": Architecture("residual", 3, 32, (1, 8, 8), 10),
     "constrained-tiny": Architecture(
         "orthogonal", 4, 128, (1, 8, 8), 10, activation="maxmin", stem_kernel=8, stem_stride=8
     ),
