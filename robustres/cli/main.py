@@ -10,6 +10,7 @@ import typer
 
 from robustres import __version__
 from robustres.cli.attack import attack
+from robustres.cli.audit import audit
 from robustres.cli.certify import certify
 from robustres.cli.compare import compare
 from robustres.cli.demo import demo
@@ -17,7 +18,7 @@ from robustres.cli.evaluate import evaluate
 from robustres.cli.lipschitz import lipschitz
 from robustres.cli.report import report
 from robustres.cli.train import train
-from robustres.errors import RobustresError, SandwichViolationError
+from robustres.errors import DefectiveBoundError, RobustresError, SandwichViolationError
 
 commands = typer.Typer(
     name="robustres",
@@ -41,7 +42,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (demo, evaluate, attack, certify, lipschitz, train, compare, report):
+for command in (demo, evaluate, attack, certify, lipschitz, audit, train, compare, report):
     commands.command()(command)
 
 
@@ -49,7 +50,7 @@ def app() -> None:
     """Run the command line."""
     try:
         commands()
-    except SandwichViolationError as error:
+    except (SandwichViolationError, DefectiveBoundError) as error:
         _say(error)
         sys.exit(1)
     except RobustresError as error:

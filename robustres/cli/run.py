@@ -36,7 +36,7 @@ def run_and_report(
     where = pick_device(device)
     images = load_data(data, root=data_root, limit=limit)
     loaded = load_model(model, input_shape=images.image_shape, **statistics(mean, std))
-    folder = out or Path("runs") / f"{_slug(model)}-{_slug(data)}"
+    folder = out or Path("runs") / f"{slug(model)}-{slug(data)}"
     try:
         with console.progress_bar(quiet=json) as progress:
             run = evaluate(
@@ -55,7 +55,7 @@ def run_and_report(
         console.output.print(f"report: {page}")
 
 
-def _slug(spec: str) -> str:
+def slug(spec: str) -> str:
     """A model or data specification as part of a folder's name."""
     stem = Path(spec.split(":", 1)[-1]).name.removesuffix(".onnx").removesuffix(".safetensors")
     return "".join(character if character.isalnum() or character in "._-" else "-" for character in stem)

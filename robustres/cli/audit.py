@@ -1,0 +1,179 @@
+"""`robustres audit`: is a claimed Lipschitz constant true? Proven, refuted with a witness, or open."""
+
+import csv
+import io
+import json as json_module
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustres.cli import console, options
+from robustres.cli.lipschitz import parse_shape
+from robustres.cli.run import slug
+
+if TYPE_CHECKING:
+    from robustres.certify import AuditReport, Witness
+
+Claimed = Annotated[str | None, typer.Option("--claimed-lipschitz", help="Claimed l2 constant of the whole network.")]
+Claims = Annotated[
+    Path | None,
+    typer.Option("--claims", help='Claims per layer: JSON {"layer1.0.conv1": 1.0} or CSV with columns name,claimed.'),
+]
+AuditData = Annotated[
+    str | None, typer.Option("--data", help="Images to start the search from, as in evaluate; default: random images.")
+]
+InputShape = Annotated[
+    str | None, typer.Option("--input-shape", help="Channels, height, width: 3,32,32; needed without --data.")
+]
+Restarts = Annotated[int, typer.Option("--restarts", min=1, help="Images that the search starts from.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=1e-3, help="Time for the search, per claim.")]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", min=0, help="Relative excess that rounding of weights may have.")
+]
+AuditOut = Annotated[Path | None, typer.Option("--out", help="Folder for the result; default runs/audit-MODEL.")]
+
+
+def audit(
+    model: options.Model,
+    claimed_lipschitz: Claimed = None,
+    claims: Claims = None,
+    data: AuditData = None,
+    input_shape: InputShape = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    restarts: Restarts = 16,
+    seconds: Seconds = 60.0,
+    tolerance: Tolerance = 1e-5,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    data_root: options.DataRoot = None,
+    out: AuditOut = None,
+    json: options.Json = False,
+) -> None:
+    """Recompute claimed l2 Lipschitz constants of MODEL, or of its layers, from both sides.
+
+    Proven by a bound that is recomputed from the weights, refuted by a pair of inputs (saved as witness-*.npz), or
+    open. Without a claim, what the model's modules state about themselves is audited. Exit code 1 where refuted.
+
+    Example: robustres audit net.onnx --input-shape 3,32,32 --claimed-lipschitz 1
+    """
+    from robustres.certify import Search
+    from robustres.certify import audit as run_audit
+    from robustres.data import load_data
+    from robustres.errors import InputError
+    from robustres.models import load_model
+
+    table = _claims(claimed_lipschitz, claims)
+    search = Search(seconds=seconds, seed=seed)
+    where = options.pick_device(device)
+    if data is None and input_shape is None:
+        raise InputError("an audit needs --data DATA, or --input-shape such as 3,32,32 to start from random images")
+    images = None if data is None else load_data(data, root=data_root).images
+    shape = parse_shape(input_shape) if input_shape is not None else tuple(images[0].shape)  # type: ignore[index]
+    loaded = load_model(model, input_shape=shape, **options.statistics(mean, std))
+    report = run_audit(
+        loaded.module.to(where),
+        shape,
+        claimed=table,
+        images=images,
+        restarts=restarts,
+        tolerance=tolerance,
+        search=search,
+    )
+    folder = out or Path("runs") / f"audit-{slug(model)}"
+    text = _write(folder, report, {"source": loaded.source, "sha256": loaded.sha256, "parameters": loaded.parameters})
+    if json:
+        typer.echo(text, nl=False)
+    else:
+        _print(report, folder)
+    if report.verdict == "refuted":
+        raise typer.Exit(1)
+
+
+def _claims(whole: str | None, path: Path | None) -> dict[str, float] | None:
+    """The table of claims, the whole network under the empty name; None where nothing was claimed."""
+    from robustres.threat import parse_number
+
+    table = {} if whole is None else {"": parse_number(whole)}
+    if path is not None:
+        table = {**table, **_read_claims(path)}
+    return table or None
+
+
+def _read_claims(path: Path) -> dict[str, float]:
+    """A JSON object, or a CSV file with the columns name and claimed."""
+    from robustres.errors import InputError
+    from robustres.threat import parse_number
+
+    try:
+        text = path.read_text()
+        if path.suffix == ".csv":
+            rows = {row["name"]: row["claimed"] for row in csv.DictReader(text.splitlines())}
+        else:
+            rows = json_module.loads(text)
+        return {str(name): parse_number(str(value)) for name, value in rows.items()}
+    except OSError as error:
+        raise InputError(f"cannot read the claims in {path}: {error.strerror}") from error
+    except (KeyError, ValueError, AttributeError) as error:
+        raise InputError(
+            f'the claims in {path} must be a JSON object {{"layer": 1.0}} or CSV with the columns name,claimed '
+            f"and numbers; found {error}"
+        ) from error
+
+
+def _write(folder: Path, report: "AuditReport", model: dict[str, Any]) -> str:
+    """Write audit.json, audit.csv and a witness for every refuted claim; return the JSON."""
+    from robustres.results import json_text, write_atomically
+
+    frame = report.to_frame()
+    rows = [{str(column): value for column, value in record.items()} for record in frame.to_dict(orient="records")]
+    for position, (record, row) in enumerate(zip(rows, report.rows, strict=True)):
+        record["upper"] = row.bound.upper if math.isfinite(row.bound.upper) else None
+        record["witness"] = None
+        if row.verdict == "refuted":
+            record["witness"] = f"witness-{position}-{slug(row.name or 'network')}.npz"
+            write_atomically(folder / record["witness"], _archive(row.witness))
+    result = {"verdict": report.verdict, "tolerance": report.tolerance, "norm": "l2", "model": model, "claims": rows}
+    text = json_text(result)
+    write_atomically(folder / "audit.csv", frame.to_csv(index=False).encode())
+    write_atomically(folder / "audit.json", text.encode())
+    return text
+
+
+def _archive(witness: "Witness") -> bytes:
+    """The pair, both answers and the ratio as an npz archive; everything is float64 and without a batch axis."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        x=witness.x.numpy(),
+        other=witness.other.numpy(),
+        answer=witness.answer.numpy(),
+        other_answer=witness.other_answer.numpy(),
+        ratio=np.float64(witness.ratio),
+    )
+    return buffer.getvalue()
+
+
+def _print(report: "AuditReport", folder: Path) -> None:
+    rows = [
+        (
+            row.name or "(network)",
+            f"{row.claimed:.6g}",
+            f"{row.bound.lower:.6g}",
+            f"{row.bound.upper:.6g}",
+            row.verdict,
+            row.bound.method,
+        )
+        for row in report.rows
+    ]
+    header = ("layer", "claimed", "attained (from below)", "bound", "verdict", "bound by")
+    console.print_table("Claimed l2 Lipschitz constants", header, rows, caption=f"verdict: {report.verdict}")
+    for row in report.rows:
+        if row.refused:
+            listed = "; ".join(map(str, row.refused))
+            console.output.print(f"no bound of {row.name or 'the network'}: no rule for {listed}", markup=False)
+    console.output.print(f"written: {folder / 'audit.json'}", markup=False)
