@@ -178,7 +178,7 @@ class APGD(Attack):
     steps: updates per restart. restarts: independent random starts.
     """
 
-    name: ClassVar[str] = "apgd"
+    kind: ClassVar[str] = "apgd"
 
     _: KW_ONLY
     steps: int = 100

@@ -44,7 +44,7 @@ class APGDTargeted(Attack):
     steps: updates per class.
     """
 
-    name: ClassVar[str] = "apgd-t"
+    kind: ClassVar[str] = "apgd-t"
 
     _: KW_ONLY
     steps: int = 100

@@ -35,7 +35,7 @@ class Attack(ABC):
     also when it ends in an error.
     """
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
     norms: ClassVar[tuple[Norm, ...]] = NORMS
 
     threat: ThreatModel
@@ -44,6 +44,11 @@ class Attack(ABC):
     batch_size: int = 256
     precision: Precision = "model"
     allow_training_mode: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that `make_attack` knows it by."""
+        return self.kind
 
     def __post_init__(self) -> None:
         if self.threat.norm not in self.norms:

@@ -45,17 +45,19 @@ def project(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threat
     length = torch.linalg.vector_norm(difference.flatten(1), dim=1)
     scale = torch.where(length > threat.eps, threat.eps / length, torch.ones_like(length))
     scaled: Tensor = torch.addcmul(x, difference, per_sample(scale, x))
-    return torch.clamp(scaled, 0, 1)
+    clipped: Tensor = torch.clamp(scaled, 0, 1)
+    return clipped
 
 
-def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
+def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, low <= d <= high}, low <= 0 <= high, in float64.
 
-    The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), cap_i being the room on v_i's side and t >= 0 the
-    multiplier of the ball. Its l1 norm is piecewise linear in t with breakpoints |v_i| and |v_i| - cap_i: sorted
-    once, the root is found exactly (Croce and Hein 2021, "Mind the box", proposition 2.1).
+    eps: one radius for all, or (N,). The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), cap_i being the
+    room on v_i's side and t >= 0 the multiplier of the ball. Its l1 norm is piecewise linear in t with breakpoints
+    |v_i| and |v_i| - cap_i: sorted once, the root is found exactly (Croce and Hein 2021, "Mind the box").
     """
     flat = v.detach().to(torch.float64).flatten(1)
+    radius = torch.as_tensor(eps, dtype=torch.float64, device=v.device).reshape(-1, 1)
     cap = torch.where(flat > 0, high.flatten(1), -low.flatten(1)).to(torch.float64)
     size = flat.abs()
     breaks = torch.cat([size, size - cap], dim=1)
@@ -66,9 +68,9 @@ def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
     slope, moment = weights.cumsum(1), (weights * breaks).cumsum(1)
     norm_at_break = moment - slope * breaks
     # The first breakpoint at which the norm reaches eps: the root lies on the segment before it.
-    position = (norm_at_break < eps).sum(dim=1, keepdim=True).clamp(min=1, max=breaks.shape[1]) - 1
-    root = (moment.gather(1, position) - eps) / slope.gather(1, position).clamp(min=1.0)
-    inside = torch.minimum(size, cap).sum(dim=1, keepdim=True) <= eps
+    position = (norm_at_break < radius).sum(dim=1, keepdim=True).clamp(min=1, max=breaks.shape[1]) - 1
+    root = (moment.gather(1, position) - radius) / slope.gather(1, position).clamp(min=1.0)
+    inside = torch.minimum(size, cap).sum(dim=1, keepdim=True) <= radius
     threshold = torch.where(inside, torch.zeros_like(root), root.clamp(min=0.0))
     return (flat.sign() * torch.minimum((size - threshold).clamp(min=0.0), cap)).reshape(v.shape)
 
@@ -76,8 +78,7 @@ def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
 def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
     """Points moved into the ball so that the check in float64 holds; those inside already stay as they are."""
     if threat.norm == "linf":
-        clipped: Tensor = torch.clamp(points, low, high)
-        return clipped
+        return torch.clamp(points, low, high)
     points = points.clamp(0, 1)
     shrink = 2.0**-23
     while bool((outside := distance(points.double() - x.double(), threat.norm) > threat.eps).any()):

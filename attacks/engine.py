@@ -42,10 +42,12 @@ class Search(ABC):
 
     uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
     stays_inside: whether `points` are always in the ball, so that a near miss is worth keeping.
+    minimises: whether further restarts are of use for a sample that is fooled already.
     """
 
     uses_gradient: ClassVar[bool] = True
     stays_inside: ClassVar[bool] = True
+    minimises: bool = False
 
     @abstractmethod
     def begin(self, slots: Slots) -> None:
@@ -87,7 +89,8 @@ def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batc
             last = over & finite
             if bool(last.any()):
                 ledger.offer(samples[last], slots["points"][last])
-            _queue_again(queue, samples[over], slots["restart"][over], ledger, restarts)
+            again = over & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
+            queue.extend(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
         if bool((over | fooled).any()):
             slots = slots.taken(~(over | fooled))
             if queue and (not slots.count or batch_size - slots.count >= batch_size // 8):
@@ -123,13 +126,6 @@ def _record(problem: Problem, search: Search, ledger: Ledger, slots: Slots, logi
         miss = finite & ~hit
         ledger.note(samples[miss], points[miss], problem.margin(logits, slots["classes"])[miss])
     return retired
-
-
-def _queue_again(
-    queue: deque[tuple[int, int]], samples: Tensor, restart: Tensor, ledger: Ledger, restarts: int
-) -> None:
-    failed = ~ledger.fooled[samples] & (restart + 1 < restarts)
-    queue.extend(zip(samples[failed].tolist(), (restart[failed] + 1).tolist(), strict=True))
 
 
 def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[int, int]], room: int) -> Slots:

@@ -1,7 +1,7 @@
 """The standard ensemble (Croce and Hein 2020, AutoAttack): four attacks in turn, each on the samples still robust."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Ensemble(Attack):
     In l1, where Square is not defined here, the first three run.
     """
 
-    name: ClassVar[str] = "ensemble"
+    kind: ClassVar[str] = "ensemble"
 
     _: KW_ONLY
     steps: int = 100
@@ -37,7 +37,7 @@ class Ensemble(Attack):
 
     def members(self) -> list[Attack]:
         """The attacks in the order in which they run."""
-        shared = {
+        shared: dict[str, Any] = {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "precision": self.precision,

@@ -35,7 +35,7 @@ class FGSM(Attack):
     loss: "ce", "margin" or "dlr".
     """
 
-    name: ClassVar[str] = "fgsm"
+    kind: ClassVar[str] = "fgsm"
 
     _: KW_ONLY
     loss: LossName = "ce"

@@ -17,35 +17,40 @@ from torch import Tensor
 _NEWTON_STEPS = 30
 
 
-def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str) -> Tensor:
-    """The move d (N, ...) for images x (N, ...), normals w (N, ...) and gaps r (N,)."""
-    flat, normal = x.flatten(1), w.flatten(1)
-    direction = normal.sign() * r.sign()[:, None]
-    room = torch.where(direction > 0, 1 - flat, flat).clamp_(min=0)
-    room = torch.where(direction == 0, torch.zeros_like(room), room)
-    weight, gap = normal.abs(), r.abs()
-    step = _l1_moves(weight, room, gap) if norm == "l1" else _newton(weight, room, gap, proportional=norm == "l2")
-    return (direction * step).reshape(x.shape)
+def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, tolerance: float = 1e-6) -> Tensor:
+    """The move d (N, ...) for images x (N, ...), normals w (N, ...) and gaps r (N,).
+
+    tolerance: how much of the gap may be missing, relative.
+    """
+    flat = x.flatten(1)
+    normal = w.flatten(1) * r.sign()[:, None]
+    if norm == "l1":
+        return _l1_move(flat, normal, r.abs()).reshape(x.shape)
+    direction = normal if norm == "l2" else normal.sign()
+    return _newton(flat, normal, direction, r.abs(), tolerance).reshape(x.shape)
 
 
-def _newton(weight: Tensor, room: Tensor, gap: Tensor, *, proportional: bool) -> Tensor:
-    speed = weight if proportional else (weight > 0).to(weight.dtype)
-    rate = weight * speed
-    t = gap / rate.sum(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+def _newton(x: Tensor, normal: Tensor, direction: Tensor, gap: Tensor, tolerance: float) -> Tensor:
+    """clamp(x + t direction, 0, 1) - x with the t at which <normal, .> reaches the gap."""
+    smallest = torch.finfo(x.dtype).tiny
+    rate = normal * direction
+    t = gap / rate.sum(dim=1).clamp(min=smallest)
     for _ in range(_NEWTON_STEPS):
-        step = torch.minimum(speed * t[:, None], room)
-        missing = gap - (weight * step).sum(dim=1)
-        slope = (rate * (step < room)).sum(dim=1)
-        going = (missing > 1e-6 * gap) & (slope > 0)
+        free = torch.addcmul(x, direction, t[:, None])
+        moved = free.clamp(0, 1)
+        missing = gap - torch.linalg.vecdot(normal, moved - x)
+        slope = torch.linalg.vecdot(rate, (moved == free).to(x.dtype))
+        going = (missing > tolerance * gap) & (slope > 0)
         if not bool(going.any()):
             break
-        t = torch.where(going, t + missing / slope.clamp(min=torch.finfo(weight.dtype).tiny), t)
-    return torch.minimum(speed * t[:, None], room)
+        t = torch.where(going, t + missing / slope.clamp(min=smallest), t)
+    return moved - x
 
 
-def _l1_moves(weight: Tensor, room: Tensor, gap: Tensor) -> Tensor:
-    ordered, order = weight.sort(dim=1, descending=True)
-    gain = ordered * room.gather(1, order)
+def _l1_move(x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:
+    weight, order = normal.abs().sort(dim=1, descending=True)
+    room = torch.where(normal > 0, 1 - x, x) * (normal != 0)
+    gain = weight * room.gather(1, order)
     before = gain.cumsum(dim=1) - gain
-    share = ((gap[:, None] - before) / gain.clamp(min=torch.finfo(weight.dtype).tiny)).clamp(0, 1)
-    return torch.zeros_like(room).scatter(1, order, share * room.gather(1, order))
+    share = ((gap[:, None] - before) / gain.clamp(min=torch.finfo(x.dtype).tiny)).clamp(0, 1)
+    return normal.sign() * torch.zeros_like(room).scatter(1, order, share * room.gather(1, order))

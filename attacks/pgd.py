@@ -62,7 +62,7 @@ class PGD(Attack):
     loss: "ce", "margin" or "dlr".
     """
 
-    name: ClassVar[str] = "pgd"
+    kind: ClassVar[str] = "pgd"
 
     _: KW_ONLY
     steps: int = 20

@@ -1,37 +1,47 @@
 """Attacks by name."""
 
+from dataclasses import fields
 from typing import Any
 
 from robustres.attacks.apgd import APGD
 from robustres.attacks.apgd_targeted import APGDTargeted
 from robustres.attacks.attack import Attack
+from robustres.attacks.ddn import DDN
+from robustres.attacks.deepfool import DeepFool
 from robustres.attacks.ensemble import Ensemble
 from robustres.attacks.fab import FAB
 from robustres.attacks.fgsm import FGSM
+from robustres.attacks.fmn import FMN
 from robustres.attacks.pgd import PGD
 from robustres.attacks.square import Square
+from robustres.attacks.torchattacks_backend import PREFIX, Torchattacks
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 
-_ATTACKS: dict[str, type[Attack]] = {
-    attack.name: attack for attack in (FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble)
-}
+_CLASSES: tuple[type[Attack], ...] = (FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble, DDN, FMN, DeepFool)
+_ATTACKS = {attack.kind: attack for attack in _CLASSES}
+_SHARED = {field.name for field in fields(Attack)}
 
 
 def attack_names() -> tuple[str, ...]:
-    """The names that `make_attack` knows."""
+    """The names of our own attacks; besides, `make_attack` knows torchattacks:NAME."""
     return tuple(_ATTACKS)
 
 
 def make_attack(name: str, threat: ThreatModel, **settings: Any) -> Attack:
     """The attack of that name with its settings; InputError names what is unknown.
 
-    >>> make_attack("pgd", ThreatModel("linf", 8 / 255), steps=50).steps
-    50
+    >>> make_attack("pgd", ThreatModel("linf", 8 / 255), steps=50).name
+    'pgd'
     """
+    if name.startswith(PREFIX):
+        own = {key: settings[key] for key in settings.keys() & _SHARED}
+        arguments = {key: value for key, value in settings.items() if key not in own}
+        return Torchattacks(threat, method=name.removeprefix(PREFIX), arguments=arguments, **own)
     if name not in _ATTACKS:
-        raise InputError(f"unknown attack {name!r}; known are {', '.join(attack_names())}")
-    try:
-        return _ATTACKS[name](threat, **settings)
-    except TypeError as error:
-        raise InputError(f"{name} does not have these settings: {error}") from error
+        raise InputError(f"unknown attack {name!r}; known are {', '.join(attack_names())} and torchattacks:NAME")
+    attack = _ATTACKS[name]
+    known = [field.name for field in fields(attack) if field.init and field.name not in ("threat", "_")]
+    if unknown := sorted(set(settings) - set(known)):
+        raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    return attack(threat, **settings)

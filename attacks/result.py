@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from robustres.attacks.findings import Diagnosis
+
 
 @dataclass(frozen=True)
 class AttackResult:
@@ -24,6 +26,7 @@ class AttackResult:
     evaluations: (N,) int64, how often the model was run on this sample for any reason, gradients included.
     zero_gradients: (N,) int64, how many of those gradients were exactly zero.
     nonfinite: (N,) bool; the model answered NaN or infinity somewhere in the ball. Never counted as fooled.
+    diagnosis: what `diagnose` found about masked gradients, where it was asked.
     """
 
     examples: Tensor
@@ -37,6 +40,7 @@ class AttackResult:
     evaluations: Tensor
     zero_gradients: Tensor
     nonfinite: Tensor
+    diagnosis: Diagnosis | None = None
 
     def __len__(self) -> int:
         return len(self.fooled)
@@ -48,13 +52,16 @@ class AttackResult:
 
     def to(self, device: torch.device | str) -> "AttackResult":
         """The same result on another device."""
-        return AttackResult(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return AttackResult(**{name: getattr(self, name).to(device) for name in _PER_SAMPLE}, diagnosis=self.diagnosis)
 
     def select(self, index: Tensor) -> "AttackResult":
         """The entries that `index` (bool mask or positions) picks."""
-        return AttackResult(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return AttackResult(**{name: getattr(self, name)[index] for name in _PER_SAMPLE})
 
     @staticmethod
     def concatenate(results: Sequence["AttackResult"]) -> "AttackResult":
         """Results of consecutive batches as one."""
-        return AttackResult(**{f.name: torch.cat([getattr(r, f.name) for r in results]) for f in fields(AttackResult)})
+        return AttackResult(**{name: torch.cat([getattr(r, name) for r in results]) for name in _PER_SAMPLE})
+
+
+_PER_SAMPLE = tuple(field.name for field in fields(AttackResult) if field.name != "diagnosis")

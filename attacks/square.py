@@ -63,7 +63,7 @@ class _Square(Search):
         slots["best_loss"][better] = loss[better].to(slots["best_loss"].dtype)
         sides = self.sides[slots["age"]]
         points = slots["best"].clone()
-        for side in sides.unique().tolist():
+        for side in sorted(set(sides.tolist())):
             chosen = (sides == side).nonzero().flatten()
             self._propose(slots, points, chosen, side)
         slots["points"] = points
@@ -98,7 +98,7 @@ class Square(Attack):
     restarts: independent searches.
     """
 
-    name: ClassVar[str] = "square"
+    kind: ClassVar[str] = "square"
     norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
 
     _: KW_ONLY

@@ -21,7 +21,7 @@ def pyramid(height: int, width: int) -> Tensor:
     for ring in range(max(centre)):
         shape[max(top, 0) : top + 2 * ring + 1, max(left, 0) : left + 2 * ring + 1] += 1.0 / (ring + 1) ** 2
         top, left = top - 1, left - 1
-    return shape / shape.norm()
+    return shape / torch.linalg.vector_norm(shape)
 
 
 def double_pyramid(side: int) -> Tensor:
@@ -30,7 +30,7 @@ def double_pyramid(side: int) -> Tensor:
     half = side // 2
     shape[:half] = pyramid(half, side) if half else 0
     shape[half:] = -pyramid(side - half, side)
-    return shape / shape.norm()
+    return shape / torch.linalg.vector_norm(shape)
 
 
 def start_l2(keys: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -59,13 +59,13 @@ def propose_l2(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: 
     inside = torch.zeros_like(delta, dtype=torch.bool)
     inside[first] = True
     inside[second] = True
-    norm_of_image = delta.flatten(1).norm(dim=1)
-    norm_of_windows = torch.where(inside, delta, torch.zeros_like(delta)).flatten(2).norm(dim=2)
+    norm_of_image = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    norm_of_windows = torch.linalg.vector_norm((delta * inside).flatten(2), dim=2)
     spare = (eps**2 - norm_of_image**2).clamp(min=0)[:, None] / channels
     old = delta[first]
-    old = old / (1e-12 + old.flatten(2).norm(dim=2)[:, :, None, None])
+    old = old / (1e-12 + torch.linalg.vector_norm(old.flatten(2), dim=2)[:, :, None, None])
     new = double_pyramid(side).to(x)[None, None] * signs[:, :, None, None].to(x.dtype) + old
-    length = new.flatten(2).norm(dim=2).clamp(min=1e-12)
+    length = torch.linalg.vector_norm(new.flatten(2), dim=2).clamp(min=1e-12)
     new = new / length[:, :, None, None] * torch.sqrt(spare + norm_of_windows**2)[:, :, None, None]
     delta[second] = 0.0
     delta[first] = new
@@ -73,6 +73,6 @@ def propose_l2(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: 
 
 
 def _scaled(x: Tensor, delta: Tensor, eps: float) -> Tensor:
-    length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=1e-12)
     moved: Tensor = (x + delta * per_sample(eps / length, x)).clamp(0, 1)
     return moved

@@ -1,18 +1,28 @@
 """An attack leaves the model and the process as they were, also when it ends in an error."""
 
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks import PGD, make_attack
+from robustres.attacks import PGD, Attack, attack_names, make_attack
 from robustres.errors import DataError, ModelError
 from robustres.threat import ThreatModel
 
 from .conftest import Case
 
 LINF = ThreatModel("linf", 8 / 255)
+NAMES = (*attack_names(), "torchattacks:PGD", "torchattacks:Pixle", "torchattacks:FAB")
+
+
+def short(name: str) -> Attack:
+    """The attack with few steps, in a norm in which it is defined."""
+    threat = ThreatModel("l2", 0.3) if name == "ddn" else LINF
+    settings = {"ensemble": {"steps": 3, "queries": 3}, "fgsm": {}, "torchattacks:Pixle": {"max_iterations": 2}}
+    return make_attack(name, threat, **settings.get(name, {"steps": 3}))
 
 
 def snapshot(model: nn.Module) -> tuple[object, ...]:
@@ -22,6 +32,8 @@ def snapshot(model: nn.Module) -> tuple[object, ...]:
         [None if p.grad is None else p.grad.clone() for p in model.parameters()],
         [buffer.clone() for buffer in model.buffers()],
         torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
     )
 
 
@@ -55,15 +67,15 @@ def prepare(model: nn.Module) -> None:
         parameter.grad = torch.full_like(parameter, float(position)) if position % 2 == 0 else None
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_the_model_changes(name: str, small: Case) -> None:
     prepare(small.model)
     before = snapshot(small.model)
-    make_attack(name, LINF)(small.model, small.x, small.y)
+    short(name)(small.model, small.x, small.y)
     assert same(before, snapshot(small.model))
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", [1, 2])
 def test_nothing_changes_when_the_attack_ends_in_an_error(
@@ -73,7 +85,7 @@ def test_nothing_changes_when_the_attack_ends_in_an_error(
     prepare(model)
     before = snapshot(model)
     with pytest.raises(error, match="injected"):
-        make_attack(name, LINF)(model, small.x, small.y)
+        short(name)(model, small.x, small.y)
     assert same(before, snapshot(model))
 
 

@@ -1,0 +1,72 @@
+"""Decoupled direction and norm (Rony et al. 2019): the nearest example in l2 with few gradients."""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks import ball, engine, losses
+from robustres.attacks.apgd import check_counts
+from robustres.attacks.attack import Attack
+from robustres.attacks.ball import per_sample
+from robustres.attacks.engine import Slots
+from robustres.attacks.ledger import Ledger
+from robustres.attacks.minimum_norm import MinimumNormSearch
+from robustres.attacks.problem import Problem
+from robustres.errors import InputError
+from robustres.threat import Norm
+
+
+class _Ddn(MinimumNormSearch):
+    def __init__(self, problem: Problem, settings: "DDN") -> None:
+        super().__init__(problem, steps=settings.steps)
+        self.settings = settings
+
+    def begin(self, slots: Slots) -> None:
+        super().begin(slots)
+        slots["radius"] = torch.full_like(slots["best_distance"], self.settings.first_radius)
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        value = losses.cross_entropy(logits, slots["classes"])
+        return -value if self.problem.targeted else value
+
+    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        x, share = slots["x"], slots["age"].to(away.dtype) / self.steps
+        step = 0.01 + 0.99 * 0.5 * (1 + torch.cos(math.pi * share))
+        direction = ball.unit_direction(gradient, slots["points"], "l2")
+        moved = slots["points"] - x + direction * per_sample(step, x)
+        change = torch.where(hit, 1 - self.settings.gamma, 1 + self.settings.gamma)
+        slots["radius"] = torch.minimum(slots["radius"] * change, slots["best_distance"])
+        length = self.lengths(moved).clamp(min=1e-12)
+        return (x + moved * per_sample(slots["radius"] / length, x)).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class DDN(Attack):
+    """Steps of decreasing length on a sphere whose radius shrinks where the model is fooled and grows elsewhere.
+
+    With eps = math.inf the nearest example found is returned; with a finite eps only one inside the ball counts.
+
+    steps: gradients per sample. first_radius: of the sphere, in pixel units. gamma: its relative change per step.
+    """
+
+    kind: ClassVar[str] = "ddn"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+
+    _: KW_ONLY
+    steps: int = 100
+    first_radius: float = 1.0
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self.steps, 1)
+        if not (self.first_radius > 0 and 0 < self.gamma < 1):
+            raise InputError(
+                f"first_radius must be positive and gamma in (0, 1), got {self.first_radius}, {self.gamma}"
+            )
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        engine.run(problem, _Ddn(problem, self), ledger=ledger, restarts=1, batch_size=self.batch_size)

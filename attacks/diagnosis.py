@@ -1,0 +1,154 @@
+"""Diagnosis of gradient masking: does the attack's failure mean that the model is robust?
+
+The checks follow Athalye, Carlini and Wagner 2018 ("Obfuscated gradients") and Carlini et al. 2019 ("On evaluating
+adversarial robustness"): each compares the attack with something that, on an honest model, cannot do better.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks.attack import Attack
+from robustres.attacks.findings import Diagnosis, Finding
+from robustres.attacks.losses import LossName
+from robustres.attacks.pgd import PGD
+from robustres.attacks.result import AttackResult
+from robustres.attacks.square import Square
+from robustres.errors import InputError
+from robustres.threat import ThreatModel
+
+TOLERATED = 0.05  # share of samples (or gradients) up to which a check is taken as chance
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What every check looks at: the attack's own result and how to run another attack on the same samples."""
+
+    attack: Attack
+    result: AttackResult
+    run: Callable[[Attack], AttackResult]
+
+    def missed_by_attack(self, other: AttackResult) -> Tensor:
+        """Samples that the other attack fooled and this one did not, (N,) bool."""
+        return other.fooled & ~self.result.fooled
+
+
+def diagnose(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    *,
+    result: AttackResult | None = None,
+    indices: Tensor | None = None,
+    queries: int = 500,
+) -> Diagnosis:
+    """Check whether `attack` was misled by masked gradients on images x (N, C, H, W) with labels y (N,).
+
+    result: of the attack on these samples; it is run if not given. queries: of the black-box comparison per sample.
+    Costs about ten runs of a 20-step PGD plus the queries. Raises InputError for an unbounded threat.
+    """
+    if not math.isfinite(attack.threat.eps):
+        raise InputError("a diagnosis needs a finite eps; give the attack a threat with the eps in question")
+    own = attack(model, x, y, indices=indices) if result is None else result
+    subject = _Subject(attack, own, lambda other: other(model, x, y, indices=indices))
+    pairs = [
+        _zero_gradients(subject),
+        _other_losses(subject),
+        _black_box(subject, queries),
+        _unbounded(subject),
+        _more_steps(subject),
+    ]
+    samples = torch.stack([mask for _, mask in pairs]).any(dim=0)
+    findings = tuple(finding for finding, _ in pairs)
+    return Diagnosis(attack.name, attack.threat.norm, attack.threat.eps, findings, samples)
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean()) if len(mask) else 0.0
+
+
+def _finding(check: str, value: float, bad: str, good: str) -> Finding:
+    suspicious = value > TOLERATED
+    return Finding(check, value, suspicious, bad if suspicious else good)
+
+
+def _pgd(subject: _Subject, *, steps: int, loss: LossName = "ce", eps: float | None = None) -> PGD:
+    attack = subject.attack
+    threat = attack.threat if eps is None else ThreatModel(attack.threat.norm, eps)
+    return PGD(
+        threat,
+        steps=steps,
+        loss=loss,
+        seed=attack.seed,
+        batch_size=attack.batch_size,
+        allow_training_mode=attack.allow_training_mode,
+    )
+
+
+def _zero_gradients(subject: _Subject) -> tuple[Finding, Tensor]:
+    result = subject.result
+    if not bool((result.gradient_evaluations > 0).any()):
+        result = subject.run(_pgd(subject, steps=2))
+    total = int(result.gradient_evaluations.sum())
+    value = int(result.zero_gradients.sum()) / total if total else 0.0
+    mask = (result.zero_gradients * 2 > result.gradient_evaluations) & ~subject.result.fooled
+    bad = (
+        f"{value:.0%} of the gradients are exactly zero: the loss is saturated or the model is not differentiable; "
+        "use a black-box attack such as square"
+    )
+    return _finding("zero_gradients", value, bad, "Hardly any gradient is exactly zero."), mask
+
+
+def _other_losses(subject: _Subject) -> tuple[Finding, Tensor]:
+    losses: tuple[LossName, ...] = ("ce", "margin", "dlr")
+    runs = [subject.run(_pgd(subject, steps=20, loss=loss)) for loss in losses]
+    missed = torch.stack([subject.missed_by_attack(run) for run in runs]).any(dim=0)
+    bad = (
+        f"With another loss a 20-step PGD fools {_share(missed):.0%} more of the samples: "
+        "report the worst case over the losses, or use the ensemble"
+    )
+    good = "A 20-step PGD with other losses finds hardly anything that the attack missed."
+    return _finding("loss_sensitivity", _share(missed), bad, good), missed
+
+
+def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
+    attack = subject.attack
+    if attack.threat.norm not in Square.norms:
+        finding = Finding("black_box", 0.0, False, f"No black-box attack is defined for {attack.threat.norm}.")
+        return finding, torch.zeros_like(subject.result.fooled)
+    square = Square(
+        attack.threat,
+        steps=queries,
+        seed=attack.seed,
+        batch_size=attack.batch_size,
+        allow_training_mode=attack.allow_training_mode,
+    )
+    missed = subject.missed_by_attack(subject.run(square))
+    bad = (
+        f"Random search without gradients fools {_share(missed):.0%} of the samples that the attack did not: "
+        "the gradients are masked"
+    )
+    return _finding("black_box", _share(missed), bad, "Random search without gradients does no better."), missed
+
+
+def _unbounded(subject: _Subject) -> tuple[Finding, Tensor]:
+    size = subject.result.examples[0].numel() if len(subject.result) else 1
+    whole = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[subject.attack.threat.norm]
+    attacks = [_pgd(subject, steps=20, loss=loss, eps=whole) for loss in ("ce", "margin")]
+    left = torch.stack([~subject.run(replace(a, step_size=0.1 * whole)).fooled for a in attacks]).all(dim=0)
+    bad = (
+        f"Free to change every pixel, PGD still leaves {_share(left):.0%} of the samples: following the gradient does "
+        "not work on this model"
+    )
+    return _finding("unbounded_eps", _share(left), bad, "Free to change every pixel, PGD fools every sample."), left
+
+
+def _more_steps(subject: _Subject) -> tuple[Finding, Tensor]:
+    steps = int(getattr(subject.attack, "steps", 1))
+    missed = subject.missed_by_attack(subject.run(_pgd(subject, steps=max(5 * steps, 50))))
+    bad = f"Five times as many steps fool {_share(missed):.0%} more of the samples: the attack had not converged"
+    return _finding("more_steps", _share(missed), bad, "Five times as many steps hardly find more."), missed

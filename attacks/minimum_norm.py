@@ -1,0 +1,60 @@
+"""What minimum-norm searches share: keep the nearest adversarial point met, return it at the end."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.ball import per_sample
+from robustres.attacks.engine import Search, Slots
+from robustres.attacks.problem import Problem
+
+
+class MinimumNormSearch(Search):
+    """A search over all of [0, 1] for the nearest example; children say how to move.
+
+    Where the threat has a finite eps and `stops_inside`, a sample retires once an example lies in the ball.
+    """
+
+    stays_inside = False
+
+    def __init__(self, problem: Problem, *, steps: int, stops_inside: bool = False) -> None:
+        self.problem, self.steps = problem, steps
+        self.stops_inside = stops_inside and math.isfinite(problem.threat.eps)
+        self.minimises = not self.stops_inside
+
+    def begin(self, slots: Slots) -> None:
+        slots["points"] = slots["x"].clone()
+        slots["best"] = slots["x"].clone()
+        slots["best_distance"] = torch.full_like(slots["sample"], torch.inf, dtype=slots["x"].dtype)
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        return self.problem.margin(logits, slots["classes"])
+
+    def worth_offering(self, slots: Slots, hit: Tensor) -> Tensor:
+        if not self.stops_inside:
+            return torch.zeros_like(hit)
+        return hit & (self.lengths(slots["points"] - slots["x"]) <= self.problem.threat.eps)
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        hit = self.problem.succeeded(logits, slots["classes"])
+        away = self.lengths(slots["points"] - slots["x"])
+        closer = hit & (away < slots["best_distance"])
+        slots["best_distance"] = torch.where(closer, away, slots["best_distance"])
+        slots["best"][closer] = slots["points"][closer]
+        slots["points"] = self.next_points(slots, hit, away, loss, gradient)
+        over = slots["age"] + 1 >= self.steps
+        found = over & torch.isfinite(slots["best_distance"])
+        if bool(found.any()):
+            slots["points"] = torch.where(per_sample(found, slots["x"]), slots["best"], slots["points"])
+        return over
+
+    def lengths(self, difference: Tensor) -> Tensor:
+        """Norm of each sample's difference (B,), in the search's own precision."""
+        order = {"l2": 2.0, "linf": math.inf, "l1": 1.0}[self.problem.threat.norm]
+        return torch.linalg.vector_norm(difference.flatten(1), ord=order, dim=1)
+
+    @abstractmethod
+    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Where to look next, from whether the points (at distance `away`) fool the model, and the loss there."""
