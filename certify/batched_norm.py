@@ -108,7 +108,7 @@ def _by_dismissal(matrices: Tensor, at_least: float) -> float:
 def _proved_below(grams: Tensor, value: float) -> Tensor:
     shifted = -grams
     shifted.diagonal(dim1=-2, dim2=-1).add_(value)
-    return proved_definite(shifted, relative_error=4 * 2.0**-53)
+    return proved_definite(shifted, error=4 * 2.0**-53 * value)
 
 
 def _rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:

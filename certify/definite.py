@@ -17,14 +17,14 @@ def definiteness_slack(size: int) -> float:
     return 2 * g / (1 - g)
 
 
-def proved_definite(matrices: Tensor, *, relative_error: float = 0.0) -> Tensor:
+def proved_definite(matrices: Tensor, *, error: float = 0.0) -> Tensor:
     """(F,) bool: True where the Hermitian matrix (F, n, n) is proved positive semidefinite; False proves nothing.
 
-    relative_error: the true matrix may differ from the stored one by this times the trace, in spectral norm.
+    error: the true matrix may differ from the stored one by this much in spectral norm.
     """
     size = matrices.shape[-1]
     diagonal = matrices.diagonal(dim1=-2, dim2=-1).real
-    shift = (definiteness_slack(size) + relative_error) * diagonal.abs().sum(-1)
+    shift = definiteness_slack(size) * diagonal.abs().sum(-1) + 2 * error
     shifted = matrices.clone()
     shifted.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
     factor, info = torch.linalg.cholesky_ex(shifted)
