@@ -72,6 +72,7 @@ def audit(
     tolerance: float = 1e-5,
     search: Search | None = None,
     seconds: float | None = None,
+    delta: float | None = None,
 ) -> AuditReport:
     """Recompute claimed l2 Lipschitz constants, over all inputs, of a model or of its layers in evaluation mode.
 
@@ -84,7 +85,9 @@ def audit(
     images: (N, *input_shape), where the search starts; random images where left out. For a layer, what the images
         become on their way to it. restarts: how many starts there are.
     tolerance: relative excess over the claim that still counts as kept, since weights are rounded.
-    search: effort of the search for a witness. seconds: guide for the time of each piece's bound.
+    search: effort of the search for a witness.
+    seconds, delta: as in `lipschitz`: guide for the time of each piece's bound, and the failure probability that each
+        may have, None for deterministic bounds only.
     Raises InputError for claims that are no positive numbers, about unknown layers, or missing altogether.
 
     >>> layer = nn.Linear(3, 3)
@@ -99,7 +102,7 @@ def audit(
     module = without_statements(float64_copy(model))
     starts = _starts(tuple(input_shape), images, restarts, effort.seed).to(device_of(module))
     rows = [
-        _audited(claim, tolerance=tolerance, search=effort, seconds=seconds)
+        _audited(claim, tolerance=tolerance, search=effort, seconds=seconds, delta=delta)
         for claim in claims_of(model, module, starts, claimed)
     ]
     return AuditReport(tuple(rows), tolerance)
@@ -116,9 +119,11 @@ def _starts(shape: Shape, images: Tensor | None, restarts: int, seed: int) -> Te
     return images.detach().cpu()[spaced].to(torch.float64)
 
 
-def _audited(claim: Claim, *, tolerance: float, search: Search, seconds: float | None) -> AuditRow:
+def _audited(claim: Claim, *, tolerance: float, search: Search, seconds: float | None, delta: float | None) -> AuditRow:
     start = perf_counter()
-    report = lipschitz(claim.module, tuple(claim.starts.shape[1:]), seconds=seconds, lower_steps=0, refuse="record")
+    report = lipschitz(
+        claim.module, tuple(claim.starts.shape[1:]), seconds=seconds, delta=delta, lower_steps=0, refuse="record"
+    )
     witness = strongest_witness(
         Measured(claim.module, claim.starts[:1]),
         _varied(claim.starts, search),

@@ -16,6 +16,7 @@ from robustres.certify.radius_column import RadiusColumn
 from robustres.errors import InputError, ModelError
 from robustres.guard import evaluation_mode
 from robustres.numerics import rounded_down
+from robustres.results import SMOOTHED
 
 ABSTAIN = -1
 # The quantile function of scipy (Cephes) is accurate to a few units in the last place; this many are charged.
@@ -87,7 +88,7 @@ class RandomisedSmoothing:
     @property
     def name(self) -> str:
         """Name of the certificate, which is also the name of the function that it certifies."""
-        return f"smoothed(sigma={self.sigma:g})"
+        return f"{SMOOTHED}(sigma={self.sigma:g})"
 
     @property
     def guarantee(self) -> Guarantee:

@@ -20,6 +20,9 @@ from robustres.errors import InputError
 
 SCHEMA_VERSION = 1
 
+# A certificate whose name starts so is about the classifier that votes under noise, not about the network.
+SMOOTHED = "smoothed"
+
 # Column -> pandas dtype. Radii and distances are in pixel units, in the norm of their row.
 TABLES: dict[str, dict[str, str]] = {
     # One row per sample. margin: logit of the label minus the largest other logit. finite: no NaN or infinity met.
@@ -221,9 +224,11 @@ def certified_mask(certificates: pd.DataFrame, correct: pd.Series, eps: float) -
 def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
     """Every pair of a certificate and an example of the same sample that lies inside the certified radius.
 
-    An example counts when it changes the certified prediction; it is measured in the certificate's norm.
+    An example counts when it changes the certified prediction; it is measured in the certificate's norm. Certificates
+    of a smoothed classifier are left out: the examples fool the network, which is another function.
     """
-    pairs = certificates.merge(attacks[attacks["fooled"]], on="index", suffixes=("", "_attack"))
+    about_network = certificates[~certificates["certificate"].astype(str).str.startswith(SMOOTHED)]
+    pairs = about_network.merge(attacks[attacks["fooled"]], on="index", suffixes=("", "_attack"))
     measured = pairs["distance"].where(pairs["norm"] == pairs["norm_attack"])
     for norm in ("l2", "linf"):
         measured = measured.where(pairs["norm"] != norm, pairs[norm])

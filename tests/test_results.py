@@ -115,3 +115,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_smoothed_classifier_is_never_held_against_attacks_on_the_network() -> None:
+    attacks = typed_table("attacks", [attack(0, 0.1)])
+    radius = certificate(0, 1.0)
+    assert len(sandwich_violations(attacks, typed_table("certificates", [radius]))) == 1
+    smoothed = {**radius, "certificate": "smoothed(sigma=0.5)", "guarantee": "probability 1 - 0.001"}
+    assert len(sandwich_violations(attacks, typed_table("certificates", [smoothed]))) == 0
+    assert len(sandwich_violations(attacks, empty_table("certificates"))) == 0

@@ -32,6 +32,9 @@ Seconds = Annotated[float, typer.Option("--seconds", min=1e-3, help="Time for th
 Tolerance = Annotated[
     float, typer.Option("--tolerance", min=0, help="Relative excess that rounding of weights may have.")
 ]
+Delta = Annotated[
+    float | None, typer.Option("--delta", help="Allow probabilistic bounds that each fail this rarely, such as 1e-12.")
+]
 AuditOut = Annotated[Path | None, typer.Option("--out", help="Folder for the result; default runs/audit-MODEL.")]
 
 
@@ -46,6 +49,7 @@ def audit(
     restarts: Restarts = 16,
     seconds: Seconds = 60.0,
     tolerance: Tolerance = 1e-5,
+    delta: Delta = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     data_root: options.DataRoot = None,
@@ -81,6 +85,7 @@ def audit(
         restarts=restarts,
         tolerance=tolerance,
         search=search,
+        delta=delta,
     )
     folder = out or Path("runs") / f"audit-{slug(model)}"
     text = _write(folder, report, {"source": loaded.source, "sha256": loaded.sha256, "parameters": loaded.parameters})
