@@ -13,11 +13,12 @@ from typing import Literal
 
 from robustres.certify.block_row import BlockRow
 from robustres.certify.bound import Bound, Guarantee
+from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.certify.linear_map import LinearMap
 from robustres.certify.linf_norm import all_hold, linf_norm, product
 from robustres.certify.network import Elementwise, Linear, Merge, Node, Opaque, chain, dominators
 from robustres.certify.regions import Operand, Region, region
-from robustres.certify.residual_bound import residual_candidates
+from robustres.certify.residual_bound import residual_bound
 from robustres.certify.spectral_norm import spectral_norm
 from robustres.numerics import rounded_up
 
@@ -28,13 +29,15 @@ KINDS = {"max pooling": "pooling", "stated by the module": "stated"}
 class Bounder:
     """Bounds the pieces of one network in one norm; every piece is bounded once.
 
-    joint: also bound residual blocks jointly (l2 only). seconds: time guide for each piece. delta: a failure
-    probability that probabilistic methods may spend per piece; None allows deterministic methods only.
+    joint: also bound residual blocks jointly (l2 only), with `effort` seconds of a nominal core for each.
+    seconds: time guide for each linear map. delta: a failure probability that probabilistic methods may spend on each
+    linear map; None allows deterministic methods only.
     """
 
     order: list[Node]
     norm: Literal["l2", "linf"] = "l2"
     joint: bool = True
+    effort: float = DEFAULT_EFFORT
     seconds: float | None = None
     delta: float | None = None
     _dominator: dict[Node, Node] = field(init=False)
@@ -113,22 +116,27 @@ class Bounder:
             largest = max(bound.upper for bound in branches)
             textbook = rounded_up(math.sqrt(math.fsum(squares)), 3) if self.norm == "l2" else largest
         candidates = {"textbook": textbook}
-        holds: dict[str, Guarantee] = {"textbook": guarantee}
-        if self.joint and self.norm == "l2" and found.is_sum and len(branches) == 1 and found.shortcut is not None:
-            for name, bound in residual_candidates(found, self.norm_of, seconds=self.seconds, delta=self.delta):
-                candidates[name], holds[name] = bound.upper, bound.guarantee
+        holds = {"textbook": guarantee}
+        lower = 0.0
+        if self.joint and self.norm == "l2" and found.is_sum:
+            joint = residual_bound(found, effort=self.effort)
+            if joint is not None:
+                lower = joint.lower
+                for name, value in joint.candidates.items():
+                    candidates[name] = min(value, candidates.get(name, math.inf))
+                    holds[name] = holds.get(name, Guarantee()) & joint.guarantee
         method = min(candidates, key=lambda name: candidates[name])
         return BlockRow(
             found.path(),
             found.kind,
             candidates[method],
-            0.0,
+            min(lower, candidates[method]),
             method,
             holds[method],
             shortcut=shortcut,
             branch=branch,
             textbook=textbook,
-            joint=candidates.get("joint", math.nan),
+            joint=min((value for name, value in candidates.items() if name.startswith("joint")), default=math.nan),
             candidates=candidates,
             seconds=perf_counter() - start,
         )

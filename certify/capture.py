@@ -1,9 +1,9 @@
 """A model as a graph of ATen operations, captured by `torch.export` and compared with the model before it is used."""
 
 import copy
-import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,13 @@ from robustres.guard import random_state_kept
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
 # A module that states its own bound is captured as one call of this operation, which only has a shape.
-_LIBRARY = torch.library.Library("robustres", "DEF")
-_LIBRARY.define("stated(Tensor x, str path, int[] shape) -> Tensor")
-_LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")
+_LIBRARY = torch.library.Library("robustres", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("stated(Tensor x, str path, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")  # type: ignore[no-untyped-call]
 STATED = torch.ops.robustres.stated.default
+# Operations whose second argument is the shape of the whole batch. A view may meet other strides than those captured.
+RESHAPES = frozenset({torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default})
+EXPAND = torch.ops.aten.expand.default
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +39,35 @@ class Captured:
     source: fx.Node
     output: fx.Node
     constants: Mapping[fx.Node, Any]
+    computed: tuple[fx.Node, ...]
+    rebatches: bool = False
 
-    def run(self, known: Mapping[fx.Node, Tensor], wanted: fx.Node) -> Tensor:
-        """The value of `wanted`, given the values of nodes that cut it off from the input; differentiable."""
+    def run(
+        self,
+        known: Mapping[fx.Node, Tensor],
+        wanted: fx.Node,
+        *,
+        observe: Callable[[fx.Node, Any], None] | None = None,
+    ) -> Tensor:
+        """The value of `wanted`, given the values of nodes that cut it off from the input; differentiable.
+
+        A batch of BATCH samples always runs; one of another size where `rebatches` says so.
+        observe: told every node that is computed and its value; values are let go after their last use.
+        """
         values: dict[fx.Node, Any] = {**self.constants, **known}
+        batch = len(next(iter(known.values())))
         needed = self._needed(wanted, values)
+        pending = Counter(parent for node in needed for parent in node.all_input_nodes)
         for node in self.nodes:
-            if node in needed:
-                values[node] = call(node, values, self.module)
+            if node not in needed:
+                continue
+            values[node] = call(node, values, self.module, batch=batch)
+            if observe is not None:
+                observe(node, values[node])
+            for parent in node.all_input_nodes:
+                pending[parent] -= 1
+                if pending[parent] == 0 and parent is not wanted:
+                    del values[parent]
         result: Tensor = values[wanted]
         return result
 
@@ -58,11 +82,14 @@ class Captured:
         return needed
 
 
-def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module) -> Any:
-    """The value of one operation."""
+def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, batch: int = BATCH) -> Any:
+    """The value of one operation; the batch size that was captured in a shape is replaced by `batch`."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
     if node.target is STATED:
-        return module.get_submodule(args[1])(args[0])
+        return module.get_submodule(str(args[1]))(args[0])
+    if node.target in RESHAPES or node.target is EXPAND:
+        shape = [batch if args[1][0] == BATCH else args[1][0], *args[1][1:]]
+        return args[0].reshape(shape) if node.target in RESHAPES else args[0].expand(shape)
     assert callable(node.target), node.target
     return node.target(*args, **kwargs)
 
@@ -99,7 +126,7 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
         program = _export(module, example)
         captured = _folded(module, program)
         _compare(captured, example, answer)
-    return captured
+        return replace(captured, rebatches=_rebatches(captured, example))
 
 
 def _answer(module: nn.Module, example: Tensor) -> Tensor:
@@ -130,8 +157,9 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         for path, child in stated.items():
             child.forward = _stated_forward(path, shapes)
-        program = torch.export.export(_Root(module), (example,), strict=False)
-        return program.run_decompositions({})
+        program: torch.export.ExportedProgram = torch.export.export(_Root(module), (example,), strict=False)
+        functional: torch.export.ExportedProgram = program.run_decompositions({})
+        return functional
     except Exception as error:  # torch.export raises its own errors and whatever the traced code raises
         raise UnsupportedOperationError(
             [Refusal("", f"what torch.export cannot write as a graph ({_first_line(error)})")]
@@ -144,9 +172,10 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 def _outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
     """The modules that state their own bound and do not stand inside another such module."""
     found: dict[str, nn.Module] = {}
+    child: nn.Module
     for path, child in module.named_modules():
         inside = any(path.startswith(other + ".") or other == "" for other in found)
-        if isinstance(child, HasLipschitzBound) and not inside:
+        if not inside and isinstance(child, HasLipschitzBound):
             found[path] = child
     return found
 
@@ -209,7 +238,9 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
                 operations.append(node)
     answers = nodes[-1].args[0]
     assert isinstance(answers, tuple)
-    return Captured(module, tuple(operations), next(n for n in nodes if n.name == source), answers[0], constants)
+    computed = tuple(node for node in constants if node.op == "call_function")
+    origin = next(node for node in nodes if node.name == source)
+    return Captured(module, tuple(operations), origin, answers[0], constants, computed)
 
 
 def is_random(node: fx.Node) -> bool:
@@ -228,7 +259,7 @@ def operation_of(node: fx.Node) -> str:
     """Name of an operation for people: `aten.softmax`."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.overloadpacket).replace("::", ".")
-    return operator.attrgetter("__name__")(node.target)
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
@@ -237,6 +268,16 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
         expected = answer if sample is example else captured.module(sample)
         if not _close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
             raise ModelError("the captured graph does not answer as the model does; please report this model")
+
+
+def _rebatches(captured: Captured, example: Tensor) -> bool:
+    """Whether the graph can be run on other batch sizes: constants may have the captured one in their shape."""
+    larger = torch.cat([example, 1 - example])[: BATCH + 1]
+    try:
+        answer = captured.run({captured.source: larger}, captured.output)
+    except RuntimeError:
+        return False
+    return _close(answer, captured.module(larger), 1e-9)
 
 
 def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:

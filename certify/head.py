@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.certify.bound import Guarantee
 from robustres.certify.linear_map import LinearMap
 from robustres.certify.product_rounding import product_error
 from robustres.numerics import gamma
@@ -16,13 +15,12 @@ from robustres.numerics import gamma
 class Head:
     """logits = map(features) + bias, with bounds of the Lipschitz constant from the input to the features.
 
-    body_l2, body_linf: bounds of the features' constant in l2 and linf. guarantee: of body_l2.
+    body_l2, body_linf: bounds of the features' Lipschitz constant in l2 and linf.
     """
 
     map: LinearMap
     body_l2: float
     body_linf: float
-    guarantee: Guarantee
 
     def pair_norms(self, label: int, norm: str) -> Tensor:
         """|w_label - w_j| for every class j (classes,), rounded up, in the norm dual to `norm` of the features."""

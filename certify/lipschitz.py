@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from robustres.certify import rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape
+from robustres.certify.analysis import Analysis
 from robustres.certify.block_row import BlockRow
 from robustres.certify.blocks import Bounder, unique_names
 from robustres.certify.capture import BATCH, Captured, capture, device_of
 from robustres.certify.head import Head
 from robustres.certify.jacobian import steepest_directions
+from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.certify.linear_map import Shape
 from robustres.certify.network import Linear, Node
 from robustres.certify.report import LipschitzReport, multiplied, with_lower
@@ -33,6 +35,7 @@ def lipschitz(
     *,
     norm: Norm = "l2",
     joint: bool = True,
+    effort: float = DEFAULT_EFFORT,
     seconds: float | None = None,
     delta: float | None = None,
     lower_steps: int = 8,
@@ -46,7 +49,8 @@ def lipschitz(
 
     model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and left as it is.
     joint: also bound residual blocks jointly; False computes the textbook bound only, in a fraction of the time.
-    seconds: guide for the time spent on each piece. delta: failure probability that each probabilistic bound may
+    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
+    seconds: guide for the time spent on each linear map. delta: failure probability that each probabilistic bound may
         spend; None allows deterministic methods only.
     lower_steps: power iterations of the lower estimates; 0 leaves them out.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
@@ -75,24 +79,29 @@ def lipschitz(
         return _refusal(input_shape, norm, refused, perf_counter() - start)
     output = simplified(network)
     order = output.ordered()
-    main = Bounder(order, norm, joint=joint, seconds=seconds, delta=delta)
+    bounders = {
+        "l2": Bounder(order, joint=joint, effort=effort, seconds=seconds, delta=delta),
+        "linf": Bounder(order, norm="linf", joint=False),
+    }
+    steps = lower_steps if norm == "l2" else 0
     with torch.no_grad():
-        pieces = main.rows(output)
-        linf = _upper(Bounder(order, "linf", joint=False).rows(output))
-        head = _head(order, output, main if norm == "l2" else Bounder(order, "l2", joint=joint, seconds=seconds))
-    rows = _with_estimates(captured, pieces, lower_steps if norm == "l2" else 0, generator)
-    upper, guarantee = multiplied(rows)
-    whole = _estimate(captured, order[0], output, lower_steps if norm == "l2" else 0, generator)
+        pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
+        whole = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
+        head = _head(output, bounders)
+    estimate = _estimate(captured, order[0], output, steps, generator)
+    upper, guarantee = whole[norm]
     return LipschitzReport(
         input_shape=input_shape,
         norm=norm,
-        blocks=rows,
+        blocks=_with_estimates(captured, pieces[norm], steps, generator),
         upper=upper,
-        lower=_checked(whole, upper, "the whole network"),
+        lower=_checked(estimate, upper, "the whole network"),
+        l2_upper=whole["l2"][0],
+        linf_upper=whole["linf"][0],
         head=head,
-        linf_upper=linf,
         seconds=perf_counter() - start,
         guarantee=guarantee,
+        analysis=Analysis(captured, network, output, bounders["l2"]),
     )
 
 
@@ -100,18 +109,13 @@ def _refusal(shape: Shape, norm: Norm, refused: tuple[Refusal, ...], seconds: fl
     return LipschitzReport(shape, norm, (), float("inf"), 0.0, refused, seconds=seconds)
 
 
-def _upper(pieces: list[Piece]) -> float:
-    return multiplied([row for _, _, row in pieces])[0]
-
-
-def _head(order: list[Node], output: Node, main: Bounder) -> Head | None:
+def _head(output: Node, bounders: dict[str, Bounder]) -> Head | None:
     """The last linear map, if the network ends in one, with the bounds of everything before it."""
     if not isinstance(output.piece, Linear):
         return None
     before = output.inputs[0]
-    body, guarantee = multiplied([row for _, _, row in main.rows(before)])
-    linf = _upper(Bounder(order, "linf", joint=False).rows(before))
-    return Head(output.piece.map, body, linf, guarantee)
+    body = {name: multiplied([row for _, _, row in bounder.rows(before)])[0] for name, bounder in bounders.items()}
+    return Head(output.piece.map, body["l2"], body["linf"])
 
 
 def _with_estimates(

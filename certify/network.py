@@ -17,17 +17,25 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """An affine map; its constant part plays no role for a Lipschitz constant."""
+    """An affine map; its constant part plays no role for a Lipschitz constant.
+
+    shift: at or above the l2 norm of everything constant that is added to a sample; it matters for rounding.
+    """
 
     map: LinearMap
+    shift: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
-    """A scalar function applied to every coordinate, all of its difference quotients in `slopes` = [a, b]."""
+    """A scalar function applied to every coordinate, all of its difference quotients in `slopes` = [a, b].
+
+    jump: how far the operation as torch defines it lies from that function at most (a cut-off tail).
+    """
 
     name: str
     slopes: tuple[float, float]
+    jump: float = 0.0
 
     @property
     def constant(self) -> float:

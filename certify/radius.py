@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from robustres.certify.capture import device_of, float64_copy
+from robustres.certify.analysis import Analysis
+from robustres.certify.capture import device_of
+from robustres.certify.deviation import Deviation, require_covered_float32
 from robustres.certify.lipschitz import Norm, lipschitz
 from robustres.certify.report import LipschitzReport
 from robustres.errors import InputError, UnsupportedOperationError
-from robustres.guard import random_state_kept
+from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
 
 
@@ -45,31 +47,47 @@ def certify(
     """The radius around each image within which the model's prediction provably cannot change.
 
     Guaranteed: no image within `radius` of x, in `norm` and pixel units, is answered with another class by the model
-    in evaluation mode and exact arithmetic; the rounding of the float64 forward pass is charged against the margin.
+    in evaluation mode, neither in exact arithmetic nor computed in `dtype`: what rounding can do to the logits, at x
+    and anywhere in the ball, comes off the margin. In float32 that is a lot unless the layers are close to
+    non-expansive; an operation that no float32 bound covers raises PrecisionError.
 
     x: images (N, *input_shape) in [0, 1]. report: of `lipschitz` on this very model; computed here if left out.
-    Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast.
+    dtype: torch.float64, or torch.float32 for the model as it runs in float32.
+    Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast;
+    InputError where the report is about another model or shape.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
-    >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    >>> certify(model, torch.tensor([[[[0.8, 0.2]]]])).radius.item() == 0.6 / 2**0.5
-    False
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))
+    >>> radius = certify(model, torch.tensor([[[[0.75, 0.25]]]])).radius.item()
+    >>> 0.353553 < radius < 0.5 / 2**0.5
+    True
     """
-    if norm not in ("l2", "linf"):
-        raise InputError(f"norm must be l2 or linf, got {norm!r}")
-    if not x.is_floating_point() or x.ndim < 2:
-        raise InputError(f"x must be a batch of floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
-    require_certifiable_arithmetic(x.device)
-    input_shape = tuple(x.shape[1:])
+    _check(x, norm, dtype)
     if report is None:
-        report = lipschitz(model, input_shape, joint=True)
-    if report.refused:
+        report = lipschitz(model, tuple(x.shape[1:]))
+    analysis = report.analysis
+    if analysis is None:
         raise UnsupportedOperationError(report.refused)
-    if report.input_shape != input_shape:
-        raise InputError(f"the report is about inputs of shape {report.input_shape}, the images have {input_shape}")
-    logits = _logits(model, x, batch_size)
-    deviation = _deviation(logits)
-    radius, source = _radii(report, logits, deviation, norm, math.prod(input_shape))
+    if report.input_shape != tuple(x.shape[1:]):
+        raise InputError(
+            f"the report is about inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
+        )
+    analysis.require_same_weights(model)
+    if dtype == torch.float32:
+        require_covered_float32(analysis, x)
+    sizes: dict[fx.Node, Tensor] = {}
+
+    def observe(span: slice, node: fx.Node, value: Tensor) -> None:
+        sizes.setdefault(node, torch.zeros(len(x), dtype=torch.float64))[span] = _size(value)
+
+    with torch.no_grad():
+        exact = x.detach().to(device_of(analysis.captured.module), torch.float64)
+        logits = analysis.forward(exact, batch_size=batch_size, observe=observe).cpu()
+        sizes[analysis.captured.source] = _size(exact)
+        if dtype == torch.float32:
+            logits = _float32_logits(model, x, batch_size)
+        charge = _charge(report, analysis, logits, sizes, norm, dtype)
+        radius, source = _radii(report, logits, charge, norm)
     top = logits.topk(2, dim=1).values
     return Certificates(
         radius=round_radius_down(radius),
@@ -79,6 +97,16 @@ def certify(
         source=source,
         guarantee=str(report.guarantee),
     )
+
+
+def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:
+    if norm not in ("l2", "linf"):
+        raise InputError(f"norm must be l2 or linf, got {norm!r}")
+    if dtype not in (torch.float64, torch.float32):
+        raise InputError(f"certification runs in torch.float64 or torch.float32, got {dtype}")
+    if not x.is_floating_point() or x.ndim < 2:
+        raise InputError(f"x must be a batch of floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+    require_certifiable_arithmetic(x.device)
 
 
 def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[float]) -> list[float]:
@@ -92,45 +120,56 @@ def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[floa
     return [float((correct & (radius >= budget)).double().mean()) for budget in eps]
 
 
-def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """The model's float64 logits, computed on a copy of it."""
-    module = float64_copy(model)
-    with torch.no_grad(), random_state_kept():
-        batches = x.to(device_of(module), torch.float64).split(batch_size)
-        logits = torch.cat([module(batch) for batch in batches])
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise InputError(f"a radius needs logits (N, classes) of at least 2 classes, got {tuple(logits.shape)}")
-    return logits
+def _size(value: Tensor) -> Tensor:
+    return value.flatten(1).norm(dim=1).cpu() if value.ndim > 1 else value.abs().cpu()
 
 
-def _deviation(logits: Tensor) -> Tensor:
-    """(N,) what float64 rounding may have moved a logit by, charged generously: 1e-7 of the largest logit."""
-    return 1e-7 * (1 + logits.abs().amax(dim=1))
+def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """The logits as the model itself computes them, in float64 numbers."""
+    with evaluation_mode(model), random_state_kept():
+        batches = torch.split(x.to(device_of(model)), batch_size)
+        return torch.cat([model(batch) for batch in batches]).to("cpu", torch.float64)
 
 
-def _radii(
-    report: LipschitzReport, logits: Tensor, deviation: Tensor, norm: Norm, dimension: int
-) -> tuple[Tensor, str]:
+def _charge(
+    report: LipschitzReport,
+    analysis: Analysis,
+    logits: Tensor,
+    sizes: dict[fx.Node, Tensor],
+    norm: Norm,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(N,) what rounding can take from the difference of two logits, at x and at the other input together.
+
+    The ball is the one that would be certified without rounding: the radius that comes out is smaller.
+    """
+    free, _ = _radii(report, logits, torch.zeros(len(logits), dtype=torch.float64), norm)
+    dimension = math.prod(report.input_shape)
+    ball = free if norm == "l2" else free * rounded_up(math.sqrt(dimension), 1)
+    deviation = Deviation(analysis, sizes, ball.nan_to_num(0, 0, 0).clamp_min(0), dtype).at_output()
+    return 2 * math.sqrt(2) * deviation * (1 + 1e-12)
+
+
+def _radii(report: LipschitzReport, logits: Tensor, charge: Tensor, norm: Norm) -> tuple[Tensor, str]:
     """The largest of the radii that the report allows, and which bound gave it."""
-    routes = {"linf rows": _route(report, logits, deviation, "linf")} if norm == "linf" else {}
-    l2 = _route(report, logits, deviation, "l2")
-    routes["l2"] = l2 if norm == "l2" else l2 / rounded_up(math.sqrt(dimension), 1)
+    routes = {"linf row sums": _route(report, logits, charge, "linf")} if norm == "linf" else {}
+    l2 = _route(report, logits, charge, "l2")
+    routes["l2"] = l2 if norm == "l2" else l2 / rounded_up(math.sqrt(math.prod(report.input_shape)), 1)
     source = max(routes, key=lambda name: float(routes[name].nan_to_num(0, 0, 0).sum()))
     best = torch.stack([route.nan_to_num(0.0, 0.0, 0.0) for route in routes.values()]).amax(dim=0)
     pairs = "pairwise head" if report.head is not None else "whole network"
     return best, f"{pairs}, {source}"
 
 
-def _route(report: LipschitzReport, logits: Tensor, deviation: Tensor, norm: Norm) -> Tensor:
-    """min over classes of margin / constant of that difference of logits, (N,); NaN and negative where undecided."""
+def _route(report: LipschitzReport, logits: Tensor, charge: Tensor, norm: Norm) -> Tensor:
+    """min over classes of margin / constant of that difference of logits, (N,); 0 where logits are not finite."""
     prediction = logits.argmax(dim=1)
-    radii = torch.full((len(logits),), torch.nan, dtype=torch.float64, device=logits.device)
-    for label in prediction.unique().tolist():
+    radii = torch.zeros(len(logits), dtype=torch.float64)
+    for label in sorted(set(prediction.tolist())):
         chosen = prediction == label
-        constants = _pair_constants(report, label, logits.shape[1], norm).to(logits.device)
-        gap = logits[chosen][:, label, None] - logits[chosen] - 2 * deviation[chosen, None]
-        gap = gap - gap.abs() * 2**-52
-        ratio = gap / constants
+        constants = _pair_constants(report, label, logits.shape[1], norm)
+        gap = logits[chosen][:, label, None] - logits[chosen] - charge[chosen, None]
+        ratio = (gap - gap.abs() * 2**-50) / constants
         ratio[:, label] = torch.inf
         radii[chosen] = ratio.amin(dim=1)
     return torch.where(torch.isfinite(logits).all(dim=1), radii, 0.0)
@@ -138,10 +177,8 @@ def _route(report: LipschitzReport, logits: Tensor, deviation: Tensor, norm: Nor
 
 def _pair_constants(report: LipschitzReport, label: int, classes: int, norm: Norm) -> Tensor:
     """Bounds of the constant of z_label - z_j for every j, (classes,), in `norm`."""
-    if report.head is not None:
-        body = report.head.body_l2 if norm == "l2" else report.head.body_linf
-        paired = report.head.pair_norms(label, norm) * body * (1 + 2**-50)
-    else:
-        paired = torch.full((classes,), math.inf, dtype=torch.float64)
-    whole = rounded_up(math.sqrt(2) * report.upper, 2) if norm == "l2" else rounded_up(2 * report.linf_upper, 1)
-    return paired.nan_to_num(math.inf).clamp_max(whole)
+    whole = rounded_up(math.sqrt(2) * report.l2_upper, 2) if norm == "l2" else rounded_up(2 * report.linf_upper, 1)
+    if report.head is None:
+        return torch.full((classes,), whole, dtype=torch.float64)
+    body = report.head.body_l2 if norm == "l2" else report.head.body_linf
+    return (report.head.pair_norms(label, norm).cpu() * body * (1 + 2**-50)).nan_to_num(math.inf).clamp_max(whole)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from robustres.certify.analysis import Analysis
 from robustres.certify.block_row import BlockRow
 from robustres.certify.bound import Guarantee
 from robustres.certify.head import Head
@@ -21,9 +22,11 @@ class LipschitzReport:
     """Bounds of a whole network and of its blocks, from the input pixels to the logits.
 
     blocks: rows in the order of the network; the product of their `upper` is `upper`.
-    upper: a bound of the Lipschitz constant of the logits, infinite where something was refused.
+    upper: a bound of the Lipschitz constant of the logits in `norm`, infinite where something was refused; l2_upper
+        and linf_upper: in either norm.
     lower: an estimate from below, which certifies nothing.
     refused: operations without a rule, with where they stand; empty for a network that is covered.
+    analysis: the network as it was bounded, which `certify` needs again; None where something was refused.
     head: the final linear layer with the bounds of everything before it, None where the network does not end so.
     """
 
@@ -34,9 +37,11 @@ class LipschitzReport:
     lower: float
     refused: tuple[Refusal, ...] = ()
     head: Head | None = None
+    l2_upper: float = math.inf
     linf_upper: float = math.inf
     seconds: float = 0.0
     guarantee: Guarantee = field(default_factory=Guarantee)
+    analysis: Analysis | None = field(default=None, repr=False, compare=False)
 
     @property
     def residual_blocks(self) -> tuple[BlockRow, ...]:

@@ -1,74 +1,38 @@
-"""Candidate bounds of a residual block S x + F(x) that are tighter than |S| + |F|."""
+"""The branch of a residual block as linear maps and activations in turn, as the joint bound wants it."""
 
-from collections.abc import Callable, Iterator
-
-from robustres.certify.bound import Bound
-from robustres.certify.fold import added, composed
-from robustres.certify.linear_map import Identity, LinearMap, Scaled
-from robustres.certify.linf_norm import all_hold
+from robustres.certify.bound import JointBound
+from robustres.certify.joint import branch_bound
+from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.network import Elementwise, Linear
 from robustres.certify.regions import Region
-from robustres.numerics import rounded_up
-
-NormOf = Callable[[LinearMap], Bound]
-Branch = list[LinearMap | Elementwise]
 
 
-def residual_candidates(
-    found: Region, norm_of: NormOf, *, seconds: float | None, delta: float | None
-) -> Iterator[tuple[str, Bound]]:
-    """Name and bound of every candidate for a block with one nonlinear branch, none where the branch is opaque."""
-    assert found.shortcut is not None
-    branch = alternating(found)
-    if branch is None:
-        return
-    yield "loop", loop_bound(found.shortcut, branch, norm_of)
+def residual_bound(found: Region, *, effort: float) -> JointBound | None:
+    """The smallest bound of a block with one nonlinear branch; None where the branch is not linear and elementwise."""
+    turns = alternating(found)
+    if found.shortcut is None or turns is None:
+        return None
+    layers, slopes = turns
+    return branch_bound(found.shortcut, layers, slopes=slopes, effort=effort)
 
 
-def alternating(found: Region) -> Branch | None:
-    """The branch as linear maps and activations in turn, starting and ending with a linear map."""
-    parts: Branch = []
+def alternating(found: Region) -> tuple[list[LinearMap], list[tuple[float, float]]] | None:
+    """Linear maps and the slopes of the activations between them; None where something else stands in the branch."""
+    if len(found.branches) != 1:
+        return None
+    layers: list[LinearMap] = []
+    slopes: list[tuple[float, float]] = []
     shape = found.entry.shape
     for node in found.branches[0].nodes:
         if isinstance(node.piece, Linear):
-            parts.append(node.piece.map)
+            layers.append(node.piece.map)
         elif isinstance(node.piece, Elementwise):
-            if not parts or isinstance(parts[-1], Elementwise):
-                parts.append(Identity(shape))
-            parts.append(node.piece)
+            if len(layers) == len(slopes):
+                layers.append(Identity(shape))
+            slopes.append(node.piece.slopes)
         else:
             return None
         shape = node.shape
-    if isinstance(parts[-1], Elementwise):
-        parts.append(Identity(shape))
-    return parts
-
-
-def loop_bound(shortcut: LinearMap, branch: Branch, norm_of: NormOf) -> Bound:
-    """Every activation written as its middle slope plus a rest of half the width (loop transformation).
-
-    phi(z) = m z + h psi(z), m = (a + b)/2, h = (b - a)/2, psi 1-Lipschitz: taking the last activation of the branch
-    apart leaves the same branch with a linear map in its place, and a rest bounded by the product of the norms.
-    """
-    rest: list[Bound] = []
-    errors: list[float] = []
-    while len(branch) > 1:
-        *inner, before, activation, after = branch
-        assert isinstance(activation, Elementwise)
-        assert isinstance(before, LinearMap)
-        assert isinstance(after, LinearMap)
-        low, high = activation.slopes
-        maps = [part for part in branch if isinstance(part, LinearMap)]
-        norms = [norm_of(part) for part in maps]
-        slopes = [part.constant for part in inner if isinstance(part, Elementwise)]
-        error = (high - low) / 2
-        for factor in (*(norm.upper for norm in norms), *slopes):
-            error = rounded_up(error * factor, 2)
-        errors.append(error)
-        rest.extend(norms)
-        branch = [*inner, composed([before, Scaled((low + high) / 2, Identity(before.out_shape)), after])]
-    only = branch[0]
-    assert isinstance(only, LinearMap)
-    straight = norm_of(added([shortcut, only]))
-    upper = rounded_up(sum(errors) + straight.upper, len(errors) + 2)
-    return Bound(0.0, upper, "loop", all_hold([straight, *rest]))
+    if len(layers) == len(slopes):
+        layers.append(Identity(shape))
+    return layers, slopes

@@ -7,7 +7,7 @@ not cover, is refused by name and place; all refusals of a network are listed at
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,13 +74,21 @@ class Call:
         """A node at this place of the graph."""
         return Node(piece, inputs, self.out_shape if shape is None else shape, path_of(self.origin), self.origin)
 
-    def linear(self, source: Node, linear_map: LinearMap) -> Node:
-        """The image of `source` under a linear map."""
-        return self.make(Linear(linear_map), source, shape=linear_map.out_shape)
+    def linear(self, source: Node, linear_map: LinearMap, *, shift: float = 0.0) -> Node:
+        """The image of `source` under a linear map; `shift` as in `Linear`."""
+        return self.make(Linear(linear_map, shift), source, shape=linear_map.out_shape)
 
-    def same(self, source: Node, shape: Shape | None = None) -> Node:
+    def same(self, source: Node, shape: Shape | None = None, *, shift: float = 0.0) -> Node:
         """The numbers of `source`, shifted by a constant or in another shape."""
-        return self.linear(source, Identity(source.shape, self.out_shape if shape is None else shape))
+        return self.linear(source, Identity(source.shape, self.out_shape if shape is None else shape), shift=shift)
+
+    def size(self, constant: Any) -> float:
+        """The l2 norm of a constant, a number or a tensor that broadcasts against one sample of the output."""
+        if constant is None:
+            return 0.0
+        values = torch.as_tensor(constant, dtype=torch.float64)
+        copies = BATCH * math.prod(self.out_shape) / max(1, values.numel())
+        return float(values.abs().square().sum().sqrt()) * math.sqrt(max(1.0, copies))
 
     def expanded(self, source: Node) -> Node:
         """`source` broadcast to the shape of the output."""
@@ -136,10 +144,11 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
 
 def _apply(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | Parts:
     if origin.target is operator.getitem:
-        parts, place = values[origin.args[0]], origin.args[1]
+        of, place = origin.args
+        parts = values[of] if isinstance(of, fx.Node) else None
         if not isinstance(parts, Parts) or not isinstance(place, int) or place >= len(parts.nodes):
             raise NotCoveredError("of an output that is not covered")
-        return parts.nodes[place]
+        return replace(parts.nodes[place], origin=origin)
     if not isinstance(origin.target, torch._ops.OpOverload) or is_random(origin):
         raise NotCoveredError("")
     name = str(origin.target).removeprefix("aten.")
@@ -157,7 +166,7 @@ def _apply(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -
 
 def _unknown(origin: fx.Node) -> Node | Parts | None:
     """Something of the right shape in place of a refused operation, so that everything after it is looked at too."""
-    value = origin.meta.get("val")
+    value: Any = origin.meta.get("val")
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, Tensor) and part.ndim and part.shape[0] == BATCH for part in parts):
         return None

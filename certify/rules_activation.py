@@ -33,7 +33,6 @@ FIXED: dict[str, Slopes] = {
     "softshrink": (0.0, 1.0),
     "tanh": (0.0, 1.0),
     "atan": (0.0, 1.0),
-    "softplus": (0.0, 1.0),
     "log_sigmoid": (0.0, 1.0),
     "sigmoid": (0.0, 0.25),
     "hardsigmoid": (0.0, math.nextafter(1 / 6, 1)),
@@ -89,6 +88,15 @@ def elu(call: Call) -> Node:
     steepest = alpha * scale * input_scale
     outward = math.nextafter(steepest, math.copysign(math.inf, steepest))
     return _kinked(call, "elu", 0.0, outward, scale)
+
+
+@rule("softplus")
+def softplus(call: Call) -> Node:
+    """log(1 + exp(beta x)) / beta, cut over to x itself where beta x exceeds the threshold."""
+    beta, cut = float(call["beta"]), float(call["threshold"])
+    if beta <= 0:
+        raise NotCoveredError("with beta of 0 or less")
+    return call.make(Elementwise("softplus", (0.0, 1.0), 1.01 * math.exp(-cut) / beta), call.only_input)
 
 
 @rule("selu")

@@ -30,7 +30,8 @@ def added(call: Call) -> Node:
     ]
     if len(terms) == 2:
         return call.make(Merge("sum", "addition"), *terms)
-    return call.same(terms[0])
+    constant, factor = (right, right_factor) if isinstance(left, Node) else (left, left_factor)
+    return call.same(terms[0], shift=abs(factor) * call.size(constant))
 
 
 @rule("neg")

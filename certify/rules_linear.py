@@ -1,11 +1,12 @@
 """Rules for convolutions, dense layers and batch normalisation."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustres.certify.convolution import Convolution, TransposedConvolution
+from robustres.certify.convolution import Convolution, Padding, TransposedConvolution
 from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Shape
 from robustres.certify.network import Node
 from robustres.certify.rules import Call, NotCoveredError, Parts, rule
@@ -19,17 +20,13 @@ def convolution(call: Call) -> Node:
     if len(source.shape) != weight.ndim - 1:
         raise NotCoveredError("of an input without a batch axis")
     image = _as_image(source.shape)
-    stride, padding, dilation = (_two(call[name]) for name in ("stride", "padding", "dilation"))
+    stride, dilation = _two(call["stride"]), _two(call["dilation"])
     kernel = weight if weight.ndim == 4 else weight[:, :, None]
-    if call["padding"] == "same":
-        padding = tuple(_same_padding(k, d) for k, d in zip(kernel.shape[2:], dilation, strict=True))
-    elif call["padding"] == "valid":
-        padding = (0, 0)
+    pads = _padding(call["padding"], kernel, dilation)
     if weight.ndim == 3:  # the axis of height 1 has neither padding nor stride
-        stride, dilation, padding = (1, stride[1]), (1, dilation[1]), (0, padding[1])
-    pads = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
+        stride, dilation, pads = (1, stride[1]), (1, dilation[1]), ((0, 0), pads[1])
     inner = Convolution(kernel, image, stride, pads, dilation, call["groups"])
-    return call.linear(source, reshaped(inner, source.shape, call.out_shape))
+    return call.linear(source, reshaped(inner, source.shape, call.out_shape), shift=_bias_size(call))
 
 
 @rule("conv_transpose2d", "conv_transpose2d.input")
@@ -39,13 +36,13 @@ def transposed_convolution(call: Call) -> Node:
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, output_padding, dilation = (_two(call[name]) for name in names)
     inner = TransposedConvolution(weight, source.shape, stride, padding, output_padding, dilation, call["groups"])
-    return call.linear(source, inner)
+    return call.linear(source, inner, shift=_bias_size(call))
 
 
 @rule("linear")
 def dense(call: Call) -> Node:
     """x W^T + b on the last axis."""
-    return _on_last_axis(call, call.node("input"), _weight(call, "weight"))
+    return _on_last_axis(call, call.node("input"), _weight(call, "weight"), shift=call.size(call.constant("bias")))
 
 
 @rule("addmm")
@@ -53,7 +50,8 @@ def dense_with_bias(call: Call) -> Node:
     """beta b + alpha x W."""
     if isinstance(call["self"], Node):
         raise NotCoveredError("with a bias that depends on the input")
-    return _on_last_axis(call, call.node("mat1"), float(call["alpha"]) * _weight(call, "mat2").T)
+    weight = float(call["alpha"]) * _weight(call, "mat2").T
+    return _on_last_axis(call, call.node("mat1"), weight, shift=abs(float(call["beta"])) * call.size(call["self"]))
 
 
 @rule("mm", "matmul")
@@ -79,8 +77,22 @@ def batch_norm(call: Call) -> Node | Parts:
         scale = scale * gamma
     if not bool(torch.isfinite(scale).all()):
         raise NotCoveredError("with a scale that is not finite")
-    node = call.linear(source, ChannelScale(scale, source.shape))
+    constants = scale * call.constant("running_mean")
+    per_pixel = math.sqrt(math.prod(source.shape[1:]))
+    shift = per_pixel * float(constants.abs().square().sum().sqrt())
+    if call.constant("bias") is not None:
+        shift += per_pixel * float(call.constant("bias").to(torch.float64).square().sum().sqrt())
+    node = call.linear(source, ChannelScale(scale, source.shape), shift=shift)
     return Parts((node,)) if isinstance(call.origin.meta["val"], tuple | list) else node
+
+
+def _bias_size(call: Call) -> float:
+    """The norm of a convolution's bias over the whole image."""
+    bias = call.constant("bias")
+    if bias is None:
+        return 0.0
+    pixels = math.prod(call.out_shape[1:])
+    return math.sqrt(pixels) * float(bias.to(torch.float64).square().sum().sqrt())
 
 
 def _weight(call: Call, name: str) -> Tensor:
@@ -93,16 +105,18 @@ def _weight(call: Call, name: str) -> Tensor:
 
 
 def _two(value: Any) -> tuple[int, int]:
-    """One or two numbers as two; words are left for the caller."""
-    if isinstance(value, str):
-        return (0, 0)
+    """One or two numbers as two."""
     values = [int(number) for number in value] if isinstance(value, list | tuple) else [int(value)]
     return values[0], values[-1]
 
 
-def _same_padding(kernel: int, dilation: int) -> tuple[int, int]:
-    total = dilation * (kernel - 1)
-    return total // 2, total - total // 2
+def _padding(value: Any, kernel: Tensor, dilation: tuple[int, int]) -> Padding:
+    """Zeros before and after along each axis, from numbers, "same" or "valid"."""
+    if value == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel.shape[2:], dilation, strict=True)]
+        return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
+    vertical, horizontal = (0, 0) if value == "valid" else _two(value)
+    return (vertical, vertical), (horizontal, horizontal)
 
 
 def _as_image(shape: Shape) -> Shape:
@@ -119,13 +133,13 @@ def reshaped(inner: LinearMap, in_shape: Shape, out_shape: Shape) -> LinearMap:
     return parts[0] if len(parts) == 1 else Composition(parts)
 
 
-def _on_last_axis(call: Call, source: Node, weight: Tensor) -> Node:
+def _on_last_axis(call: Call, source: Node, weight: Tensor, *, shift: float = 0.0) -> Node:
     """(..., in) to (..., out): a matrix, or a 1 x 1 convolution over the leading axes."""
     *leading, width = source.shape
     if weight.ndim != 2 or weight.shape[1] != width:
         raise NotCoveredError(f"of shape {tuple(weight.shape)} on inputs of shape {source.shape}")
     if not leading:
-        return call.linear(source, Dense(weight))
+        return call.linear(source, Dense(weight), shift=shift)
     count = int(torch.Size(leading).numel())
     places = torch.arange(count * width, device=weight.device).reshape(count, width)
     back = torch.arange(count * len(weight), device=weight.device).reshape(len(weight), count)
@@ -138,4 +152,5 @@ def _on_last_axis(call: Call, source: Node, weight: Tensor) -> Node:
                 Selection(back.T.flatten(), (len(weight), count, 1), (*leading, len(weight))),
             ]
         ),
+        shift=shift,
     )

@@ -88,8 +88,9 @@ class _Simplifier:
         roots, indices = set(), []
         for node in nodes:
             root, waiting = self.images[node]
-            if waiting is None and isinstance(root.piece, Linear):
-                root, waiting = root.inputs[0], root.piece.map
+            piece = root.piece
+            if waiting is None and isinstance(piece, Linear):
+                root, waiting = root.inputs[0], piece.map
             roots.add(root)
             if isinstance(waiting, Selection):
                 indices.append(waiting.index.reshape(node.shape))
