@@ -26,7 +26,10 @@ def mask_ascent(
     best = 0.0
     with torch.no_grad():
         for _ in range(restarts):
-            best = max(best, _one_ascent(block, uniform_on_sphere(block.shortcut, source), steps))
+            best = max(
+                best,
+                _one_ascent(block, uniform_on_sphere(block.shortcut.in_shape, block.shortcut.device, source), steps),
+            )
         error = product_error(block.shortcut) + _branch_error(block)
     return Estimate(max(0.0, best * (1 - 1e-12) - error), "free slopes")
 

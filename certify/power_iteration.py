@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from robustres.certify.bound import Estimate
-from robustres.certify.linear_map import LinearMap
+from robustres.certify.linear_map import LinearMap, Shape
 from robustres.certify.product_rounding import product_error
 
 
-def uniform_on_sphere(map_: LinearMap, generator: torch.Generator | None = None) -> Tensor:
-    """One vector (1, *in_shape), uniform on the unit sphere; without a generator always the same one."""
+def uniform_on_sphere(shape: Shape, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """One vector (1, *shape), uniform on the unit sphere; without a generator always the same one."""
     source = torch.Generator().manual_seed(0) if generator is None else generator
-    vector = torch.randn(1, *map_.in_shape, dtype=torch.float64, generator=source, device=source.device)
+    vector = torch.randn(1, *shape, dtype=torch.float64, generator=source, device=source.device)
     unit: Tensor = vector / torch.linalg.vector_norm(vector)
-    return unit.to(map_.device)
+    return unit.to(device)
 
 
 def power_iteration(
@@ -26,7 +26,7 @@ def power_iteration(
     start: the first vector (1, *in_shape), for a better guess than a random one.
     """
     with torch.no_grad():
-        vector = uniform_on_sphere(map_, generator) if start is None else start
+        vector = uniform_on_sphere(map_.in_shape, map_.device, generator) if start is None else start
         best = 0.0
         for _ in range(steps):
             length = float(torch.linalg.vector_norm(vector))

@@ -11,12 +11,14 @@ from robustres.certify.bound import Bound, Guarantee
 from robustres.certify.convolution import Convolution, padded_convolution
 from robustres.certify.exact_norm import dense_bound, is_small, structural_norm
 from robustres.certify.frequency import frequency_bound
+from robustres.certify.lanczos import SMALLEST_SPHERE, lanczos_bound, power_bound
 from robustres.certify.linear_map import Composition, LinearMap, Scaled, Sum
 from robustres.certify.power_iteration import power_iteration
 from robustres.errors import InputError
 from robustres.numerics import require_certifiable_arithmetic, rounded_up
 
-Method = Literal["auto", "dense", "frequency", "svd", "gram", "product"]
+Method = Literal["auto", "dense", "frequency", "svd", "gram", "product", "lanczos", "power"]
+PROBABILISTIC = {"lanczos": lanczos_bound, "power": power_bound}
 PER_FREQUENCY: dict[str, MatrixMethod] = {"frequency": "cholesky", "svd": "svd", "gram": "gram"}
 DEFAULT_SECONDS = 5.0
 DEFAULT_DELTA = 1e-12
@@ -53,14 +55,31 @@ def spectral_norm(
     if delta is not None and not 0 < delta < 1:
         raise InputError(f"delta is a failure probability in (0, 1), got {delta:g}; leave it out for none")
     start = perf_counter()
+    guarantee = Guarantee()
     with torch.no_grad():
-        if method == "auto":
+        if method in PROBABILISTIC:
+            upper, guarantee = _probabilistic(map_, method, delta or DEFAULT_DELTA, generator)
+            name: str = method
+        elif method == "auto":
             upper, name = _tightest(map_, DEFAULT_SECONDS if seconds is None else seconds)
+            if delta is not None and name not in ("exact", "dense"):
+                probable, chance = _probabilistic(map_, "lanczos", delta, generator)
+                if probable < upper:
+                    upper, name, guarantee = probable, "lanczos", chance
         else:
             upper, name = _named(map_, method), method
-        guarantee = Guarantee()
         lower = min(upper, power_iteration(map_, steps=lower_steps, generator=generator).value)
     return Bound(lower, upper, name, guarantee, perf_counter() - start)
+
+
+def _probabilistic(
+    map_: LinearMap, method: str, delta: float, generator: torch.Generator | None
+) -> tuple[float, Guarantee]:
+    """A bound that holds with probability 1 - delta; the whole matrix, deterministically, below three dimensions."""
+    if min(map_.in_size, map_.out_size) < SMALLEST_SPHERE:
+        return dense_bound(map_), Guarantee()
+    bound = PROBABILISTIC[method]
+    return bound(map_, delta=delta, generator=generator), Guarantee(delta)
 
 
 def _named(map_: LinearMap, method: Method) -> float:

@@ -1,0 +1,90 @@
+"""Bounds that hold with a stated probability: coverage where failures are frequent, tightness, dense ground truth."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from robustres.certify.convolution import Convolution
+from robustres.certify.lanczos import _log_polynomial, lanczos_bound, power_bound
+from robustres.certify.linear_map import Dense
+from robustres.certify.spectral_norm import spectral_norm
+from robustres.errors import InputError
+from tests.certify.strategies import convolutions
+
+
+def with_gap(size: int, gap: float) -> Dense:
+    """A diagonal map whose largest singular value 1 stands alone above [0, 1 - gap]."""
+    values = torch.linspace(0, 1 - gap, size, dtype=torch.float64)
+    values[-1] = 1.0
+    return Dense(torch.diag(values))
+
+
+@pytest.mark.parametrize("size", [3, 4, 10, 300])
+def test_a_component_of_a_uniform_direction_is_rarely_small(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    sample = torch.randn(40_000, size, generator=generator, dtype=torch.float64)
+    component = (sample[:, 0] / sample.norm(dim=1)).abs()
+    for delta in (0.3, 0.1, 0.02):
+        share = float((component < delta * math.sqrt(math.pi / (2 * size))).double().mean())
+        assert share <= delta + 4 * math.sqrt(delta / 40_000)
+        assert share >= 0.7 * delta  # the constant is not needlessly small either
+
+
+@pytest.mark.parametrize("bound", [lanczos_bound, power_bound])
+@pytest.mark.parametrize("delta", [0.5, 0.2])
+def test_failures_are_no_more_frequent_than_stated(bound, delta: float) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(1)
+    map_, trials = with_gap(60, 0.02), 400
+    failures = sum(bound(map_, delta=delta, steps=3, generator=generator) < 1 for _ in range(trials))
+    assert failures <= trials * delta + 4 * math.sqrt(trials * delta)
+
+
+def test_the_lanczos_bound_tightens_with_more_steps_and_beats_the_power_bound() -> None:
+    map_ = Convolution(torch.randn(6, 6, 3, 3, generator=torch.Generator().manual_seed(0)), (6, 10, 10), padding=1)
+    exact = float(torch.linalg.svdvals(map_.dense())[0])
+    bounds = [lanczos_bound(map_, steps=steps) for steps in (30, 60, 120)]
+    assert exact <= bounds[2] <= bounds[1] <= bounds[0]
+    assert bounds[2] <= 1.001 * exact
+    assert bounds[0] < power_bound(map_, steps=30)
+
+
+@settings(deadline=None, max_examples=15)
+@given(convolutions(("zeros", "circular", "replicate", "reflect")))
+def test_probabilistic_bounds_hold_on_random_convolutions(map_: Convolution) -> None:
+    exact = float(torch.linalg.svdvals(map_.dense())[0])
+    for method in ("lanczos", "power"):
+        bound = spectral_norm(map_, method=method)  # type: ignore[arg-type]
+        assert exact <= bound.upper * (1 + 1e-12)
+
+
+def test_the_guarantee_is_recorded_and_only_given_when_allowed() -> None:
+    map_ = Convolution(torch.randn(4, 4, 3, 3), (4, 40, 40), padding=1, padding_mode="reflect")
+    assert str(spectral_norm(map_).guarantee) == "deterministic"
+    allowed = spectral_norm(map_, delta=1e-9)
+    assert (allowed.method, str(allowed.guarantee)) == ("lanczos", "probability 1 - 1e-09")
+    assert allowed.upper <= spectral_norm(map_).upper
+    assert str(spectral_norm(map_, method="lanczos").guarantee) == "probability 1 - 1e-12"
+    with pytest.raises(InputError, match="failure probability"):
+        spectral_norm(map_, delta=2.0)
+
+
+def test_a_map_that_keeps_every_length_and_a_map_to_zero_are_bounded() -> None:
+    identity = Dense(torch.eye(50))
+    assert 1 <= lanczos_bound(identity, delta=1e-6) <= 1.0001
+    assert lanczos_bound(Dense(torch.zeros(5, 5))) <= 1e-300
+    assert power_bound(Dense(torch.zeros(5, 5))) <= 1e-300
+    with pytest.raises(InputError, match="at least 3 dimensions"):
+        lanczos_bound(Dense(torch.eye(2)))
+
+
+def test_the_polynomial_is_that_of_the_recurrence() -> None:
+    diagonal, off = [0.3, 0.5, 0.2], [0.4, 0.3, 0.6]
+    matrix = (
+        torch.diag(torch.tensor(diagonal))
+        + torch.diag(torch.tensor(off[:2]), 1)
+        + torch.diag(torch.tensor(off[:2]), -1)
+    )
+    expected = math.log(float(torch.linalg.det(2.0 * torch.eye(3) - matrix)) / (0.4 * 0.3 * 0.6))
+    assert _log_polynomial(2.0, diagonal, off) == pytest.approx(expected, rel=1e-5)
