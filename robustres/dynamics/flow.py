@@ -1,0 +1,86 @@
+"""A network that follows x' = -W^T tanh(W x + b) for a fixed time: the continuous view of residual blocks."""
+
+import torch
+from torch import Tensor, nn
+
+from robustres.certify.linear_map import Dense
+from robustres.certify.spectral_norm import spectral_norm
+from robustres.dynamics.schemes import FORWARD_EULER, Scheme, advance
+from robustres.errors import InputError
+from robustres.guard import random_state_kept
+
+
+class Section(nn.Module):
+    """The field f(x) = -W^T tanh(W x + b): minus a convex function's gradient, so one-sided Lipschitz with mu <= 0."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = -torch.tanh(self.linear(x)) @ self.linear.weight
+        return out
+
+    def slope(self, x: Tensor) -> Tensor:
+        """(N, D, D): -W^T diag(tanh') W, symmetric, eigenvalues in [-|W|^2, 0]."""
+        derivative = 1 - torch.tanh(self.linear(x)) ** 2
+        weight = self.linear.weight
+        return -torch.einsum("ki,nk,kj->nij", weight, derivative, weight)
+
+    def upper(self) -> float:
+        """A bound of |W|^2, the field's Lipschitz constant."""
+        return spectral_norm(Dense(self.linear.weight.detach()), lower_steps=1).upper ** 2 * (1 + 2**-50)
+
+    def limit(self, largest: float) -> None:
+        """Shrink W in place so that |W|^2 <= largest, up to rounding."""
+        with torch.no_grad():
+            norm = torch.linalg.matrix_norm(self.linear.weight, 2)
+            self.linear.weight.mul_((largest**0.5 / norm).clamp(max=1.0))
+
+
+class FlowNet(nn.Module):
+    """Pixels (N, ...) as the state, `sections` fields one after the other for time 1 each, a linear head.
+
+    scheme, steps: how each section is integrated, h = 1 / steps. Both may be changed at any time: the parameters stay.
+    """
+
+    def __init__(
+        self, pixels: int, classes: int, *, sections: int = 2, steps: int = 4, scheme: Scheme = FORWARD_EULER
+    ) -> None:
+        super().__init__()
+        if steps < 1 or sections < 1:
+            raise InputError(f"a flow needs at least 1 section and 1 step, got {sections} and {steps}")
+        self.sections = nn.ModuleList(Section(pixels) for _ in range(sections))
+        self.head = nn.Linear(pixels, classes)
+        self.scheme, self.steps = scheme, steps
+
+    def states(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """All states, the first and last included, and (N,) the sum of the residuals of implicit steps."""
+        states = [x.flatten(1)]
+        owed = x.new_zeros(len(x))
+        for section in self.sections:
+            for _ in range(self.steps):
+                done = advance(self.scheme, section, states[-1], 1 / self.steps, slope=section.slope)  # type: ignore[arg-type]
+                states.append(done.state)
+                owed = owed + done.residual
+        return states, owed
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.states(x)[0][-1])
+        return logits
+
+    def step_uppers(self) -> list[float]:
+        """A bound of the Lipschitz constant of every step, in order."""
+        return [self.scheme.upper(section.upper() / self.steps) for section in self.sections for _ in range(self.steps)]  # type: ignore[operator]
+
+    def limit(self, largest: float) -> None:
+        """Keep |W|^2 of every section at most `largest`."""
+        for section in self.sections:
+            section.limit(largest)  # type: ignore[operator]
+
+
+def flow_net(pixels: int, classes: int, *, sections: int = 2, steps: int = 4, seed: int = 0) -> FlowNet:
+    """The network with random weights drawn from `seed`; the global random state is kept."""
+    with random_state_kept():
+        torch.manual_seed(seed)
+        return FlowNet(pixels, classes, sections=sections, steps=steps)

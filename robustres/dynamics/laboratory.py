@@ -1,0 +1,69 @@
+"""Every claim by its name: shown on the built-in networks, or looked at on a network at hand."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import nn
+
+from robustres.data import ImageSet
+from robustres.dynamics.claim import Claim
+from robustres.dynamics.continuous import continuous
+from robustres.dynamics.correction import correction
+from robustres.dynamics.dissection import Dissection, dissect
+from robustres.dynamics.expansion import expansion
+from robustres.dynamics.gradient_flow import gradient_flow
+from robustres.dynamics.information import information
+from robustres.dynamics.own_continuous import continuous_of
+from robustres.dynamics.own_correction import correction_of
+from robustres.dynamics.own_expansion import expansion_of
+from robustres.dynamics.own_gradient_flow import gradient_flow_of
+from robustres.dynamics.own_information import information_of
+from robustres.dynamics.own_second_task import second_task_of
+from robustres.dynamics.own_smoothness import smoothness_of
+from robustres.dynamics.parts import Parts
+from robustres.dynamics.second_task import second_task
+from robustres.dynamics.smoothness import smoothness
+from robustres.errors import InputError
+
+DEMONSTRATIONS: dict[str, Callable[[Parts | None], Claim]] = {
+    "gradient-flow": gradient_flow,
+    "information": information,
+    "correction": correction,
+    "smoothness": smoothness,
+    "jacobians": expansion,
+    "continuous": continuous,
+    "second-task": second_task,
+}
+NAMES = tuple(DEMONSTRATIONS)
+OBSERVATIONS: dict[str, Callable[[Dissection, ImageSet], Claim]] = {
+    "gradient-flow": gradient_flow_of,
+    "information": information_of,
+    "correction": correction_of,
+    "smoothness": smoothness_of,
+    "jacobians": expansion_of,
+    "continuous": continuous_of,
+    "second-task": second_task_of,
+}
+
+
+def demonstrate(names: Sequence[str] = NAMES, data: Parts | None = None) -> Iterator[Claim]:
+    """Show claims on the built-in networks, one after the other; InputError lists the names.
+
+    data: images to train and to measure on, by default the embedded digits.
+    """
+    if unknown := [name for name in names if name not in DEMONSTRATIONS]:
+        raise InputError(f"no demonstration is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    return (DEMONSTRATIONS[name](data) for name in names)
+
+
+def inspect_model(model: nn.Module, data: ImageSet, *, joint: bool = True) -> Iterator[Claim | tuple[str, str]]:
+    """Look at a network at hand, claim by claim; (name, reason) where it has nothing to show for one.
+
+    joint: bound its blocks jointly, tighter and slower. Raises UnsupportedOperationError for a network that the
+    certifier cannot read; the model is left as it was.
+    """
+    network = dissect(model, data.image_shape, joint=joint)
+    for name, observe in OBSERVATIONS.items():
+        try:
+            yield observe(network, data)
+        except InputError as reason:
+            yield name, str(reason)

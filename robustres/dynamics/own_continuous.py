@@ -1,0 +1,81 @@
+"""The residual blocks of a network at hand as steps of an integrator, and the paths of samples through them."""
+
+import math
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import torch
+
+from robustres.data import ImageSet
+from robustres.dynamics.charts import lines, specification
+from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.continuous import SOURCE, STATEMENT, trajectory_chart, trajectory_rows
+from robustres.dynamics.dissection import Dissection
+from robustres.dynamics.jacobian import LARGEST_STATE, jacobians
+from robustres.errors import InputError
+
+
+def continuous_of(network: Dissection, data: ImageSet, *, shown: int = 10) -> Claim:
+    """The residual blocks of a network at hand as steps: their relative size, spectrum, and the paths of samples.
+
+    The frame has rows of "step" (block, size = mean |F(x)| / |x|, radius = largest |eigenvalue of I + J_F| at the first
+    image, NaN where the state is larger than 1,024) and "trajectory" through the longest run of blocks of one shape.
+    """
+    states = network.states(data.images)
+    same = [k for k in network.residual if states[k].shape == states[k + 1].shape]
+    if not same:
+        raise InputError("no residual block of this network keeps its shape, so it is no sequence of steps")
+    found: list[dict[str, Any]] = []
+    for number, position in enumerate(same, 1):
+        x = states[position]
+        with torch.no_grad():
+            step = network.branch(position, x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-12)
+        radius = math.nan
+        if x[0].numel() <= LARGEST_STATE:
+            whole = jacobians(lambda v, p=position: network.run(v, p, p + 1), x[:1])[0]  # type: ignore[misc]
+            radius = float(torch.linalg.eigvals(whole).abs().max())
+        found.append(
+            {
+                "part": "step",
+                "block": network.pieces[position].name,
+                "position": number,
+                "size": float(step.mean()),
+                "radius": radius,
+            }
+        )
+    shape = states[same[0]].shape
+    kept = [states[k].flatten(1)[:shown] for k in range(len(states)) if states[k].shape == shape]
+    frame = pd.DataFrame([*found, *trajectory_rows(torch.stack(kept), data.labels)])
+    steps = frame[frame["part"] == "step"]
+    chart = lines(
+        steps.melt("position", ["size", "radius"], "what", "value").dropna(),
+        "position",
+        "value",
+        "what",
+        order=("size", "radius"),
+        x_title="residual block",
+        y_title="|F|/|x| and spectral radius",
+        width=260,
+        height=200,
+    )
+    picture = alt.hconcat(chart, trajectory_chart(frame[frame["part"] == "trajectory"], 260)).resolve_scale(
+        color="independent", strokeDash="independent"
+    )
+    return Claim(
+        "continuous",
+        "The blocks of this network as steps",
+        STATEMENT,
+        SOURCE,
+        (
+            Finding("largest mean step |F(x)| / |x|", float(steps["size"].max()), "measured"),
+            Finding(
+                "blocks whose spectral radius exceeds 1 at the first image",
+                float((steps["radius"] > 1).sum()),
+                "measured",
+            ),
+        ),
+        frame,
+        specification(picture),
+        "Left: a step is small where the network is close to a flow. Right: paths of samples, two main components.",
+    )
