@@ -12,6 +12,7 @@ def certify(
     mean: options.Mean = None,
     std: options.Std = None,
     joint: options.Joint = True,
+    effort: options.Effort = None,
     limit: options.Limit = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
@@ -28,7 +29,11 @@ def certify(
     from robustres.evaluation import Settings
 
     settings = Settings(
-        eps=options.budgets(norm, eps), attacks=(), batch_size=batch_size, joint=joint, keep_going=keep_going
+        eps=options.budgets(norm, eps),
+        attacks=(),
+        batch_size=batch_size,
+        **options.thoroughness(joint, effort),
+        keep_going=keep_going,
     )
     run_and_report(
         model, data, settings, mean=mean, std=std, data_root=data_root, limit=limit, device=device, out=out,

@@ -21,6 +21,7 @@ def evaluate(
     mean: options.Mean = None,
     std: options.Std = None,
     joint: options.Joint = True,
+    effort: options.Effort = None,
     limit: options.Limit = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
@@ -44,7 +45,7 @@ def evaluate(
         attack_settings={"pgd": {"steps": steps}},
         batch_size=batch_size,
         seed=seed,
-        joint=joint,
+        **options.thoroughness(joint, effort),
         keep_going=keep_going,
     )
     run_and_report(

@@ -16,6 +16,7 @@ def lipschitz(
     mean: options.Mean = None,
     std: options.Std = None,
     joint: options.Joint = True,
+    effort: options.Effort = None,
     json: options.Json = False,
 ) -> None:
     """Bound the l2 Lipschitz constant of MODEL and of each of its blocks, from above and from below.
@@ -30,7 +31,7 @@ def lipschitz(
     loaded = load_model(model, input_shape=shape, **options.statistics(mean, std))
     with console.progress_bar(quiet=json) as progress:
         progress("bound", 0, 1)
-        report = bound(loaded.module, shape, joint=joint)
+        report = bound(loaded.module, shape, **options.thoroughness(joint, effort))
         progress("bound", 1, 1)
     blocks = block_records(report.to_frame())
     if json:

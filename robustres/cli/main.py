@@ -15,6 +15,7 @@ from robustres.cli.certify import certify
 from robustres.cli.compare import compare
 from robustres.cli.demo import demo
 from robustres.cli.evaluate import evaluate
+from robustres.cli.inspect import inspect
 from robustres.cli.lipschitz import lipschitz
 from robustres.cli.report import report
 from robustres.cli.train import train
@@ -42,7 +43,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (demo, evaluate, attack, certify, lipschitz, audit, train, compare, report):
+for command in (demo, evaluate, attack, certify, lipschitz, audit, inspect, train, compare, report):
     commands.command()(command)
 
 

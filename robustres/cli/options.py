@@ -1,7 +1,7 @@
 """Options that several commands share, each declared once, and what they mean."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units o
 Mean = Annotated[str | None, typer.Option("--mean", help="Normalisation that the network expects, per channel.")]
 Std = Annotated[str | None, typer.Option("--std", help="Standard deviations, per channel; with --mean.")]
 Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jointly (tighter) or by 1 + K_F alone.")]
+Effort = Annotated[
+    float | None, typer.Option("--effort", help="Cost of each joint bound, in seconds of a nominal core.")
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many samples.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
@@ -55,6 +58,11 @@ def budgets(norm: str, eps: str | None) -> "dict[Norm, tuple[float, ...]]":
     if known is None:
         raise InputError(f"--norm must be one of {', '.join(CONVENTIONAL_EPS)}, got {norm!r}")
     return {known: CONVENTIONAL_EPS[known] if eps is None else parse_numbers(eps)}
+
+
+def thoroughness(joint: bool, effort: float | None) -> dict[str, Any]:
+    """How thoroughly to bound, as `Settings` and `lipschitz` take it."""
+    return {"joint": joint} if effort is None else {"joint": joint, "effort": effort}
 
 
 def statistics(mean: str | None, std: str | None) -> dict[str, tuple[float, ...]]:

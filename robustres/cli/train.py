@@ -10,7 +10,7 @@ from robustres.cli import console, options
 
 def train(
     network: Annotated[
-        str, typer.Argument(help="A preset, such as constrained-tiny; --help of the README lists them.")
+        str, typer.Argument(help="A preset, such as constrained-tiny; an unknown name lists them all.")
     ],
     data: options.Data,
     loss: Annotated[str, typer.Option("--loss", help="clean | emma | gloro (certified margins)")] = "clean",

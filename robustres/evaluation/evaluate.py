@@ -84,7 +84,7 @@ def evaluate(
         report = None
         if settings.certify:
             progress("bound", 0, 1)
-            report = lipschitz(module, data.image_shape, joint=settings.joint, refuse="record")
+            report = lipschitz(module, data.image_shape, joint=settings.joint, effort=settings.effort, refuse="record")
             progress("bound", 1, 1)
         with locked(folder.path) if shard.first else nullcontext():
             if shard.first:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.errors import InputError
 from robustres.threat import Norm, ThreatModel
 
@@ -26,6 +27,7 @@ class Settings:
     part_size: samples per part of the run's tables, the unit of resuming and of sharding.
     seed: of every random number; each draw also depends on the sample's index.
     joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
+    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
     keep_going: report samples with non-finite logits and go on, where the default is to stop before anything runs.
     examples: how many adversarial examples are kept for the gallery, per norm.
     """
@@ -38,6 +40,7 @@ class Settings:
     part_size: int = 512
     seed: int = 0
     joint: bool = True
+    effort: float = DEFAULT_EFFORT
     keep_going: bool = False
     examples: int = 24
 
@@ -50,6 +53,8 @@ class Settings:
         for name in ("batch_size", "part_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.effort > 0:
+            raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
 
     def threats(self) -> list[ThreatModel]:
         """Every threat model, norm by norm, eps ascending and without repetitions."""
@@ -78,6 +83,7 @@ class Settings:
             "part_size": self.part_size,
             "seed": self.seed,
             "joint": self.joint,
+            "effort": self.effort,
             "keep_going": self.keep_going,
             "examples": self.examples,
         }

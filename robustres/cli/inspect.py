@@ -1,0 +1,98 @@
+"""`robustres inspect`: what the residual connections of a network do, claim by claim."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustres.cli import console, options
+
+if TYPE_CHECKING:
+    from robustres.dynamics import Claim
+
+Subject = Annotated[str | None, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
+DataSpec = Annotated[str, typer.Option("--data", help="digits | mnist | folder:DIR | npy:DIR")]
+Builtin = Annotated[
+    str | None,
+    typer.Option("--builtin", help="Show a claim on small built-in networks instead of MODEL: its name, or all."),
+]
+
+
+def inspect(
+    model: Subject = None,
+    data: DataSpec = "digits",
+    builtin: Builtin = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    joint: options.Joint = True,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="Images to look at.")] = 60,
+    data_root: options.DataRoot = None,
+    out: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Show what residual connections do in MODEL, or in built-in networks: gradients, information, corrections,
+    smoothness, Jacobians, the continuous view, a second task.
+
+    Claims: gradient-flow, information, correction, smoothness, jacobians, continuous, second-task.
+    Example: robustres inspect --builtin information
+    """
+    from robustres.errors import InputError
+    from robustres.reports.inspection import Section, write_inspection
+
+    if (model is None) == (builtin is None):
+        raise InputError("give either MODEL or --builtin NAME; --builtin all shows every claim")
+    folder = out or Path("runs") / (f"inspect-{builtin}" if builtin else f"inspect-{Path(str(model)).stem}")
+    sections = []
+    with console.progress_bar(quiet=json) as progress:
+        if builtin is not None:
+            subject, results, total = _builtin(builtin, data, data_root)
+        else:
+            subject, results, total = _model(
+                str(model), data, data_root, limit, joint=joint, **options.statistics(mean, std)
+            )
+        progress("claims", 0, total)
+        for done, claim in enumerate(results, 1):
+            if isinstance(claim, tuple):
+                sections.append(Section(claim[0], claim[0].replace("-", " ").capitalize(), skipped=claim[1]))
+            else:
+                sections.append(Section(**_contents(claim)))
+            progress("claims", done, total)
+        page = write_inspection(folder, subject, sections)
+    if json:
+        typer.echo((folder / "inspect.json").read_text(), nl=False)
+        return
+    rows = [(s.title, "skipped" if s.skipped else "yes" if s.holds else "no") for s in sections]
+    console.print_table(subject, ("claim", "holds here"), rows)
+    console.output.print(f"report: {page}")
+
+
+def _builtin(name: str, data: str, data_root: Path | None) -> tuple[str, Any, int]:
+    """Words for the subject, the claims one after the other, and how many there are."""
+    from robustres.data import load_data
+    from robustres.dynamics import NAMES, Parts, demonstrate
+
+    names = NAMES if name == "all" else tuple(name.split(","))
+    parts = Parts(load_data(data, root=data_root, split="train"), load_data(data, root=data_root))
+    return f"Small networks on {data}", demonstrate(names, parts), len(names)
+
+
+def _model(
+    model: str, data: str, data_root: Path | None, limit: int, *, joint: bool, **statistics: Any
+) -> tuple[str, Any, int]:
+    """The same for a network at hand."""
+    from robustres.data import load_data
+    from robustres.dynamics import NAMES, inspect_model
+    from robustres.models import load_model
+
+    images = load_data(data, root=data_root, limit=limit)
+    loaded = load_model(model, input_shape=images.image_shape, **statistics)
+    subject = f"{Path(model).name} on {len(images)} images of {images.source}"
+    return subject, inspect_model(loaded.module, images, joint=joint), len(NAMES)
+
+
+def _contents(claim: "Claim") -> dict[str, Any]:
+    """The fields of a section; dynamics and reports stand on floors that do not know each other."""
+    fields = ("name", "title", "statement", "source", "caption", "frame", "chart")
+    findings = tuple({**asdict(finding), "holds": finding.holds} for finding in claim.findings)
+    return {**{field: getattr(claim, field) for field in fields}, "findings": findings}
