@@ -82,10 +82,9 @@ def _climb(
         )
         yield _strongest(function, _pairs(x, steepest.direction))
         apart = scaled(reach * _lengths(x), steepest.direction)
-        end, spread = ascend(function, x, apart, steps=search.ascent_steps, deadline=deadline)
-        middle = end + spread / 2
+        middle, spread = ascend(function, x, apart, steps=search.ascent_steps, deadline=deadline)
         there = steepest_directions(function, middle, spread, steps=search.lanczos_steps, deadline=deadline)
-        yield _strongest(function, [(end, end + spread), *_pairs(middle, there.direction)])
+        yield _strongest(function, [(middle - spread / 2, middle + spread / 2), *_pairs(middle, there.direction)])
         if round_ + 1 == search.rounds or time.monotonic() > deadline:
             return
         order = there.stretch.argsort(descending=True)[: max(1, len(x) // 2)]
@@ -107,7 +106,7 @@ def _strongest(function: Measured, pairs: Sequence[tuple[Tensor, Tensor]]) -> Pa
 
 
 def ascend(function: Function, x: Tensor, direction: Tensor, *, steps: int, deadline: float) -> tuple[Tensor, Tensor]:
-    """Adam on log |f(x + d) - f(x)| - log |d| over x and d (B, ...) together; the best pair (x, d) of each sample.
+    """Adam on log |f(x + d/2) - f(x - d/2)| - log |d| over x and d (B, ...) together; each sample's best x and d.
 
     The ratio of a pair that lies apart sees how the Jacobian changes with x, which the Jacobian of a piecewise linear
     network does not. Steps are relative to the length of d and shrink, and d may grow and shrink.
@@ -124,7 +123,7 @@ def ascend(function: Function, x: Tensor, direction: Tensor, *, steps: int, dead
             break
         with torch.enable_grad():
             there, apart = x + scaled(length, shift), scaled(length, spread)
-            value = _log_norms(function(there + apart) - function(there)) - _log_norms(apart)
+            value = _log_norms(function(there + apart / 2) - function(there - apart / 2)) - _log_norms(apart)
             gradients = torch.autograd.grad(value.sum(), (shift, spread), materialize_grads=True)
         better = value.detach() > best_value
         best_value = torch.where(better, value.detach(), best_value)

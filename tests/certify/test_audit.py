@@ -15,7 +15,7 @@ from robustres.certify.convolution import Convolution
 from robustres.certify.witness import Measured, safe_ratios
 from robustres.errors import InputError, ModelError
 
-QUICK = Search(rounds=1, lanczos_steps=30, ascent_steps=30, seconds=20)
+QUICK = Search(rounds=1, lanczos_steps=30, ascent_steps=15, seconds=1000)
 SHAPE = (3, 8, 8)
 
 
@@ -203,7 +203,9 @@ def test_the_search_comes_close_to_the_steepest_linear_piece_of_a_small_network(
     model = nn.Sequential(nn.Linear(3, 6, bias=False), nn.ReLU(), nn.Linear(6, 4, bias=False)).double()
     model[0].weight.data, model[2].weight.data = W, V
     measured = Measured(model, inputs[:1])
-    witness = strongest_witness(measured, inputs[:32], search=Search(rounds=3, batch_size=32, ascent_steps=60))
+    witness = strongest_witness(
+        measured, inputs[:32], search=Search(rounds=3, batch_size=32, ascent_steps=60, seconds=1000)
+    )
     assert 0.93 * truth <= witness.ratio <= truth
 
 
