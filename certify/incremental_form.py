@@ -46,9 +46,9 @@ class IncrementalForm:
 
 
 def nominal_cost(inputs: int, hidden: int, outputs: int) -> float:
-    """Seconds of one core at 2e10 operations per second for the gain of one frequency."""
+    """Seconds for the gain of one frequency on a core of 2e10 operations per second, slower for small matrices."""
     multiplications = hidden**3 / 3 + hidden**2 * (inputs + outputs) + inputs**2 * (hidden + outputs)
-    return 3e-5 + 8 * multiplications / 2e10
+    return 1e-4 + 8 * multiplications / 2e10 * (1 + 150 / max(hidden, 1))
 
 
 def hidden_matrix(form: IncrementalForm, weights: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from torch import Tensor
 from robustres.certify.bound import Guarantee, JointBound
 from robustres.certify.incremental_form import gain
 from robustres.certify.linear_map import Composition, LinearMap, Sum
-from robustres.certify.mask_ascent import mask_ascent
+from robustres.certify.mask_ascent import affordable_steps, mask_ascent
 from robustres.certify.residual_block import DenseForm, ResidualBlock, TorusForm, block_embedding
 from robustres.certify.scaling_search import (
+    COARSE_SCAN,
+    SCAN_ABOVE_MINIMUM,
     FormSource,
     Scaling,
     descend,
@@ -30,7 +32,7 @@ from robustres.numerics import require_certifiable_arithmetic, rounded_up
 DENSE_WIDTH = 700  # inputs and hidden units of a block that is treated neuron by neuron
 SCANNED = 32
 SEARCH_EVALUATIONS = 20  # of all frequencies, that a search on one more torus should be able to make
-DEFAULT_EFFORT = 6.0
+DEFAULT_EFFORT = 5.0
 
 
 def joint_bound(
@@ -95,7 +97,8 @@ def branch_bound(
             joint, multipliers, twist = _joint_candidates(block, norms, effort, candidates["textbook"])
             candidates |= joint
         best = min(candidates, key=lambda key: candidates[key])
-        lower = min(mask_ascent(block).value, candidates[best])
+        steps = affordable_steps(block)
+        lower = min(mask_ascent(block, steps=min(steps, 30), restarts=max(1, steps // 30)).value, candidates[best])
     return JointBound(
         lower, candidates[best], best, Guarantee(), perf_counter() - start, candidates, multipliers, twist
     )
@@ -125,11 +128,11 @@ def _joint_candidates(
         return {}, (), 0
     searched = [(source, _search(source, block, norms, 0.6 * effort / len(sources))) for source in sources]
     twist, (source, scaling) = min(enumerate(searched), key=lambda item: item[1][1].value)
-    if math.isfinite(scaling.value):
+    if math.isfinite(scaling.value) and len(scaling.gains) == len(source.frequencies):
         scaling = descend(source, scaling, effort=0.4 * effort, rate=0.05)
     name = "joint, dense" if isinstance(source, DenseForm) else "joint"
     found = {name: prove(source, scaling, give_up_above=give_up_above) if math.isfinite(scaling.value) else math.inf}
-    if len(block.slopes) == 1 and len(source.frequencies) * source.cost < effort:
+    if len(block.slopes) == 1 and len(source.frequencies) * source.cost < effort / SEARCH_EVALUATIONS:
         found["loop transformation"] = loop_transformation(source)
     multipliers = tuple(scaling.values.tolist()) if math.isfinite(found[name]) else ()
     return {key: value for key, value in found.items() if math.isfinite(value)}, multipliers, twist
@@ -152,15 +155,23 @@ def _form_sources(block: ResidualBlock, effort: float) -> list[FormSource]:
 
 
 def _search(source: FormSource, block: ResidualBlock, norms: Sequence[float], effort: float) -> Scaling:
-    """The best start by its gain at a few frequencies, then descent."""
+    """The best start by its gain at a few frequencies, then descent; large blocks stop at a coarser scan."""
     count = len(source.frequencies)
-    scanned = max(2, min(count, SCANNED, int(0.2 * effort / (40 * source.cost))))
+    whole = source.cost * count  # nominal seconds of one evaluation at all frequencies
+    coarse = whole > effort
+    scanned = 2 if coarse else max(2, min(count, SCANNED, int(0.2 * effort / (40 * source.cost))))
     places = torch.linspace(0, count - 1, scanned).round().long().to(source.frequencies.device)
     form = source.form(source.frequencies[places])
-    starts = starting_points(form) if form.z_hidden is None else []
+    starts = starting_points(form, COARSE_SCAN if coarse else SCAN_ABOVE_MINIMUM) if form.z_hidden is None else []
     starts += layered_starting_points(form, form.layer_of_tie, _normalised(block, norms))
-    ranked = sorted(starts, key=lambda values: float(gain(form, values).max()))
-    scaling = min((evaluate(source, values) for values in ranked[:2]), key=lambda found: found.value)
+    gains = [gain(form, values) for values in starts]
+    ranked = sorted(range(len(starts)), key=lambda index: float(gains[index].max()))
+    if coarse:
+        return Scaling(starts[ranked[0]], float(gains[ranked[0]].max()), gains[ranked[0]])
+    scaling = min(
+        (evaluate(source, starts[index]) for index in ranked[: 1 if 4 * whole > effort else 2]),
+        key=lambda found: found.value,
+    )
     return descend(source, scaling, effort=effort) if math.isfinite(scaling.value) else scaling
 
 

@@ -13,6 +13,13 @@ from robustres.certify.sector import GroupSort, Slopes
 from robustres.numerics import gamma
 
 
+def affordable_steps(block: ResidualBlock, *, operations: float = 1e10) -> int:
+    """Steps that so many floating-point operations allow, between 10 and 120."""
+    maps = (block.shortcut, *block.layers)
+    each = sum(2 * product_roundings(map_) * max(map_.in_size, map_.out_size) for map_ in maps)
+    return max(10, min(120, int(operations / max(each, 1))))
+
+
 def mask_ascent(
     block: ResidualBlock, *, steps: int = 30, restarts: int = 3, generator: torch.Generator | None = None
 ) -> Estimate:

@@ -21,6 +21,7 @@ MARGINS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 GROWTHS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 STEP_OVERHEAD = 1.5e-3  # nominal seconds of a step, however small the matrices
 SCAN_ABOVE_MINIMUM = (1e-8, 1e-6, 1e-3, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
+COARSE_SCAN = (1e-6, 0.1, 0.3, 0.7, 1.5, 4.0)
 
 
 class FormSource(Protocol):
@@ -39,7 +40,7 @@ class FormSource(Protocol):
 
 @dataclass(frozen=True)
 class Scaling:
-    """Multipliers (one per tie), the largest gain lambda that was seen with them, and that of every frequency."""
+    """Multipliers (one per tie), the largest gain lambda seen with them, and the gains that it is the largest of."""
 
     values: Tensor
     value: float
@@ -54,7 +55,7 @@ def evaluate(source: FormSource, values: Tensor) -> Scaling:
     return Scaling(values, math.inf if math.isnan(value) else value, gains)
 
 
-def starting_points(form: IncrementalForm) -> list[Tensor]:
+def starting_points(form: IncrementalForm, excesses: Sequence[float] = SCAN_ABOVE_MINIMUM) -> list[Tensor]:
     """Shapes of T, each with its multiples above the smallest admissible one: equal multipliers, the row sums of
     |V^H V|, the norms of V's columns over W's rows, and the T that cancels B (it finds CPL and SLL blocks)."""
     ties = int(form.tie.max()) + 1
@@ -77,7 +78,7 @@ def starting_points(form: IncrementalForm) -> list[Tensor]:
             shape = shape.clamp_min(1e-6 * largest)
             least = _least_multiple(form, shape)
             step = max(least, balance / float(shape.mean()))
-            starts += [shape * (least + step * excess) for excess in SCAN_ABOVE_MINIMUM]
+            starts += [shape * (least + step * excess) for excess in excesses]
     return starts
 
 
@@ -149,33 +150,42 @@ def descend(source: FormSource, start: Scaling, *, effort: float, rate: float = 
 def prove(source: FormSource, scaling: Scaling, *, give_up_above: float = math.inf) -> float:
     """The smallest value sqrt(lambda (1 + margin)) that is proved at every frequency; infinite where none is.
 
-    Where M is too close to singular for a proof in floating point, larger multipliers are tried.
+    `scaling.value` may come from some frequencies only; it is raised where others need more. Where M is too close to
+    singular for a proof in floating point, larger multipliers are tried.
     """
     best = math.inf
+    value = scaling.value
     for growth in GROWTHS:
-        grown = scaling if growth == 0 else evaluate(source, scaling.values * (1 + growth))
-        if not math.isfinite(grown.value) or math.sqrt(max(grown.value, 0.0)) > give_up_above:
+        values = scaling.values * (1 + growth)
+        if growth:
+            value = evaluate(source, values).value
+        if not math.isfinite(value) or math.sqrt(max(value, 0.0)) > min(best, give_up_above):
             break
-        margin = _proved_margin(source, grown)
-        if margin is not None:
-            best = min(best, rounded_up(math.sqrt(grown.value * (1 + margin)), 4))
-        if best <= (1 + 1e-5) * math.sqrt(grown.value):
+        held = _proved_value(source, values, value, give_up_above**2)
+        best = min(best, rounded_up(math.sqrt(held), 4))
+        if best <= (1 + 1e-5) * math.sqrt(value):
             break
     return best
 
 
-def _proved_margin(source: FormSource, scaling: Scaling) -> float | None:
-    """The first of `MARGINS` that holds at every frequency; what holds with a smaller one holds with a larger one."""
+def _proved_value(source: FormSource, values: Tensor, value: float, limit: float) -> float:
+    """lambda, raised by the smallest margins that hold at every frequency; infinite where `MARGINS` are used up.
+
+    What holds at one frequency with a smaller value holds with a larger one, so no frequency is looked at again.
+    """
     margins = iter(MARGINS)
-    margin = next(margins)
+    held = value * (1 + next(margins))
     with torch.no_grad():
         for form in source.chunks():
-            while not proved(form, scaling.values, scaling.value * (1 + margin)):
-                following = next(margins, None)
-                if following is None:
-                    return None
-                margin = following
-    return margin
+            while not proved(form, values, held):
+                here = float(gain(form, values).max())
+                if here > value:
+                    value, margins = here, iter(MARGINS)
+                margin = next(margins, None)
+                if margin is None or not value < limit:
+                    return math.inf
+                held = max(held, value * (1 + margin))
+    return held
 
 
 def _most_critical(source: FormSource, gains: Tensor, count: int) -> Tensor:
