@@ -8,6 +8,7 @@ from robustres.reports.run import Run
 from robustres.reports.sandwich import largest_attacked_eps
 from robustres.reports.wilson import wilson_interval
 
+ALL_ATTACKS = "all attacks together"
 MEASURED = "measured"
 UPPER = "upper bound (attacks found no more)"
 LOWER = "lower bound (certified)"
@@ -29,7 +30,7 @@ def accuracy_rows(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]:
                 rows.append(_row("attack", row["attack"], norm, eps, UPPER, "", row["robust"], run.total))
             if eps <= largest_attacked_eps(run, norm):
                 survived = int((samples["correct"] & (samples[f"distance_{norm}"] > eps)).sum())
-                rows.append(_row("attack", "all attacks together", norm, eps, UPPER, "", survived, run.total))
+                rows.append(_row("attack", ALL_ATTACKS, norm, eps, UPPER, "", survived, run.total))
             for row in (row for row in certificates if row["eps"] == eps):
                 name, guarantee = f"{row['certificate']} certificate", row["guarantee"]
                 rows.append(_row("certificate", name, norm, eps, LOWER, guarantee, row["certified"], run.total))

@@ -69,27 +69,32 @@ def _chart(rows: list[dict[str, Any]], domain: tuple[float, float] | None) -> al
         )
         return chart
 
-    series = list(SERIES.values())[:3]
-    colours = alt.Scale(domain=series, range=[CERTIFIED, JOINT, ATTACKED])
-    shapes = alt.Scale(domain=series, range=["triangle-right", "circle", "square"])
+    looks = {"textbook": (ATTACKED, "square"), "joint": (JOINT, "circle"), "upper": (CLEAN, "diamond")}
+    looks["lower"] = (CERTIFIED, "triangle-right")
+    shown = [field for field in looks if any(row[field] for row in rows)]
+    if all(row["upper"] in (row["joint"], row["textbook"]) for row in rows):
+        shown.remove("upper")
+    labels = [SERIES[field] for field in shown]
+    colours = alt.Scale(domain=labels, range=[looks[field][0] for field in shown])
+    shapes = alt.Scale(domain=labels, range=[looks[field][1] for field in shown])
+    legend = alt.Legend(orient="bottom", title=None)
 
     def point(field: str) -> alt.Chart:
-        label = SERIES[field]
         chart: alt.Chart = (
             base.transform_filter(f"datum.{field} > 0")
-            .transform_calculate(series=f"'{label}'")
+            .transform_calculate(series=f"'{SERIES[field]}'")
             .mark_point(filled=True, size=75, opacity=1)
             .encode(
                 x=x(field),
                 y=y,
                 tooltip=tooltip,
-                color=alt.Color("series:N", scale=colours, legend=alt.Legend(orient="bottom", title=None)),
-                shape=alt.Shape("series:N", scale=shapes, legend=alt.Legend(orient="bottom", title=None)),
+                color=alt.Color("series:N", scale=colours, legend=legend),
+                shape=alt.Shape("series:N", scale=shapes, legend=legend),
             )
         )
         return chart
 
     one = base.transform_aggregate(n="count()").mark_rule(color=CLEAN, strokeDash=[3, 3]).encode(x=alt.XDatum(1))
-    layers = [one, bar("upper", "textbook", 0.25), bar("lower", "upper", 0.6)]
-    layers += [point(field) for field in ("textbook", "joint", "lower")]
-    return alt.layer(*layers).properties(width=460, height=28 * len(rows))
+    bars = [] if "textbook" not in shown else [bar("upper", "textbook", 0.25)]
+    bars += [] if "lower" not in shown else [bar("lower", "upper", 0.6)]
+    return alt.layer(one, *bars, *map(point, shown)).properties(width=460, height=28 * len(rows))

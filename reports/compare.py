@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from robustres.errors import InputError
+from robustres.reports.accuracies import ALL_ATTACKS
 from robustres.reports.block_figure import block_domain, block_figures
 from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, grouped, write_figures, write_json
@@ -39,7 +40,8 @@ def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path
     samples = [per_sample(run) for run in runs]
     ledgers = [ledger(run) for run in runs]
     figures = [*overlay_figures(runs, samples), *_block_figures(runs, ledgers)]
-    values = _values(runs, samples, ledgers, figures)
+    pages = [_link(Path(folder) / "report.html", out) for folder in folders.values()]
+    values = _values(runs, samples, ledgers, figures) | {"pages": pages}
     write_figures(out, figures)
     write_atomically(out / "report.md", render("comparison.md", **values).encode())
     write_atomically(out / "tables.tex", render("comparison.tex", **values).encode())
@@ -52,6 +54,12 @@ def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path
     html = render("comparison.html", page={"figures": figure_data(figures)}, assets=page_assets(), **values)
     write_atomically(out / "report.html", html.encode())
     return out / "report.html"
+
+
+def _link(page: Path, out: Path) -> str | None:
+    """From the comparison to a run's own report, where it lies beneath; None otherwise."""
+    beneath = page.is_file() and page.resolve().is_relative_to(out.resolve())
+    return page.resolve().relative_to(out.resolve()).as_posix() if beneath else None
 
 
 def _stacked(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -101,7 +109,7 @@ def _verdict(runs: Sequence[Run], samples: Sequence[pd.DataFrame], measures: Seq
     eps = None if norm is None else runs[0].headline_eps(norm)
     sentences = []
     for measure in measures:
-        together = measure.kind == "certificate" or measure.name == "all attacks together"
+        together = measure.kind == "certificate" or measure.name == ALL_ATTACKS
         if measure.kind == "clean" or (together and (measure.norm, measure.eps) == (norm, eps)):
             sentences.append(Sentence(_leader(runs, measure), "result"))
     for run in runs:

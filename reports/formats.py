@@ -11,8 +11,11 @@ def share_text(value: float | None) -> str:
 
     >>> share_text(0.8126)
     '81.3 %'
+    >>> share_text(-1e-9)
+    '0.0 %'
     """
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    return "–" if value is None or math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f} %"
 
 
 def number_text(value: Any) -> str:

@@ -12,7 +12,8 @@ from robustres.reports.run import Run
 def ledger(run: Run) -> pd.DataFrame:
     """The table `blocks` with, for each block,
 
-    radius_cost: the factor by which this block's bound divides every certified radius (its upper bound);
+    radius_cost: the factor by which this block's bound divides every certified radius (its upper bound). Of a linear
+        head the radii use the differences of two rows instead, which is never worse;
     log_share: its share of the logarithm of the product of all upper bounds, NaN where that product is at most 1;
     slack: upper / lower, the factor by which a perfect bound of this block alone could enlarge the radii at most.
     """
@@ -26,8 +27,8 @@ def ledger(run: Run) -> pd.DataFrame:
 
 
 def costliest_block(blocks: pd.DataFrame) -> dict[str, Any] | None:
-    """The block with the largest finite upper bound."""
-    finite = blocks[np.isfinite(blocks["upper"])]
+    """The block with the largest finite upper bound; the head does not count, whose rows enter the radii by pairs."""
+    finite = blocks[np.isfinite(blocks["upper"]) & (blocks["kind"] != "head")]
     if finite.empty:
         return None
     return {str(key): value for key, value in finite.loc[finite["upper"].idxmax()].to_dict().items()}

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from robustres.reports.accuracies import ALL_ATTACKS
 from robustres.reports.mcnemar import holm, mcnemar_p
 from robustres.reports.run import Run
 from robustres.reports.sandwich import largest_attacked_eps
@@ -53,7 +54,7 @@ def compare_measures(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> li
     keys = list(dict.fromkeys(key for run_masks in masks for key in run_masks))
     shared = [key for key in keys if sum(key in run_masks for run_masks in masks) > 1]
     order = {"clean": 0, "attack": 1, "certificate": 2}
-    shared.sort(key=lambda key: (order[key[0]], str(key[2]), key[3] or 0.0, key[1]))
+    shared.sort(key=lambda key: (order[key[0]], str(key[2]), key[3] or 0.0, key[1] == ALL_ATTACKS, key[1]))
     return _corrected([_measure(key, [run_masks.get(key) for run_masks in masks], paired) for key in shared])
 
 
@@ -67,7 +68,7 @@ def _masks(run: Run, samples: pd.DataFrame) -> dict[Key, Mask]:
     for norm in run.norms:
         for eps in (eps for eps in run.eps[norm] if eps <= largest_attacked_eps(run, norm)):
             survived = correct & (samples[f"distance_{norm}"] > eps)
-            masks["attack", "all attacks together", norm, eps] = survived.to_numpy()
+            masks["attack", ALL_ATTACKS, norm, eps] = survived.to_numpy()
     for (name, norm), rows in run.tables["certificates"].groupby(["certificate", "norm"]):
         for eps in run.eps[str(norm)]:
             key: Key = ("certificate", f"{name} certificate", str(norm), eps)

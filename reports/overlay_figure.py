@@ -86,4 +86,6 @@ def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLe
         )
         return chart
 
-    return alt.layer(line("attacked", "step-after"), line("certified", "step-before")).properties(width=460, height=320)
+    steps: dict[str, Step] = {"attacked": "step-after", "certified": "step-before"}
+    known = [field for field in steps if any(row[field] is not None for row in rows)]
+    return alt.layer(*(line(field, steps[field]) for field in known)).properties(width=460, height=320)

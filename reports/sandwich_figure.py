@@ -96,9 +96,7 @@ def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
         .add_params(hover)
     )
     # Steps are drawn on the safe side: certified never above, attacked never below what was counted.
-    lines = [
-        line("clean", "linear"),
-        line("attacked", "step-after"),
-        line("certified", "step-before"),
-    ]
-    return alt.layer(gap, *lines, rule).properties(width=460, height=300)
+    steps: dict[str, Step] = {"clean": "linear", "attacked": "step-after", "certified": "step-before"}
+    known = [field for field in steps if any(row[field] is not None for row in rows)]
+    gaps = [gap] if "attacked" in known else []
+    return alt.layer(*gaps, *(line(field, steps[field]) for field in known), rule).properties(width=460, height=300)

@@ -12,7 +12,7 @@ from robustres.reports.sandwich import OUTCOMES, outcome
 class Standing:
     """name: of the run in a comparison, else empty.
 
-    counts: samples by outcome, in the order of OUTCOMES, those without samples left out.
+    counts: samples by outcome, in the order of OUTCOMES; contradictions only where there are some.
     """
 
     name: str
@@ -29,6 +29,7 @@ def standings(run: Run, samples: pd.DataFrame, *, name: str = "") -> list[Standi
         eps = run.headline_eps(norm)
         if eps is not None and len(samples):
             counted = outcome(samples, norm, eps).value_counts()
-            counts = {kind: int(counted[kind]) for kind in OUTCOMES if kind in counted.index}
+            shown = [kind for kind in OUTCOMES if kind != "contradiction" or kind in counted.index]
+            counts = {kind: int(counted.get(kind, 0)) for kind in shown}
             found.append(Standing(name, norm, eps, counts, len(samples)))
     return found

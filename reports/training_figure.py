@@ -62,7 +62,8 @@ def _accuracy(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
         )
         return chart
 
-    return alt.layer(line("clean"), line("certified")).properties(width=460, height=220)
+    known = [field for field in SERIES if any(row[field] is not None for row in rows)]
+    return alt.layer(*map(line, known)).properties(width=460, height=220)
 
 
 def _loss(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:

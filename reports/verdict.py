@@ -47,7 +47,12 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
     proof = f"proven with {' and '.join(chance)}" if chance else "proven"
     attacked = eps <= largest_attacked_eps(run, norm)
     where = f"Whatever is done to the pixels within an {norm_text(norm)} distance of {eps_text(eps)}"
-    if guarantees and attacked:
+    if guarantees and attacked and not certified:
+        text = (
+            f"Within an {norm_text(norm)} distance of {eps_text(eps)} attacks leave {share_text(survived)} correct; "
+            "the certificate proves nothing there, a better attack may leave fewer."
+        )
+    elif guarantees and attacked:
         text = (
             f"{where}, at least {share_text(certified)} stay correct ({proof}); attacks leave {share_text(survived)}. "
             f"The truth lies in between."

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from robustres.errors import InputError
-from robustres.reports import write_comparison
+from robustres.reports import write_comparison, write_report
 from robustres.reports.mcnemar import mcnemar_p
 from robustres.reports.measures import Measure, compare_measures, same_samples
 from robustres.reports.run import load_run
@@ -106,3 +106,12 @@ def test_the_best_stands_in_bold_in_every_format(out: Path) -> None:
 def test_one_run_is_no_comparison(tmp_path: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="at least 2 runs"):
         write_comparison({"plain": folders["plain"]}, tmp_path)
+
+
+def test_a_comparison_links_to_the_reports_that_lie_beneath_it(tmp_path: Path, write_run: Any) -> None:
+    inside, outside = write_run(tmp_path / "out" / "my run", count=20), write_run(tmp_path / "elsewhere", count=20)
+    write_report(inside)
+    write_report(outside)
+    html = write_comparison({"inside": inside, "outside": outside}, tmp_path / "out").read_text()
+    assert '<a href="my%20run/report.html">inside</a>' in html
+    assert ">outside</a>" not in html

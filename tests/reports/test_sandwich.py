@@ -1,5 +1,6 @@
 """The two sides of each sample, counted by hand on a run of six samples."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from robustres.reports.accuracies import accuracy_rows
+from robustres.reports.block_figure import block_figures
 from robustres.reports.ledger import ledger
 from robustres.reports.run import Run, load_run
 from robustres.reports.sandwich import accuracy_curve, outcome, per_sample
@@ -131,3 +133,15 @@ def test_the_ledger_shares_the_cost_by_logarithms(folder: RunFolder) -> None:
     assert blocks["log_share"].tolist() == pytest.approx([0.25, 0.75])
     assert blocks["slack"].tolist()[0] == pytest.approx(1.25)
     assert math.isnan(blocks["slack"].tolist()[1])
+
+
+def test_blocks_without_textbook_or_joint_bound_are_drawn_by_the_bound_used(folder: RunFolder) -> None:
+    block = {"kind": "linear", "shortcut": math.nan, "branch": math.nan, "textbook": math.nan, "joint": math.nan}
+    block |= {"method": "dense", "guarantee": "deterministic"}
+    folder.write_part("blocks", "all", [block | {"name": "stem", "upper": 2.0, "lower": 1.9}])
+    run, _ = loaded(folder)
+    (figure,) = block_figures(run, ledger(run))
+    drawn = json.dumps(figure.spec)
+    assert "bound used" in drawn
+    assert "joint bound'" not in drawn
+    assert "textbook bound'" not in drawn
