@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
+from robustres.certify import Certificates, certify
 from robustres.data import ImageSet, load_data
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation import Settings, evaluate
@@ -122,32 +123,18 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: 
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
-class Shifted(nn.Module):
-    """A network that lies about its bound: the certifier is told a constant a thousand times too small."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        answer: torch.Tensor = self.inner(x)
-        return answer
-
-    def lipschitz_bound(self, input_shape: tuple[int, ...]) -> object:
-        from robustres.certify import Bound, Guarantee
-
-        return Bound(lower=0.0, upper=1e-3, method="claimed", guarantee=Guarantee(), seconds=0.0)
-
-
 def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
-    model: LoadedModel, data: ImageSet, tmp_path: Path
+    model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    liar = replace(model, module=Shifted().eval())
+    def broken(*args: Any, **kwargs: Any) -> Certificates:
+        """A certificate that is wrong on purpose: every radius is far too large."""
+        return replace(certify(*args, **kwargs), radius=torch.full((16,), 5.0, dtype=torch.float64))
+
+    monkeypatch.setattr("robustres.evaluation.rows.certify", broken)
     settings = replace(SETTINGS, eps={"l2": (1.0,)}, examples=0)
     for _ in range(2):  # resuming does not pass over it
         with pytest.raises(SandwichViolationError, match="certificate is defective") as stop:
-            evaluate(liar, data, tmp_path / "run", settings)
+            evaluate(model, data, tmp_path / "run", settings)
     kept = RunFolder(tmp_path / "run").table("examples")
     assert stop.value.index in set(kept["index"])
 
