@@ -63,7 +63,7 @@ def inspect(
         typer.echo((folder / "inspect.json").read_text(), nl=False)
         return
     rows = [(s.title, "skipped" if s.skipped else "yes" if s.holds else "no") for s in sections]
-    console.print_table(subject, ("claim", "holds here"), rows)
+    console.print_table(subject, ("claim", "findings hold"), rows)
     console.output.print(f"report: {page}")
 
 

@@ -10,10 +10,14 @@ import torch
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
 from robustres.dynamics.claim import Claim, Finding
-from robustres.dynamics.continuous import SOURCE, STATEMENT, trajectory_chart, trajectory_rows
+from robustres.dynamics.continuous import SOURCE, trajectory_chart, trajectory_rows
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.jacobian import LARGEST_STATE, jacobians
 from robustres.errors import InputError
+
+STATEMENT = (
+    "A residual block that keeps its shape is one step of an integrator; small steps make the network close to a flow."
+)
 
 
 def continuous_of(network: Dissection, data: ImageSet, *, shown: int = 10) -> Claim:

@@ -8,10 +8,14 @@ import torch
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
 from robustres.dynamics.claim import Claim, Finding
-from robustres.dynamics.correction import ROUNDING, SOURCE, STATEMENT
+from robustres.dynamics.correction import ROUNDING, SOURCE
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.fit import share
 from robustres.errors import InputError
+
+STATEMENT = (
+    "How large the step of each branch is, and what the answers become when a block passes on its shortcut alone."
+)
 
 
 def correction_of(network: Dissection, data: ImageSet) -> Claim:

@@ -7,9 +7,11 @@ from robustres.data import ImageSet
 from robustres.dynamics.charts import specification
 from robustres.dynamics.claim import Claim, Finding
 from robustres.dynamics.dissection import Dissection
-from robustres.dynamics.expansion import SOURCE, STATEMENT, TITLE, largest_singular_values, stretch_chart
+from robustres.dynamics.expansion import SOURCE, TITLE, largest_singular_values, stretch_chart
 from robustres.dynamics.jacobian import LARGEST_STATE, jacobians
 from robustres.errors import InputError
+
+STATEMENT = "At every sample a block stretches by no more than its certificate."
 
 
 def expansion_of(network: Dissection, data: ImageSet) -> Claim:

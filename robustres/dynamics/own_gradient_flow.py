@@ -9,7 +9,11 @@ from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
 from robustres.dynamics.claim import Claim, Finding
 from robustres.dynamics.dissection import Dissection
-from robustres.dynamics.gradient_flow import FACTOR, SOURCE, STATEMENT, gradient_norms
+from robustres.dynamics.gradient_flow import FACTOR, SOURCE, gradient_norms
+
+STATEMENT = (
+    "The gradient of the loss at every piece of the network, and the most that the bounds of the pieces allow it to be."
+)
 
 
 def gradient_flow_of(network: Dissection, data: ImageSet) -> Claim:

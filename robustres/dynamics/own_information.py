@@ -9,9 +9,14 @@ from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
 from robustres.dynamics.claim import Claim, Finding
 from robustres.dynamics.dissection import Dissection
-from robustres.dynamics.information import SOURCE, STATEMENT, spectrum_row
+from robustres.dynamics.information import SOURCE, spectrum_row
 from robustres.dynamics.jacobian import LARGEST_STATE, jacobians
 from robustres.errors import InputError
+
+STATEMENT = (
+    "A residual block whose branch has K_F < 1 is invertible for sure; singular values at samples show "
+    "what the others do."
+)
 
 
 def information_of(network: Dissection, data: ImageSet) -> Claim:

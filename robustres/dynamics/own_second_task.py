@@ -9,7 +9,12 @@ from robustres.dynamics.charts import lines, specification
 from robustres.dynamics.claim import Claim, Finding
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.fit import share
-from robustres.dynamics.second_task import SOURCE, STATEMENT
+from robustres.dynamics.second_task import SOURCE
+
+STATEMENT = (
+    "A correction of norm e after a piece moves the logits by at most L e, L bounding what follows; "
+    "larger margins survive."
+)
 
 
 def second_task_of(

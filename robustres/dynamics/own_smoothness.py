@@ -10,9 +10,14 @@ from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, rows, specification
 from robustres.dynamics.claim import Claim, Finding
 from robustres.dynamics.dissection import Dissection
-from robustres.dynamics.smoothness import SOURCE, STATEMENT, TITLE, margin_gradients, variation_rows
+from robustres.dynamics.smoothness import SOURCE, TITLE, margin_gradients, variation_rows
 from robustres.dynamics.variation import segments
 from robustres.errors import InputError
+
+STATEMENT = (
+    "Along every path |1 - TV(f)| <= TV(x + f) <= 1 + TV(f); margin over input gradient estimates a "
+    "radius, the certificate bounds it."
+)
 
 
 def smoothness_of(network: Dissection, data: ImageSet, *, points: int = 33, pairs: int = 6) -> Claim:
