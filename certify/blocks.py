@@ -14,7 +14,7 @@ from typing import Literal
 from robustres.certify.block_row import BlockRow
 from robustres.certify.bound import Bound, Guarantee
 from robustres.certify.joint import DEFAULT_EFFORT
-from robustres.certify.linear_map import LinearMap
+from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.linf_norm import all_hold, linf_norm, product
 from robustres.certify.network import Elementwise, Linear, Merge, Node, Opaque, chain, dominators
 from robustres.certify.regions import Operand, Region, region
@@ -72,6 +72,8 @@ class Bounder:
     def _piece_row(self, node: Node) -> BlockRow:
         name = node.path or node.origin.name
         piece = node.piece
+        if isinstance(piece, Linear) and any(isinstance(term, Identity) for term in piece.summands):
+            return self._linear_residual_row(name, piece)
         if isinstance(piece, Linear):
             bound, kind = self.norm_of(piece.map), "linear"
         elif isinstance(piece, Elementwise):
@@ -89,6 +91,31 @@ class Bounder:
             bound.guarantee,
             candidates={bound.method: bound.upper},
             seconds=bound.seconds,
+        )
+
+    def _linear_residual_row(self, name: str, piece: Linear) -> BlockRow:
+        """x + W x, whose norm |I + W| needs no inequality (mathematics of the linear branch, section 3.2)."""
+        start = perf_counter()
+        whole = self.norm_of(piece.map)
+        branches = [self.norm_of(term) for term in piece.summands]
+        place = next(i for i, term in enumerate(piece.summands) if isinstance(term, Identity))
+        shortcut = branches.pop(place).upper
+        branch = rounded_up(math.fsum(bound.upper for bound in branches), 1)
+        candidates = {"textbook": rounded_up(shortcut + branch, 2), "linear": whole.upper}
+        holds = {"textbook": all_hold(branches), "linear": whole.guarantee}
+        method = min(candidates, key=lambda candidate: candidates[candidate])
+        return BlockRow(
+            name,
+            "residual (identity)",
+            candidates[method],
+            min(whole.lower, candidates[method]),
+            method,
+            holds[method],
+            shortcut=shortcut,
+            branch=branch,
+            textbook=candidates["textbook"],
+            candidates=candidates,
+            seconds=perf_counter() - start,
         )
 
     def _operand(self, operand: Operand) -> Bound:

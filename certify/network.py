@@ -20,10 +20,12 @@ class Linear:
     """An affine map; its constant part plays no role for a Lipschitz constant.
 
     shift: at or above the l2 norm of everything constant that is added to a sample; it matters for rounding.
+    summands: the maps whose sum it is, where it was written as one, such as x + W x; empty otherwise.
     """
 
     map: LinearMap
     shift: float = 0.0
+    summands: tuple[LinearMap, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ class _Simplifier:
         self.order = output.ordered()
         self.consumers = Counter(parent for node in self.order for parent in node.inputs)
         self.images: dict[Node, tuple[Node, LinearMap | None]] = {}
+        self.summands: dict[LinearMap, tuple[LinearMap, ...]] = {}
 
     def run(self) -> Node:
         for node in self.order:
@@ -54,9 +55,11 @@ class _Simplifier:
         images = [self.images[parent] for parent in node.inputs]
         if piece.kind == "sum" and len({root for root, _ in images}) == 1:
             root = images[0][0]
-            whole = added(Identity(root.shape) if waiting is None else waiting for _, waiting in images)
+            terms = tuple(Identity(root.shape) if waiting is None else waiting for _, waiting in images)
+            whole = added(terms)
+            self.summands[whole] = terms
             if self.consumers[node] > 1:
-                return node_like(node, Linear(whole), root), None
+                return self._linear_node(node, whole, root), None
             return root, whole
         if piece.axis is not None:
             sort_input = self._sort_input(node)
@@ -70,7 +73,10 @@ class _Simplifier:
 
     def _materialised(self, old: Node) -> Node:
         root, waiting = self.images[old]
-        return root if waiting is None else node_like(old, Linear(waiting), root)
+        return root if waiting is None else self._linear_node(old, waiting, root)
+
+    def _linear_node(self, old: Node, map_: LinearMap, root: Node) -> Node:
+        return node_like(old, Linear(map_, summands=self.summands.get(map_, ())), root)
 
     def _sort_input(self, node: Node) -> Node | None:
         """The value whose coordinates max(a, b) beside min(a, b) sorts in pairs: MaxMin, 1-Lipschitz."""
