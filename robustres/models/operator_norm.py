@@ -5,7 +5,10 @@ image size included; not the reshaped kernel's norm, which is far off). `settle`
 `materialise` calls, and only then is the constraint a guarantee.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,17 @@ from robustres.certify.spectral_norm import spectral_norm
 
 # Storing a kernel in float32 moves its norm by less than this share; settled norms are enlarged by it.
 STORAGE_SLACK = 1e-5
+
+
+def full_precision(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """The method outside autocast: norms and orthogonality need more than bfloat16."""
+
+    @wraps(function)
+    def outside(module: Any, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return function(module, weight)
+
+    return outside
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class OperatorNorm(nn.Module):
         self.register_buffer("vector", start / start.norm())
         self.register_buffer("norm", torch.ones(()))
 
+    @full_precision
     def forward(self, weight: Tensor) -> Tensor:
         """The norm to divide by: in training mode a differentiable estimate, otherwise the stored value."""
         if not (self.training and torch.is_grad_enabled()):

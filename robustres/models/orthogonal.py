@@ -7,7 +7,7 @@ from torch.nn.utils import parametrize
 from robustres.certify.bound import Bound
 from robustres.errors import ModelError
 from robustres.models.activations import activation
-from robustres.models.operator_norm import STORAGE_SLACK
+from robustres.models.operator_norm import STORAGE_SLACK, full_precision
 from robustres.models.site import Site
 from robustres.models.stated import residual_norm_of
 
@@ -25,6 +25,7 @@ class SemiOrthogonal(nn.Module):
         super().__init__()
         self.register_buffer("shrink", torch.ones(()))
 
+    @full_precision
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight.flatten(1)
         tall = matrix.shape[0] > matrix.shape[1]
@@ -58,6 +59,7 @@ class CayleyMinusIdentity(nn.Module):
         self.register_buffer("start", nn.init.orthogonal_(torch.empty(channels, channels)))
         self.register_buffer("shrink", torch.ones(()))
 
+    @full_precision
     def forward(self, weight: Tensor) -> Tensor:
         square = weight.flatten(1)
         skew = square - square.T

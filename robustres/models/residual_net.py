@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from robustres.errors import ModelError
@@ -27,6 +28,8 @@ class Architecture:
     stem_kernel, stem_stride: of the first convolution; a stride above 1 makes patches.
     downsample: the positions of (ordinary) blocks that halve the image and double the width.
     pool: side to which the features are average-pooled before the head; None flattens them as they are.
+    head: "free", or "normalised" for rows of norm 1 (last-layer normalisation, Singla et al. 2022), so that each
+        margin changes at most by sqrt(2) per unit of input.
     batch_norm: in ordinary blocks. scale: step or share of the branch, for the blocks that have one.
     """
 
@@ -43,6 +46,7 @@ class Architecture:
     pool: int | None = None
     batch_norm: bool = False
     scale: float = 0.5
+    head: str = "free"
 
     def __post_init__(self) -> None:
         if self.depth < 0 or self.width < 1 or self.classes < 2 or len(self.image_shape) != 3:
@@ -78,6 +82,16 @@ class Architecture:
             ) from error
 
 
+class UnitLength(nn.Module):
+    """Parametrisation of a matrix: every row divided by its norm."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return functional.normalize(weight, dim=1)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
 class ResidualNet(nn.Module):
     """stem -> blocks -> pooling or flattening -> linear head; images (N, C, H, W) in, logits (N, classes) out.
 
@@ -100,6 +114,10 @@ class ResidualNet(nn.Module):
         if architecture.pool is not None:
             self.pool, features = _pool(site, architecture.pool)
         self.head = nn.Linear(features, architecture.classes)
+        if architecture.head == "normalised":
+            parametrize.register_parametrization(self.head, "weight", UnitLength())
+        elif architecture.head != "free":
+            raise ModelError(f"head must be free or normalised, got {architecture.head!r}")
 
     @property
     def budget(self) -> float:

@@ -1,45 +1,118 @@
-"""Everything that decides a training run, in one frozen description."""
+"""Everything that decides a training run, in one frozen description that can be written as TOML."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from robustres.errors import InputError
+from robustres.threat import Norm, ThreatModel
 
-LossName = Literal["clean", "emma", "gloro"]
+LossName = Literal["clean", "adversarial", "trades", "emma", "gloro", "offset", "annealing"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
+CERTIFIED_LOSSES = frozenset({"emma", "gloro", "offset", "annealing"})
+OptimiserName = Literal["nadam", "adamw"]
+AugmentationName = Literal["none", "shift", "shift-flip"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of `train`; a run is determined by the recipe, the model's start and the data.
 
-    loss: "clean" cross-entropy, or a certified margin loss ("emma", "gloro") for a non-expansive network.
-    eps: l2 radius in pixel units that the margin losses ask for, and at which certified accuracy is counted; reached
-        linearly over the first half of training.
+    loss: "clean" cross-entropy; "adversarial" (cross-entropy on PGD examples) or "trades"; or a certified margin loss,
+        "emma", "gloro", "offset" or "annealing", see robustres.training.losses.
+    eps: radius in pixel units: of the inner attack (in `norm`), or the l2 radius that the margin losses ask for and at
+        which certified accuracy is counted. It is reached linearly over the share `eps_warmup` of all steps.
+    attack_steps: of the inner attack. trades_beta: weight of the TRADES term.
+    temperature: factor on the logits inside the margin losses' cross-entropy. annealing: power of (1 - p_label) in
+        the loss "annealing". lipschitz_weight: of log L in the loss, L the estimated norm before the head, for
+        ordinary networks.
     learning_rate: the largest, after a linear warm-up over `warmup` (share of all steps) and before a cosine to 0.
-    temperature: factor on the logits inside the cross-entropy.
+    ema: decay per step of the averaged weights that are validated and kept; 0 keeps the weights themselves.
+    augmentation: "shift" moves images by up to `shift` pixels, "shift-flip" also mirrors them.
+    clip_norm: largest gradient norm; infinite switches it off. patience: epochs without improvement on the
+        validation split before the run stops early; 0 never stops.
+    mixed_precision: the forward pass of training in bfloat16 where autocast allows; never used for certifying.
     """
 
     loss: LossName = "clean"
     eps: float = 0.5
+    norm: Norm = "l2"
+    eps_warmup: float = 0.5
+    attack_steps: int = 7
+    trades_beta: float = 6.0
+    temperature: float = 1.0
+    annealing: float = 2.0
+    lipschitz_weight: float = 0.0
     epochs: int = 20
     batch_size: int = 64
+    optimiser: OptimiserName = "nadam"
     learning_rate: float = 5e-3
     weight_decay: float = 0.0
     warmup: float = 0.1
-    temperature: float = 1.0
+    ema: float = 0.0
+    augmentation: AugmentationName = "none"
+    shift: int = 1
+    clip_norm: float = math.inf
+    patience: int = 0
+    mixed_precision: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eps", "learning_rate", "temperature"):
+        for name, allowed in (
+            ("loss", LOSSES),
+            ("optimiser", get_args(OptimiserName)),
+            ("augmentation", get_args(AugmentationName)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        ThreatModel(self.norm, self.eps)
+        for name, least in (("epochs", 1), ("batch_size", 1), ("attack_steps", 1), ("shift", 0), ("patience", 0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be positive, got {value:g}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup is a share of all steps in [0, 1), got {self.warmup:g}")
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
+        for name in ("learning_rate", "temperature", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, got {getattr(self, name):g}")
+        for name in ("weight_decay", "trades_beta", "annealing", "lipschitz_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} must not be negative, got {getattr(self, name):g}")
+        for name in ("warmup", "ema", "eps_warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must lie in [0, 1), got {getattr(self, name):g}")
+        if self.certified and self.norm != "l2":
+            raise InputError(f"the margin loss {self.loss!r} is about l2, got norm {self.norm!r}")
+
+    @property
+    def certified(self) -> bool:
+        """Whether the loss is about certified margins, so that certified accuracy is counted."""
+        return self.loss in CERTIFIED_LOSSES
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """A recipe from plain values; InputError names unknown settings and wrong kinds."""
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        if unknown := sorted(values.keys() - kinds.keys()):
+            raise InputError(f"a recipe has no setting {', '.join(unknown)}; known are {', '.join(kinds)}")
+        converted = {}
+        for name, value in values.items():
+            kind = kinds[name]
+            fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+            if not fits or (kind is not bool and isinstance(value, bool)):
+                raise InputError(f"the setting {name} must be a {kind.__name__}, got {value!r}")
+            converted[name] = float(value) if kind is float else value
+        return cls(**converted)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Recipe":
+        """A recipe from a TOML file whose keys are the fields of this class, also under a table [recipe]."""
+        try:
+            values = tomllib.loads(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"cannot read the recipe {path} ({error})") from error
+        return cls.from_dict(values.get("recipe", values))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)

@@ -15,10 +15,11 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
 
 
-def eps_factor(step: int, steps: int) -> float:
-    """Linear from 0 to 1 over the first half of all steps, then 1.
+def eps_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear from 0 to 1 over the share `warmup` of all steps, then 1.
 
-    >>> [eps_factor(step, 8) for step in (0, 2, 4, 8)]
+    >>> [eps_factor(step, 8, 0.5) for step in (0, 2, 4, 8)]
     [0.25, 0.75, 1.0, 1.0]
     """
-    return min(1.0, 2 * (step + 1) / steps)
+    rising = warmup * steps
+    return 1.0 if step >= rising else min(1.0, (step + 1) / rising)

@@ -1,22 +1,29 @@
-"""The training loop: seeded, selected on the validation split, never on the test set."""
+"""The training loop: seeded, resumable, selected on the validation split, never on the test set."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from robustres.data import ImageSet
-from robustres.errors import InputError, ModelError
+from robustres.errors import ModelError
 from robustres.models import Normalised, ResidualNet
-from robustres.training import losses
+from robustres.training.augmentation import augmented
+from robustres.training.distributed import World, world
 from robustres.training.history import Epoch, History
-from robustres.training.margins import pairwise_radii, row_distances
+from robustres.training.objective import Objective
+from robustres.training.progress_file import load_state, save_state
 from robustres.training.recipe import Recipe
 from robustres.training.schedule import eps_factor, learning_rate_factor
+
+VALIDATION_BATCH = 1024
 
 
 def train(
@@ -26,99 +33,164 @@ def train(
     recipe: Recipe,
     *,
     device: torch.device | str = "cpu",
+    folder: str | Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
     """Train the model in place and leave it with the weights of its best epoch on the validation split.
 
-    model: any classifier for the loss "clean"; a non-expansive `ResidualNet` (also inside `Normalised`) for the
+    model: any classifier for "clean", "adversarial" and "trades"; a `ResidualNet` (also inside `Normalised`) for the
         certified margin losses. It is moved to `device` and left in evaluation mode.
-    on_epoch: called after each epoch, for a progress bar.
+    folder: where the state is kept after each epoch. A run that was killed continues from there and ends with the
+        same weights as an unbroken one (on a CPU, bit for bit).
+    on_epoch: called after each epoch, for a progress bar or `tensorboard_logger`; in the first process only.
+    Under torchrun every batch is shared among the processes.
     Deterministic on a CPU: the same model, data and recipe give the same weights.
-    Raises InputError where model and loss do not fit, ModelError where the loss stops being finite.
+    Raises InputError where model, loss or an interrupted run do not fit, ModelError where the loss is not finite.
     """
-    certified = recipe.loss != "clean"
-    if certified:
-        _require_constrained(model, recipe.loss)
-    start = perf_counter()
-    model.to(device)
-    images, labels = train_set.images.to(device), train_set.labels.to(device)
-    optimiser = torch.optim.NAdam(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, decoupled_weight_decay=True
-    )
-    per_epoch = math.ceil(len(images) / recipe.batch_size)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    steps, step = recipe.epochs * per_epoch, 0
-    epochs: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    for number in range(1, recipe.epochs + 1):
-        model.train()
-        total = 0.0
-        for batch in _batches(len(images), recipe.batch_size, generator):
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup)
-            loss = _loss(model, images[batch], labels[batch], recipe, recipe.eps * eps_factor(step, steps))
-            if not torch.isfinite(loss):
-                raise ModelError(f"the loss is {loss.item()} in epoch {number}; lower learning_rate or raise warmup")
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            total += loss.item() * len(batch)
-            step += 1
-        epochs.append(Epoch(number, total / len(images), *_validate(model, validation_set, recipe, certified)))
-        if not best or epochs[-1].score >= max(epoch.score for epoch in epochs):
-            best, best_epoch = copy.deepcopy(model.state_dict()), number
-        if on_epoch is not None:
-            on_epoch(epochs[-1])
-    model.load_state_dict(best)
-    model.eval()
-    return History(tuple(epochs), best_epoch, perf_counter() - start)
+    where = torch.device(device)
+    with world(where) as processes:
+        run = _Run(model.to(where), train_set, validation_set, recipe, processes)
+        return run.complete(None if folder is None else Path(folder), on_epoch)
 
 
-def _batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches of one epoch in a new random order."""
-    return iter(torch.split(torch.randperm(samples, generator=generator), batch_size))
+@dataclass
+class _Run:
+    """The moving parts of one training run."""
 
+    model: nn.Module
+    train_set: ImageSet
+    validation_set: ImageSet
+    recipe: Recipe
+    world: World
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
 
-def _loss(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, eps: float) -> Tensor:
-    logits: Tensor = model(images)
-    if recipe.loss == "clean":
-        return functional.cross_entropy(logits, labels)
-    worst = {"emma": losses.emma, "gloro": losses.gloro}[recipe.loss]
-    head, body = _head_and_body(model)
-    distances = row_distances(head, labels)
-    return losses.certified_cross_entropy(worst(logits, labels, distances, body, eps), labels, recipe.temperature)
-
-
-def _validate(model: nn.Module, data: ImageSet, recipe: Recipe, certified: bool) -> tuple[float, float]:
-    """Clean accuracy, and certified accuracy at the recipe's eps by the estimated norms (NaN where not constrained)."""
-    model.eval()
-    device = next(model.parameters()).device
-    correct, robust = 0, 0
-    with torch.no_grad():
-        for batch in torch.split(torch.arange(len(data)), 1024):
-            labels = data.labels[batch].to(device)
-            logits = model(data.images[batch].to(device))
-            correct += int((logits.argmax(dim=1) == labels).sum())
-            if certified:
-                head, body = _head_and_body(model)
-                radii = pairwise_radii(logits, labels, row_distances(head, labels), body).amin(dim=1)
-                robust += int((radii >= recipe.eps).sum())
-    return correct / len(data), robust / len(data) if certified else math.nan
-
-
-def _head_and_body(model: nn.Module) -> tuple[nn.Linear, float]:
-    """The linear head, and a bound by construction of the Lipschitz constant before it in pixel units."""
-    if isinstance(model, Normalised):
-        head, body = _head_and_body(model.model)
-        return head, body / float(model.std.min())
-    assert isinstance(model, ResidualNet)
-    return model.head, 1.0
-
-
-def _require_constrained(model: nn.Module, loss: str) -> None:
-    network = model.model if isinstance(model, Normalised) else model
-    if not isinstance(network, ResidualNet) or not network.non_expansive:
-        raise InputError(
-            f"the loss {loss!r} needs a network of constrained blocks (residual_net(block='linear' or 'orthogonal')); "
-            "train others with loss='clean'"
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.device = next(self.model.parameters()).device
+        self.objective = Objective(self.model, recipe).to(self.device)
+        parallel = self.world.size > 1
+        self.parallel = DistributedDataParallel(self.objective) if parallel else self.objective
+        kind = {"nadam": torch.optim.NAdam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+        extra: dict[str, Any] = {"decoupled_weight_decay": True} if recipe.optimiser == "nadam" else {}
+        self.optimiser = kind(
+            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **extra
         )
+        self.average = copy.deepcopy(self.model.state_dict()) if recipe.ema else None
+        self.per_epoch = math.ceil(len(self.train_set) / recipe.batch_size)
+        self.images, self.labels = (part.to(self.device) for part in (self.train_set.images, self.train_set.labels))
+
+    def complete(self, folder: Path | None, on_epoch: Callable[[Epoch], None] | None) -> History:
+        """All remaining epochs; the best weights are put into the model."""
+        start = perf_counter()
+        if folder is not None:
+            self._resume(folder)
+        while len(self.epochs) < self.recipe.epochs and not self._exhausted():
+            loss = self._one_epoch(len(self.epochs))
+            self._record(loss)
+            if self.world.rank == 0:
+                if folder is not None:
+                    save_state(folder, self._state())
+                if on_epoch is not None:
+                    on_epoch(self.epochs[-1])
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        return History(tuple(self.epochs), self.best_epoch, perf_counter() - start)
+
+    def _one_epoch(self, number: int) -> float:
+        """Mean loss over the samples of this process."""
+        recipe = self.recipe
+        self.objective.train()
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + number)
+        order = torch.randperm(len(self.images), generator=generator)
+        total, seen = 0.0, 0
+        for position, batch in enumerate(torch.split(order, recipe.batch_size)):
+            own = self.world.share(batch)
+            if len(batch) < self.world.size:
+                continue
+            step, steps = number * self.per_epoch + position, recipe.epochs * self.per_epoch
+            for group in self.optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup)
+            images = augmented(self.images[own], recipe, generator)
+            eps = recipe.eps * eps_factor(step, steps, recipe.eps_warmup)
+            loss = self.parallel(images, self.labels[own], eps, generator)
+            if not torch.isfinite(loss):
+                raise ModelError(f"the loss is {loss.item()} in epoch {number + 1}; lower learning_rate, raise warmup")
+            self.optimiser.zero_grad()
+            (loss * len(own) * self.world.size / len(batch)).backward()
+            if math.isfinite(recipe.clip_norm):
+                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+            self.optimiser.step()
+            self._update_average()
+            total, seen = total + loss.item() * len(own), seen + len(own)
+        return total / seen
+
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - self.recipe.ema)
+                else:
+                    self.average[name].copy_(value)
+
+    def _record(self, loss: float) -> None:
+        """Validate the weights that would be kept, and keep them if they are the best so far."""
+        own = copy.deepcopy(self.model.state_dict()) if self.average is not None else None
+        if self.average is not None:
+            self.model.load_state_dict(self.average)
+        epoch = Epoch(len(self.epochs) + 1, loss, *self._validate())
+        if not self.epochs or epoch.score > max(before.score for before in self.epochs):
+            self.best, self.best_epoch = copy.deepcopy(self.model.state_dict()), epoch.epoch
+        self.epochs.append(epoch)
+        if own is not None:
+            self.model.load_state_dict(own)
+
+    def _validate(self) -> tuple[float, float]:
+        """Clean accuracy, and certified accuracy at the recipe's eps by the estimated norms (else NaN)."""
+        self.objective.eval()
+        correct, certified = 0, 0
+        with torch.no_grad():
+            for batch in torch.split(torch.arange(len(self.validation_set)), VALIDATION_BATCH):
+                images, labels = self.validation_set.images[batch], self.validation_set.labels[batch]
+                right, safe = self.objective.validate(images.to(self.device), labels.to(self.device))
+                correct += int(right.sum())
+                certified += 0 if safe is None else int(safe.sum())
+        samples = len(self.validation_set)
+        return correct / samples, certified / samples if self.recipe.certified else math.nan
+
+    def _exhausted(self) -> bool:
+        """Whether the patience is used up."""
+        return 0 < self.recipe.patience <= len(self.epochs) - self.best_epoch
+
+    def _identity(self) -> dict[str, Any]:
+        network = self.model.model if isinstance(self.model, Normalised) else self.model
+        described = network.architecture.as_dict() if isinstance(network, ResidualNet) else type(network).__name__
+        return {
+            "recipe": self.recipe.as_dict(),
+            "train_set": self.train_set.sha256,
+            "validation_set": self.validation_set.sha256,
+            "model": described,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "identity": self._identity(),
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+        }
+
+    def _resume(self, folder: Path) -> None:
+        state = load_state(folder, self._identity())
+        if state is None:
+            return
+        self.objective.load_state_dict(state["objective"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average, self.best, self.best_epoch = state["average"], state["best"], state["best_epoch"]
+        self.epochs = [Epoch(**row) for row in state["epochs"]]

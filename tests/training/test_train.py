@@ -22,7 +22,7 @@ def test_a_constrained_network_learns_to_certify() -> None:
     history = train(model, *small_digits(), Recipe(loss="emma", epochs=6, learning_rate=1e-2))
     assert history.epochs[-1].clean > 0.8
     assert history.epochs[-1].certified > 0.35
-    assert history.best_epoch == max(history.epochs, key=lambda epoch: (epoch.score, epoch.epoch)).epoch
+    assert history.best_epoch == max(history.epochs, key=lambda epoch: (epoch.score, -epoch.epoch)).epoch
     assert set(history.rows[0]) == {"epoch", "loss", "clean", "certified"}
 
 
@@ -52,14 +52,23 @@ def test_the_weights_kept_are_those_of_the_best_epoch() -> None:
         seen.append((epoch.score, epoch.epoch, {k: v.clone() for k, v in model.state_dict().items()}))
 
     history = train(model, train_set, validation, Recipe(loss="emma", epochs=4, learning_rate=3e-2), on_epoch=remember)
-    best = max(seen, key=lambda entry: entry[:2])
+    best = max(seen, key=lambda entry: (entry[0], -entry[1]))
     assert history.best_epoch == best[1]
     assert all(torch.equal(value, best[2][name]) for name, value in model.state_dict().items())
 
 
-def test_margin_losses_refuse_networks_without_constraint() -> None:
-    with pytest.raises(InputError, match="needs a network of constrained blocks"):
-        train(preset("residual-tiny"), *small_digits(), Recipe(loss="emma", epochs=1))
+def test_margin_losses_refuse_networks_whose_norm_they_cannot_follow() -> None:
+    with pytest.raises(InputError, match="needs a network of residual_net, got Linear"):
+        train(torch.nn.Linear(2, 2), *small_digits(), Recipe(loss="emma", epochs=1))
+    normalised = residual_net(block="residual", depth=1, width=4, image_shape=(1, 8, 8), classes=10, batch_norm=True)
+    with pytest.raises(InputError, match="without batch normalisation"):
+        train(normalised, *small_digits(), Recipe(loss="emma", epochs=1))
+    with pytest.raises(InputError, match="no norm is known for HighwayBlock"):
+        train(
+            residual_net(block="highway", depth=1, width=4, image_shape=(1, 8, 8), classes=10),
+            *small_digits(),
+            Recipe(loss="gloro", epochs=1),
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

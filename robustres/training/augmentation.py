@@ -1,0 +1,27 @@
+"""Random changes of training images that keep their labels; every draw comes from the generator given."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustres.training.recipe import Recipe
+
+
+def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W) moved by up to `recipe.shift` pixels each way (zeros come in), and perhaps mirrored."""
+    if recipe.augmentation == "none":
+        return images
+    samples, _, height, width = images.shape
+    if recipe.shift:
+        reach = recipe.shift
+        moves = torch.randint(0, 2 * reach + 1, (2, samples), generator=generator).to(images.device)
+        padded = functional.pad(images, (reach,) * 4)
+        rows = (torch.arange(height, device=images.device) + moves[0][:, None])[:, None, :, None]
+        columns = (torch.arange(width, device=images.device) + moves[1][:, None])[:, None, None, :]
+        sample = torch.arange(samples, device=images.device)[:, None, None, None]
+        channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+        images = padded[sample, channel, rows, columns]
+    if recipe.augmentation == "shift-flip":
+        mirrored = torch.rand(samples, generator=generator).to(images.device) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return images

@@ -1,0 +1,93 @@
+"""What one training step minimises, as a module: so that DistributedDataParallel sees every use of a parameter."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustres.threat import ThreatModel
+from robustres.training import losses
+from robustres.training.body import Body
+from robustres.training.inner_maximisation import worst_in_ball
+from robustres.training.margins import pairwise_radii, row_distances
+from robustres.training.recipe import Recipe
+
+WorstLogits = Callable[[Tensor, Tensor, Tensor, Tensor | float, float], Tensor]
+WORST_LOGITS: dict[str, WorstLogits] = {
+    "emma": losses.emma,
+    "gloro": losses.gloro,
+    "offset": losses.offset,
+    "annealing": losses.gloro,
+}
+
+
+class Objective(nn.Module):
+    """The recipe's loss of a batch, and what the validation split is judged by.
+
+    Raises InputError where the recipe's loss does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.body = Body(model) if recipe.certified or recipe.lipschitz_weight else None
+
+    def forward(self, images: Tensor, labels: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+        """The loss (a scalar) of images (N, C, H, W) at this step's eps."""
+        recipe = self.recipe
+        body = self.body() if self.body is not None else None
+        if recipe.certified:
+            loss = self._margin_loss(images, labels, eps, body)
+        elif recipe.loss == "clean":
+            loss = functional.cross_entropy(self._logits(images), labels)
+        else:
+            loss = self._adversarial_loss(images, labels, eps, generator)
+        if recipe.lipschitz_weight and body is not None:
+            loss = loss + recipe.lipschitz_weight * body.log()
+        return loss
+
+    def validate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Per sample: correct, and for margin losses the estimated certified radius at least the recipe's eps."""
+        logits = self.model(images)
+        correct = logits.argmax(dim=1) == labels
+        if not self.recipe.certified or self.body is None:
+            return correct, None
+        distances = row_distances(self.body.network.head, labels)
+        radii = pairwise_radii(logits, labels, distances, self.body()).amin(dim=1)
+        return correct, radii >= self.recipe.eps
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.recipe.mixed_precision):
+            logits: Tensor = self.model(images)
+        return logits.float()
+
+    def _margin_loss(self, images: Tensor, labels: Tensor, eps: float, body: Tensor | None) -> Tensor:
+        assert self.body is not None
+        assert body is not None
+        logits = self._logits(images)
+        distances = row_distances(self.body.network.head, labels)
+        worst = WORST_LOGITS[self.recipe.loss](logits, labels, distances, body, eps)
+        if self.recipe.loss == "annealing":
+            return losses.annealed_cross_entropy(worst, labels, self.recipe.temperature, self.recipe.annealing)
+        return losses.certified_cross_entropy(worst, labels, self.recipe.temperature)
+
+    def _adversarial_loss(self, images: Tensor, labels: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+        threat = ThreatModel(self.recipe.norm, eps)
+        training = self.model.training
+        self.model.eval()
+        reference = self.model(images).detach()
+
+        def ascent(points: Tensor) -> Tensor:
+            logits = self.model(points)
+            if self.recipe.loss == "trades":
+                return losses.divergence(reference, logits)
+            return functional.cross_entropy(logits, labels, reduction="none")
+
+        steps = self.recipe.attack_steps
+        points = worst_in_ball(ascent, images, threat, steps=steps, generator=generator)
+        self.model.train(training)
+        if self.recipe.loss == "trades":
+            return losses.trades(self._logits(images), self._logits(points), labels, self.recipe.trades_beta)
+        return functional.cross_entropy(self._logits(points), labels)

@@ -1,0 +1,98 @@
+"""A run that was killed ends like an unbroken one; a run of several processes like one of a single process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustres.data import ImageSet, load_data
+from robustres.errors import InputError
+from robustres.models import ResidualNet, residual_net
+from robustres.training import Epoch, Recipe, train
+from robustres.training.progress_file import FILE
+
+RECIPE = Recipe(loss="emma", epochs=4, batch_size=50, ema=0.9, augmentation="shift", clip_norm=1.0, eps=0.4)
+
+
+class KilledError(Exception):
+    """What stands in for a kill."""
+
+
+def sets() -> tuple[ImageSet, ImageSet]:
+    return load_data("digits", split="train", limit=200), load_data("digits", split="validation", limit=60)
+
+
+def network() -> ResidualNet:
+    return residual_net(block="linear", depth=1, width=4, image_shape=(1, 8, 8), classes=10, activation="maxmin")
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
+    unbroken, broken, resumed = network(), network(), network()
+    history = train(unbroken, *sets(), RECIPE)
+
+    def kill(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(broken, *sets(), RECIPE, folder=tmp_path, on_epoch=kill)
+    again = train(resumed, *sets(), RECIPE, folder=tmp_path)
+    assert again.rows == history.rows
+    assert again.best_epoch == history.best_epoch
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in unbroken.state_dict().items())
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, second = network(), network()
+    train(first, *sets(), RECIPE, folder=tmp_path)
+    seen: list[Epoch] = []
+    train(second, *sets(), RECIPE, folder=tmp_path, on_epoch=seen.append)
+    assert not seen
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_another_recipe_or_other_data_is_refused_by_name(tmp_path: Path) -> None:
+    train_set, validation = sets()
+    train(network(), train_set, validation, RECIPE, folder=tmp_path)
+    with pytest.raises(InputError, match="differs in recipe"):
+        train(network(), train_set, validation, Recipe(loss="emma", epochs=5), folder=tmp_path)
+    with pytest.raises(InputError, match="differs in train_set"):
+        train(network(), train_set.first(100), validation, RECIPE, folder=tmp_path)
+    (tmp_path / FILE).write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot read"):
+        train(network(), train_set, validation, RECIPE, folder=tmp_path)
+
+
+SCRIPT = """
+import json, sys, torch
+from robustres.data import load_data
+from robustres.models import residual_net
+from robustres.training import Recipe, train
+torch.set_num_threads(1)
+model = residual_net(block="sll", depth=1, width=4, image_shape=(1, 8, 8), classes=10)
+sets = load_data("digits", split="train", limit=100), load_data("digits", split="validation", limit=60)
+seen = []
+train(model, *sets, Recipe(loss="emma", epochs=2, batch_size=50), on_epoch=seen.append)
+if seen:
+    weights = [value.double().sum().item() for value in model.state_dict().values()]
+    json.dump({"clean": [epoch.clean for epoch in seen], "weights": weights}, open(sys.argv[1], "w"))
+"""
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    single = [sys.executable, str(script), str(tmp_path / "one.json")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    double = [*launcher, str(script), str(tmp_path / "two.json")]
+    for command in (single, double):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert two["clean"] == pytest.approx(one["clean"], abs=0.02)
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-3)
