@@ -72,7 +72,7 @@ def _masks(run: Run, samples: pd.DataFrame) -> dict[Key, Mask]:
     for (name, norm), rows in run.tables["certificates"].groupby(["certificate", "norm"]):
         for eps in run.eps[str(norm)]:
             key: Key = ("certificate", f"{name} certificate", str(norm), eps)
-            masks[key] = certified_mask(rows, correct, eps).to_numpy()
+            masks[key] = certified_mask(rows, samples["label"], eps).to_numpy()
     return masks
 
 

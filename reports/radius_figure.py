@@ -10,6 +10,7 @@ from robustres.reports.figure import CERTIFIED, CLEAN, Figure, specification
 from robustres.reports.formats import eps_text, norm_text, number_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
+from robustres.results import of_network
 
 MOST_CLASSES = 25
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
@@ -20,7 +21,7 @@ def radius_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
     return [
         _figure(run, samples, norm)
         for norm in run.norms
-        if len(samples) and (run.tables["certificates"]["norm"] == norm).any()
+        if len(samples) and (of_network(run.tables["certificates"])["norm"] == norm).any()
     ]
 
 

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from robustres.reports.run import Run
+from robustres.results import of_network
 
 Floats = npt.NDArray[np.float64]
 
@@ -14,14 +15,16 @@ OUTCOMES = ("certified", "open", "broken", "misclassified", "contradiction")
 def per_sample(run: Run) -> pd.DataFrame:
     """One row per sample, index `index`, with for each norm NORM of the run
 
-    radius_NORM: the largest certified radius, 0 where nothing is certified;
+    radius_NORM: the largest certified radius of the network, 0 where nothing is certified;
     distance_NORM: the distance of the nearest adversarial example that any attack found, measured in this norm
         whatever norm the attack worked in; infinite where none was found, 0 where misclassified from the start;
     answer_NORM: what the network answers on that example, -1 where there is none.
     """
     frame = run.tables["samples"].drop_duplicates("index").set_index("index").sort_index()
     for norm in run.norms:
-        frame[f"radius_{norm}"] = _largest_radius(run.tables["certificates"], norm).reindex(frame.index, fill_value=0.0)
+        frame[f"radius_{norm}"] = _largest_radius(of_network(run.tables["certificates"]), norm).reindex(
+            frame.index, fill_value=0.0
+        )
         nearest = _nearest_example(run.tables["attacks"], norm).reindex(frame.index)
         distance = nearest["measured"].fillna(np.inf)
         frame[f"distance_{norm}"] = distance.where(frame["correct"], 0.0)
@@ -74,7 +77,7 @@ def accuracy_curve(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
     radius = np.sort(samples[f"radius_{norm}"].to_numpy()[correct])
     distance = np.sort(samples[f"distance_{norm}"].to_numpy()[correct])
     reach = largest_attacked_eps(run, norm)
-    has_certificate = bool((run.tables["certificates"]["norm"] == norm).any())
+    has_certificate = bool((of_network(run.tables["certificates"])["norm"] == norm).any())
     grid = _eps_grid(run.eps[norm], radius, distance, reach)
     certified = (len(radius) - np.searchsorted(radius, grid, side="left")) / total
     attacked = (len(distance) - np.searchsorted(distance, grid, side="right")) / total

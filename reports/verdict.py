@@ -8,6 +8,7 @@ import pandas as pd
 from robustres.reports.formats import eps_text, norm_text, number_text, share_text
 from robustres.reports.run import Run
 from robustres.reports.sandwich import largest_attacked_eps
+from robustres.results import of_network
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
     correct = samples["correct"]
     certified = float((correct & (samples[f"radius_{norm}"] >= eps)).mean())
     survived = float((correct & (samples[f"distance_{norm}"] > eps)).mean())
-    guarantees = set(run.tables["certificates"].loc[run.tables["certificates"]["norm"] == norm, "guarantee"])
+    certificates = of_network(run.tables["certificates"])
+    guarantees = set(certificates.loc[certificates["norm"] == norm, "guarantee"])
     chance = sorted(guarantees - {"deterministic"})
     proof = f"proven with {' and '.join(chance)}" if chance else "proven"
     attacked = eps <= largest_attacked_eps(run, norm)

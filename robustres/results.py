@@ -8,6 +8,7 @@ Nothing here knows models, attacks or certificates: a report can be made again y
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
         "data": {**manifest["data"], "samples": total},
         "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
         "attacks": _attack_rows(tables["attacks"], correct),
-        "certificates": _certificate_rows(tables["certificates"], correct, manifest["eps"]),
+        "certificates": _certificate_rows(tables["certificates"], samples["label"], manifest["eps"]),
         "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": block_records(tables["blocks"])},
         "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
         "refused": list(manifest["refused"]),
@@ -215,10 +216,19 @@ def robust_mask(attacks: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Ser
     return correct & ~correct.index.isin(broken.unique())
 
 
-def certified_mask(certificates: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Series:
-    """Per sample: correct, and certified at eps (radius >= eps, radii being rounded down already)."""
-    radius = certificates.set_index("index")["radius"].reindex(correct.index, fill_value=0.0)
-    return correct & (radius >= eps)
+def certified_mask(certificates: pd.DataFrame, labels: pd.Series, eps: float) -> pd.Series:
+    """Per sample: the label is the answer that is certified at eps (radius >= eps, radii being rounded down already).
+
+    Rows of one certificate and norm; labels by sample index. Where a certificate is of the network, its prediction is
+    the network's wherever its radius is positive, so that such a sample is correct as well.
+    """
+    rows = certificates.set_index("index").reindex(labels.index)
+    return (rows["radius"] >= eps) & (rows["prediction"] == labels)
+
+
+def of_network(certificates: pd.DataFrame) -> pd.DataFrame:
+    """The radii of the network itself, which alone may be held against attacks on the network."""
+    return certificates[~certificates["certificate"].astype(str).str.startswith(SMOOTHED)]
 
 
 def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
@@ -227,8 +237,7 @@ def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd
     An example counts when it changes the certified prediction; it is measured in the certificate's norm. Certificates
     of a smoothed classifier are left out: the examples fool the network, which is another function.
     """
-    about_network = certificates[~certificates["certificate"].astype(str).str.startswith(SMOOTHED)]
-    pairs = about_network.merge(attacks[attacks["fooled"]], on="index", suffixes=("", "_attack"))
+    pairs = of_network(certificates).merge(attacks[attacks["fooled"]], on="index", suffixes=("", "_attack"))
     measured = pairs["distance"].where(pairs["norm"] == pairs["norm_attack"])
     for norm in ("l2", "linf"):
         measured = measured.where(pairs["norm"] != norm, pairs[norm])
@@ -251,12 +260,12 @@ def _attack_rows(attacks: pd.DataFrame, correct: pd.Series) -> list[dict[str, An
 
 
 def _certificate_rows(
-    certificates: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
+    certificates: pd.DataFrame, labels: pd.Series, eps_by_norm: Mapping[str, list[float]]
 ) -> list[dict[str, Any]]:
     rows = []
     for (name, guarantee, norm), group in certificates.groupby(["certificate", "guarantee", "norm"], sort=True):
         for eps in eps_by_norm.get(norm, []):
-            certified = int(certified_mask(group, correct, eps).sum())
+            certified = int(certified_mask(group, labels, eps).sum())
             rows.append(
                 {
                     "certificate": name,
@@ -264,7 +273,7 @@ def _certificate_rows(
                     "norm": norm,
                     "eps": eps,
                     "certified": certified,
-                    "accuracy": _share(certified, len(correct)),
+                    "accuracy": _share(certified, len(labels)),
                 }
             )
     return rows
@@ -273,6 +282,6 @@ def _certificate_rows(
 def block_records(blocks: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the blocks' table as plain values, None where there is no number."""
     return [
-        {key: None if pd.isna(value) else value for key, value in row.items()}
+        {str(key): value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
         for row in blocks.to_dict(orient="records")
     ]

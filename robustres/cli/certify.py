@@ -13,9 +13,12 @@ def certify(
     std: options.Std = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
+    smoothing: options.Smoothing = None,
+    smoothing_samples: options.SmoothingSamples = 10_000,
     limit: options.Limit = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
+    seed: options.Seed = 0,
     data_root: options.DataRoot = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
@@ -32,7 +35,9 @@ def certify(
         eps=options.budgets(norm, eps),
         attacks=(),
         batch_size=batch_size,
+        seed=seed,
         **options.thoroughness(joint, effort),
+        smoothing=options.smoothing(smoothing, smoothing_samples, seed),
         keep_going=keep_going,
     )
     run_and_report(

@@ -22,6 +22,8 @@ def evaluate(
     std: options.Std = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
+    smoothing: options.Smoothing = None,
+    smoothing_samples: options.SmoothingSamples = 10_000,
     limit: options.Limit = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
@@ -46,6 +48,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         **options.thoroughness(joint, effort),
+        smoothing=options.smoothing(smoothing, smoothing_samples, seed),
         keep_going=keep_going,
     )
     run_and_report(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from robustres.certify import RandomisedSmoothing
     from robustres.threat import Norm
 
 Model = Annotated[str, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
@@ -21,6 +22,13 @@ Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jo
 Effort = Annotated[
     float | None, typer.Option("--effort", help="Cost of each joint bound, in seconds of a nominal core.")
 ]
+Smoothing = Annotated[
+    float | None,
+    typer.Option(
+        "--smoothing", help="Also certify the classifier smoothed by noise of this deviation (l2, probabilistic)."
+    ),
+]
+SmoothingSamples = Annotated[int, typer.Option("--smoothing-samples", min=1, help="Noisy images per sample.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many samples.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
@@ -63,6 +71,13 @@ def budgets(norm: str, eps: str | None) -> "dict[Norm, tuple[float, ...]]":
 def thoroughness(joint: bool, effort: float | None) -> dict[str, Any]:
     """How thoroughly to bound, as `Settings` and `lipschitz` take it."""
     return {"joint": joint} if effort is None else {"joint": joint, "effort": effort}
+
+
+def smoothing(sigma: float | None, samples: int, seed: int) -> "RandomisedSmoothing | None":
+    """The smoothing that the options ask for."""
+    from robustres.certify import RandomisedSmoothing
+
+    return None if sigma is None else RandomisedSmoothing(sigma, estimation_samples=samples, seed=seed)
 
 
 def statistics(mean: str | None, std: str | None) -> dict[str, tuple[float, ...]]:

@@ -9,9 +9,7 @@ from robustres.cli import console, options
 
 
 def train(
-    network: Annotated[
-        str, typer.Argument(help="A preset, such as constrained-tiny; an unknown name lists them all.")
-    ],
+    network: Annotated[str, typer.Argument(help="A preset, such as constrained-tiny; an unknown name lists them all.")],
     data: options.Data,
     loss: Annotated[str, typer.Option("--loss", help="clean | emma | gloro (certified margins)")] = "clean",
     eps: Annotated[str, typer.Option("--eps", help="l2 radius that the margin losses ask for.")] = "0.5",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import AttackResult
-from robustres.certify import LipschitzReport, certify
+from robustres.certify import LipschitzReport, RadiusColumn, certify
 from robustres.data import ImageSet
 from robustres.evaluation.batches import in_batches
 from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
 from robustres.numerics import distance
-from robustres.results import empty_table, sandwich_violations, typed_table
+from robustres.results import sandwich_violations, typed_table
 from robustres.threat import ThreatModel
 
 
@@ -121,15 +121,16 @@ def _certificate_rows(
     settings: Settings,
     device: torch.device,
 ) -> pd.DataFrame:
-    """One row per sample and norm; none where the network was refused.
+    """One row per sample, certificate and norm; none of the Lipschitz certificate where the network was refused.
 
-    The certificate is of the float64 network. Where that answers otherwise than the network as it runs, or where an
+    That certificate is of the float64 network. Where that answers otherwise than the network as it runs, or where an
     answer is not finite, the radius is 0.
     """
-    if report is None or report.refused:
-        return empty_table("certificates")
     tables = []
-    for norm in settings.certified_norms():
+    if settings.smoothing is not None:
+        smoothed = settings.smoothing(model, images.to(device), indices=index)
+        tables.append(_smoothed_rows(smoothed, settings.smoothing.name, index))
+    for norm in settings.certified_norms() if report is not None and not report.refused else ():
         certificates = certify(model, images.to(device), norm=norm, report=report, batch_size=settings.batch_size)
         prediction = certificates.prediction.cpu().numpy()
         same = (prediction == samples["prediction"].to_numpy()) & samples["finite"].to_numpy()
@@ -147,6 +148,20 @@ def _certificate_rows(
             )
         )
     return typed_table("certificates", _stacked(tables))
+
+
+def _smoothed_rows(column: RadiusColumn, name: str, index: Tensor) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "index": index.numpy(),
+            "certificate": name,
+            "norm": column.norm,
+            "radius": column.radius.numpy(),
+            "prediction": column.prediction.numpy(),
+            "source": list(column.source),
+            "guarantee": str(column.guarantee),
+        }
+    )
 
 
 def _example_rows(

@@ -1,10 +1,11 @@
 """What an evaluation computes: settings that are checked once and stand in the run's manifest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from robustres.certify import RandomisedSmoothing
 from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.errors import InputError
 from robustres.threat import Norm, ThreatModel
@@ -23,6 +24,8 @@ class Settings:
     attacks: names that `robustres.attacks.make_attack` knows; none for certificates alone.
     certify: whether radii are computed; False for attacks alone.
     attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
+    smoothing: also certify the classifier smoothed by Gaussian noise, another function than the network, with a
+        probability; None leaves it out.
     batch_size: samples per forward pass; the results do not depend on it beyond rounding.
     part_size: samples per part of the run's tables, the unit of resuming and of sharding.
     seed: of every random number; each draw also depends on the sample's index.
@@ -36,6 +39,7 @@ class Settings:
     attacks: tuple[str, ...] = ("fgsm", "pgd")
     certify: bool = True
     attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    smoothing: RandomisedSmoothing | None = None
     batch_size: int = 256
     part_size: int = 512
     seed: int = 0
@@ -84,6 +88,7 @@ class Settings:
             "seed": self.seed,
             "joint": self.joint,
             "effort": self.effort,
+            "smoothing": None if self.smoothing is None else asdict(self.smoothing),
             "keep_going": self.keep_going,
             "examples": self.examples,
         }

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustres.certify import Certificates, certify
+from robustres.certify import Certificates, RandomisedSmoothing, certify
 from robustres.data import ImageSet, load_data
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation import Settings, evaluate
@@ -161,6 +161,20 @@ def test_the_number_of_processes_changes_nothing(model: LoadedModel, tmp_path: P
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     subprocess.run([*torchrun, str(script), str(tmp_path), str(tmp_path / "many")], check=True, cwd=ROOT)
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
+
+
+def test_a_smoothed_classifier_has_rows_of_its_own_and_stays_out_of_the_sandwich(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    smoothing = RandomisedSmoothing(0.5, selection_samples=10, estimation_samples=100)
+    run = evaluate(model, data.first(8), tmp_path / "run", replace(SETTINGS, smoothing=smoothing))
+    rows = run.folder.table("certificates").groupby("certificate")
+    assert {name: set(group["guarantee"]) for name, group in rows} == {
+        "lipschitz": {"deterministic"},
+        smoothing.name: {"probability 1 - 0.001"},
+    }
+    counted = [row for row in run.summary["certificates"] if row["certificate"] == smoothing.name]
+    assert [row["norm"] for row in counted] == ["l2"]
 
 
 def test_tables_come_back_as_data_frames(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
