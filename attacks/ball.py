@@ -78,7 +78,8 @@ def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) ->
 def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
     """Points moved into the ball so that the check in float64 holds; those inside already stay as they are."""
     if threat.norm == "linf":
-        return torch.clamp(points, low, high)
+        inside: Tensor = torch.clamp(points, low, high)
+        return inside
     points = points.clamp(0, 1)
     shrink = 2.0**-23
     while bool((outside := distance(points.double() - x.double(), threat.norm) > threat.eps).any()):
@@ -102,7 +103,8 @@ def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
         largest = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
         scaled = flat / largest
         length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=1e-12)
-        return (scaled / length).reshape(gradient.shape)
+        unit: Tensor = (scaled / length).reshape(gradient.shape)
+        return unit
     stuck = torch.where(flat > 0, points.flatten(1) >= 1, points.flatten(1) <= 0)
     movable = flat.masked_fill(stuck, 0.0)
     count = max(1, int(L1_SHARE * flat.shape[1]))
@@ -121,7 +123,7 @@ def random_start(keys: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Thr
     if threat.norm == "linf":
         noise = (2 * uniform(keys, shape, dtype=dtype) - 1) * threat.eps
         return torch.clamp(x + noise, low, high)
-    size = x[0].numel()
+    size = x.shape[1:].numel()
     length = uniform(keys, draw=1, dtype=dtype) ** (1.0 / size) * threat.eps
     if threat.norm == "l2":
         direction = normal(keys, shape, dtype=dtype)

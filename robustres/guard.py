@@ -43,7 +43,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Restore the global random state of the CPU and of every CUDA device on exit."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     cpu = torch.get_rng_state()
     try:
         yield

@@ -58,4 +58,5 @@ def distance(difference: Tensor, norm: str) -> Tensor:
     """Norm of each sample of `difference` (N, ...), computed in float64; returns (N,)."""
     flat = difference.detach().to(torch.float64).flatten(1)
     order = {"l2": 2.0, "linf": math.inf, "l1": 1.0}[norm]
-    return torch.linalg.vector_norm(flat, ord=order, dim=1)
+    length: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
+    return length

@@ -251,7 +251,8 @@ def _share(count: int, total: int) -> float:
 
 def _attack_rows(attacks: pd.DataFrame, correct: pd.Series) -> list[dict[str, Any]]:
     rows = []
-    for (attack, norm, eps), group in attacks.dropna(subset="eps").groupby(["attack", "norm", "eps"], sort=True):
+    groups: Any = attacks.dropna(subset="eps").groupby(["attack", "norm", "eps"], sort=True)
+    for (attack, norm, eps), group in groups:
         robust = int(robust_mask(group, correct, eps).sum())
         rows.append(
             {"attack": attack, "norm": norm, "eps": eps, "robust": robust, "accuracy": _share(robust, len(correct))}
@@ -263,7 +264,8 @@ def _certificate_rows(
     certificates: pd.DataFrame, labels: pd.Series, eps_by_norm: Mapping[str, list[float]]
 ) -> list[dict[str, Any]]:
     rows = []
-    for (name, guarantee, norm), group in certificates.groupby(["certificate", "guarantee", "norm"], sort=True):
+    groups: Any = certificates.groupby(["certificate", "guarantee", "norm"], sort=True)
+    for (name, guarantee, norm), group in groups:
         for eps in eps_by_norm.get(norm, []):
             certified = int(certified_mask(group, labels, eps).sum())
             rows.append(

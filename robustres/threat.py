@@ -1,6 +1,5 @@
 """What an adversary may do: a norm and a budget, in pixel units on [0, 1]."""
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustres.cli import console
 from robustres.cli.options import Device, Json, Seed, pick_device
+
+if TYPE_CHECKING:
+    from robustres.threat import Norm
 
 # Name on the console and preset.
 NETWORKS = {"plain": "plain-tiny", "residual": "residual-tiny", "constrained": "constrained-tiny"}
@@ -16,7 +19,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "residual": {"loss": "clean", "epochs": 6},
     "constrained": {"loss": "emma", "eps": 0.9, "epochs": 25},
 }
-EPS = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}
+EPS: dict["Norm", tuple[float, ...]] = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}
 EFFORT = 1.0
 HEADLINE = 0.5
 

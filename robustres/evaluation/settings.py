@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from robustres.certify import RandomisedSmoothing
 from robustres.certify.joint import DEFAULT_EFFORT
@@ -64,7 +64,7 @@ class Settings:
         """Every threat model, norm by norm, eps ascending and without repetitions."""
         return [ThreatModel(norm, eps) for norm, budgets in self.eps.items() for eps in sorted(set(budgets))]
 
-    def certified_norms(self) -> tuple[Norm, ...]:
+    def certified_norms(self) -> tuple[Literal["l2", "linf"], ...]:
         """The norms in which radii are computed: l2, and linf where it is attacked."""
         if not self.certify:
             return ()
