@@ -84,7 +84,8 @@ class Captured:
 
 def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, batch: int = BATCH) -> Any:
     """The value of one operation; the batch size that was captured in a shape is replaced by `batch`."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    args, kwargs = arguments
     if node.target is STATED:
         return module.get_submodule(str(args[1]))(args[0])
     if node.target in RESHAPES or node.target is EXPAND:

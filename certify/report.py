@@ -107,7 +107,8 @@ def multiplied(rows: Sequence[BlockRow]) -> tuple[float, Guarantee]:
     guarantee = Guarantee()
     for row in rows:
         guarantee = guarantee & row.guarantee
-    return rounded_up(math.prod(row.upper for row in rows), len(rows)), guarantee
+    factors = [row.upper for row in rows if row.upper != 1]
+    return rounded_up(math.prod(factors), len(factors)) if len(factors) > 1 else math.prod(factors), guarantee
 
 
 def with_lower(row: BlockRow, name: str, lower: float) -> BlockRow:

@@ -1,0 +1,231 @@
+"""Radii: closed forms, both norms, rounding, and the inputs on which certificates go wrong."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustres.certify import certified_accuracy_curve, certify, lipschitz
+from robustres.certify import radius as radius_module
+from robustres.certify.deviation import Deviation
+from robustres.errors import InputError, PrecisionError
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """A linear classifier of images (1, 1, d)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@settings(deadline=None, max_examples=3)
+@given(seed=st.integers(0, 10**6), classes=st.integers(2, 5), dimension=st.integers(1, 6))
+def test_the_radius_of_a_linear_classifier_is_its_distance_to_the_nearest_boundary(
+    seed: int, classes: int, dimension: int
+) -> None:
+    torch.manual_seed(seed)
+    weight, bias = torch.randn(classes, dimension), torch.randn(classes)
+    x = torch.rand(6, 1, 1, dimension)
+    logits = x.flatten(1).double() @ weight.double().T + bias.double()
+    label = logits.argmax(1)
+    model = linear(weight, bias)
+    report = lipschitz(model, (1, 1, dimension))
+    for norm, order in (("l2", 2.0), ("linf", 1.0)):
+        got = certify(model, x, norm=norm, report=report)
+        for row in range(len(x)):
+            others = [j for j in range(classes) if j != label[row]]
+            distances = [
+                float(
+                    (logits[row, label[row]] - logits[row, j])
+                    / (weight[label[row]].double() - weight[j].double()).norm(p=order)
+                )
+                for j in others
+            ]
+            assert got.radius[row] <= min(distances)
+            assert got.radius[row] == pytest.approx(min(distances), rel=1e-6, abs=1e-9)
+        assert torch.equal(got.prediction, label)
+
+
+def test_the_pairwise_head_is_never_worse_than_the_whole_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.rand(16, 1, 2, 3)
+    report = lipschitz(model, (1, 2, 3))
+    paired = certify(model, x, report=report)
+    whole = paired.margin / (math.sqrt(2) * report.upper)
+    assert bool((paired.radius >= whole * (1 - 1e-6)).all())
+    assert bool((paired.radius > whole * 1.01).any())
+
+
+def test_unequal_deviations_of_the_normalisation_become_part_of_the_first_layer() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1, bias=False)
+            self.register_buffer("std", torch.tensor([0.1, 1.0]).reshape(2, 1, 1))
+            with torch.no_grad():
+                self.conv.weight.copy_(torch.diag(torch.tensor([0.05, 1.0])).reshape(2, 2, 1, 1))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.conv((x - 0.5) / self.std).flatten(1)
+
+    report = lipschitz(Normalised(), (2, 3, 3))
+    assert report.upper == pytest.approx(1.0, rel=1e-6)  # 10 by 1 / min(std), 0.5 and 1 truly
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_ties_nan_and_infinite_logits_have_radius_zero(value: float) -> None:
+    weight = torch.eye(2)
+    x = torch.full((1, 1, 1, 2), value)
+    got = certify(linear(weight), x, report=lipschitz(linear(weight), (1, 1, 2)))
+    assert got.radius.tolist() == [0.0]
+
+
+def test_classes_that_cannot_be_told_apart_have_radius_zero() -> None:
+    got = certify(linear(torch.ones(3, 4)), torch.rand(2, 1, 1, 4))
+    assert got.radius.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_tiny_and_huge_weights_give_the_radius_of_ordinary_ones(scale: float) -> None:
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    x = torch.tensor([[[[0.75, 0.25]]]])
+    radius = certify(linear(scale * weight), x).radius.item()
+    assert radius <= 0.5 / math.sqrt(2)
+    assert radius == pytest.approx(0.5 / math.sqrt(2), rel=1e-6)
+
+
+def test_a_branch_that_is_never_active_costs_nothing_but_its_bound() -> None:
+    torch.manual_seed(0)
+
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            nn.init.zeros_(self.outer.weight)
+
+        def forward(self, x: Tensor) -> Any:
+            x = x.flatten(1)
+            return self.head(x + self.outer(torch.relu(self.inner(x))))
+
+    report = lipschitz(Dead(), (1, 2, 2))
+    assert report.blocks[0].upper == pytest.approx(1)
+    assert bool((certify(Dead(), torch.rand(4, 1, 2, 2)).radius >= 0).all())
+
+
+def test_one_pixel_images_and_grouped_convolutions_are_certified() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
+    x = torch.rand(5, 4, 1, 1)
+    report = lipschitz(model, (4, 1, 1))
+    centre = model[0].weight.detach().double()[:, 0, 1, 1].reshape(4, 2)
+    assert report.blocks[0].upper == pytest.approx(float(centre.norm(dim=1).max()), rel=1e-9)
+    assert bool((certify(model, x, report=report).radius > 0).all())
+
+
+def test_a_report_of_other_weights_or_another_shape_is_refused() -> None:
+    model = linear(torch.eye(2))
+    report = lipschitz(model, (1, 1, 2))
+    with pytest.raises(InputError, match="inputs of shape"):
+        certify(model, torch.rand(1, 1, 2, 1), report=report)
+    with torch.no_grad():
+        model[1].weight.mul_(2)
+    with pytest.raises(InputError, match="other weights"):
+        certify(model, torch.rand(1, 1, 1, 2), report=report)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_radii_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    x = torch.rand(5, 1, 4, 4)
+    report = lipschitz(model, (1, 4, 4))
+    got = certify(model, x, report=report, batch_size=batch_size)
+    torch.testing.assert_close(got.radius, certify(model, x, report=report).radius, rtol=1e-12, atol=0)
+
+
+def mixed_network() -> nn.Module:
+    """Convolution, normalisation, a skip, pooling and a dense layer."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.inner, self.outer = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.head = nn.Linear(8 * 16, 5)
+            self.norm.running_var.uniform_(0.5, 2)
+            self.norm.running_mean.normal_()
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(self.norm(self.stem((x - 0.4) / 0.3)))
+            x = x + self.outer(torch.relu(self.inner(x)))
+            return self.head(nn.functional.max_pool2d(x, 2).flatten(1))
+
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+def test_the_deviation_bound_covers_what_float32_does_and_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixed_network()
+    x = torch.rand(32, 3, 8, 8)
+    report = lipschitz(model, (3, 8, 8), effort=0.3)
+    bounds: list[Tensor] = []
+    original = Deviation.at_output
+
+    def recorded(self: Deviation) -> Tensor:
+        bounds.append(original(self))
+        return bounds[-1]
+
+    monkeypatch.setattr(radius_module.Deviation, "at_output", recorded)
+    double = certify(model, x, report=report)
+    single = certify(model, x, report=report, dtype=torch.float32)
+    with torch.no_grad():
+        low = model(x).double()
+        exact = report.analysis.captured.module(x.double()) if report.analysis else low
+    observed = (low - exact).norm(dim=1)
+    assert float(observed.max()) > 0
+    assert bool((observed <= bounds[1]).all())
+    assert float((bounds[0] / bounds[1]).max()) < 1e-6
+    assert bool((single.radius <= double.radius).all())
+    assert bool((single.radius < double.radius).any())
+
+
+def test_float32_refuses_what_no_deviation_bound_covers() -> None:
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    with pytest.raises(PrecisionError, match="gelu"):
+        certify(smooth, torch.rand(1, 1, 2, 2), dtype=torch.float32)
+    computed = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)))
+    with pytest.raises(PrecisionError, match="parametrisation"):
+        certify(computed, torch.rand(1, 1, 2, 2), dtype=torch.float32)
+    with pytest.raises(PrecisionError, match="float32 images"):
+        certify(linear(torch.eye(2)), torch.rand(1, 1, 1, 2).double(), dtype=torch.float32)
+    with pytest.raises(InputError, match="float64 or"):
+        certify(linear(torch.eye(2)), torch.rand(1, 1, 1, 2), dtype=torch.bfloat16)
+
+
+def test_autocast_is_refused() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(PrecisionError, match="autocast"):
+        certify(linear(torch.eye(2)), torch.rand(1, 1, 1, 2))
+
+
+def test_the_certified_accuracy_counts_only_what_is_correct() -> None:
+    radius, correct = torch.tensor([0.3, 0.2, 0.9]), torch.tensor([True, True, False])
+    assert certified_accuracy_curve(radius, correct, [0.0, 0.25, 0.5]) == pytest.approx([2 / 3, 1 / 3, 0.0])
+
+
+def test_rescaling_a_branch_shows_what_it_would_buy() -> None:
+    report = lipschitz(mixed_network(), (3, 8, 8), joint=False)
+    (block,) = report.residual_blocks
+    supposed = report.what_if(block.name, 0.5)
+    assert supposed.block_upper == pytest.approx(1 + block.branch / 2)
+    assert supposed.radius_gain == pytest.approx(block.upper / supposed.block_upper)
+    assert report.what_if(report.blocks[0].name, 0.5).radius_gain == pytest.approx(2)
+    with pytest.raises(InputError, match="the blocks are"):
+        report.what_if("nowhere", 0.5)

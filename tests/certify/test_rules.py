@@ -1,0 +1,246 @@
+"""Rules: linear maps against the operation they stand for, slopes against high precision, what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustres.certify import lipschitz
+from robustres.certify.capture import capture
+from robustres.certify.network import Elementwise, Linear, Node, Source
+from robustres.certify.rules import build_network
+from robustres.certify.rules_activation import GELU, GELU_TANH, MISH, SILU
+from robustres.certify.rules_pooling import windows_per_pixel
+from robustres.certify.simplify import simplified
+
+
+class Apply(nn.Module):
+    """A function of the input as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def network(function: Callable[[Tensor], Any] | nn.Module, shape: tuple[int, ...]) -> Node:
+    """The simplified network of a function."""
+    module = function if isinstance(function, nn.Module) else Apply(function)
+    found, refused = build_network(capture(module, shape))
+    assert found is not None, refused
+    return simplified(found)
+
+
+MIXING = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LINEAR_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "flatten": (lambda x: x.flatten(1), (2, 3, 4)),
+    "permute": (lambda x: x.permute(0, 3, 1, 2), (2, 3, 4)),
+    "slice": (lambda x: x[:, :, ::2, 1:], (2, 5, 4)),
+    "flip": (lambda x: x.flip(2), (2, 3, 4)),
+    "shortcut of type A": (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1)), (2, 4, 4)),
+    "reflect pad": (lambda x: F.pad(x, (1, 2, 2, 1), mode="reflect"), (2, 4, 4)),
+    "replicate pad": (lambda x: F.pad(x, (1, 2, 2, 1), mode="replicate"), (2, 4, 4)),
+    "circular pad": (lambda x: F.pad(x, (1, 2, 2, 1), mode="circular"), (2, 4, 4)),
+    "pixel shuffle": (lambda x: F.pixel_shuffle(x, 2), (4, 3, 3)),
+    "nearest upsampling": (lambda x: F.interpolate(x, scale_factor=2), (2, 3, 3)),
+    "split and cat": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), (4, 3, 3)),
+    "expand": (lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4), (2, 4, 4)),
+    "mean over the image": (lambda x: x.mean((2, 3)), (3, 4, 5)),
+    "sum over channels": (lambda x: x.sum(1), (3, 4, 5)),
+    "matmul on the last axis": (lambda x: x @ MIXING.T, (3, 4)),
+    "average pool": (lambda x: F.avg_pool2d(x, 3, 2, 1), (2, 7, 7)),
+    "average pool, ceil": (lambda x: F.avg_pool2d(x, 2, 2, 0, True, False), (2, 5, 5)),
+    "adaptive average pool": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (2, 5, 7)),
+    "average pool 1d": (lambda x: F.avg_pool1d(x, 2), (2, 6)),
+    "normalisation": (lambda x: (x - 0.3) / torch.tensor([0.2, 0.5]).double().reshape(2, 1, 1), (2, 3, 3)),
+    "elementwise factors": (lambda x: x * torch.arange(1.0, 7).double().reshape(2, 3), (2, 3)),
+    "arithmetic": (lambda x: 3 - 2 * x + x / 4 - torch.add(x, 1, alpha=2) + (-x), (4,)),
+    "stack": (lambda x: torch.stack([x, x + 1], dim=1).flatten(1), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR_FUNCTIONS)
+def test_a_linear_operation_becomes_the_map_that_it_is(name: str) -> None:
+    function, shape = LINEAR_FUNCTIONS[name]
+    output = network(function, shape)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    expected = function(x) - function(torch.zeros_like(x))
+    values: dict[Node, Tensor] = {}
+    for node in output.ordered():
+        if isinstance(node.piece, Source):
+            values[node] = x
+        elif isinstance(node.piece, Linear):
+            values[node] = node.piece.map(values[node.inputs[0]])
+    torch.testing.assert_close(values[output], expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
+)
+def test_a_convolution_becomes_the_map_that_it_is(
+    kernel: int, stride: int, dilation: int, groups: int, mode: str
+) -> None:
+    layer = nn.Conv2d(2, 4, kernel, stride, 1, dilation, groups, padding_mode=mode)
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_var.uniform_(0.5, 2)
+    model = nn.Sequential(layer, norm).eval()
+    output = network(model, (2, 6, 5))
+    assert isinstance(output.piece, Linear)
+    assert len(output.ordered()) == 2  # padding and batch normalisation are folded in
+    exact = model.double()
+    x = torch.randn(3, 2, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(output.piece.map(x), (exact(x) - exact(torch.zeros_like(x))).detach())
+
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    type(module).__name__ + str(number): module
+    for number, module in enumerate(
+        [
+            *(nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.1), nn.LeakyReLU(1.5), nn.Hardtanh(-2, 1), nn.Tanh(), nn.Sigmoid()),
+            *(
+                nn.SiLU(),
+                nn.GELU(),
+                nn.GELU("tanh"),
+                nn.Softplus(2.0),
+                nn.ELU(0.7),
+                nn.ELU(1.8),
+                nn.SELU(),
+                nn.CELU(0.5),
+            ),
+            *(nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(), nn.PReLU(init=-0.4), nn.LogSigmoid()),
+            *(Apply(torch.abs), Apply(torch.sin), Apply(lambda x: x.clamp(max=0.5)), Apply(lambda x: x.clamp_min(0.1))),
+            *(Apply(torch.atan), Apply(lambda x: torch.maximum(x, torch.ones(4, dtype=x.dtype)))),
+        ]
+    )
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_slopes_of_an_activation_hold_every_difference_quotient_and_are_reached(name: str) -> None:
+    module = ACTIVATIONS[name]
+    output = network(module, (4,))
+    assert isinstance(output.piece, Elementwise)
+    low, high = output.piece.slopes
+    grid = torch.linspace(-12, 12, 480_001, dtype=torch.float64).reshape(-1, 1).expand(-1, 4)
+    with torch.no_grad():
+        values = module.double()(grid)[:, 0]
+    step = float(grid[1, 0] - grid[0, 0])
+    quotients = values.diff() / step
+    assert float(quotients.max()) <= high + 1e-9
+    assert float(quotients.min()) >= low - 1e-9
+    assert float(quotients.abs().max()) >= output.piece.constant - 1e-3
+
+
+def test_the_extreme_slopes_are_roots_of_the_second_derivative_rounded_outwards() -> None:
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(40):
+        functions = {
+            GELU: lambda x: x * mpmath.ncdf(x),
+            GELU_TANH: lambda x: x / 2 * (1 + mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (x + 0.044715 * x**3))),
+            SILU: lambda x: x / (1 + mpmath.exp(-x)),
+            MISH: lambda x: x * mpmath.tanh(mpmath.log1p(mpmath.exp(x))),
+        }
+        starts = {GELU: 1.41, GELU_TANH: 1.42, SILU: 2.4, MISH: 1.49}
+        for (low, high), function in functions.items():
+            steepest = mpmath.findroot(lambda x, f=function: mpmath.diff(f, x, 2), starts[low, high])
+            lowest = mpmath.findroot(
+                lambda x, f=function: mpmath.diff(f, x, 2), -2.25 if (low, high) == MISH else -starts[low, high]
+            )
+            assert 0 <= mpmath.mpf(high) - mpmath.diff(function, steepest) < 1e-14
+            assert 0 <= mpmath.diff(function, lowest) - mpmath.mpf(low) < 1e-14
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    side=st.integers(3, 9),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 4),
+    seed=st.integers(0, 100),
+)
+def test_overlapping_max_pooling_is_never_taken_as_nonexpansive(side: int, kernel: int, stride: int, seed: int) -> None:
+    pad = kernel // 2
+    generator = torch.Generator().manual_seed(seed)
+    count = F.max_pool2d(torch.zeros(1, 1, side, side), kernel, stride, pad).shape[2]
+    overlap = windows_per_pixel(side, count, kernel, stride, pad, 1)
+    spike = torch.zeros(side * side, 1, side, side, dtype=torch.float64)
+    spike.reshape(side * side, -1).fill_diagonal_(1)
+    attained = F.max_pool2d(spike, kernel, stride, pad).flatten(1).norm(dim=1).max()
+    assert float(attained) == pytest.approx(overlap)  # sqrt(overlap^2), reached by one pixel
+    x, y = torch.randn(2, 8, 1, side, side, dtype=torch.float64, generator=generator)
+    change = F.max_pool2d(x, kernel, stride, pad) - F.max_pool2d(y, kernel, stride, pad)
+    assert bool((change.flatten(1).norm(dim=1) <= overlap * (x - y).flatten(1).norm(dim=1) + 1e-12).all())
+
+
+def test_max_pooling_as_in_resnet_counts_two() -> None:
+    report = lipschitz(nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten()), (2, 8, 8))
+    assert report.upper == pytest.approx(2)
+    assert lipschitz(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), (2, 8, 8)).upper == 1
+
+
+def maxmin(x: Tensor) -> Tensor:
+    """Sort channel c with channel c + C/2."""
+    left, right = x.chunk(2, 1)
+    return torch.cat([torch.maximum(left, right), torch.minimum(left, right)], 1)
+
+
+def groupsort(x: Tensor) -> Tensor:
+    """Sort neighbouring channels."""
+    return x.reshape(len(x), -1, 2, *x.shape[2:]).sort(2).values.reshape(x.shape)
+
+
+@pytest.mark.parametrize("function", [maxmin, groupsort])
+def test_sorting_in_groups_is_nonexpansive(function: Callable[[Tensor], Tensor]) -> None:
+    assert lipschitz(Apply(function), (4, 3, 3), lower_steps=0).upper == pytest.approx(1, rel=1e-12)
+
+
+def test_the_elementwise_maximum_of_two_maps_adds_their_squares() -> None:
+    report = lipschitz(Apply(lambda x: torch.maximum(2 * x, -1.5 * x)), (3,), lower_steps=0)
+    assert report.upper == pytest.approx(2.5)
+
+
+def test_a_constant_beside_a_value_adds_nothing() -> None:
+    report = lipschitz(Apply(lambda x: torch.cat([2 * x, torch.ones(len(x), 1, dtype=x.dtype)], 1)), (3,))
+    assert report.upper == pytest.approx(2)
+
+
+def test_a_concatenation_of_branches_adds_their_squares() -> None:
+    report = lipschitz(Apply(lambda x: torch.cat([3 * x.relu(), 4 * x.tanh()], 1)), (3,), lower_steps=0)
+    assert report.upper == pytest.approx(5)
+    assert report.blocks[0].kind == "concatenation"
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (lambda x: x * x, "mul"),
+        (lambda x: x / (1 + x.abs()), "div"),
+        (lambda x: x.exp(), "exp"),
+        (lambda x: x.pow(2), "pow"),
+        (lambda x: x.round(), "round"),
+        (lambda x: x.float(), "_to_copy"),
+        (lambda x: F.layer_norm(x, (4,)), "layer_norm"),
+        (lambda x: F.normalize(x), "norm"),
+        (lambda x: F.threshold(x, 0.5, 3.0), "threshold"),
+        (lambda x: F.hardshrink(x), "where"),
+        (lambda x: x.argsort(1).double(), "sort"),
+        (lambda x: x.cumsum(1), "cumsum"),
+        (lambda x: x * torch.tensor(torch.inf), "mul"),
+    ],
+)
+def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
+    function: Callable[[Tensor], Tensor], operation: str
+) -> None:
+    report = lipschitz(Apply(function), (4,), refuse="record")
+    assert any(operation in refusal.operation for refusal in report.refused), report.refused
