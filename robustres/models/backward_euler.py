@@ -36,19 +36,20 @@ class BackwardEulerBlock(nn.Module):
             raise ModelError(f"the step h of backward Euler must be positive, got {site.scale:g}")
         self.inner = unit_convolution(site)
         self.step = site.scale
+        self.padding = site.kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.inner.bias
         assert bias is not None
-        out: Tensor = _BackwardEuler.apply(x, self.inner.weight, bias, self.step, self.inner.padding)  # type: ignore[no-untyped-call]
+        out: Tensor = _BackwardEuler.apply(x, self.inner.weight, bias, self.step, self.padding)
         return out
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
         """|y + h W^T relu(W y + b) - x| per sample (N,): also bounds the distance of y to the exact solution."""
-        padding = self.inner.padding
-        hidden = functional.relu(functional.conv2d(y, self.inner.weight, self.inner.bias, padding=padding))
-        gap = y + self.step * functional.conv_transpose2d(hidden, self.inner.weight, padding=padding) - x
-        return gap.flatten(1).norm(dim=1)
+        hidden = functional.relu(functional.conv2d(y, self.inner.weight, self.inner.bias, padding=self.padding))
+        gap = y + self.step * functional.conv_transpose2d(hidden, self.inner.weight, padding=self.padding) - x
+        norms: Tensor = gap.flatten(1).norm(dim=1)
+        return norms
 
     def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
         """1 while |W| <= 1; for larger W the iteration's own bound, which counts its steps."""
@@ -72,7 +73,7 @@ class _BackwardEuler(torch.autograd.Function):
     """The solution and its implicit gradient: with D the active units, g solves (I + h W^T D W) g = incoming."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, step: float, padding: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, step: float, padding: int) -> Tensor:
         tau, y = 2 / (2 + step), x
         for _ in range(solver_steps(step, x.dtype)):
             hidden = functional.relu(functional.conv2d(y, weight, bias, padding=padding))
@@ -82,7 +83,7 @@ class _BackwardEuler(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, bias = ctx.saved_tensors
         step, padding = ctx.step, ctx.padding
         tau, g = 2 / (2 + step), incoming
@@ -95,7 +96,7 @@ class _BackwardEuler(torch.autograd.Function):
         if wanted:
             with torch.enable_grad():
                 parameters = [weight.detach().requires_grad_(), bias.detach().requires_grad_()]
-                hidden = functional.relu(functional.conv2d(y.detach(), *parameters, padding=padding))
+                hidden = functional.relu(functional.conv2d(y.detach(), parameters[0], parameters[1], padding=padding))
                 force = -step * functional.conv_transpose2d(hidden, parameters[0], padding=padding)
                 found = torch.autograd.grad(force, [parameters[place] for place in wanted], g)
             for place, gradient in zip(wanted, found, strict=True):

@@ -59,12 +59,13 @@ class ConvexPotentialBlock(nn.Module):
             raise ModelError("a convex potential block keeps its size; downsample with the stem or another block")
         if site.activation != "relu":
             raise ModelError(f"a convex potential block needs relu, got {site.activation!r}")
+        self.site = site
         self.inner = nn.Conv2d(site.channels, site.channels, site.kernel, padding=site.kernel // 2)
         parametrize.register_parametrization(self.inner, "weight", constraint)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.inner.weight
-        padding = self.inner.padding
+        padding = self.site.kernel // 2
         hidden = functional.relu(functional.conv2d(x, weight, self.inner.bias, padding=padding))
         out: Tensor = x - 2 * functional.conv_transpose2d(hidden, weight, padding=padding)
         return out

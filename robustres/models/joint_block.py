@@ -71,7 +71,7 @@ class JointBlock(nn.Module):
             if torch.isfinite(found):
                 return found.sqrt()
             with torch.no_grad():
-                self.log_t += 0.1
+                self.log_t.add_(0.1)
         raise ModelError("the joint bound of a block is not finite; lower the learning rate")
 
     def settle_scale(self) -> None:

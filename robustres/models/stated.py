@@ -3,24 +3,29 @@
 from torch import nn
 
 from robustres.certify.bound import Bound
-from robustres.certify.convolution import Convolution, both_sides
-from robustres.certify.linear_map import Identity, LinearMap
+from robustres.certify.convolution import Convolution, both_sides, pair
+from robustres.certify.linear_map import Dense, Identity, LinearMap
 from robustres.certify.spectral_norm import spectral_norm
 from robustres.errors import ModelError
 from robustres.numerics import rounded_up
 
 
-def map_of(convolution: nn.Module, input_shape: tuple[int, ...]) -> Convolution:
-    """A zero-padded nn.Conv2d at one image size as the certifier's linear map."""
-    if not isinstance(convolution, nn.Conv2d) or isinstance(convolution.padding, str):
-        raise ModelError(f"only nn.Conv2d with explicit padding has a map here, got {type(convolution).__name__}")
+def map_of(layer: nn.Module, input_shape: tuple[int, ...]) -> LinearMap:
+    """An nn.Conv2d at one image size, or an nn.Linear, as the certifier's linear map; ModelError for other layers."""
+    if isinstance(layer, nn.Linear):
+        return Dense(layer.weight.detach())
+    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+        raise ModelError(
+            f"only nn.Linear and nn.Conv2d with padding in numbers have a map here, got {type(layer).__name__}"
+        )
     return Convolution(
-        convolution.weight.detach(),
+        layer.weight.detach(),
         tuple(input_shape),
-        convolution.stride,
-        both_sides(convolution.padding),
-        convolution.dilation,
-        convolution.groups,
+        pair(layer.stride),
+        both_sides(layer.padding),
+        pair(layer.dilation),
+        layer.groups,
+        layer.padding_mode,
     )
 
 

@@ -43,7 +43,10 @@ class Body(nn.Module):
             return torch.tensor(self.factor * self.network.budget, device=self.network.head.weight.device)
         total = self.factor * self._norm("stem", self.network.stem[0])
         for position, block in enumerate(self.network.blocks):
-            branch = self._norm(f"{position}-0", block.branch[0][0]) * self._norm(f"{position}-2", block.branch[2][0])
+            assert isinstance(block, PlainBlock | ResidualBlock | PreActivationBlock)
+            branch = self._norm(f"{position}-0", _convolution(block, 0)) * self._norm(
+                f"{position}-2", _convolution(block, 2)
+            )
             if isinstance(block, PlainBlock):
                 total = total * branch
             elif isinstance(block.shortcut, nn.Identity):
@@ -67,8 +70,8 @@ class Body(nn.Module):
                 raise InputError(f"no norm is known for {type(block).__name__}; use a constrained block")
             if not isinstance(block, PlainBlock) and isinstance(block.shortcut, nn.Conv2d):
                 self._add(f"{position}-s", block.shortcut, shape)
-            hidden = self._add(f"{position}-0", block.branch[0][0], shape)  # type: ignore[index]
-            shape = self._add(f"{position}-2", block.branch[2][0], hidden)  # type: ignore[index]
+            hidden = self._add(f"{position}-0", _convolution(block, 0), shape)
+            shape = self._add(f"{position}-2", _convolution(block, 2), hidden)
 
     def _add(self, key: str, layer: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         assert isinstance(layer, nn.Conv2d)
@@ -77,3 +80,10 @@ class Body(nn.Module):
         self.norms[key].warm_up(layer.weight)  # type: ignore[operator]
         _, channels, height, width = geometry.apply(layer.weight.detach(), layer.weight.new_zeros(1, *shape)).shape
         return channels, height, width
+
+
+def _convolution(block: PlainBlock | ResidualBlock | PreActivationBlock, place: int) -> nn.Module:
+    """The convolution at that place of the branch, without the normalisation after it."""
+    stage = block.branch[place]
+    assert isinstance(stage, nn.Sequential)
+    return stage[0]

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrize
 
-from robustres.certify.convolution import Convolution, both_sides
 from robustres.certify.joint import branch_bound
-from robustres.certify.linear_map import Dense, Identity, LinearMap
+from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.spectral_norm import spectral_norm
 from robustres.errors import InputError, ModelError
 from robustres.models import materialise
 from robustres.models.operator_norm import STORAGE_SLACK, Geometry
 from robustres.models.ordinary import PreActivationBlock, ResidualBlock
+from robustres.models.stated import map_of
 from robustres.training.capped_norm import CappedNorm
 from robustres.training.singular_value_clipping import clipped
 
@@ -105,32 +105,15 @@ def _input_shapes(network: nn.Module, input_shape: tuple[int, ...]) -> dict[nn.M
     return shapes
 
 
-def map_at(layer: nn.Module, shape: tuple[int, ...]) -> LinearMap:
-    """A convolution or dense layer at one input shape, for the certifier."""
-    if isinstance(layer, nn.Linear):
-        return Dense(layer.weight.detach())
-    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
-        raise ModelError(f"{type(layer).__name__} with padding given by name has no norm here; give numbers instead")
-    return Convolution(
-        layer.weight.detach(),
-        shape,
-        layer.stride,
-        both_sides(layer.padding),
-        layer.dilation,
-        layer.groups,
-        layer.padding_mode,  # type: ignore[arg-type]
-    )
-
-
 def _divided_to(layer: Layer, shape: tuple[int, ...], budget: float) -> Tensor:
     """The weight, divided by what its norm exceeds the budget; as it is where it does not."""
-    upper = spectral_norm(map_at(layer, shape)).upper
+    upper = spectral_norm(map_of(layer, shape)).upper
     return layer.weight if upper <= budget else layer.weight * (budget / (upper * (1 + STORAGE_SLACK)))
 
 
 def _clipped_to(layer: Layer, shape: tuple[int, ...], budget: float) -> Tensor:
     """The weight with clipped singular values, then divided by what little its norm still exceeds the budget."""
-    if spectral_norm(map_at(layer, shape)).upper <= budget:
+    if spectral_norm(map_of(layer, shape)).upper <= budget:
         return layer.weight
     _replace(layer, clipped(layer, shape, budget))
     return _divided_to(layer, shape, budget)
@@ -160,9 +143,9 @@ def _enforce_blocks(
         raise ModelError("there is no residual block of residual_net here; use the method 'spectral' or 'clip'")
     for block in blocks:
         inner, outer = block.branch[0][0], block.branch[2][0]  # type: ignore[index]
-        layers = map_at(inner, shapes[inner]), map_at(outer, shapes[outer])
+        layers = map_of(inner, shapes[inner]), map_of(outer, shapes[outer])
         shortcut = Identity(shapes[block]) if isinstance(block.shortcut, nn.Identity) else None
-        along = shortcut or map_at(block.shortcut, shapes[block])
+        along = shortcut or map_of(block.shortcut, shapes[block])
         floor = spectral_norm(along).upper
         if floor >= budget:
             raise InputError(

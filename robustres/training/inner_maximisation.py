@@ -47,4 +47,5 @@ def _project(difference: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _norms(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    norms: Tensor = values.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    return norms

@@ -95,7 +95,7 @@ class Recipe:
         kinds = {field.name: type(field.default) for field in fields(cls)}
         if unknown := sorted(values.keys() - kinds.keys()):
             raise InputError(f"a recipe has no setting {', '.join(unknown)}; known are {', '.join(kinds)}")
-        converted = {}
+        converted: dict[str, Any] = {}
         for name, value in values.items():
             kind = kinds[name]
             fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)

@@ -17,7 +17,8 @@ def clipped(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], budget: float)
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.Linear):
         u, values, v = torch.linalg.svd(weight, full_matrices=False)
-        return ((u * values.clamp_max(budget)) @ v).to(layer.weight.dtype)
+        matrix: Tensor = ((u * values.clamp_max(budget)) @ v).to(layer.weight.dtype)
+        return matrix
     if layer.groups != 1 or {*layer.stride, *layer.dilation} != {1}:
         raise ModelError("only convolutions of stride 1 without groups and dilation can be clipped; use 'spectral'")
     rows, columns = weight.shape[2:]

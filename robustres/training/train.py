@@ -72,9 +72,9 @@ class _Run:
         self.objective = Objective(self.model, recipe).to(self.device)
         parallel = self.world.size > 1
         self.parallel = DistributedDataParallel(self.objective) if parallel else self.objective
-        kind = {"nadam": torch.optim.NAdam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+        kinds: dict[str, Any] = {"nadam": torch.optim.NAdam, "adamw": torch.optim.AdamW}
         extra: dict[str, Any] = {"decoupled_weight_decay": True} if recipe.optimiser == "nadam" else {}
-        self.optimiser = kind(
+        self.optimiser: torch.optim.Optimizer = kinds[recipe.optimiser](
             self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **extra
         )
         self.average = copy.deepcopy(self.model.state_dict()) if recipe.ema else None

@@ -13,8 +13,9 @@ from robustres.certify.linear_map import Identity
 from robustres.data import load_data
 from robustres.errors import InputError, ModelError
 from robustres.models import ResidualNet, load_model, materialise, residual_net, save_checkpoint
+from robustres.models.stated import map_of
 from robustres.training import Recipe, enforce, train
-from robustres.training.enforce import Method, _input_shapes, map_at
+from robustres.training.enforce import Method, _input_shapes
 
 SHAPE = (1, 8, 8)
 SMALL = (1, 5, 4)
@@ -39,7 +40,7 @@ def small() -> ResidualNet:
 def norms(model: nn.Module) -> list[float]:
     shapes = _input_shapes(model, SHAPE)
     layers = [layer for layer in shapes if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return [float(torch.linalg.matrix_norm(map_at(layer, shapes[layer]).dense(), ord=2)) for layer in layers]
+    return [float(torch.linalg.matrix_norm(map_of(layer, shapes[layer]).dense(), ord=2)) for layer in layers]
 
 
 def test_spectral_brings_every_layer_below_the_budget_and_no_further() -> None:
@@ -63,7 +64,7 @@ def test_clipping_keeps_more_of_the_small_singular_values() -> None:
 def test_residual_blocks_fit_their_budget_by_the_certifier(method: Method) -> None:
     enforced = enforce(small(), lipschitz=2.0, input_shape=SMALL, method=method)
     for block in enforced.blocks:  # type: ignore[union-attr]
-        layers = [map_at(block.branch[place][0], (3, 5, 4)) for place in (0, 2)]  # type: ignore[index]
+        layers = [map_of(block.branch[place][0], (3, 5, 4)) for place in (0, 2)]  # type: ignore[index]
         assert joint_bound(Identity((3, 5, 4)), *layers, effort=0.2).upper <= 2.0
 
 
@@ -122,7 +123,7 @@ def test_the_published_network_is_brought_below_a_budget(shared: Path) -> None:
     model = load_model(str(shared / "models" / "resnet_2b.onnx")).module
     enforced = enforce(model, lipschitz=1.0, input_shape=(3, 32, 32))
     shapes = _input_shapes(enforced, (3, 32, 32))
-    uppers = [spectral_norm(map_at(layer, shape)).upper for layer, shape in shapes.items()]
+    uppers = [spectral_norm(map_of(layer, shape)).upper for layer, shape in shapes.items()]
     assert len(uppers) == 8
     assert max(uppers) <= 1.0
 
