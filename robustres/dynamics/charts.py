@@ -38,12 +38,16 @@ def lines(
     legend = alt.Legend(orient="bottom", title=None, columns=3, symbolType="stroke", symbolSize=300, labelLimit=260)
     shown = frame[frame[y] > 0] if y_log else frame
     axis = alt.Axis(format=y_format) if y_format else alt.Axis()
+    whole = not x_log and bool((shown[x] % 1 == 0).all())
+    x_axis = alt.Axis(tickMinStep=1, format="d") if whole else alt.Axis()
     power = alt.Axis(format=".0e", tickCount=6) if y_log and not y_format else axis
     return (
         alt.Chart(rows(shown))
         .mark_line(point={"size": 28} if points else False, strokeWidth=2.2)
         .encode(
-            x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type="log" if x_log else "linear", zero=False)),
+            x=alt.X(
+                f"{x}:Q", title=x_title, axis=x_axis, scale=alt.Scale(type="log" if x_log else "linear", zero=False)
+            ),
             y=alt.Y(f"{y}:Q", title=y_title, axis=power, scale=alt.Scale(type="log" if y_log else "linear")),
             color=alt.Color(
                 f"{series}:N", scale=alt.Scale(domain=list(order), range=_cycle(COLOURS, order)), legend=legend

@@ -222,7 +222,9 @@ def _picture(frame: pd.DataFrame, eps: float, deep: int) -> Any:
         )
         .properties(width=260, height=260)
     )
-    return alt.hconcat(stretch_chart(frame[frame["part"] == "block"]), bars).resolve_scale(color="independent")
+    return alt.hconcat(stretch_chart(frame[frame["part"] == "block"]), bars).resolve_scale(
+        color="independent", strokeDash="independent"
+    )
 
 
 def stretch_chart(blocks: pd.DataFrame) -> Any:
