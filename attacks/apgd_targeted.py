@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustres.attacks import engine, losses
+from robustres.attacks import engine, losses, prospects
 from robustres.attacks.apgd import AutoPgd, SparseAutoPgd, check_counts
 from robustres.attacks.attack import Attack
 from robustres.attacks.engine import Slots
@@ -19,8 +19,10 @@ class _Towards(AutoPgd):
     """Restart r aims at the r-th most likely wrong class; any wrong answer is a success."""
 
     targets: Tensor
+    gives_up: bool
 
     def begin(self, slots: Slots) -> None:
+        prospects.begin(slots)
         slots["target"] = self.targets[slots["sample"], slots["restart"]]
         super().begin(slots)
 
@@ -30,6 +32,12 @@ class _Towards(AutoPgd):
             return value
         towards = losses.difference(logits, slots["classes"], slots["target"])
         return torch.where(slots["by_margin"], towards, value)
+
+    def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
+        over = super().step(slots, loss, gradient)
+        if not self.gives_up:
+            return over
+        return over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=5)
 
 
 class _SparseTowards(_Towards, SparseAutoPgd):
@@ -41,7 +49,7 @@ class APGDTargeted(Attack):
     """Auto-PGD on the targeted difference-of-logits ratio, for `targets` wrong classes in turn, most likely first.
 
     targets: how many classes to aim at; at most classes - 1 are.
-    steps: updates per class.
+    steps: updates per class. give_up: leave a class early when its loss cannot be expected to get there.
     """
 
     kind: ClassVar[str] = "apgd-t"
@@ -49,6 +57,7 @@ class APGDTargeted(Attack):
     _: KW_ONLY
     steps: int = 100
     targets: int = 9
+    give_up: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,4 +69,5 @@ class APGDTargeted(Attack):
         kind = _SparseTowards if problem.threat.norm == "l1" else _Towards
         search = kind(problem, steps=self.steps, seed=self.seed, loss="dlr")
         search.targets = likely_targets(clean, problem.classes, self.targets)
+        search.gives_up = self.give_up
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

@@ -71,8 +71,9 @@ def _share(mask: Tensor) -> float:
     return float(mask.double().mean()) if len(mask) else 0.0
 
 
-def _finding(check: str, value: float, bad: str, good: str) -> Finding:
-    suspicious = value > TOLERATED
+def _finding(check: str, value: float, bad: str, good: str, *, samples: Tensor) -> Finding:
+    """One sample alone is never a reason, however few there are."""
+    suspicious = value > TOLERATED and int(samples.sum()) > 1
     return Finding(check, value, suspicious, bad if suspicious else good)
 
 
@@ -100,7 +101,7 @@ def _zero_gradients(subject: _Subject) -> tuple[Finding, Tensor]:
         f"{value:.0%} of the gradients are exactly zero: the loss is saturated or the model is not differentiable; "
         "use a black-box attack such as square"
     )
-    return _finding("zero_gradients", value, bad, "Hardly any gradient is exactly zero."), mask
+    return _finding("zero_gradients", value, bad, "Hardly any gradient is exactly zero.", samples=mask), mask
 
 
 def _other_losses(subject: _Subject) -> tuple[Finding, Tensor]:
@@ -112,7 +113,7 @@ def _other_losses(subject: _Subject) -> tuple[Finding, Tensor]:
         "report the worst case over the losses, or use the ensemble"
     )
     good = "A 20-step PGD with other losses finds hardly anything that the attack missed."
-    return _finding("loss_sensitivity", _share(missed), bad, good), missed
+    return _finding("loss_sensitivity", _share(missed), bad, good, samples=missed), missed
 
 
 def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
@@ -132,7 +133,9 @@ def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
         f"Random search without gradients fools {_share(missed):.0%} of the samples that the attack did not: "
         "the gradients are masked"
     )
-    return _finding("black_box", _share(missed), bad, "Random search without gradients does no better."), missed
+    return _finding(
+        "black_box", _share(missed), bad, "Random search without gradients does no better.", samples=missed
+    ), missed
 
 
 def _unbounded(subject: _Subject) -> tuple[Finding, Tensor]:
@@ -144,11 +147,15 @@ def _unbounded(subject: _Subject) -> tuple[Finding, Tensor]:
         f"Free to change every pixel, PGD still leaves {_share(left):.0%} of the samples: following the gradient does "
         "not work on this model"
     )
-    return _finding("unbounded_eps", _share(left), bad, "Free to change every pixel, PGD fools every sample."), left
+    return _finding(
+        "unbounded_eps", _share(left), bad, "Free to change every pixel, PGD fools every sample.", samples=left
+    ), left
 
 
 def _more_steps(subject: _Subject) -> tuple[Finding, Tensor]:
     steps = int(getattr(subject.attack, "steps", 1))
     missed = subject.missed_by_attack(subject.run(_pgd(subject, steps=max(5 * steps, 50))))
     bad = f"Five times as many steps fool {_share(missed):.0%} more of the samples: the attack had not converged"
-    return _finding("more_steps", _share(missed), bad, "Five times as many steps hardly find more."), missed
+    return _finding(
+        "more_steps", _share(missed), bad, "Five times as many steps hardly find more.", samples=missed
+    ), missed

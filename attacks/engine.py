@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustres.attacks.ledger import Ledger
-from robustres.attacks.problem import Problem
+from robustres.attacks.problem import Problem, vanished
 
 
 class Slots(dict[str, Tensor]):
@@ -110,8 +110,7 @@ def _count(ledger: Ledger, search: Search, samples: Tensor, gradient: Tensor) ->
     ledger.evaluations[samples] += 1
     if search.uses_gradient:
         ledger.gradients[samples] += 1
-        vanished = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1) == 0
-        ledger.zero_gradients[samples] += vanished.to(torch.int64)
+        ledger.zero_gradients[samples] += vanished(gradient).to(torch.int64)
 
 
 def _record(problem: Problem, search: Search, ledger: Ledger, slots: Slots, logits: Tensor, finite: Tensor) -> Tensor:
@@ -123,8 +122,7 @@ def _record(problem: Problem, search: Search, ledger: Ledger, slots: Slots, logi
     if bool(candidate.any()):
         retired[candidate] = ledger.offer(samples[candidate], points[candidate])
     if search.stays_inside:
-        miss = finite & ~hit
-        ledger.note(samples[miss], points[miss], problem.margin(logits, slots["classes"])[miss])
+        ledger.note(samples, points, problem.margin(logits, slots["classes"]), finite & ~hit)
     return retired
 
 

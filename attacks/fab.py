@@ -9,13 +9,14 @@ after going back, where the published loop runs the model once more for the grad
 the tested point. So an iteration costs one gradient instead of a gradient and a forward pass.
 """
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustres.attacks import engine, losses
+from robustres.attacks import engine, losses, prospects
 from robustres.attacks.apgd import check_counts
 from robustres.attacks.attack import Attack
 from robustres.attacks.ball import per_sample
@@ -51,13 +52,22 @@ class _Fab(BoundarySearch):
     """Restart r aims at the r-th most likely wrong class."""
 
     targets: Tensor
+    gives_up: bool
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
+        prospects.begin(slots)
         slots["target"] = self.targets[slots["sample"], slots["restart"]]
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return losses.difference(logits, slots["classes"], slots["target"])
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        over = super().move(slots, logits, loss, gradient)
+        if not self.gives_up:
+            return over
+        short = self.problem.threat.eps - slots["best_distance"]
+        return over | prospects.hopeless(slots, short, steps=self.steps, marks=10)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,8 @@ class FAB(Attack):
     With eps = math.inf it is a minimum-norm attack: every class is tried and the nearest example returned. With a
     finite eps a sample retires as soon as an example lies in the ball.
 
-    steps: linearisations per class. targets: how many classes to aim at; at most classes - 1 are.
+    steps: linearisations per class. targets: how many classes to aim at; at most classes - 1 are. give_up: leave a
+    class early when the distance cannot be expected to fall to eps.
     """
 
     kind: ClassVar[str] = "fab"
@@ -75,6 +86,7 @@ class FAB(Attack):
     _: KW_ONLY
     steps: int = 100
     targets: int = 9
+    give_up: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,5 +96,5 @@ class FAB(Attack):
         refuse_targeted(problem, self.name)
         ranking = likely_targets(clean, problem.classes, self.targets)
         search = _Fab(problem, steps=self.steps, stops_inside=True)
-        search.targets = ranking
+        search.targets, search.gives_up = ranking, self.give_up and math.isfinite(self.threat.eps)
         engine.run(problem, search, ledger=ledger, restarts=ranking.shape[1], batch_size=self.batch_size)

@@ -34,7 +34,9 @@ class _Fmn(MinimumNormSearch):
         gamma = 0.001 + (self.settings.gamma - 0.001) * fall
         slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1).clamp(min=1e-12)
         estimated = away + loss.abs() / slope  # distance to the boundary if the loss were linear
-        grown = torch.where(torch.isfinite(slots["best_distance"]), slots["radius"] * (1 + gamma), estimated)
+        wider = slots["radius"] * (1 + gamma)
+        searching = torch.where(torch.isfinite(wider), torch.maximum(wider, estimated), estimated)
+        grown = torch.where(torch.isfinite(slots["best_distance"]), wider, searching)
         shrunk = torch.minimum(slots["radius"] * (1 - gamma), slots["best_distance"] * (1 - gamma))
         slots["radius"] = torch.where(hit, shrunk, grown)
         step = self.settings.step_size * (0.01 + 0.99 * fall)

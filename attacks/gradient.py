@@ -13,7 +13,7 @@ from torch import Tensor
 from robustres.attacks import losses
 from robustres.attacks.engine import Search, Slots
 from robustres.attacks.losses import Loss, LossName
-from robustres.attacks.problem import Problem
+from robustres.attacks.problem import Problem, vanished
 
 
 class GradientSearch(Search):
@@ -35,7 +35,7 @@ class GradientSearch(Search):
         return torch.where(slots["by_margin"], self.problem.margin(logits, slots["classes"]), value)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        stuck = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1) == 0
+        stuck = vanished(gradient)
         switched = stuck & ~slots["by_margin"] if self._may_switch else torch.zeros_like(stuck)
         if not bool(switched.any()):
             return self.step(slots, loss, gradient)

@@ -52,8 +52,13 @@ class MinimumNormSearch(Search):
 
     def lengths(self, difference: Tensor) -> Tensor:
         """Norm of each sample's difference (B,), in the search's own precision."""
-        order = {"l2": 2.0, "linf": math.inf, "l1": 1.0}[self.problem.threat.norm]
-        return torch.linalg.vector_norm(difference.flatten(1), ord=order, dim=1)
+        flat = difference.flatten(1)
+        if self.problem.threat.norm == "linf":
+            smallest, largest = torch.aminmax(flat, dim=1)
+            return torch.maximum(-smallest, largest)
+        order = {"l2": 2.0, "l1": 1.0}[self.problem.threat.norm]
+        length: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
+        return length
 
     @abstractmethod
     def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:

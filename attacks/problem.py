@@ -62,7 +62,9 @@ class Problem:
                 (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
         if gradient is None:
             gradient = torch.zeros_like(points)
-        return logits.detach(), value.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
+        if not bool(torch.isfinite(gradient.sum())):
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        return logits.detach(), value.detach(), gradient
 
     def margin(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Margin loss (N,), positive where the attack has succeeded."""
@@ -83,6 +85,15 @@ class Problem:
         if self.channels_last and points.ndim == 4:
             return points.contiguous(memory_format=torch.channels_last)
         return points
+
+
+def vanished(gradient: Tensor) -> Tensor:
+    """Which samples' gradients (N, ...) are exactly zero, (N,); looks at all pixels only where a few are zero."""
+    flat = gradient.flatten(1)
+    zero = ~flat[:, :: max(flat.shape[1] // 64, 1)].any(dim=1)
+    if bool(zero.any()):
+        zero[zero.clone()] = ~flat[zero].any(dim=1)
+    return zero
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

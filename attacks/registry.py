@@ -20,6 +20,8 @@ from robustres.threat import ThreatModel
 
 _CLASSES: tuple[type[Attack], ...] = (FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble, DDN, FMN, DeepFool)
 _ATTACKS = {attack.kind: attack for attack in _CLASSES}
+# These look for the nearest example instead of one within eps; without a finite eps they search all of [0, 1].
+MINIMUM_NORM = frozenset({DDN.kind, FMN.kind, DeepFool.kind})
 _SHARED = {field.name for field in fields(Attack)}
 
 

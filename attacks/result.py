@@ -1,12 +1,13 @@
 """What an attack returns: one entry per sample, in the order of the images given."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from robustres.attacks.findings import Diagnosis
+from robustres.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,21 @@ class AttackResult:
 
     def to(self, device: torch.device | str) -> "AttackResult":
         """The same result on another device."""
-        return AttackResult(**{name: getattr(self, name).to(device) for name in _PER_SAMPLE}, diagnosis=self.diagnosis)
+        moved = {name: getattr(self, name).to(device) for name in _PER_SAMPLE}
+        return replace(self, **moved)
 
     def select(self, index: Tensor) -> "AttackResult":
         """The entries that `index` (bool mask or positions) picks."""
-        return AttackResult(**{name: getattr(self, name)[index] for name in _PER_SAMPLE})
+        chosen = {name: getattr(self, name)[index] for name in _PER_SAMPLE}
+        return replace(self, **chosen, diagnosis=None)
 
     @staticmethod
     def concatenate(results: Sequence["AttackResult"]) -> "AttackResult":
         """Results of consecutive batches as one."""
-        return AttackResult(**{name: torch.cat([getattr(r, name) for r in results]) for name in _PER_SAMPLE})
+        if not results:
+            raise InputError("there are no results to concatenate; give at least one")
+        joined = {name: torch.cat([getattr(result, name) for result in results]) for name in _PER_SAMPLE}
+        return replace(results[0], **joined, diagnosis=None)
 
 
 _PER_SAMPLE = tuple(field.name for field in fields(AttackResult) if field.name != "diagnosis")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustres.attacks import engine
+from robustres.attacks import engine, prospects
 from robustres.attacks.apgd import check_counts
 from robustres.attacks.attack import Attack
 from robustres.attacks.engine import Search, Slots
@@ -41,6 +41,7 @@ def window_sides(steps: int, first_share: float, shape: tuple[int, ...], norm: N
 
 class _Square(Search):
     uses_gradient = False
+    gives_up = False
 
     def __init__(self, problem: Problem, *, steps: int, seed: int, first_share: float) -> None:
         self.problem, self.steps, self.seed = problem, steps, seed
@@ -52,6 +53,7 @@ class _Square(Search):
         slots["keys"] = sample_keys(self.seed, slots["index"], slots["restart"])
         slots["points"] = self._start(slots)
         slots["best"] = slots["points"].clone()
+        prospects.begin(slots)
         slots["best_loss"] = torch.full_like(slots["x"].flatten(1)[:, 0], -torch.inf)
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
@@ -67,7 +69,10 @@ class _Square(Search):
             chosen = (sides == side).nonzero().flatten()
             self._propose(slots, points, chosen, side)
         slots["points"] = points
-        return slots["age"] + 1 >= self.steps
+        over = slots["age"] + 1 >= self.steps
+        if self.gives_up:
+            over = over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=10)
+        return over
 
     def _start(self, slots: Slots) -> Tensor:
         threat, shape = self.problem.threat, self.shape
@@ -95,7 +100,7 @@ class Square(Attack):
     """Random search on the margin loss; needs answers only, no gradients.
 
     steps: proposals, each one forward pass. first_share: share of the pixels that the first windows cover.
-    restarts: independent searches.
+    restarts: independent searches. give_up: stop early when the margin cannot be expected to close.
     """
 
     kind: ClassVar[str] = "square"
@@ -105,6 +110,7 @@ class Square(Attack):
     steps: int = 5000
     restarts: int = 1
     first_share: float = 0.8
+    give_up: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,4 +119,5 @@ class Square(Attack):
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         search = _Square(problem, steps=self.steps, seed=self.seed, first_share=self.first_share)
+        search.gives_up = self.give_up
         engine.run(problem, search, ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)

@@ -21,7 +21,7 @@ def pyramid(height: int, width: int) -> Tensor:
     for ring in range(max(centre)):
         shape[max(top, 0) : top + 2 * ring + 1, max(left, 0) : left + 2 * ring + 1] += 1.0 / (ring + 1) ** 2
         top, left = top - 1, left - 1
-    return shape / torch.linalg.vector_norm(shape)
+    return shape / float(torch.linalg.vector_norm(shape))
 
 
 def double_pyramid(side: int) -> Tensor:
@@ -30,7 +30,7 @@ def double_pyramid(side: int) -> Tensor:
     half = side // 2
     shape[:half] = pyramid(half, side) if half else 0
     shape[half:] = -pyramid(side - half, side)
-    return shape / torch.linalg.vector_norm(shape)
+    return shape / float(torch.linalg.vector_norm(shape))
 
 
 def start_l2(keys: Tensor, x: Tensor, eps: float) -> Tensor:

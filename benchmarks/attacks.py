@@ -1,0 +1,262 @@
+"""What our attacks cost and find beside torchattacks, foolbox and the bare loop.
+
+    python benchmarks/attacks.py [--quick] [--rounds 3] [--shared DIR] [--out attacks.csv] [--only pgd,ensemble,norm]
+
+Candidates alternate in one process on one thread; CPU seconds are compared as ratios to the reference of each table,
+the median over the rounds with the smallest and largest beside it. Gradients are counted per sample by a wrapper
+around the model. The network is VNN-COMP 2021's resnet_2b on 100 CIFAR-10 images where the shared folder has it.
+"""
+
+import argparse
+import csv
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from robustres.attacks import APGD, DDN, FMN, PGD, Ensemble
+from robustres.models import load_model
+from robustres.threat import ThreatModel
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+PIXEL_EPS = (2 / 255, 4 / 255, 8 / 255)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate of one table. ratio: reference's CPU seconds over this one's, so larger is faster."""
+
+    table: str
+    eps: float
+    candidate: str
+    found: str
+    gradients: int
+    cpu_seconds: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+class Counted(nn.Module):
+    """The model, counting the samples for which a gradient can be asked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.gradients = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.gradients += len(x)
+        logits: Tensor = self.model(x)
+        return logits
+
+
+Candidate = Callable[[nn.Module], str]
+
+
+def load(shared: Path) -> tuple[nn.Module, Tensor, Tensor]:
+    """resnet_2b and its images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = load_model(str(shared / "models" / "resnet_2b.onnx"), mean=MEAN, std=STD, input_shape=(3, 32, 32))
+    folder = shared / "data" / "cifar10-100"
+    x = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2).float().div(255).contiguous()
+    return model.module, x, torch.from_numpy(np.load(folder / "labels.npy")).long()
+
+
+def compare(
+    table: str, eps: float, model: nn.Module, candidates: dict[str, Candidate], *, rounds: int, reference: str
+) -> Iterator[Row]:
+    """Run all candidates in turn, `rounds` times; ratios are to the reference within the same round."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    found, gradients = {}, {}
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            counted = Counted(model).eval()
+            start = time.process_time()
+            found[name] = candidate(counted)
+            seconds[name].append(time.process_time() - start)
+            gradients[name] = counted.gradients
+    for name, own in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(seconds[reference], own, strict=True)]
+        yield Row(
+            table,
+            eps,
+            name,
+            found[name],
+            gradients[name],
+            statistics.median(own),
+            statistics.median(ratios),
+            min(ratios),
+            max(ratios),
+        )
+
+
+def left(model: nn.Module, examples: Tensor, y: Tensor) -> str:
+    """How many samples are still answered correctly."""
+    with torch.no_grad():
+        return f"{int((model(examples).argmax(dim=1) == y).sum())} robust"
+
+
+def bare_loop(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    """The floor: forward, input gradient, sign step and clamp, for everybody at every step."""
+    low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+    points = x.clone()
+    for _ in range(steps):
+        leaf = points.detach().requires_grad_(True)
+        loss = nn.functional.cross_entropy(model(leaf), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        points = torch.clamp(leaf.detach() + 2.5 * eps / steps * gradient.sign(), low, high)
+    return points
+
+
+def foolbox_examples(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, eps: float | None, **settings: object
+) -> Tensor:
+    """foolbox's clipped examples."""
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    _, clipped, _ = getattr(foolbox.attacks, attack)(**settings)(wrapped, x, y, epsilons=eps)
+    return clipped
+
+
+def pgd_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int) -> Iterator[Row]:
+    """Whole PGD at three eps, and per step with everybody active."""
+    for eps in PIXEL_EPS:
+        alpha = 2.5 * eps / steps
+        settings = {"eps": eps, "alpha": alpha, "steps": steps}
+        linf = ThreatModel("linf", eps)
+        candidates: dict[str, Candidate] = {
+            "torchattacks": lambda m, s=settings: left(m, torchattacks.PGD(m, **s)(x, y), y),
+            "bare loop": lambda m, e=eps: left(m, bare_loop(m, x, y, e, steps), y),
+            "robustres": lambda m, t=linf: f"{PGD(t, steps=steps)(m, x, y).robust} robust",
+            "foolbox": lambda m, e=eps, a=alpha: left(
+                m, foolbox_examples(m, x, y, "LinfPGD", e, abs_stepsize=a, steps=steps), y
+            ),
+        }
+        yield from compare(f"PGD-{steps}", eps, model, candidates, rounds=rounds, reference="torchattacks")
+    with torch.no_grad():
+        held = model(x).argmax(dim=1) == y
+    tiny = ThreatModel("linf", 1e-5)
+    x, y = x[held], y[held]
+    candidates = {
+        "bare loop": lambda m: left(m, bare_loop(m, x, y, 1e-5, steps), y),
+        "robustres": lambda m: f"{PGD(tiny, steps=steps)(m, x, y).robust} robust",
+    }
+    yield from compare(f"PGD-{steps}, all active", 1e-5, model, candidates, rounds=rounds, reference="bare loop")
+
+
+def published_ensemble(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, queries: int) -> str:
+    """torchattacks' four attacks with the published counts (its AutoAttack class defaults to 10 iterations)."""
+    shared = {"eps": eps, "norm": "Linf", "seed": 0, "n_restarts": 1}
+    attacks = [
+        torchattacks.APGD(model, loss="ce", steps=steps, **shared),
+        torchattacks.APGDT(model, n_classes=10, steps=steps, **shared),
+        torchattacks.FAB(model, n_classes=10, multi_targeted=True, steps=steps, **shared),
+        torchattacks.Square(model, n_queries=queries, **shared),
+    ]
+    remaining = torch.arange(len(x))
+    for attack in attacks:
+        with torch.no_grad():
+            remaining = remaining[model(x[remaining]).argmax(dim=1) == y[remaining]]
+        if len(remaining):
+            examples = attack(x[remaining], y[remaining])
+            with torch.no_grad():
+                remaining = remaining[model(examples).argmax(dim=1) == y[remaining]]
+    return f"{len(remaining)} robust"
+
+
+def ensemble_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int, queries: int) -> Iterator[Row]:
+    """The standard ensemble, as published and as ours with and without giving up."""
+    for eps in (2 / 255, 8 / 255):
+        linf = ThreatModel("linf", eps)
+        ours = Ensemble(linf, steps=steps, queries=queries)
+        full = Ensemble(linf, steps=steps, queries=queries, exhaustive=True)
+        candidates: dict[str, Candidate] = {
+            "torchattacks": lambda m, e=eps: published_ensemble(m, x, y, e, steps, queries),
+            "robustres": lambda m, a=ours: f"{a(m, x, y).robust} robust",
+            "robustres, exhaustive": lambda m, a=full: f"{a(m, x, y).robust} robust",
+        }
+        table = f"ensemble {steps}/{queries}"
+        yield from compare(table, eps, model, candidates, rounds=rounds, reference="torchattacks")
+        single: dict[str, Candidate] = {"APGD-CE": lambda m, t=linf: f"{APGD(t, steps=steps)(m, x, y).robust} robust"}
+        yield from compare("APGD alone", eps, model, single, rounds=1, reference="APGD-CE")
+
+
+def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[Row]:
+    """Minimum-norm attacks in l2 with at most 46 gradients per image: the median distance."""
+    with torch.no_grad():
+        held = model(x).argmax(dim=1) == y
+    x, y = x[held], y[held]
+    unbounded = ThreatModel("l2", math.inf)
+
+    def median(model: nn.Module, examples: Tensor) -> str:
+        with torch.no_grad():
+            missed = model(examples).argmax(dim=1) == y
+        lengths = (examples - x).flatten(1).double().norm(dim=1).masked_fill(missed, math.inf)
+        return f"median l2 {float(lengths.quantile(0.5)):.4f}"
+
+    candidates: dict[str, Candidate] = {
+        "foolbox DDN": lambda m: median(m, foolbox_examples(m, x, y, "DDNAttack", None, steps=46)),
+        "foolbox FMN": lambda m: median(m, foolbox_examples(m, x, y, "L2FMNAttack", None, steps=46)),
+        "robustres DDN": lambda m: median(m, DDN(unbounded, steps=46)(m, x, y).examples),
+        "robustres FMN": lambda m: median(m, FMN(unbounded, steps=46)(m, x, y).examples),
+    }
+    yield from compare("minimum l2", math.inf, model, candidates, rounds=rounds, reference="foolbox DDN")
+
+
+def show(row: Row) -> None:
+    print(
+        f"{row.table:22} eps {row.eps:8.5f}  {row.candidate:22} {row.found:18} {row.gradients:8d} gradients "
+        f"{row.cpu_seconds:8.2f} s  ratio {row.ratio:5.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20 images, fewer steps: a check that everything runs")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="pgd,norm,ensemble", help="comma-separated tables")
+    default = os.environ.get("ROBUSTRES_SHARED", Path(__file__).resolve().parents[2] / "shared")
+    parser.add_argument("--shared", type=Path, default=Path(default))
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/attacks.csv"))
+    options = parser.parse_args()
+    if not (options.shared / "models").is_dir():
+        print(f"{options.shared} does not hold the network and the images; name their folder with --shared")
+        return
+    torch.set_num_threads(1)
+    model, x, y = load(options.shared)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if options.quick:
+        x, y = x[:20], y[:20]
+    steps, ensemble_steps, queries = (10, 10, 50) if options.quick else (50, 100, 5000)
+    tables = {
+        "pgd": lambda: pgd_table(model, x, y, options.rounds, steps),
+        "norm": lambda: norm_table(model, x, y, options.rounds),
+        "ensemble": lambda: ensemble_table(model, x, y, options.rounds, ensemble_steps, queries),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        for name in options.only.split(","):
+            for row in tables[name]():
+                show(row)
+                writer.writerow(astuple(row))
+                file.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The diagnosis accuses models that mask their gradients, and no others."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks import APGD, FAB, FGSM, APGDTargeted, diagnose
+from robustres.errors import InputError
+from robustres.results import typed_table
+from robustres.threat import ThreatModel
+
+from .conftest import Case
+
+LINF = ThreatModel("linf", 0.03)
+
+
+class Rounded(nn.Module):
+    """Rounds its input to 64 levels: the gradient is zero everywhere."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(torch.round(x * 64) / 64)
+        return logits
+
+
+def test_an_honest_model_is_not_accused(small: Case) -> None:
+    diagnosis = diagnose(small.model, small.x, small.y, APGDTargeted(LINF, steps=40), queries=50)
+    assert not diagnosis.suspicious, diagnosis.findings
+    assert "face value" in diagnosis.verdict
+    assert diagnosis.suspicious_samples.sum() <= 1
+
+
+def test_a_model_without_gradients_is_accused_sample_by_sample(small: Case) -> None:
+    model = Rounded(small.model).eval()
+    diagnosis = diagnose(model, small.x, small.y, APGD(LINF, steps=20), queries=100)
+    found = {finding.check for finding in diagnosis.findings if finding.suspicious}
+    assert {"zero_gradients", "black_box"} <= found
+    assert "Do not trust" in diagnosis.verdict
+    assert diagnosis.suspicious_samples.any()
+
+
+def test_a_weak_attack_is_accused_because_more_steps_help(small: Case) -> None:
+    diagnosis = diagnose(small.model, small.x, small.y, FGSM(ThreatModel("linf", 0.01)), queries=20)
+    checks = {finding.check: finding for finding in diagnosis.findings}
+    assert set(checks) == {"zero_gradients", "loss_sensitivity", "black_box", "unbounded_eps", "more_steps"}
+    assert not checks["zero_gradients"].suspicious
+    table = typed_table("diagnosis", diagnosis.rows())
+    assert len(table) == 5
+    assert set(table["attack"]) == {"fgsm"}
+
+
+def test_an_unbounded_threat_cannot_be_diagnosed(small: Case) -> None:
+    with pytest.raises(InputError, match="finite eps"):
+        diagnose(small.model, small.x, small.y, FAB(ThreatModel("linf", float("inf"))))

@@ -1,0 +1,101 @@
+"""On a linear classifier the nearest adversarial example has a closed form: what every attack must come close to."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks import accuracy_curve, make_attack
+from robustres.threat import ThreatModel
+
+# dual norm: the distance to the boundary w.x + b = 0 is |w.x + b| / |w|_dual.
+DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
+# How far from the optimum an attack may end, relative: (name, norm) -> tolerance.
+MINIMUM_NORM = [
+    ("fab", "l2", 0.02),
+    ("fab", "linf", 0.02),
+    ("fab", "l1", 0.06),
+    ("deepfool", "l2", 0.03),
+    ("deepfool", "linf", 0.03),
+    ("deepfool", "l1", 0.03),
+    ("ddn", "l2", 0.03),
+    ("fmn", "l2", 0.03),
+    ("fmn", "linf", 0.03),
+    ("fmn", "l1", 0.10),
+]
+
+# The cross-entropy of several classes does not point at the nearest one: pgd and apgd alone may miss it.
+REACHES_THE_NEAREST_CLASS = ("apgd-t", "fab", "ensemble")
+
+
+class Linear(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(classes)
+        self.layer = nn.Linear(3 * 6 * 6, classes)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.randn(self.layer.weight.shape, generator=generator))
+            self.layer.bias.copy_(-0.5 * self.layer.weight.sum(dim=1))  # every class is equal at the grey image
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+def case(classes: int, norm: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A linear model, greyish images (no pixel meets the box), their labels, and the exact distances."""
+    model = Linear(classes).eval()
+    x = 0.5 + 0.08 * (torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(7)) - 0.5)
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(dim=1)
+    gaps = logits.gather(1, y[:, None]) - logits
+    weights = model.layer.weight[y][:, None] - model.layer.weight[None]
+    lengths = torch.linalg.vector_norm(weights, ord=DUAL[norm], dim=2)
+    exact = (gaps / lengths).scatter(1, y[:, None], torch.inf).amin(dim=1)
+    return model, x, y, exact.detach().double()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize(("name", "norm", "tolerance"), MINIMUM_NORM)
+def test_minimum_norm_attacks_find_the_nearest_example(name: str, norm: str, tolerance: float, classes: int) -> None:
+    model, x, y, exact = case(classes, norm)
+    attack = make_attack(name, ThreatModel(norm, math.inf), steps=100)  # type: ignore[arg-type]
+    result = attack(model, x, y)
+    assert result.fooled.all()
+    assert (result.distance >= exact * (1 - 1e-5)).all(), "nearer than possible"
+    ratio = result.distance / exact
+    assert ratio.median() <= 1 + tolerance
+    assert ratio.max() <= 1 + 6 * tolerance
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "apgd-t", "fab", "ensemble"])
+def test_attacks_with_a_budget_succeed_just_outside_the_distance_and_never_inside(
+    name: str, norm: str, classes: int
+) -> None:
+    model, x, y, exact = case(classes, norm)
+    settings = {"fgsm": {}, "ensemble": {"queries": 50}}.get(name, {"steps": 100})
+    slack = 1.35 if name == "fgsm" or norm == "l1" else 1.05
+    for factor in (0.99, slack):
+        threat = ThreatModel(norm, float(exact[0]) * factor)  # type: ignore[arg-type]
+        result = make_attack(name, threat, **settings)(model, x[:1], y[:1])
+        if factor < 1:
+            assert not result.fooled.any()
+        elif name in REACHES_THE_NEAREST_CLASS or (classes == 2 and (name != "fgsm" or norm == "linf")):
+            assert result.fooled.all()
+
+
+def test_the_curve_of_one_run_is_the_share_of_samples_further_than_eps() -> None:
+    model, x, y, exact = case(3, "l2")
+    y = y.clone()
+    y[0] = (y[0] + 1) % 3
+    result = make_attack("fab", ThreatModel("l2", math.inf))(model, x, y)
+    eps = [0.0, float(exact.median()), 100.0]
+    curve = accuracy_curve(result, eps)
+    assert curve[0] == 15 / 16
+    assert curve[2] == 0.0
+    assert curve == sorted(curve, reverse=True)
+    assert curve[1] == float((result.distance > eps[1]).double().mean())
