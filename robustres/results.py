@@ -202,7 +202,7 @@ def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
         "model": dict(manifest["model"]),
         "data": {**manifest["data"], "samples": total},
         "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
-        "attacks": _attack_rows(tables["attacks"], correct),
+        "attacks": _attack_rows(tables["attacks"], correct, manifest["eps"]),
         "certificates": _certificate_rows(tables["certificates"], samples["label"], manifest["eps"]),
         "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": block_records(tables["blocks"])},
         "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
@@ -249,14 +249,17 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-def _attack_rows(attacks: pd.DataFrame, correct: pd.Series) -> list[dict[str, Any]]:
+def _attack_rows(
+    attacks: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
+) -> list[dict[str, Any]]:
+    """Each attack at its eps; a minimum-norm attack (eps NaN) at every eps that is counted in its norm."""
     rows = []
-    groups: Any = attacks.dropna(subset="eps").groupby(["attack", "norm", "eps"], sort=True)
+    groups: Any = attacks.groupby(["attack", "norm", "eps"], sort=True, dropna=False)
     for (attack, norm, eps), group in groups:
-        robust = int(robust_mask(group, correct, eps).sum())
-        rows.append(
-            {"attack": attack, "norm": norm, "eps": eps, "robust": robust, "accuracy": _share(robust, len(correct))}
-        )
+        for budget in eps_by_norm.get(norm, []) if math.isnan(eps) else [eps]:
+            robust = int(robust_mask(group, correct, budget).sum())
+            share = _share(robust, len(correct))
+            rows.append({"attack": attack, "norm": norm, "eps": budget, "robust": robust, "accuracy": share})
     return rows
 
 

@@ -80,7 +80,7 @@ def smoothing(sigma: float | None, samples: int, seed: int) -> "RandomisedSmooth
     return None if sigma is None else RandomisedSmoothing(sigma, estimation_samples=samples, seed=seed)
 
 
-def statistics(mean: str | None, std: str | None) -> dict[str, tuple[float, ...]]:
+def statistics(mean: str | None, std: str | None) -> dict[str, Any]:
     """The normalisation that was given, as `load_model` takes it."""
     from robustres.threat import parse_numbers
 

@@ -1,14 +1,15 @@
 """The table rows of one part of the samples: answers, attacks, certificates, and examples for the gallery."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks import AttackResult
+from robustres.attacks import Attack, AttackResult
 from robustres.certify import LipschitzReport, RadiusColumn, certify
 from robustres.data import ImageSet
 from robustres.evaluation.batches import in_batches
@@ -16,19 +17,6 @@ from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
 from robustres.numerics import distance
 from robustres.results import sandwich_violations, typed_table
-from robustres.threat import ThreatModel
-
-
-class Attack(Protocol):
-    """What an evaluation needs of an attack."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def threat(self) -> ThreatModel: ...
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, indices: Tensor) -> AttackResult: ...
 
 
 def part_tables(
@@ -101,7 +89,7 @@ def _attack_rows(attack: Attack, index: Tensor, images: Tensor, result: AttackRe
     difference = result.examples.to(torch.float64) - images.to(torch.float64)
     missing = ~result.fooled
     columns: dict[str, Any] = {"index": index.numpy(), "attack": attack.name, "norm": attack.threat.norm}
-    columns["eps"] = attack.threat.eps
+    columns["eps"] = _bounded_eps(attack)
     columns["fooled"] = result.fooled.numpy()
     columns["distance"] = result.distance.numpy()
     for norm in ("l2", "linf"):
@@ -110,6 +98,11 @@ def _attack_rows(attack: Attack, index: Tensor, images: Tensor, result: AttackRe
     columns["steps"] = result.steps.numpy()
     columns["gradient_evaluations"] = result.gradient_evaluations.numpy()
     return pd.DataFrame(columns)
+
+
+def _bounded_eps(attack: Attack) -> float:
+    """The eps of the attack's rows; NaN for a minimum-norm attack, which has none."""
+    return attack.threat.eps if math.isfinite(attack.threat.eps) else math.nan
 
 
 def _certificate_rows(
@@ -176,7 +169,7 @@ def _example_rows(
             "index": int(index[i]),
             "attack": attack.name,
             "norm": attack.threat.norm,
-            "eps": attack.threat.eps,
+            "eps": _bounded_eps(attack),
             "channels": channels,
             "height": height,
             "width": width,

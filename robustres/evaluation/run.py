@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from robustres.attacks import make_attack
 from robustres.certify import LipschitzReport, lipschitz
 from robustres.data import ImageSet
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.forward import clean_logits
 from robustres.evaluation.lock import locked
+from robustres.evaluation.plan import planned_attacks
 from robustres.evaluation.preflight import check_finite, check_output
 from robustres.evaluation.provenance import build_manifest
 from robustres.evaluation.rows import part_tables
@@ -70,11 +70,7 @@ def evaluate(
     module = model.module.to(device)
     with this_shard() as shard, evaluation_mode(module):
         classes = check_output(module, data, device=device)
-        attacks = [
-            make_attack(attack, threat, seed=settings.seed, **settings.attack_settings.get(attack, {}))
-            for attack in settings.attacks
-            for threat in settings.threats()
-        ]
+        attacks = planned_attacks(settings)
         logits = clean_logits(
             module, data.images, batch_size=settings.batch_size, device=device,
             progress=lambda done: progress("clean", done, len(data)),

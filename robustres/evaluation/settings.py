@@ -1,5 +1,6 @@
 """What an evaluation computes: settings that are checked once and stand in the run's manifest."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -53,7 +54,8 @@ class Settings:
             raise InputError("name at least one norm with at least one eps, for example eps={'linf': (8/255,)}")
         for norm, budgets in self.eps.items():
             for eps in budgets:
-                ThreatModel(norm, eps)
+                if not math.isfinite(ThreatModel(norm, eps).eps):
+                    raise InputError("eps must be finite; a minimum-norm attack such as fmn finds its own")
         for name in ("batch_size", "part_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -177,6 +177,18 @@ def test_a_smoothed_classifier_has_rows_of_its_own_and_stays_out_of_the_sandwich
     assert [row["norm"] for row in counted] == ["l2"]
 
 
+def test_a_minimum_norm_attack_runs_once_and_serves_every_eps(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, eps={"l2": (0.25, 0.5)}, attacks=("fmn",))
+    run = evaluate(model, data.first(16), tmp_path / "run", settings)
+    rows = run.folder.table("attacks")
+    assert len(rows) == 16
+    assert [row["eps"] for row in run.summary["attacks"]] == [0.25, 0.5]
+    assert rows["eps"].isna().all()
+    assert rows.loc[rows["fooled"], "distance"].between(0, 8).all()
+
+
 def test_tables_come_back_as_data_frames(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     run = evaluate(model, data, tmp_path / "run", SETTINGS)
     certificates = run.folder.table("certificates")
