@@ -98,7 +98,7 @@ def branch_bound(
             candidates |= joint
         best = min(candidates, key=lambda key: candidates[key])
         steps = affordable_steps(block)
-        lower = min(mask_ascent(block, steps=min(steps, 30), restarts=max(1, steps // 30)).value, candidates[best])
+        lower = min(mask_ascent(block, steps=min(steps, 60), restarts=max(1, steps // 60)).value, candidates[best])
     return JointBound(
         lower, candidates[best], best, Guarantee(), perf_counter() - start, candidates, multipliers, twist
     )
@@ -167,7 +167,9 @@ def _search(source: FormSource, block: ResidualBlock, norms: Sequence[float], ef
     gains = [gain(form, values) for values in starts]
     ranked = sorted(range(len(starts)), key=lambda index: float(gains[index].max()))
     if coarse:
-        return Scaling(starts[ranked[0]], float(gains[ranked[0]].max()), gains[ranked[0]])
+        places = torch.linspace(0, count - 1, max(1, min(count - 1, SCANNED // 2))).round().long().to(places.device)
+        wider = gain(source.form(source.frequencies[places]), starts[ranked[0]])
+        return Scaling(starts[ranked[0]], float(wider.max()), wider)
     scaling = min(
         (evaluate(source, starts[index]) for index in ranked[: 1 if 4 * whole > effort else 2]),
         key=lambda found: found.value,

@@ -14,10 +14,10 @@ from robustres.numerics import gamma
 
 
 def affordable_steps(block: ResidualBlock, *, operations: float = 1e10) -> int:
-    """Steps that so many floating-point operations allow, between 10 and 120."""
+    """Steps that so many floating-point operations allow, between 10 and 480."""
     maps = (block.shortcut, *block.layers)
     each = sum(2 * product_roundings(map_) * max(map_.in_size, map_.out_size) for map_ in maps)
-    return max(10, min(120, int(operations / max(each, 1))))
+    return max(10, min(480, int(operations / max(each, 1))))
 
 
 def mask_ascent(
@@ -32,17 +32,15 @@ def mask_ascent(
     source = torch.Generator().manual_seed(0) if generator is None else generator
     best = 0.0
     with torch.no_grad():
-        for _ in range(restarts):
-            best = max(
-                best,
-                _one_ascent(block, uniform_on_sphere(block.shortcut.in_shape, block.shortcut.device, source), steps),
-            )
+        for restart in range(restarts):
+            vector = uniform_on_sphere(block.shortcut.in_shape, block.shortcut.device, source)
+            best = max(best, _one_ascent(block, vector, steps, source if restart else None))
         error = product_error(block.shortcut) + _branch_error(block)
     return Estimate(max(0.0, best * (1 - 1e-12) - error), "free slopes")
 
 
-def _one_ascent(block: ResidualBlock, vector: Tensor, steps: int) -> float:
-    diagonals = [_first_slopes(block, index) for index in range(len(block.slopes))]
+def _one_ascent(block: ResidualBlock, vector: Tensor, steps: int, generator: torch.Generator | None) -> float:
+    diagonals = [_first_slopes(block, index, generator) for index in range(len(block.slopes))]
     best = 0.0
     for _ in range(steps):
         length = float(torch.linalg.vector_norm(vector))
@@ -64,10 +62,15 @@ def _one_ascent(block: ResidualBlock, vector: Tensor, steps: int) -> float:
     return best
 
 
-def _first_slopes(block: ResidualBlock, index: int) -> Tensor:
+def _first_slopes(block: ResidualBlock, index: int, generator: torch.Generator | None) -> Tensor:
+    """Every unit at the upper slope, or at one of the two by chance."""
     layer, slopes = block.layers[index], block.slopes[index]
-    value = 1.0 if isinstance(slopes, GroupSort) else slopes[1]
-    return torch.full((1, *layer.out_shape), value, dtype=torch.float64, device=layer.device)
+    low, high = (1.0, 1.0) if isinstance(slopes, GroupSort) else slopes
+    upper = torch.full((1, *layer.out_shape), high, dtype=torch.float64, device=layer.device)
+    if generator is None:
+        return upper
+    chance = torch.rand(upper.shape, generator=generator, device=generator.device).to(layer.device)
+    return torch.where(chance < 0.5, upper, torch.full_like(upper, low))
 
 
 def _better_slopes(slopes: Slopes, gradient: Tensor, current: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from robustres.certify.batched_norm import largest_norm
-from robustres.certify.incremental_form import IncrementalForm, gain, gain_slope, proved
+from robustres.certify.incremental_form import EXACT_SIDE, IncrementalForm, gain, gain_slope, proved
 from robustres.numerics import gamma, rounded_up
 
 ACTIVE = 24  # frequencies that the descent looks at; refreshed as others become the largest
 MOST_STEPS = 150
 MARGINS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+COARSE_MARGINS = (1e-5, 1e-4, 1e-3)
 GROWTHS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 STEP_OVERHEAD = 1.5e-3  # nominal seconds of a step, however small the matrices
 SCAN_ABOVE_MINIMUM = (1e-8, 1e-6, 1e-3, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
@@ -169,18 +170,20 @@ def prove(source: FormSource, scaling: Scaling, *, give_up_above: float = math.i
 
 
 def _proved_value(source: FormSource, values: Tensor, value: float, limit: float) -> float:
-    """lambda, raised by the smallest margins that hold at every frequency; infinite where `MARGINS` are used up.
+    """lambda, raised by the smallest margins that hold at every frequency; infinite where the margins are used up.
 
     What holds at one frequency with a smaller value holds with a larger one, so no frequency is looked at again.
     """
-    margins = iter(MARGINS)
+    exact = source.form(source.frequencies[:1]).c_input.shape[-1] <= EXACT_SIDE
+    tried = MARGINS if exact else COARSE_MARGINS  # a large matrix's lambda is only known to a few digits
+    margins = iter(tried)
     held = value * (1 + next(margins))
     with torch.no_grad():
         for form in source.chunks():
             while not proved(form, values, held):
                 here = float(gain(form, values).max())
                 if here > value:
-                    value, margins = here, iter(MARGINS)
+                    value, margins = here, iter(tried)
                 margin = next(margins, None)
                 if margin is None or not value < limit:
                     return math.inf
