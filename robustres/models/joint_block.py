@@ -31,6 +31,7 @@ class JointBlock(nn.Module):
     """
 
     scale: Tensor
+    settled: Tensor
     budget = 1.0
 
     def __init__(self, site: Site) -> None:
@@ -43,6 +44,7 @@ class JointBlock(nn.Module):
         self.outer = nn.Conv2d(site.channels, site.channels, site.kernel, padding=padding)
         self.log_t = nn.Parameter(torch.zeros(site.channels))
         self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("settled", torch.tensor(False))
         with torch.no_grad():
             rows = functional.conv2d(self.inner.weight, self.inner.weight, padding=site.kernel - 1).abs().sum((1, 2, 3))
             self.inner.weight /= (rows / 2).sqrt()[:, None, None, None]
@@ -52,6 +54,7 @@ class JointBlock(nn.Module):
         if self.training and torch.is_grad_enabled():
             scale = (1 / self.training_bound()).to(x.dtype)
             self.scale.copy_(scale.detach())
+            self.settled.fill_(False)
         else:
             scale = self.scale
         out: Tensor = scale * (x + self.outer(functional.relu(self.inner(x))))
@@ -75,7 +78,10 @@ class JointBlock(nn.Module):
         raise ModelError("the joint bound of a block is not finite; lower the learning rate")
 
     def settle_scale(self) -> None:
-        """Divide by the certifier's bound from now on."""
+        """Divide by the certifier's bound from now on; nothing changes where that is so already."""
+        if self.settled:
+            return
+        self.settled.fill_(True)
         self.scale.fill_(1 / (self._unscaled_bound(self.site.shape).upper * (1 + STORAGE_SLACK)))
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:

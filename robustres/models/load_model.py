@@ -1,21 +1,21 @@
 """One entry for every source of models."""
 
 import hashlib
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from robustres.errors import ModelError
 from robustres.models.checkpoint import load_checkpoint
+from robustres.models.factory import call_factory
 from robustres.models.materialise import materialise
 from robustres.models.normalised import Normalised
 from robustres.models.onnx_model import load_onnx
+from robustres.models.weights_file import load_weights
+from robustres.models.zoo import ZOOS
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,22 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    download: bool = False,
 ) -> LoadedModel:
     """A classifier of images in [0, 1], from a checkpoint, a factory of yours, an ONNX file, or a module at hand.
 
-    spec: `FILE.safetensors` (with FILE.json), `FILE.onnx`, `package.module:factory` (imported and called: this one
-        executes code), or an nn.Module.
+    spec: `FILE.safetensors` (with FILE.json), `FILE.onnx`, an nn.Module, or a network by name: `torchvision:NAME`,
+        `timm:NAME`, `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and
+        called: this one executes code). A name may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors.
+    download: whether pretrained weights of torchvision and timm may be fetched when they are not on this machine.
     mean, std: the normalisation that the network expects, per channel; it becomes part of the network. Only one given:
         the other is 0 or 1.
     input_shape: (C, H, W) of the images; where given, one image is passed through as a check.
     Raises ModelError, one sentence, where the model cannot be used.
     """
-    module, source = (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec), spec)
+    module, source = (
+        (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download=download), spec)
+    )
     module = materialise(module)
     if mean is not None or std is not None:
         channels = len(mean if mean is not None else std or ())
@@ -68,33 +73,30 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(spec: str) -> nn.Module:
+def _read(spec: str, *, download: bool) -> nn.Module:
+    """The model of a spec; what stands after an @ is a file of weights for it."""
+    source, at, weights = spec.partition("@")
+    file = Path(weights) if at else None
+    if file is None and Path(source).suffix in {".pt", ".pth", ".bin"}:
+        raise ModelError(
+            f"{source} may hold weights, but not what to do with them; name the network as well: "
+            f"package.module:factory@{source}"
+        )
     readers: dict[str, Callable[[Path], nn.Module]] = {".safetensors": load_checkpoint, ".onnx": load_onnx}
-    reader = readers.get(Path(spec).suffix)
-    if reader is not None:
-        return reader(Path(spec))
-    module_name, colon, attribute = spec.partition(":")
-    if colon and module_name and attribute:
-        return _call_factory(module_name, attribute)
-    raise ModelError(f"a model must be FILE.safetensors, FILE.onnx or package.module:factory, got {spec!r}")
-
-
-def _call_factory(module_name: str, attribute: str) -> nn.Module:
-    """Import, with the working directory on the path as `python -m` has it, and call without arguments."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory: Any = importlib.import_module(module_name)
-        for name in attribute.split("."):
-            factory = getattr(factory, name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"cannot import {module_name}:{attribute} ({error}); check the name and the path") from error
-    try:
-        module = factory if isinstance(factory, nn.Module) else factory()
-    except Exception as error:
-        raise ModelError(f"{module_name}:{attribute} failed with {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{module_name}:{attribute} must return an nn.Module, got {type(module).__name__}")
+    reader = readers.get(Path(source).suffix)
+    if reader is not None and file is None:
+        return reader(Path(source))
+    kind, colon, name = source.partition(":")
+    if not (colon and kind and name):
+        raise ModelError(
+            "a model must be FILE.safetensors, FILE.onnx, package.module:factory, torchvision:NAME or timm:NAME, the "
+            f"last three also with @WEIGHTS, got {spec!r}"
+        )
+    if kind in ZOOS:
+        return ZOOS[kind](name, file, download)
+    module = call_factory(kind, name)
+    if file is not None:
+        load_weights(module, file)
     return module
 
 

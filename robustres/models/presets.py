@@ -1,5 +1,7 @@
 """Networks by name: sizes that were tried, for the demo and for a first run on one's own data."""
 
+from typing import Any
+
 from robustres.errors import ModelError
 from robustres.models.residual_net import Architecture, ResidualNet, build
 
@@ -17,7 +19,21 @@ MNIST: dict[str, Architecture] = {
         "orthogonal", 3, 256, (1, 28, 28), 10, activation="maxmin", stem_kernel=28, stem_stride=28
     ),
 }
-PRESETS: dict[str, Architecture] = {**TINY, **MNIST}
+_DIGITS: dict[str, Any] = {"image_shape": (1, 8, 8), "classes": 10, "stem_kernel": 8, "stem_stride": 8, "kernel": 1}
+_COLOUR: dict[str, Any] = {"image_shape": (3, 32, 32), "classes": 10, "stem_kernel": 5, "stem_stride": 2}
+# The families by size: tiny for the digits; small has about 0.8 million parameters, for 32 x 32 colour images.
+FAMILIES: dict[str, Architecture] = {
+    "liresnet-tiny": Architecture("linear", 4, 128, activation="maxmin", **_DIGITS),
+    "cpl-tiny": Architecture("cpl", 4, 128, **_DIGITS),
+    "sll-tiny": Architecture("sll", 4, 128, **_DIGITS),
+    "joint-tiny": Architecture("joint", 2, 128, **_DIGITS),
+    "textbook-tiny": Architecture("textbook", 2, 128, **_DIGITS),
+    "liresnet-small": Architecture("linear", 20, 64, activation="maxmin", pool=8, **_COLOUR),
+    "cpl-small": Architecture("cpl", 20, 64, pool=8, **_COLOUR),
+    "sll-small": Architecture("sll", 20, 64, pool=8, **_COLOUR),
+    "joint-small": Architecture("joint", 10, 64, pool=8, **_COLOUR),
+}
+PRESETS: dict[str, Architecture] = {**TINY, **MNIST, **FAMILIES}
 
 
 def preset(name: str, *, seed: int = 0) -> ResidualNet:

@@ -6,4 +6,5 @@ RECIPES: dict[str, Recipe] = {
     "plain-tiny": Recipe(epochs=8, learning_rate=2e-3),
     "residual-tiny": Recipe(epochs=8, learning_rate=2e-3),
     "constrained-tiny": Recipe(loss="emma", eps=0.5, epochs=20, learning_rate=1e-2),
+    "orthogonal-mnist": Recipe(loss="emma", eps=1.58, epochs=6, batch_size=512, learning_rate=8e-3),
 }

@@ -128,7 +128,7 @@ def test_a_factory_is_imported_from_the_working_directory(tmp_path: Path, monkey
         load_model("no_such_package_anywhere:build")
 
 
-@pytest.mark.parametrize("spec", ["", "net", "net.pt", ":factory", "package:"])
+@pytest.mark.parametrize("spec", ["", "net", ":factory", "package:"])
 def test_an_unknown_source_is_answered_with_the_known_ones(spec: str) -> None:
     with pytest.raises(ModelError, match="a model must be"):
         load_model(spec)

@@ -35,7 +35,7 @@ def test_a_network_for_large_images_downsamples_and_pools() -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_build_and_say_their_classes(name: str) -> None:
-    network = preset(name)
+    network = preset(name).eval()
     shape = PRESETS[name].image_shape
     assert network(torch.rand(2, *shape)).shape == (2, PRESETS[name].classes)
 

@@ -1,0 +1,40 @@
+"""Plain files of weights for a network that something else builds. Reading them never executes code."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustres.errors import ModelError
+from robustres.models.checkpoint import load_tensors, read_tensors
+
+# Names under which training scripts keep the weights inside their checkpoints.
+NESTED = ("state_dict", "model_state_dict", "model")
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Fill the module from a .safetensors file or a state_dict saved by torch (.pt, .pth), exactly; else ModelError."""
+    if not file.is_file():
+        raise ModelError(f"there is no file of weights {file}; check the path")
+    tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_state_dict(file)
+    load_tensors(module, tensors, str(file))
+
+
+def _read_state_dict(file: Path) -> dict[str, Tensor]:
+    """With weights_only: a pickle that would execute anything is refused by torch itself."""
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"cannot read {file} as plain weights ({reason}); save model.state_dict() with torch.save or safetensors"
+        ) from error
+    for name in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{file} holds no state_dict; save model.state_dict() with torch.save or safetensors")
+    # Wrappers for several GPUs put "module." before every name.
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
