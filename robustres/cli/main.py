@@ -13,7 +13,9 @@ from robustres.cli.attack import attack
 from robustres.cli.audit import audit
 from robustres.cli.certify import certify
 from robustres.cli.compare import compare
+from robustres.cli.data import data
 from robustres.cli.demo import demo
+from robustres.cli.enforce import enforce
 from robustres.cli.evaluate import evaluate
 from robustres.cli.inspect import inspect
 from robustres.cli.lipschitz import lipschitz
@@ -43,7 +45,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (demo, evaluate, attack, certify, lipschitz, audit, inspect, train, compare, report):
+for command in (demo, evaluate, attack, certify, lipschitz, audit, inspect, train, enforce, compare, report, data):
     commands.command()(command)
 
 

@@ -1,0 +1,94 @@
+"""`robustres enforce`: make a trained network satisfy a Lipschitz budget."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustres.cli import console, options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustres.data import ImageSet
+
+
+def enforce(
+    model: options.Model,
+    lipschitz: Annotated[float, typer.Option("--lipschitz", help="Budget of every layer (spectral, clip) or block.")],
+    data: options.Data,
+    method: Annotated[str, typer.Option("--method", help="spectral | clip | scale | joint")] = "spectral",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
+    device: options.Device = "auto",
+    data_root: options.DataRoot = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new network.")] = Path("runs/enforced"),
+    json: options.Json = False,
+) -> None:
+    """Write a copy of MODEL whose layers or blocks provably stay within a budget; accuracy and bound before and after.
+
+    spectral and clip bound every layer; scale and joint bound every residual block. A network of this project is
+    written as a checkpoint, any other as a torch.export program.
+
+    Example: robustres enforce runs/demo/residual/model.safetensors --lipschitz 1 --method joint --data digits
+    """
+    from robustres.certify import lipschitz as bound
+    from robustres.data import load_data
+    from robustres.models import load_model
+    from robustres.results import json_text
+    from robustres.training import enforce as run_enforcement
+
+    where = options.pick_device(device)
+    images = load_data(data, root=data_root, limit=limit)
+    loaded = load_model(model, input_shape=images.image_shape, **options.statistics(mean, std))
+    with console.progress_bar(quiet=json) as progress:
+        progress("enforce", 0, 1)
+        enforced = run_enforcement(
+            loaded.module, lipschitz=lipschitz, input_shape=images.image_shape, method=method  # type: ignore[arg-type]
+        )  # fmt: skip
+        progress("enforce", 1, 1)
+        facts = {}
+        for step, (name, network) in enumerate((("before", loaded.module), ("after", enforced))):
+            progress("accuracy and bound", step, 2)
+            facts[name] = {
+                "accuracy": _accuracy(network, images, where),
+                "lipschitz": bound(network, images.image_shape, lower_steps=0).upper,
+            }
+        progress("accuracy and bound", 2, 2)
+    written = _write(enforced, out, images.image_shape)
+    if json:
+        typer.echo(json_text({**facts, "model": str(written)}), nl=False)
+        return
+    rows = [(name, console.percent(fact["accuracy"]), f"{fact['lipschitz']:.4g}") for name, fact in facts.items()]
+    console.print_table(f"{method} budget {lipschitz:g}", ("", "correct", "Lipschitz bound (l2)"), rows)
+    console.output.print(f"model: {written}")
+
+
+def _accuracy(network: "nn.Module", images: "ImageSet", device: str) -> float:
+    """Share of the images that are answered correctly."""
+    import torch
+
+    network = network.to(device)
+    with torch.no_grad():
+        answers = [network(batch.to(device)).argmax(dim=1).cpu() for batch in torch.split(images.images, 256)]
+    return float((torch.cat(answers) == images.labels).double().mean())
+
+
+def _write(network: "nn.Module", folder: Path, image_shape: tuple[int, ...]) -> Path:
+    """The network as a file that `load_model` reads."""
+    import torch
+
+    from robustres.models import Normalised, ResidualNet, save_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    network = network.cpu().eval()
+    if isinstance(network, Normalised | ResidualNet):
+        file = folder / "model.safetensors"
+        save_checkpoint(network, file)
+        return file
+    file = folder / "model.pt2"
+    batch = torch.export.Dim("batch", min=1)
+    example = torch.zeros(2, *image_shape)
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), file)
+    return file

@@ -1,0 +1,100 @@
+"""The commands around evaluate, on the embedded digits."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustres.cli.main import app
+from robustres.models import preset, save_checkpoint
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["robustres", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        app()
+    return stop.value.code if isinstance(stop.value.code, int) else 0
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    return str(save_checkpoint(preset("residual-tiny", seed=0), tmp_path / "model.safetensors"))
+
+
+def test_data_says_what_is_in_a_data_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "digits", "--json"], monkeypatch) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["samples"] == 360
+    assert facts["image_shape"] == [1, 8, 8]
+    assert sum(facts["classes"].values()) == 360
+
+
+def test_lipschitz_prints_the_ledger_without_data(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lipschitz", checkpoint, "--input-shape", "1,8,8", "--textbook", "--json"], monkeypatch) == 0
+    report = json.loads(capsys.readouterr().out)
+    residual = [row for row in report["blocks"] if row["shortcut"] is not None]
+    assert residual
+    assert all(row["upper"] <= row["textbook"] for row in residual)
+    assert report["lower"] <= report["upper"]
+
+
+def test_a_wrong_shape_is_refused_with_an_example(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lipschitz", checkpoint, "--input-shape", "8x8"], monkeypatch) == 2
+    assert "3,32,32" in capsys.readouterr().err
+
+
+def test_enforce_writes_a_network_within_its_budget(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["enforce", checkpoint, "--lipschitz", "0.9", "--data", "digits", "--out", str(tmp_path / "new")]
+    assert run([*arguments, "--json"], monkeypatch) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["after"]["lipschitz"] < facts["before"]["lipschitz"]
+    assert run(["lipschitz", facts["model"], "--input-shape", "1,8,8", "--textbook", "--json"], monkeypatch) == 0
+    for row in json.loads(capsys.readouterr().out)["blocks"]:
+        assert row["upper"] <= (0.9 if row["shortcut"] is None else 1 + 0.9**2) * (1 + 1e-6)
+
+
+def test_certify_and_attack_fill_one_side_each(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, filled, empty in (("certify", "certificates", "attacks"), ("attack", "attacks", "certificates")):
+        arguments = [command, checkpoint, "--data", "digits", "--limit", "8", "--norm", "l2", "--eps", "0.5", "--json"]
+        textbook = ["--textbook"] if command == "certify" else []
+        assert run([*arguments, *textbook, "--out", str(tmp_path / command)], monkeypatch) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert summary[filled]
+        assert summary[empty] == []
+
+
+def test_training_twice_with_one_seed_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in ("one", "two"):
+        arguments = ["train", "constrained-tiny", "--data", "digits", "--loss", "emma", "--epochs", "1", "--json"]
+        assert run([*arguments, "--out", str(tmp_path / out)], monkeypatch) == 0
+        json.loads(capsys.readouterr().out)
+    one, two = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.slow
+def test_the_demo_certifies_a_clear_share_and_shows_why_constraining_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["demo", "--out", str(tmp_path), "--json"], monkeypatch) == 0
+    summary = json.loads(capsys.readouterr().out)
+    certified = {
+        run["name"]: next(row["accuracy"] for row in run["certificates"] if (row["norm"], row["eps"]) == ("l2", 0.5))
+        for run in summary["runs"]
+    }
+    assert certified["constrained"] > 0.6
+    assert certified["plain"] == certified["residual"] == 0
+    for name in ("report.html", "report.md", "samples.csv", "blocks.csv"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert list((tmp_path / "figures").glob("*.svg"))
