@@ -6,8 +6,9 @@ if __name__ == "certify":
 from robustres.certify.ascent import Search
 from robustres.certify.audit import AuditReport, AuditRow, audit
 from robustres.certify.block_row import BlockRow
-from robustres.certify.bound import Bound, Estimate, Guarantee
+from robustres.certify.bound import Bound, Estimate, Guarantee, JointBound
 from robustres.certify.certificate import Certificate, best_radii, certify_best
+from robustres.certify.joint import joint_bound
 from robustres.certify.lipschitz import lipschitz
 from robustres.certify.protocol import HasLipschitzBound
 from robustres.certify.radius import Certificates, certified_accuracy_curve, certify
@@ -28,6 +29,7 @@ __all__ = [
     "Estimate",
     "Guarantee",
     "HasLipschitzBound",
+    "JointBound",
     "LipschitzReport",
     "RadiusColumn",
     "RandomisedSmoothing",
@@ -40,6 +42,7 @@ __all__ = [
     "certified_accuracy_curve",
     "certify",
     "certify_best",
+    "joint_bound",
     "lipschitz",
     "spectral_norm",
 ]
