@@ -76,6 +76,7 @@ class Attack(ABC):
             ledger = Ledger(problem)
             if len(x):
                 clean = problem.answers_in_batches(problem.x, self.batch_size)
+                preflight.check_logits(clean)
                 preflight.check_classes(clean.shape[1], problem.labels, targets)
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)

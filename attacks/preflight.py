@@ -66,9 +66,11 @@ def check_classes(classes: int, y: Tensor, targets: Tensor | None) -> None:
             )
 
 
-def look_like_probabilities(logits: Tensor) -> bool:
-    """Whether every row is non-negative and sums to 1: outputs of a softmax, whose gradients vanish."""
-    if len(logits) == 0 or not torch.isfinite(logits).all():
-        return False
+def check_logits(logits: Tensor) -> None:
+    """Refuse the outputs of a softmax: where it is sure, its gradients vanish and attacks look weaker than they are."""
     sums = logits.double().sum(dim=1)
-    return bool((logits >= 0).all() and (sums - 1).abs().max() < 1e-4)
+    if bool((logits >= 0).all() and (sums - 1).abs().max() < 1e-4):
+        raise ModelError(
+            "the model returns probabilities (every row is non-negative and sums to 1), which hides its gradients; "
+            "let it return logits, for example by leaving its last softmax out or by taking the logarithm"
+        )

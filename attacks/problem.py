@@ -18,7 +18,6 @@ class Problem:
     classes: (N,) the labels, or the targets where `targeted`.
     index: (N,) global sample numbers, from which the random numbers come.
     search_dtype: precision of the search's forward and backward passes (autocast), None for the model's own.
-    channels_last: whether the search runs on channels-last images, which convolutions often prefer.
     """
 
     model: nn.Module
@@ -28,7 +27,6 @@ class Problem:
     threat: ThreatModel
     targeted: bool = False
     search_dtype: torch.dtype | None = None
-    channels_last: bool = False
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def answers(self, points: Tensor) -> Tensor:
@@ -45,7 +43,7 @@ class Problem:
     def search_answers(self, points: Tensor) -> Tensor:
         """Logits in the search's precision, as float32 or better, without a gradient."""
         with torch.no_grad(), self._precision():
-            return _at_least_float32(self.model(self._laid_out(points)))
+            return _at_least_float32(self.model(points))
 
     def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
@@ -53,7 +51,7 @@ class Problem:
         A loss that does not depend on the points differentiably has gradient 0. NaN in a gradient becomes 0.
         """
         with torch.enable_grad():
-            leaf = self._laid_out(points.detach()).requires_grad_(True)
+            leaf = points.detach().requires_grad_(True)
             with self._precision():
                 logits = _at_least_float32(self.model(leaf))
             value = loss(logits)
@@ -80,11 +78,6 @@ class Problem:
         if self.search_dtype is None:
             return nullcontext()
         return torch.autocast(self.x.device.type, dtype=self.search_dtype)
-
-    def _laid_out(self, points: Tensor) -> Tensor:
-        if self.channels_last and points.ndim == 4:
-            return points.contiguous(memory_format=torch.channels_last)
-        return points
 
 
 def vanished(gradient: Tensor) -> Tensor:

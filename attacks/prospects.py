@@ -3,7 +3,7 @@
 The progress of a search is a number that must become positive. At regular marks its improvement since the last mark is
 extrapolated linearly over the steps that remain, times a safety factor. Searches slow down as they go, so a search
 that would not arrive at several times its present speed is given up. This is a heuristic: it is off in the single
-attacks; the ensemble uses it, and `Ensemble(exhaustive=True)` does not.
+attacks; `Ensemble(exhaustive=False)` uses it.
 """
 
 import torch

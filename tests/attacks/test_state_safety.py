@@ -132,3 +132,10 @@ def test_an_output_of_the_wrong_shape_is_refused(small: Case) -> None:
     for model in (nn.Flatten(0).eval(), nn.Sequential(small.model, nn.Linear(4, 1)).eval()):
         with pytest.raises(ModelError, match=r"logits of shape|at least 2"):
             PGD(LINF)(model, small.x, small.y)
+
+
+def test_a_model_that_returns_probabilities_is_refused_with_the_cure() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(dim=1)).eval()
+    with pytest.raises(ModelError, match="return logits"):
+        PGD(ThreatModel("linf", 0.1))(model, torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64))
