@@ -121,12 +121,12 @@ def _head(output: Node, bounders: dict[str, Bounder]) -> Head | None:
 def _with_estimates(
     captured: Captured, pieces: list[Piece], steps: int, generator: torch.Generator | None
 ) -> tuple[BlockRow, ...]:
-    """The rows under unique names; blocks get the largest Jacobian norm at random points as their lower estimate."""
+    """The rows under unique names; those without a lower estimate get the Jacobian norm at random points."""
     names = unique_names(pieces)
     rows = []
     for (entry, end, row), name in zip(pieces, names, strict=True):
         estimate = 0.0
-        if row.kind not in ("linear", "activation"):
+        if row.lower == 0 and row.kind not in ("linear", "activation"):
             estimate = _checked(_estimate(captured, entry, end, steps, generator), row.upper, name)
         rows.append(with_lower(row, name, estimate))
     if pieces and isinstance(pieces[-1][1].piece, Linear):
@@ -138,7 +138,7 @@ def _estimate(captured: Captured, entry: Node, end: Node, steps: int, generator:
     """The largest Jacobian norm from `entry` to `end` at what random images lead to; 0 for no steps."""
     if steps == 0:
         return 0.0
-    shape = (BATCH, *captured.source.meta["val"].shape[1:])
+    shape = (1 if captured.rebatches else BATCH, *captured.source.meta["val"].shape[1:])
     draw = generator or torch.Generator().manual_seed(0)
     images = torch.rand(shape, dtype=torch.float64, generator=draw)
     with torch.no_grad():
