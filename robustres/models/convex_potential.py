@@ -67,7 +67,7 @@ class ConvexPotentialBlock(nn.Module):
         weight = self.inner.weight
         padding = self.site.kernel // 2
         hidden = functional.relu(functional.conv2d(x, weight, self.inner.bias, padding=padding))
-        out: Tensor = x - 2 * functional.conv_transpose2d(hidden, weight, padding=padding)
+        out: Tensor = x + functional.conv_transpose2d(hidden, -2 * weight, padding=padding)
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
