@@ -58,13 +58,16 @@ class Deviation:
     def at_output(self) -> Tensor:
         """(N,) the l2 deviation of the logits, at every input in the ball."""
         source, *rest = self.analysis.bounder.order
+        # One operation may be several nodes (x - 2 y: a scaling and a sum); it is charged at the last of them.
+        inner = {parent for node in rest for parent in node.inputs if parent.origin is node.origin}
         self._lipschitz[source] = 1.0
         reached = {source: torch.zeros_like(self.ball)}
         for node in rest:
             constant = self.analysis.bounder.row(node).upper
             above = self._dominator[node]
             self._lipschitz[node] = self._lipschitz[above] * constant
-            self._local[node] = self._introduced(node, reached) + self._carried_inside(node)
+            introduced = torch.zeros_like(self.ball) if node in inner else self._introduced(node, reached)
+            self._local[node] = introduced + self._carried_inside(node)
             reached[node] = reached[above] * constant + self._local[node]
         return reached[self.analysis.output] * SLACK
 
