@@ -12,6 +12,7 @@ def attack(
     eps: options.Eps = None,
     attacks: AttackNames = "fgsm,pgd",
     steps: Steps = 20,
+    diagnose: options.Diagnose = 0,
     mean: options.Mean = None,
     std: options.Std = None,
     limit: options.Limit = None,
@@ -37,6 +38,7 @@ def attack(
         certify=False,
         batch_size=batch_size,
         seed=seed,
+        diagnose=diagnose,
         keep_going=keep_going,
     )
     run_and_report(

@@ -18,6 +18,7 @@ def evaluate(
     eps: options.Eps = None,
     attacks: AttackNames = "fgsm,pgd",
     steps: Steps = 20,
+    diagnose: options.Diagnose = 0,
     mean: options.Mean = None,
     std: options.Std = None,
     joint: options.Joint = True,
@@ -49,6 +50,7 @@ def evaluate(
         seed=seed,
         **options.thoroughness(joint, effort),
         smoothing=options.smoothing(smoothing, smoothing_samples, seed),
+        diagnose=diagnose,
         keep_going=keep_going,
     )
     run_and_report(

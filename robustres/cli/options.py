@@ -29,6 +29,9 @@ Smoothing = Annotated[
     ),
 ]
 SmoothingSamples = Annotated[int, typer.Option("--smoothing-samples", min=1, help="Noisy images per sample.")]
+Diagnose = Annotated[
+    int, typer.Option("--diagnose", min=0, help="Check PGD for masked gradients on so many samples (costs ten PGDs).")
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many samples.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]

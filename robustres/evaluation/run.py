@@ -14,6 +14,7 @@ from robustres.data import ImageSet
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.forward import clean_logits
 from robustres.evaluation.lock import locked
+from robustres.evaluation.masking import diagnosis_rows
 from robustres.evaluation.plan import planned_attacks
 from robustres.evaluation.preflight import check_finite, check_output
 from robustres.evaluation.provenance import build_manifest
@@ -105,6 +106,10 @@ def evaluate(
                     tables = part_tables(module, data, logits, span, attacks, report, settings, device=device)
                     _write_part(folder, span, tables)
             progress("attack and certify", len(mine), len(mine))
+            if shard.first and settings.diagnose and not folder.has_part("diagnosis", "all"):
+                progress("diagnose", 0, 1)
+                folder.write_part("diagnosis", "all", diagnosis_rows(module, data, settings, device=device))
+                progress("diagnose", 1, 1)
             shard.wait()
             summary = folder.write_summary() if shard.first else {}
             _stop_at_violation(folder.table("attacks"), folder.table("certificates"))

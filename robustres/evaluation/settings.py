@@ -33,6 +33,7 @@ class Settings:
     joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
     keep_going: report samples with non-finite logits and go on, where the default is to stop before anything runs.
+    diagnose: on how many samples PGD is checked for masked gradients at the largest eps; 0 leaves it out.
     examples: how many adversarial examples are kept for the gallery, per norm.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     joint: bool = True
     effort: float = DEFAULT_EFFORT
     keep_going: bool = False
+    diagnose: int = 0
     examples: int = 24
 
     def __post_init__(self) -> None:
@@ -92,5 +94,6 @@ class Settings:
             "effort": self.effort,
             "smoothing": None if self.smoothing is None else asdict(self.smoothing),
             "keep_going": self.keep_going,
+            "diagnose": self.diagnose,
             "examples": self.examples,
         }

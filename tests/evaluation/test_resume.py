@@ -189,6 +189,14 @@ def test_a_minimum_norm_attack_runs_once_and_serves_every_eps(
     assert rows.loc[rows["fooled"], "distance"].between(0, 8).all()
 
 
+def test_masked_gradients_are_looked_for_where_asked(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, eps={"linf": (0.05,)}, attacks=("pgd",), diagnose=8)
+    rows = evaluate(model, data.first(8), tmp_path / "run", settings).folder.table("diagnosis")
+    assert len(rows) >= 5
+    assert set(rows["norm"]) == {"linf"}
+    assert rows["verdict"].str.len().gt(10).all()
+
+
 def test_tables_come_back_as_data_frames(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     run = evaluate(model, data, tmp_path / "run", SETTINGS)
     certificates = run.folder.table("certificates")
