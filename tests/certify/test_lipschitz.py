@@ -256,8 +256,9 @@ def test_resnet_2b_has_two_residual_blocks_with_the_known_textbook_bounds(shared
 def test_the_joint_bounds_of_resnet_2b_are_as_tight_as_the_design_asks(shared: Path) -> None:
     report = lipschitz(normalised(shared), (3, 32, 32))
     first, second = report.residual_blocks
-    assert 3.65 <= first.lower <= first.upper <= 4.15
-    assert 5.53 <= second.lower <= second.upper <= 6.0
+    # 3.755 and 5.542 are attained with free slopes: no bound of this kind can lie below, no sound one did.
+    assert 3.6 <= first.lower <= 3.755 <= first.upper <= 4.15
+    assert 5.45 <= second.lower <= 5.542 <= second.upper <= 6.0
     assert first.method == second.method == "joint"
 
 
