@@ -28,20 +28,27 @@ def enforce(
 ) -> None:
     """Write a copy of MODEL whose layers or blocks provably stay within a budget; accuracy and bound before and after.
 
-    spectral and clip bound every layer; scale and joint bound every residual block. A network of this project is
-    written as a checkpoint, any other as a torch.export program.
+    spectral and clip bound every layer; scale and joint bound every residual block. MODEL is a checkpoint of this
+    project; for any other module call robustres.training.enforce, which returns an ordinary module.
 
     Example: robustres enforce runs/demo/residual/model.safetensors --lipschitz 1 --method joint --data digits
     """
     from robustres.certify import lipschitz as bound
     from robustres.data import load_data
-    from robustres.models import load_model
+    from robustres.errors import ModelError
+    from robustres.models import Normalised, ResidualNet, load_model, save_checkpoint
     from robustres.results import json_text
     from robustres.training import enforce as run_enforcement
 
     where = options.pick_device(device)
     images = load_data(data, root=data_root, limit=limit)
     loaded = load_model(model, input_shape=images.image_shape, **options.statistics(mean, std))
+    network = loaded.module.model if isinstance(loaded.module, Normalised) else loaded.module
+    if not isinstance(network, ResidualNet):
+        raise ModelError(
+            f"only checkpoints of this project can be written again, {model} is a {type(network).__name__}; "
+            "call robustres.training.enforce in Python and keep the module that it returns"
+        )
     with console.progress_bar(quiet=json) as progress:
         progress("enforce", 0, 1)
         enforced = run_enforcement(
@@ -56,7 +63,7 @@ def enforce(
                 "lipschitz": bound(network, images.image_shape, lower_steps=0).upper,
             }
         progress("accuracy and bound", 2, 2)
-    written = _write(enforced, out, images.image_shape)
+    written = save_checkpoint(enforced.cpu(), out / "model.safetensors")
     if json:
         typer.echo(json_text({**facts, "model": str(written)}), nl=False)
         return
@@ -73,22 +80,3 @@ def _accuracy(network: "nn.Module", images: "ImageSet", device: str) -> float:
     with torch.no_grad():
         answers = [network(batch.to(device)).argmax(dim=1).cpu() for batch in torch.split(images.images, 256)]
     return float((torch.cat(answers) == images.labels).double().mean())
-
-
-def _write(network: "nn.Module", folder: Path, image_shape: tuple[int, ...]) -> Path:
-    """The network as a file that `load_model` reads."""
-    import torch
-
-    from robustres.models import Normalised, ResidualNet, save_checkpoint
-
-    folder.mkdir(parents=True, exist_ok=True)
-    network = network.cpu().eval()
-    if isinstance(network, Normalised | ResidualNet):
-        file = folder / "model.safetensors"
-        save_checkpoint(network, file)
-        return file
-    file = folder / "model.pt2"
-    batch = torch.export.Dim("batch", min=1)
-    example = torch.zeros(2, *image_shape)
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), file)
-    return file
