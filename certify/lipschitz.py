@@ -50,8 +50,8 @@ def lipschitz(
     model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and left as it is.
     joint: also bound residual blocks jointly; False computes the textbook bound only, in a fraction of the time.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
-    seconds: guide for each linear map, in seconds of a nominal core; None tries every torus. delta: failure probability that each probabilistic bound may
-        spend; None allows deterministic methods only.
+    seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
+    delta: failure probability that each probabilistic bound may spend; None allows deterministic methods only.
     lower_steps: power iterations of the lower estimates; 0 leaves them out.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
         report, whose `upper` is then infinite.
