@@ -39,7 +39,7 @@ def lines(
     shown = frame[frame[y] > 0] if y_log else frame
     axis = alt.Axis(format=y_format) if y_format else alt.Axis()
     whole = not x_log and bool((shown[x] % 1 == 0).all())
-    x_axis = alt.Axis(tickMinStep=1, format="d") if whole else alt.Axis()
+    x_axis = _whole_axis(shown[x]) if whole else alt.Axis()
     power = alt.Axis(format=".0e", tickCount=6) if y_log and not y_format else axis
     return (
         alt.Chart(rows(shown))
@@ -59,6 +59,12 @@ def lines(
         )
         .properties(width=width, height=height)
     )
+
+
+def _whole_axis(numbers: "pd.Series[Any]") -> alt.Axis:
+    """Ticks at whole numbers only: at each of them where they are few."""
+    few = sorted({int(number) for number in numbers})
+    return alt.Axis(values=few, format="d") if len(few) <= 12 else alt.Axis(tickMinStep=1, format="d")
 
 
 def horizontal(value: float) -> Any:
