@@ -5,9 +5,15 @@ from typing import Annotated
 
 import typer
 
+from robustres.cli.options import Json
 
-def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/demo/constrained.")]) -> None:
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/demo/constrained.")],
+    json: Json = False,
+) -> None:
     """Write report.html, report.md, the CSV tables and the figures again, from the tables of a run alone."""
     from robustres.reports import write_report
 
-    typer.echo(f"report: {write_report(folder)}")
+    page = write_report(folder)
+    typer.echo((folder / "summary.json").read_text() if json else f"report: {page}", nl=not json)
