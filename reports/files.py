@@ -1,12 +1,11 @@
 """What a report and a comparison write alike: figures, JSON, and the data of the page."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from robustres.reports.figure import Figure
 from robustres.reports.records import plain
-from robustres.results import write_atomically
+from robustres.results import json_text, write_atomically
 
 
 def grouped(figures: list[Figure]) -> dict[str, list[Figure]]:
@@ -31,7 +30,7 @@ def write_figures(folder: Path, figures: list[Figure]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """JSON; NaN and infinity, which its standard does not know, become null."""
-    write_atomically(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, json_text(_finite(content)).encode())
 
 
 def _finite(content: Any) -> Any:

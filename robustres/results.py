@@ -120,7 +120,7 @@ def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.Data
     return frame[list(columns)].astype(columns)
 
 
-def json_text(content: Mapping[str, Any]) -> str:
+def json_text(content: Any) -> str:
     """JSON as robustres writes it: indented, without NaN or infinity, which its standard does not know."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from robustres.certify import LipschitzReport, lipschitz
 from robustres.data import ImageSet
@@ -78,22 +79,12 @@ def evaluate(
         )  # fmt: skip
         if not settings.keep_going:
             check_finite(logits)
-        report = None
-        if settings.certify:
-            progress("bound", 0, 1)
-            report = lipschitz(module, data.image_shape, joint=settings.joint, effort=settings.effort, refuse="record")
-            progress("bound", 1, 1)
+        report = _bounded(module, data, settings, progress) if settings.certify else None
         with locked(folder.path) if shard.first else nullcontext():
             if shard.first:
+                run_name = name or folder.path.name
                 manifest = build_manifest(
-                    model,
-                    data,
-                    settings,
-                    report,
-                    name=name or folder.path.name,
-                    classes=classes,
-                    device=device,
-                    command=command,
+                    model, data, settings, report, name=run_name, classes=classes, device=device, command=command
                 )
                 if overwrite:
                     folder.clear()
@@ -107,14 +98,19 @@ def evaluate(
                     _write_part(folder, span, tables)
             progress("attack and certify", len(mine), len(mine))
             if shard.first and settings.diagnose and not folder.has_part("diagnosis", "all"):
-                progress("diagnose", 0, 1)
                 folder.write_part("diagnosis", "all", diagnosis_rows(module, data, settings, device=device))
-                progress("diagnose", 1, 1)
             shard.wait()
             summary = folder.write_summary() if shard.first else {}
             _stop_at_violation(folder.table("attacks"), folder.table("certificates"))
             shard.wait()
     return Run(folder, summary, report)
+
+
+def _bounded(module: nn.Module, data: ImageSet, settings: Settings, progress: Progress) -> LipschitzReport:
+    progress("bound", 0, 1)
+    report = lipschitz(module, data.image_shape, joint=settings.joint, effort=settings.effort, refuse="record")
+    progress("bound", 1, 1)
+    return report
 
 
 def _parts(total: int, size: int) -> list[range]:
