@@ -26,13 +26,16 @@ def data(
 
     images = load_data(spec, root=data_root, split=split, limit=limit, download=download)  # type: ignore[arg-type]
     counts = images.labels.bincount(minlength=images.classes).tolist()
+    smallest, largest = images.extremes()
     facts = {
         "source": images.source,
         "sha256": images.sha256,
         "samples": len(images),
         "image_shape": list(images.image_shape),
-        "smallest": float(images.images.min()),
-        "largest": float(images.images.max()),
+        "split": images.split,
+        "split_seed": images.split_seed,
+        "smallest": smallest,
+        "largest": largest,
         "classes": dict(zip(images.class_names, counts, strict=True)),
     }
     if json:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from robustres.data.image_set import ImageSet
-from robustres.data.splits import Split, stratified_parts
+from robustres.data.splits import SPLIT_SEED, Split, stratified_parts
 
 LARGEST_PIXEL = 16
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
@@ -26,4 +26,5 @@ def digits(split: Split = "test") -> ImageSet:
         labels = torch.from_numpy(archive["labels"]).long()
     validation, test, train = stratified_parts(labels, [VALIDATION_SHARE, TEST_SHARE])
     chosen = {"train": train, "validation": validation, "test": test}[split]
-    return ImageSet(images[chosen], labels[chosen], tuple("0123456789"), f"digits ({split})")
+    names = tuple("0123456789")
+    return ImageSet(images[chosen], labels[chosen], names, f"digits ({split})", split=split, split_seed=SPLIT_SEED)

@@ -1,11 +1,13 @@
 """Labelled images that have been checked once and can be trusted everywhere else."""
 
-import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from robustres.data.check import check_labels, check_shape, checked_digest
+from robustres.data.pixels import ChosenPixels, Pixels, chunks
 from robustres.errors import DataError
 
 
@@ -13,28 +15,39 @@ from robustres.errors import DataError
 class ImageSet:
     """Images and labels; building one checks them, so whoever holds one need not check again.
 
-    images: (N, C, H, W) float32 in [0, 1], N >= 1, finite.
+    pixels: the images, N >= 1, finite and in [0, 1]: a float32 tensor (N, C, H, W), or anything that reads such images
+        when asked for, so that a set may be larger than the memory.
     labels: (N,) int64 in 0 .. len(class_names) - 1.
     class_names: one name per class.
     source: where they come from, in the words of `load_data`.
-    sha256: digest of shape, pixels and labels; computed where left empty.
+    sha256: digest of shape, pixels and labels, the same however they are stored. It is computed in the one pass that
+        also checks every pixel; where it is given, it must be this.
+    split: which part of the data this is, empty where nothing is known of parts; split_seed: of the draw that divided
+        the data, None where the source divides itself.
     Raises DataError, one sentence, for anything else.
     """
 
-    images: Tensor
+    pixels: Pixels
     labels: Tensor
     class_names: tuple[str, ...]
     source: str
     sha256: str = ""
+    split: str = ""
+    split_seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_images(self.images, self.source)
-        _check_labels(self.labels, len(self.images), len(self.class_names), self.source)
-        if not self.sha256:
-            object.__setattr__(self, "sha256", _digest(self.images, self.labels))
+        check_shape(tuple(self.pixels.shape), self.source)
+        check_labels(self.labels, self.pixels.shape[0], len(self.class_names), self.source)
+        found = checked_digest(self.pixels, self.labels, self.source)
+        if self.sha256 not in ("", found):
+            raise DataError(
+                f"{self.source}: the digest is {found}, expected {self.sha256}; the data has changed or was damaged: "
+                "fetch it again"
+            )
+        object.__setattr__(self, "sha256", found)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     @property
     def classes(self) -> int:
@@ -44,65 +57,30 @@ class ImageSet:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        channels, height, width = self.images.shape[1:]
+        channels, height, width = self.pixels.shape[1:]
         return channels, height, width
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images at once, (N, C, H, W) float32; they stay in memory, so large sets are read by `batch`."""
+        return self.pixels if isinstance(self.pixels, Tensor) else self.batch(torch.arange(len(self)))
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at `indices` (M,) int64, as float32 (M, C, H, W), in that order; nothing else is read."""
+        return self.pixels[indices]
+
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest pixel."""
+        bounds = [torch.aminmax(self.batch(index)) for index in chunks(self.pixels.shape)]
+        return min(float(low) for low, _ in bounds), max(float(high) for _, high in bounds)
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """The samples at `indices` (M,) int64, in that order; the source is kept, the digest made anew."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices], sha256="")
+        chosen = self.pixels[indices] if isinstance(self.pixels, Tensor) else ChosenPixels(self.pixels, indices)
+        return replace(self, pixels=chosen, labels=self.labels[indices], sha256="")
 
     def first(self, limit: int) -> "ImageSet":
         """The first `limit` samples, or all where there are fewer."""
         if limit < 1:
             raise DataError(f"limit must be at least 1, got {limit}; leave it out to take every sample")
-        if limit >= len(self):
-            return self
-        return replace(self, images=self.images[:limit], labels=self.labels[:limit], sha256="")
-
-
-def _check_images(images: Tensor, source: str) -> None:
-    if images.ndim != 4 or images.dtype != torch.float32:
-        raise DataError(
-            f"{source}: images must be float32 of shape (N, C, H, W), "
-            f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-        )
-    if images.numel() == 0:
-        raise DataError(f"{source}: there are no images (shape {tuple(images.shape)}); at least one is needed")
-    low, high = (bound.item() for bound in torch.aminmax(images))
-    if not (low >= 0 and high <= 1):
-        raise DataError(f"{source}: {_range_complaint(images, low, high)}")
-
-
-def _range_complaint(images: Tensor, low: float, high: float) -> str:
-    finite = torch.isfinite(images).flatten(1).all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0, 0])
-        return f"image {first} holds a NaN or an infinity ({int((~finite).sum())} such images); remove or repair them"
-    found = f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}"
-    if low >= 0 and high > 2:
-        return f"{found}; they look like 8-bit values: store them as uint8, or divide by 255"
-    return f"{found}; they look normalised already: give the raw pixels and let the model normalise (mean and std)"
-
-
-def _check_labels(labels: Tensor, samples: int, classes: int, source: str) -> None:
-    if labels.ndim != 1 or labels.dtype != torch.int64:
-        raise DataError(
-            f"{source}: labels must be int64 of shape (N,), "
-            f"got {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
-        )
-    if len(labels) != samples:
-        raise DataError(f"{source}: {samples} images but {len(labels)} labels; every image needs exactly one label")
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        first = int(outside.nonzero()[0, 0])
-        raise DataError(
-            f"{source}: sample {first} has label {int(labels[first])}, outside the classes 0 .. {classes - 1}; "
-            "correct the label or name the missing classes"
-        )
-
-
-def _digest(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    digest.update(images.contiguous().numpy().data)
-    digest.update(labels.contiguous().numpy().data)
-    return digest.hexdigest()
+        return self if limit >= len(self) else self.subset(torch.arange(limit))

@@ -5,10 +5,13 @@ from pathlib import Path
 from robustres.data.digits import digits
 from robustres.data.image_folder import image_folder
 from robustres.data.image_set import ImageSet
-from robustres.data.mnist import mnist
-from robustres.data.numpy_folder import numpy_folder
+from robustres.data.numpy_files import numpy_archive, numpy_folder
+from robustres.data.saved_dataset import saved_dataset
 from robustres.data.splits import Split, require_split
+from robustres.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
 from robustres.errors import DataError
+
+READERS = {"folder": image_folder, "npy": numpy_folder, "npz": numpy_archive, "hf-disk": saved_dataset}
 
 
 def load_data(
@@ -19,15 +22,16 @@ def load_data(
     limit: int | None = None,
     download: bool = False,
 ) -> ImageSet:
-    """Checked images in [0, 1] and labels.
+    """Checked images in [0, 1] and labels; larger than the memory where they lie on the disk.
 
-    spec: `digits` (embedded), `mnist` (torchvision's layout under `root`), `folder:DIR` (one directory per class) or
-        `npy:DIR` (images.npy and labels.npy).
-    root: where `mnist` lies.
+    spec: `digits` (embedded); `mnist`, `fashion-mnist`, `kmnist`, `cifar10` or `cifar100` (torchvision's layout under
+        `root`); `folder:DIR` (one directory per class), `npy:DIR` (images.npy and labels.npy), `npz:FILE` (the same
+        in one archive) or `hf-disk:DIR` (a Hugging Face data set that save_to_disk wrote).
+    root: where torchvision's layout lies.
     split: "train", "validation" or "test"; a fixed tenth of the training part is held out for validation where the
         source has no validation part of its own.
-    limit: at most so many samples, the first ones.
-    download: whether a missing `mnist` may be fetched; nothing is fetched silently.
+    limit: at most so many samples, the first ones; no others are read.
+    download: whether a missing data set of torchvision may be fetched; nothing is fetched silently.
     Raises DataError, one sentence, for anything that cannot be used.
 
     >>> load_data("digits", limit=3).images.shape
@@ -37,13 +41,12 @@ def load_data(
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, got {limit}; leave it out to take every sample")
     kind, _, place = spec.partition(":")
-    if kind in {"folder", "npy"} and place:
-        read = image_folder if kind == "folder" else numpy_folder
-        return read(Path(place), split, limit=limit)
+    if kind in READERS and place:
+        return READERS[kind](Path(place), split, limit=limit)
+    if spec in TORCHVISION_SETS:
+        where = None if root is None else Path(root)
+        return torchvision_set(spec, split, root=where, download=download, limit=limit)
     if spec == "digits":
-        loaded = digits(split)
-    elif spec == "mnist":
-        loaded = mnist(split, root=None if root is None else Path(root), download=download)
-    else:
-        raise DataError(f"data must be digits, mnist, folder:DIR or npy:DIR, got {spec!r}")
-    return loaded if limit is None else loaded.first(limit)
+        return digits(split) if limit is None else digits(split).first(limit)
+    known = ", ".join(["digits", *TORCHVISION_SETS, "folder:DIR", "npy:DIR", "npz:FILE"])
+    raise DataError(f"data must be one of {known} and hf-disk:DIR, got {spec!r}")

@@ -40,9 +40,11 @@ def test_the_digits_shipped_are_the_digits_checked() -> None:
     assert load_data("digits").sha256.startswith("0fc961f2")
 
 
-@pytest.mark.parametrize("spec", ["", "digit", "npy", "npy:", "folder:", "cifar"])
+@pytest.mark.parametrize("spec", ["", "digit", "npy", "npy:", "folder:", "cifar", "npz:", "hf-disk"])
 def test_an_unknown_source_is_answered_with_the_known_ones(spec: str) -> None:
-    with pytest.raises(DataError, match="data must be digits, mnist, folder:DIR or npy:DIR"):
+    with pytest.raises(
+        DataError, match=r"data must be one of digits, mnist, .*folder:DIR, npy:DIR, npz:FILE and hf-disk"
+    ):
         load_data(spec)
 
 
@@ -157,7 +159,7 @@ def test_unusable_image_folders_are_refused_in_one_sentence(tmp_path: Path) -> N
 def test_mnist_asks_for_its_folder_and_downloads_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data-root"):
         load_data("mnist")
-    with pytest.raises(DataError, match="cannot read MNIST"):
+    with pytest.raises(DataError, match="cannot read mnist"):
         load_data("mnist", root=tmp_path)
     assert not list(tmp_path.iterdir())
 

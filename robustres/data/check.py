@@ -1,0 +1,78 @@
+"""One pass over a data set: every pixel is checked and enters the digest, a chunk at a time."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from robustres.data.pixels import Pixels, chunks
+from robustres.data.read_ahead import read_ahead
+from robustres.errors import DataError
+
+
+def check_shape(shape: tuple[int, ...], source: str) -> None:
+    """DataError unless this is (N, C, H, W) with at least one pixel."""
+    if len(shape) != 4:
+        raise DataError(
+            f"{source}: images must be float32 of shape (N, C, H, W), got shape {shape}; add what is missing"
+        )
+    if 0 in shape:
+        raise DataError(f"{source}: there are no images (shape {shape}); at least one is needed")
+
+
+def checked_digest(pixels: Pixels, labels: Tensor, source: str) -> str:
+    """sha256 of shape, float32 pixels and labels, however they are stored; DataError names the first unusable image.
+
+    Only a few chunks of the images are in memory at a time.
+    """
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    for index, images in read_ahead(pixels.__getitem__, chunks(pixels.shape)):
+        _check_chunk(pixels, images, int(index[0]), source)
+        digest.update(images.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def check_labels(labels: Tensor, samples: int, classes: int, source: str) -> None:
+    """DataError unless labels are int64 of shape (samples,) in 0 .. classes - 1."""
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise DataError(
+            f"{source}: labels must be int64 of shape (N,), "
+            f"got {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; convert them"
+        )
+    if len(labels) != samples:
+        raise DataError(f"{source}: {samples} images but {len(labels)} labels; every image needs exactly one label")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        first = int(outside.nonzero()[0, 0])
+        raise DataError(
+            f"{source}: sample {first} has label {int(labels[first])}, outside the classes 0 .. {classes - 1}; "
+            "correct the label or name the missing classes"
+        )
+
+
+def _check_chunk(pixels: Pixels, images: Tensor, start: int, source: str) -> None:
+    if images.dtype != torch.float32:
+        raise DataError(
+            f"{source}: images must be float32 of shape (N, C, H, W), "
+            f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}; convert them with .float()"
+        )
+    low, high = (bound.item() for bound in torch.aminmax(images))
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"{source}: {_complaint(pixels, images, start, low, high)}")
+
+
+def _complaint(pixels: Pixels, images: Tensor, start: int, low: float, high: float) -> str:
+    broken = _not_finite(images)
+    if len(broken):
+        count = sum(len(_not_finite(pixels[index])) for index in chunks(pixels.shape))
+        return f"image {start + int(broken[0])} holds a NaN or an infinity ({count} such images); remove or repair them"
+    found = f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g} among images {start} to "
+    found += f"{start + len(images) - 1}"
+    if low >= 0 and high > 2:
+        return f"{found}; they look like 8-bit values: store them as uint8, or divide by 255"
+    return f"{found}; they look normalised already: give the raw pixels and let the model normalise (mean and std)"
+
+
+def _not_finite(images: Tensor) -> Tensor:
+    return (~torch.isfinite(images).flatten(1).all(1)).nonzero()[:, 0]
