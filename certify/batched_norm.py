@@ -10,6 +10,9 @@ from robustres.certify.definite import definiteness_slack, proved_definite
 from robustres.certify.gram import gram_iteration
 from robustres.numerics import gamma, rounded_up
 
+ALWAYS_EXACT = 4  # matrices up to this size are decomposed one and all
+SAMPLED = 32  # matrices among which the first candidate for the largest eigenvalue is sought
+
 MatrixMethod = Literal["cholesky", "eigvalsh", "svd", "gram"]
 
 
@@ -30,7 +33,7 @@ def largest_norm(
         if not math.isfinite(largest):
             return math.inf
         scale = math.frexp(largest)[1]
-        scaled = _times_power_of_two(matrices, -scale)
+        scaled = times_power_of_two(matrices, -scale)
         if method == "gram":
             unit = float(gram_iteration(scaled, steps=steps).max())
         elif method == "svd":
@@ -42,7 +45,7 @@ def largest_norm(
     return max(at_least, math.nextafter(math.ldexp(unit, scale), math.inf))
 
 
-def _times_power_of_two(matrices: Tensor, exponent: int) -> Tensor:
+def times_power_of_two(matrices: Tensor, exponent: int) -> Tensor:
     """Exact, in two factors so that neither overflows."""
     half = exponent // 2
     return matrices * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
@@ -77,38 +80,44 @@ def _by_svd(matrices: Tensor) -> float:
 
 
 def _by_dismissal(matrices: Tensor, at_least: float) -> float:
-    """Largest eigenvalue of the Gram matrices, dismissing all those that a factorisation proves smaller.
+    grams, error = _smaller_gram(matrices), _gram_error(matrices)
+    return rounded_up(math.sqrt(largest_eigenvalue(grams, error=error, at_least=at_least * at_least)), 8)
 
-    `accepted` is raised to the top eigenvalue of the most promising matrices until everything else is proved below;
-    the relative tolerance is what the proof itself loses, so ties are dismissed as well.
+
+def largest_eigenvalue(
+    hermitian: Tensor, *, error: float = 0.0, at_least: float = 0.0, stop_above: float = math.inf
+) -> float:
+    """A number at or above max(at_least, lambda_max) of every matrix of a positive semidefinite batch (F, n, n).
+
+    error: the true matrices may differ from the stored ones by this much in spectral norm.
+    stop_above: infinity is returned as soon as some eigenvalue may be larger.
+
+    `accepted` is raised to the top eigenvalue of the most promising matrix until a factorisation has proved all others
+    smaller; the relative tolerance is what the proof itself loses, so ties are dismissed as well.
     """
-    grams = _smaller_gram(matrices)
-    size = grams.shape[-1]
-    if size <= 4:
-        return max(at_least, _root(_top_eigenvalue(grams), matrices))
+    size = hermitian.shape[-1]
+    if size <= ALWAYS_EXACT:
+        return max(at_least, _top_eigenvalue(hermitian) + error)
     tolerance = 1 + 8 * size * definiteness_slack(size)
-    error = _gram_error(matrices)
-    accepted = at_least * at_least
-    promise = _rayleigh_quotients(grams)
-    open_ = torch.ones(len(grams), dtype=torch.bool, device=grams.device)
-    best = int(promise.argmax())
-    while True:
-        if accepted <= float(promise[best]):
-            accepted = max(accepted, _top_eigenvalue(grams[best : best + 1]) * tolerance)
-            open_[best] = False
-        open_[open_.clone()] = ~_proved_below(grams[open_], accepted)
-        if not bool(open_.any()):
-            break
-        candidates = torch.where(open_, promise, -torch.ones_like(promise))
-        best = int(candidates.argmax())
-        promise[best] = math.inf  # not proved below: look at it exactly
-    return rounded_up(math.sqrt(accepted + error), 8)
+    accepted = at_least
+    open_ = hermitian if accepted == 0 else hermitian[~_proved_below(hermitian, accepted, error)]
+    stride = max(1, len(open_) // SAMPLED)
+    while len(open_):
+        best = stride * int(_rayleigh_quotients(open_[::stride]).argmax())
+        stride = 1
+        accepted = max(accepted, (_top_eigenvalue(open_[best : best + 1]) + 4 * error) * tolerance)
+        if accepted > stop_above:
+            return math.inf
+        dismissed = _proved_below(open_, accepted, error)
+        dismissed[best] = True
+        open_ = open_[~dismissed]
+    return accepted
 
 
-def _proved_below(grams: Tensor, value: float) -> Tensor:
-    shifted = -grams
+def _proved_below(hermitian: Tensor, value: float, error: float) -> Tensor:
+    shifted = -hermitian
     shifted.diagonal(dim1=-2, dim2=-1).add_(value)
-    return proved_definite(shifted, error=4 * 2.0**-53 * value)
+    return proved_definite(shifted, error=error + 4 * 2.0**-53 * value)
 
 
 def _rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:

@@ -7,8 +7,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from robustres.certify.batched_norm import MatrixMethod, largest_norm
-from robustres.certify.convolution import Convolution
+from robustres.certify.autocorrelation import GramPolynomial, gram_polynomial
+from robustres.certify.batched_norm import MatrixMethod, largest_eigenvalue, largest_norm
+from robustres.certify.convolution import Convolution, TransposedConvolution
 from robustres.certify.linear_map import LinearMap
 from robustres.certify.product_rounding import absolute_norm
 from robustres.certify.symbol import coarse_frequencies, grouped_symbol, roundings, symbol
@@ -37,19 +38,51 @@ def frequency_bound(
     tori = embedding.tori(enlargements=enlargements, phases=phases)
     if seconds is not None:
         tori = tori[: max(1, int(seconds / nominal_seconds(map_, embedding)))]
+    polynomial = _polynomial(map_, matrix_method)
     smallest = math.inf
     for torus in tori:
-        smallest = min(smallest, torus_bound(map_, embedding, torus, matrix_method=matrix_method, stop_above=smallest))
+        if polynomial is None:
+            value = torus_bound(map_, embedding, torus, matrix_method=matrix_method, stop_above=smallest)
+        else:
+            value = polynomial_bound(polynomial, torus, stop_above=smallest)
+        smallest = min(smallest, value)
     return smallest
+
+
+def _polynomial(map_: LinearMap, matrix_method: MatrixMethod) -> GramPolynomial | None:
+    """The Gram matrices as polynomials, where the map is one convolution and the method asks for no other matrices."""
+    if matrix_method != "cholesky" or not isinstance(map_, (Convolution, TransposedConvolution)):
+        return None
+    return gram_polynomial(map_)
 
 
 def nominal_seconds(map_: LinearMap, embedding: Embedding) -> float:
     """Time of one torus on a core of 2e10 operations per second: load does not change which tori are tried."""
-    groups = map_.groups if isinstance(map_, Convolution) else 1
+    groups = map_.groups if isinstance(map_, (Convolution, TransposedConvolution)) else 1
     rows, columns = map_.out_shape[0] / groups, map_.in_shape[0] * math.prod(embedding.multiplicity) / groups
     small, large = min(rows, columns), max(rows, columns)
     frequencies = groups * math.prod(embedding.points) / 2
+    if isinstance(map_, (Convolution, TransposedConvolution)):
+        return frequencies * (2e-5 + 4e-9 * small**2 * 2 * math.prod(map_.weight.shape[2:]) + small**3 / 1e10)
     return frequencies * (2e-5 + 8 * (small**2 * large + small**3) / 2e10)
+
+
+def polynomial_bound(polynomial: GramPolynomial, torus: Torus, *, stop_above: float = math.inf) -> float:
+    """The square root of the largest eigenvalue of the Gram matrices on one torus, rounding included.
+
+    Infinite once above `stop_above`.
+    """
+    limit = math.ldexp(stop_above, -polynomial.exponent) if stop_above < math.inf else math.inf
+    largest = 0.0
+    frequencies = coarse_frequencies(torus).to(polynomial.lags.device)
+    per_chunk = max(1, CHUNK_BYTES // (16 * polynomial.even[0].numel()))
+    for chunk in torch.split(frequencies, per_chunk):
+        largest = largest_eigenvalue(
+            polynomial.grams(torus, chunk), error=polynomial.error, at_least=largest, stop_above=limit * limit
+        )
+        if largest == math.inf:
+            return math.inf
+    return rounded_up(math.ldexp(rounded_up(math.sqrt(largest), 8), polynomial.exponent), 1)
 
 
 def torus_bound(
