@@ -26,7 +26,10 @@ def inspect(
     mean: options.Mean = None,
     std: options.Std = None,
     joint: options.Joint = True,
-    limit: Annotated[int, typer.Option("--limit", min=2, help="Images to look at.")] = 60,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=2, help="Images to look at (60); with --builtin to train and to test on (all)."),
+    ] = None,
     data_root: options.DataRoot = None,
     out: options.Out = None,
     json: options.Json = False,
@@ -46,10 +49,10 @@ def inspect(
     sections = []
     with console.progress_bar(quiet=json) as progress:
         if builtin is not None:
-            subject, results, total = _builtin(builtin, data, data_root)
+            subject, results, total = _builtin(builtin, data, data_root, limit)
         else:
             subject, results, total = _model(
-                str(model), data, data_root, limit, joint=joint, **options.statistics(mean, std)
+                str(model), data, data_root, limit or 60, joint=joint, **options.statistics(mean, std)
             )
         progress("claims", 0, total)
         for done, claim in enumerate(results, 1):
@@ -67,14 +70,14 @@ def inspect(
     console.output.print(f"report: {page}")
 
 
-def _builtin(name: str, data: str, data_root: Path | None) -> tuple[str, Any, int]:
+def _builtin(name: str, data: str, data_root: Path | None, limit: int | None) -> tuple[str, Any, int]:
     """Words for the subject, the claims one after the other, and how many there are."""
     from robustres.data import load_data
     from robustres.dynamics import NAMES, Parts, demonstrate
 
     names = NAMES if name == "all" else tuple(name.split(","))
-    parts = Parts(load_data(data, root=data_root, split="train"), load_data(data, root=data_root))
-    return f"Small networks on {data}", demonstrate(names, parts), len(names)
+    train, test = (load_data(data, root=data_root, split=split, limit=limit) for split in ("train", "test"))
+    return f"Small networks on {data}", demonstrate(names, Parts(train, test)), len(names)
 
 
 def _model(

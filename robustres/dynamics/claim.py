@@ -1,8 +1,8 @@
 """What the laboratory says about one claim: the sentence, the numbers that it rests on, the table and the picture."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, SupportsFloat
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ class Finding:
     relation, limit: `value <= limit` or `value >= limit`; "" where the number is only told.
     against: what the limit is, in words that say whether it is a tolerance, a bound or another measurement.
 
-    >>> Finding("0.5^20", 0.5**20, "exact", "<=", 1e-6, "the stated limit").holds
+    >>> exact("0.5^20", 0.5**20).at_most(1e-6, "the stated limit").holds
     True
     """
 
@@ -42,6 +42,34 @@ class Finding:
         if self.relation == "<=":
             return self.value <= self.limit
         return self.value >= self.limit if self.relation == ">=" else True
+
+    def at_most(self, limit: SupportsFloat, against: str) -> "Finding":
+        """The same number held against a limit that it must not exceed."""
+        return replace(self, relation="<=", limit=float(limit), against=against)
+
+    def at_least(self, limit: SupportsFloat, against: str) -> "Finding":
+        """The same number held against a limit that it must reach."""
+        return replace(self, relation=">=", limit=float(limit), against=against)
+
+
+def exact(what: str, value: SupportsFloat) -> Finding:
+    """A closed form."""
+    return Finding(what, float(value), "exact")
+
+
+def measured(what: str, value: SupportsFloat) -> Finding:
+    """A number measured on data or weights at hand."""
+    return Finding(what, float(value), "measured")
+
+
+def estimate(what: str, value: SupportsFloat) -> Finding:
+    """A supremum approached from below."""
+    return Finding(what, float(value), "estimate")
+
+
+def bound(what: str, value: SupportsFloat) -> Finding:
+    """A number at or above (or, where the words say "lower bound", at or below) the truth, whatever the input."""
+    return Finding(what, float(value), "bound")
 
 
 @dataclass(frozen=True, eq=False)

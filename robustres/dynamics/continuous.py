@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, rows, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, bound, exact, measured
 from robustres.dynamics.correction import pairwise_reach
 from robustres.dynamics.fit import fit
 from robustres.dynamics.flow import FlowNet, flow_net
@@ -161,68 +161,37 @@ def _findings(frame: pd.DataFrame) -> tuple[Finding, ...]:
     linear, runs = frame[frame["part"] == "linear"], frame[frame["part"] == "scheme"].set_index(["scheme", "steps"])
     forward = linear[linear["scheme"] == "forward Euler"].set_index("h")["growth"]
     findings = [
-        Finding(
-            "growth per step - max |R(h lambda)|, largest difference",
-            float((linear["growth"] - linear["radius"]).abs().max()),
-            "measured",
-            "<=",
-            1e-9,
-            "the stability function",
-        ),
-        Finding("forward Euler, growth per step at h = 0.05", float(forward[0.05]), "exact", "<=", 1.0, "stable"),
-        Finding("forward Euler, growth per step at h = 0.5", float(forward[0.5]), "exact", ">=", 1.1, "unstable"),
-        Finding(
+        measured(
+            "growth per step - max |R(h lambda)|, largest difference", (linear["growth"] - linear["radius"]).abs().max()
+        ).at_most(1e-9, "the stability function"),
+        exact("forward Euler, growth per step at h = 0.05", forward[0.05]).at_most(1.0, "stable"),
+        exact("forward Euler, growth per step at h = 0.5", forward[0.5]).at_least(1.1, "unstable"),
+        exact(
             "backward Euler, largest growth per step at any h",
-            float(linear[linear["scheme"] == "backward Euler"]["growth"].max()),
-            "exact",
-            "<=",
-            1.0,
-            "stable",
-        ),
-        Finding(
-            "backward Euler, largest Lipschitz bound at any number of steps",
-            float(runs.loc["backward Euler"]["upper"].max()),
-            "bound",
-            "<=",
-            1.0,
-            "unconditionally contractive",
-        ),
-        Finding(
-            "forward Euler with 1 step per section, Lipschitz bound",
-            float(runs.loc["forward Euler"]["upper"][1]),
-            "bound",
-            ">=",
-            2.0,
-            "not contractive at this step",
+            linear[linear["scheme"] == "backward Euler"]["growth"].max(),
+        ).at_most(1.0, "stable"),
+        bound(
+            "backward Euler, largest Lipschitz bound at any number of steps", runs.loc["backward Euler"]["upper"].max()
+        ).at_most(1.0, "unconditionally contractive"),
+        bound("forward Euler with 1 step per section, Lipschitz bound", runs.loc["forward Euler"]["upper"][1]).at_least(
+            2.0, "not contractive at this step"
         ),
     ]
     for scheme in SCHEMES:
         deviation = runs.loc[scheme.name]["deviation"]
         order = math.log2(deviation[STEPS[-2]] / deviation[STEPS[-1]])
         findings.append(
-            Finding(
-                f"{scheme.name}, observed order", order, "measured", ">=", scheme.order - 0.35, f"order {scheme.order}"
-            )
+            measured(f"{scheme.name}, observed order", order).at_least(scheme.order - 0.35, f"order {scheme.order}")
         )
     finest = runs.xs(STEPS[-1], level="steps")
     findings.append(
-        Finding(
-            "accuracy with 16 steps, smallest over the schemes",
-            float(finest["accuracy"].min()),
-            "measured",
-            ">=",
-            0.85,
-            "the network learned",
+        measured("accuracy with 16 steps, smallest over the schemes", finest["accuracy"].min()).at_least(
+            0.85, "the network learned"
         )
     )
     findings.append(
-        Finding(
-            "certified share with 16 steps, largest over the schemes",
-            float(finest["certified"].max()),
-            "bound",
-            ">=",
-            0.1,
-            "some radius is proven",
+        bound("certified share with 16 steps, largest over the schemes", finest["certified"].max()).at_least(
+            0.1, "some radius is proven"
         )
     )
     return tuple(findings)
@@ -230,30 +199,50 @@ def _findings(frame: pd.DataFrame) -> tuple[Finding, ...]:
 
 def _picture(frame: pd.DataFrame) -> Any:
     linear, spectrum, runs = (frame[frame["part"] == part] for part in ("linear", "spectrum", "scheme"))
+    deviation = lines(
+        runs,
+        "steps",
+        "deviation",
+        "scheme",
+        order=NAMES,
+        x_title="steps per unit of time",
+        y_title="distance from the reference",
+        x_log=True,
+        y_log=True,
+        width=260,
+        height=200,
+    )
+    paths = trajectory_chart(frame[frame["part"] == "trajectory"], 200)
+    apart: dict[str, Any] = {"color": "independent", "shape": "independent", "strokeDash": "independent"}
+    top = alt.hconcat(_growth_chart(linear), _spectrum_chart(spectrum)).resolve_scale(**apart)
+    bottom = alt.hconcat(deviation, paths).resolve_scale(color="independent", strokeDash="independent")
+    return alt.vconcat(top, bottom).resolve_scale(**apart)
+
+
+def _growth_chart(linear: pd.DataFrame) -> Any:
+    """Growth per step by step size, and the level above which a step is unstable."""
     one = alt.Chart(alt.InlineData(values=[{"y": 1}])).mark_rule(strokeDash=[4, 3]).encode(y="y:Q")
-    growth = alt.layer(
-        one,
-        lines(
-            linear,
-            "h",
-            "growth",
-            "scheme",
-            order=NAMES,
-            x_title="step size h",
-            y_title="growth per step",
-            x_log=True,
-            y_log=True,
-            y_format="~g",
-            width=260,
-            height=200,
-        ),
+    growth = lines(
+        linear,
+        "h",
+        "growth",
+        "scheme",
+        order=NAMES,
+        x_title="step size h",
+        y_title="growth per step",
+        x_log=True,
+        y_log=True,
+        y_format="~g",
+        width=260,
+        height=200,
     )
-    circle = pd.DataFrame(
-        [
-            {"real": math.cos(t), "imaginary": math.sin(t), "order": k}
-            for k, t in enumerate(np.linspace(0, 2 * math.pi, 80))
-        ]
-    )
+    return alt.layer(one, growth)
+
+
+def _spectrum_chart(spectrum: pd.DataFrame) -> Any:
+    """Eigenvalues of I + h A and the unit circle."""
+    angles = np.linspace(0, 2 * math.pi, 80)
+    circle = pd.DataFrame({"real": np.cos(angles), "imaginary": np.sin(angles), "order": range(80)})
     ring = (
         alt.Chart(rows(circle))
         .mark_line(color="#56606b", strokeDash=[4, 3])
@@ -271,26 +260,7 @@ def _picture(frame: pd.DataFrame) -> Any:
             shape=alt.Shape("step:N", legend=legend),
         )
     )
-    accuracy = lines(
-        runs,
-        "steps",
-        "deviation",
-        "scheme",
-        order=NAMES,
-        x_title="steps per unit of time",
-        y_title="distance from the reference",
-        x_log=True,
-        y_log=True,
-        width=260,
-        height=200,
-    )
-    top = alt.hconcat(growth, alt.layer(ring, points).properties(width=200, height=200)).resolve_scale(
-        color="independent", shape="independent", strokeDash="independent"
-    )
-    bottom = alt.hconcat(accuracy, trajectory_chart(frame[frame["part"] == "trajectory"], 200)).resolve_scale(
-        color="independent", strokeDash="independent"
-    )
-    return alt.vconcat(top, bottom).resolve_scale(color="independent", strokeDash="independent", shape="independent")
+    return alt.layer(ring, points).properties(width=200, height=200)
 
 
 def trajectory_chart(paths: pd.DataFrame, width: int) -> Any:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, measured
 from robustres.dynamics.fit import fit, share
 from robustres.dynamics.parts import Parts, digits_parts
 from robustres.dynamics.stack import Layer, Stack, StackSettings, stack
@@ -85,8 +85,8 @@ def _rows(model: Stack, train: ImageSet, test: ImageSet, *, proven: bool) -> lis
         rows.append(
             {
                 "block": position + 1,
-                "alignment": _mean_cosine(correction, targets - x),
-                "descent": _mean_cosine(correction, -_exit_gradient(model, x, test.labels)),
+                "alignment": mean_cosine(correction, targets - x),
+                "descent": mean_cosine(correction, -_exit_gradient(model, x, test.labels)),
                 "margin_gained": float((margins[1] - margins[0]).mean()),
                 "exit_accuracy": share(model.head(states[position + 1]).argmax(dim=1) == test.labels),
                 "accuracy_without": share(missing.argmax(dim=1) == test.labels),
@@ -134,7 +134,8 @@ def _exit_gradient(model: Stack, state: Tensor, labels: Tensor) -> Tensor:
         return gradient
 
 
-def _mean_cosine(left: Tensor, right: Tensor) -> float:
+def mean_cosine(left: Tensor, right: Tensor) -> float:
+    """Mean over the samples of the cosine between two tensors (N, ...)."""
     return float(functional.cosine_similarity(left.flatten(1), right.flatten(1), dim=1).mean())
 
 
@@ -142,65 +143,27 @@ def _findings(frame: pd.DataFrame, epochs: int) -> tuple[Finding, ...]:
     first, last = frame[frame["epoch"] == 0], frame[frame["epoch"] == epochs]
     exits = last["exit_accuracy"].to_numpy()
     return (
-        Finding(
-            "smallest mean alignment cos(F(x), t - x) after training",
-            float(last["alignment"].min()),
-            "measured",
-            ">=",
-            0.05,
-            "clearly positive",
+        measured("smallest mean alignment cos(F(x), t - x) after training", last["alignment"].min()).at_least(
+            0.05, "clearly positive"
         ),
-        Finding(
-            "smallest mean cosine with the negative loss gradient after training",
-            float(last["descent"].min()),
-            "measured",
-            ">=",
-            0.15,
-            "clearly positive",
+        measured("smallest mean cosine with the negative loss gradient after training", last["descent"].min()).at_least(
+            0.15, "clearly positive"
         ),
-        Finding(
-            "largest mean cosine with the negative loss gradient before training",
-            float(first["descent"].abs().max()),
-            "measured",
-            "<=",
-            0.1,
-            "no direction yet",
+        measured(
+            "largest mean cosine with the negative loss gradient before training", first["descent"].abs().max()
+        ).at_most(0.1, "no direction yet"),
+        measured("smallest mean margin gained by a block", last["margin_gained"].min()).at_least(
+            0.0, "no block harms on average"
         ),
-        Finding(
-            "smallest mean margin gained by a block",
-            float(last["margin_gained"].min()),
-            "measured",
-            ">=",
-            0.0,
-            "no block harms on average",
-        ),
-        Finding(
-            "accuracy after the last block",
-            float(exits[-1]),
-            "measured",
-            ">=",
-            float(exits[0]),
-            "accuracy after the first block",
-        ),
-        Finding(
-            "share that keeps its answer without the block that is missed least",
-            float(last["kept_without"].max()),
-            "measured",
-            ">=",
-            0.8,
-            "most samples",
-        ),
-        Finding(
+        measured("accuracy after the last block", exits[-1]).at_least(exits[0], "accuracy after the first block"),
+        measured(
+            "share that keeps its answer without the block that is missed least", last["kept_without"].max()
+        ).at_least(0.8, "most samples"),
+        measured(
             "share proven to keep it, smallest slack to the measured share",
-            float((last["kept_without"] - last["kept_proven"]).min()),
-            "measured",
-            ">=",
-            0.0,
-            "the proven share",
-        ),
-        Finding(
-            "samples that broke the proof", float(last["proof_broken"].sum()), "measured", "<=", 0.0, "the guarantee"
-        ),
+            (last["kept_without"] - last["kept_proven"]).min(),
+        ).at_least(0.0, "the proven share"),
+        measured("samples that broke the proof", last["proof_broken"].sum()).at_most(0.0, "the guarantee"),
     )
 
 

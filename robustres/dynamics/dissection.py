@@ -66,6 +66,10 @@ class Dissection:
         first, last = self._node(start), self._node(stop)
         return _in_batches(lambda batch: self.captured.run({first: batch}, last), values)
 
+    def piece(self, position: int) -> Callable[[Tensor], Tensor]:
+        """The piece at `position` as a function from its input state to its output state."""
+        return lambda values: self.run(values, position, position + 1)
+
     def states(self, images: Tensor) -> list[Tensor]:
         """All states of images (N, *input shape), detached."""
         found = [images.to(torch.float64)]

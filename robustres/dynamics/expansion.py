@@ -11,7 +11,7 @@ import torch
 from robustres.certify import certify, lipschitz
 from robustres.data import ImageSet
 from robustres.dynamics.charts import COLOURS, horizontal, lines, rows, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, bound, measured
 from robustres.dynamics.fit import accuracy, fit
 from robustres.dynamics.jacobian import jacobians
 from robustres.dynamics.parts import Parts, digits_parts
@@ -32,6 +32,7 @@ def expansion(
     data: Parts | None = None,
     *,
     depth: int = 4,
+    width: int = 32,
     epochs: int = 12,
     samples: int = 24,
     eps: float = 0.1,
@@ -49,11 +50,11 @@ def expansion(
     """
     parts = data or digits_parts()
     sizes: dict[str, Any] = {"inputs": parts.pixels, "classes": parts.classes}
-    model = stack(StackSettings("residual", depth, **sizes))
+    model = stack(StackSettings("residual", depth, width=width, **sizes))
     fit(model, parts.train.images, parts.train.labels, epochs=epochs)
     table = _block_rows(model.double(), parts.test.first(samples))
     for alpha, beta in scales:
-        shallow = stack(StackSettings("residual", depth, alpha=alpha, beta=beta, **sizes))
+        shallow = stack(StackSettings("residual", depth, width=width, alpha=alpha, beta=beta, **sizes))
         fit(shallow, parts.train.images, parts.train.labels, epochs=epochs)
         row = {"part": "sweep", "alpha": alpha, "beta": beta, **_certified(shallow, parts.test, eps)}
         tower = stack(StackSettings("residual", deep, width=16, alpha=alpha, beta=beta, **sizes))
@@ -122,108 +123,68 @@ def _findings(frame: pd.DataFrame) -> tuple[Finding, ...]:
     blocks, sweep = frame[frame["part"] == "block"], frame[frame["part"] == "sweep"].set_index(["alpha", "beta"])
     expanding = blocks.groupby("block")["stretch"].max() > 1
     findings = [
-        Finding(
-            "stretch / joint bound, largest",
-            float((blocks["stretch"] / blocks["upper"]).max()),
-            "measured",
-            "<=",
-            1.0,
-            "the certificate",
+        measured("stretch / joint bound, largest", (blocks["stretch"] / blocks["upper"]).max()).at_most(
+            1.0, "the certificate"
         ),
-        Finding(
-            "joint / textbook bound, largest",
-            float((blocks["upper"] / blocks["textbook"]).max()),
-            "bound",
-            "<=",
-            1.0 + 1e-9,
-            "the textbook bound",
+        bound("joint / textbook bound, largest", (blocks["upper"] / blocks["textbook"]).max()).at_most(
+            1.0 + 1e-9, "the textbook bound"
         ),
-        Finding(
-            "growth from the first state / product of bounds, largest",
-            float((blocks["grown"] / blocks["grown_upper"]).max()),
-            "measured",
-            "<=",
-            1.0,
-            "the certificate",
-        ),
-        Finding(
-            "blocks that expand some sample",
-            float(expanding.sum()),
-            "measured",
-            ">=",
-            1.0,
-            "an ordinary network expands",
-        ),
+        measured(
+            "growth from the first state / product of bounds, largest", (blocks["grown"] / blocks["grown_upper"]).max()
+        ).at_most(1.0, "the certificate"),
+        measured("blocks that expand some sample", expanding.sum()).at_least(1.0, "an ordinary network expands"),
     ]
     if {(1.0, 1.0), (1.0, 0.1)} <= set(sweep.index):
         full, small = ({key: sweep[key][scale] for key in sweep} for scale in ((1.0, 1.0), (1.0, 0.1)))
         findings += [
-            Finding(
-                "certified share with beta = 0.1",
-                float(small["certified"]),
-                "bound",
-                ">=",
-                float(full["certified"]) + 0.05,
-                "the share with beta = 1, plus 0.05",
+            bound("certified share with beta = 0.1", small["certified"]).at_least(
+                float(full["certified"]) + 0.05, "the share with beta = 1, plus 0.05"
             ),
-            Finding(
-                "product of bounds with beta = 0.1",
-                float(small["upper"]),
-                "bound",
-                "<=",
-                float(full["upper"]),
-                "the product with beta = 1",
+            bound("product of bounds with beta = 0.1", small["upper"]).at_most(
+                full["upper"], "the product with beta = 1"
             ),
-            Finding(
-                "accuracy at the large depth with beta = 0.1",
-                float(small["deep_accuracy"]),
-                "measured",
-                ">=",
-                0.8,
-                "trainable",
-            ),
+            measured("accuracy at the large depth with beta = 0.1", small["deep_accuracy"]).at_least(0.8, "trainable"),
         ]
     if (0.5, 0.1) in sweep.index:
         findings.append(
-            Finding(
-                "accuracy at the large depth with alpha = 0.5, beta = 0.1",
-                float(sweep["deep_accuracy"][(0.5, 0.1)]),
-                "measured",
-                "<=",
-                0.3,
-                "a shortcut that shrinks loses the signal",
-            )
+            measured(
+                "accuracy at the large depth with alpha = 0.5, beta = 0.1", sweep["deep_accuracy"][(0.5, 0.1)]
+            ).at_most(0.3, "a shortcut that shrinks loses the signal")
         )
     return tuple(findings)
 
 
 def _picture(frame: pd.DataFrame, eps: float, deep: int) -> Any:
-    sweep = frame[frame["part"] == "sweep"]
     names = {"certified": f"certified at {eps:g}", "accuracy": "accuracy", "deep_accuracy": f"accuracy, depth {deep}"}
-    shown = sweep.assign(scale=[f"{a:g} x + {b:g} F" for a, b in zip(sweep["alpha"], sweep["beta"], strict=True)]).melt(
-        "scale", list(names), "what", "value"
-    )
-    shown["what"] = shown["what"].map(names)
-    order = list(dict.fromkeys(shown["scale"]))
-    bars = (
-        alt.Chart(rows(shown))
-        .mark_bar()
-        .encode(
-            y=alt.Y("scale:N", title=None, sort=order),
-            yOffset=alt.YOffset("what:N", sort=list(names.values())),
-            x=alt.X(
-                "value:Q", title="share of test digits", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1])
-            ),
-            color=alt.Color(
-                "what:N",
-                scale=alt.Scale(domain=list(names.values()), range=[COLOURS[2], COLOURS[1], COLOURS[0]]),
-                legend=alt.Legend(orient="bottom", title=None),
-            ),
-        )
-        .properties(width=260, height=260)
+    bars = scale_bars(
+        frame[frame["part"] == "sweep"], names, [COLOURS[2], COLOURS[1], COLOURS[0]], "share of test digits"
     )
     return alt.hconcat(stretch_chart(frame[frame["part"] == "block"]), bars).resolve_scale(
         color="independent", strokeDash="independent"
+    )
+
+
+def scale_bars(sweep: pd.DataFrame, names: dict[str, str], colours: list[str], title: str) -> Any:
+    """Bars of shares by (alpha, beta); names: of the columns to show, in order."""
+    scales = [f"{alpha:g} x + {beta:g} F" for alpha, beta in zip(sweep["alpha"], sweep["beta"], strict=True)]
+    shown = sweep.assign(scale=scales).melt("scale", list(names), "what", "value")
+    shown["what"] = shown["what"].map(names)
+    share = alt.X("value:Q", title=title, axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1]))
+    colour = alt.Color(
+        "what:N",
+        scale=alt.Scale(domain=list(names.values()), range=colours),
+        legend=alt.Legend(orient="bottom", title=None),
+    )
+    return (
+        alt.Chart(rows(shown[["scale", "what", "value"]]))
+        .mark_bar()
+        .encode(
+            y=alt.Y("scale:N", title=None, sort=list(dict.fromkeys(scales))),
+            yOffset=alt.YOffset("what:N", sort=list(names.values())),
+            x=share,
+            color=colour,
+        )
+        .properties(width=260, height=260)
     )
 
 

@@ -1,6 +1,8 @@
 """A network that follows x' = -W^T tanh(W x + b) for a fixed time: the continuous view of residual blocks."""
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from robustres.certify.linear_map import Dense
@@ -34,8 +36,15 @@ class Section(nn.Module):
     def limit(self, largest: float) -> None:
         """Shrink W in place so that |W|^2 <= largest, up to rounding."""
         with torch.no_grad():
-            norm = torch.linalg.matrix_norm(self.linear.weight, 2)
-            self.linear.weight.mul_((largest**0.5 / norm).clamp(max=1.0))
+            self.linear.weight.mul_(min(1.0, largest**0.5 / largest_singular_value(self.linear.weight)))
+
+
+def largest_singular_value(weight: Tensor) -> float:
+    """The spectral norm of a matrix: decomposed where it is small, else by ARPACK from a fixed start, to rounding."""
+    if min(weight.shape) <= 128:
+        return float(torch.linalg.matrix_norm(weight, 2))
+    matrix = weight.detach().double().numpy()
+    return float(svds(matrix, k=1, return_singular_vectors=False, v0=np.ones(min(matrix.shape)))[0])
 
 
 class FlowNet(nn.Module):

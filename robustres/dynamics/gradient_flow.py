@@ -1,6 +1,7 @@
 """Gradient flow: what a shortcut does to the gradient on its way down through equal layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustres.dynamics.charts import horizontal, lines, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, exact, measured
 from robustres.dynamics.parts import Parts, digits_parts
 from robustres.dynamics.stack import StackSettings, stack
 
@@ -48,11 +49,44 @@ def gradient_flow(data: Parts | None = None, *, depths: Sequence[int] = DEPTHS, 
                 {"network": name, "depth": depth, "ratio": norms[0] / norms[-1], "lower": lower, "upper": upper}
             )
         for name, factor in (("scalar 0.5^L", 0.5), ("scalar 1.5^L", 1.5)):
-            exact = factor**depth
-            rows.append({"network": name, "depth": depth, "ratio": exact, "lower": exact, "upper": exact})
+            product = factor**depth
+            rows.append({"network": name, "depth": depth, "ratio": product, "lower": product, "upper": product})
     frame = pd.DataFrame(rows)
+    return Claim(
+        "gradient-flow",
+        TITLE,
+        STATEMENT,
+        SOURCE,
+        _findings(frame, max(depths)),
+        frame,
+        specification(_picture(frame)),
+        "Networks as PyTorch initialises them, loss on real digits; each point is the root mean square over the "
+        "samples. The scalar models stand beside them as closed forms.",
+    )
+
+
+def _findings(frame: pd.DataFrame, deepest: int) -> tuple[Finding, ...]:
+    def at(network: str) -> float:
+        return float(frame[(frame["network"] == network) & (frame["depth"] == deepest)]["ratio"].iloc[0])
+
+    networks = frame[~frame["network"].str.startswith("scalar")]
+    over = float((networks["ratio"] / networks["upper"]).max())
+    under = float((networks["ratio"] / networks["lower"].clip(lower=1e-300)).min())
+    return (
+        exact("0.5^20, scalar plain model", 0.5**20).at_most(1e-6, "the stated limit"),
+        exact("1.5^20, scalar residual model", 1.5**20).at_least(3300.0, "the stated limit"),
+        measured(f"plain, {deepest} layers: gradient ratio", at("plain")).at_most(1 / FACTOR, "vanishing"),
+        measured(f"residual, {deepest} layers: gradient ratio", at("residual")).at_least(1.0, "not vanishing"),
+        measured(f"residual F/L, {deepest} layers: gradient ratio", at("residual, F/L")).at_most(3.0, "near 1"),
+        measured(f"residual F/L, {deepest} layers: its inverse", 1 / at("residual, F/L")).at_most(3.0, "near 1"),
+        measured("largest measured ratio / its bound", over).at_most(1.0, "the bound of the same network"),
+        measured("smallest measured ratio / its lower bound", under).at_least(1.0, "the bound of the same network"),
+    )
+
+
+def _picture(frame: pd.DataFrame) -> Any:
     order = ("plain", "residual", "residual, F/L", "scalar 0.5^L", "scalar 1.5^L")
-    picture = alt.layer(
+    return alt.layer(
         lines(
             frame,
             "depth",
@@ -64,42 +98,6 @@ def gradient_flow(data: Parts | None = None, *, depths: Sequence[int] = DEPTHS, 
             y_log=True,
         ),
         horizontal(1.0),
-    )
-    return Claim(
-        "gradient-flow",
-        TITLE,
-        STATEMENT,
-        SOURCE,
-        _findings(frame, max(depths)),
-        frame,
-        specification(picture),
-        "Networks as PyTorch initialises them, loss on real digits; each point is the root mean square over the "
-        "samples. The scalar models stand beside them as closed forms.",
-    )
-
-
-def _findings(frame: pd.DataFrame, deepest: int) -> tuple[Finding, ...]:
-    def at(network: str) -> float:
-        return float(frame[(frame["network"] == network) & (frame["depth"] == deepest)]["ratio"].iloc[0])
-
-    measured = frame[~frame["network"].str.startswith("scalar")]
-    over = float((measured["ratio"] / measured["upper"]).max())
-    under = float((measured["ratio"] / measured["lower"].clip(lower=1e-300)).min())
-    return (
-        Finding("0.5^20, scalar plain model", 0.5**20, "exact", "<=", 1e-6, "the stated limit"),
-        Finding("1.5^20, scalar residual model", 1.5**20, "exact", ">=", 3300.0, "the stated limit"),
-        Finding(f"plain, {deepest} layers: gradient ratio", at("plain"), "measured", "<=", 1 / FACTOR, "vanishing"),
-        Finding(f"residual, {deepest} layers: gradient ratio", at("residual"), "measured", ">=", 1.0, "not vanishing"),
-        Finding(
-            f"residual F/L, {deepest} layers: gradient ratio", at("residual, F/L"), "measured", "<=", 3.0, "near 1"
-        ),
-        Finding(
-            f"residual F/L, {deepest} layers: its inverse", 1 / at("residual, F/L"), "measured", "<=", 3.0, "near 1"
-        ),
-        Finding("largest measured ratio / its bound", over, "measured", "<=", 1.0, "the bound of the same network"),
-        Finding(
-            "smallest measured ratio / its lower bound", under, "measured", ">=", 1.0, "the bound of the same network"
-        ),
     )
 
 

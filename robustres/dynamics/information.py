@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, bound, exact, measured
 from robustres.dynamics.fit import fit
 from robustres.dynamics.inverse import fixed_point_inverse
 from robustres.dynamics.jacobian import jacobians
@@ -157,55 +157,21 @@ def _findings(frame: pd.DataFrame, depth: int) -> tuple[Finding, ...]:
     inverse = frame[frame["part"] == "inverse"]
     size = last(TRAINED[1], "size")
     return (
-        Finding("rank of diag(1,0,0)^L", last(LINEAR[0], "rank"), "exact", "<=", 1.0, "the closed form"),
-        Finding("rank of (I + diag(1,0,0))^L", last(LINEAR[1], "rank"), "exact", ">=", 3.0, "the closed form"),
-        Finding(
-            "rank through the plain trained network",
-            last(TRAINED[0], "rank"),
-            "measured",
-            "<=",
-            size / 2,
-            "half of the state",
+        exact("rank of diag(1,0,0)^L", last(LINEAR[0], "rank")).at_most(1.0, "the closed form"),
+        exact("rank of (I + diag(1,0,0))^L", last(LINEAR[1], "rank")).at_least(3.0, "the closed form"),
+        measured("rank through the plain trained network", last(TRAINED[0], "rank")).at_most(
+            size / 2, "half of the state"
         ),
-        Finding(
-            "rank through the residual trained network",
-            last(TRAINED[1], "rank"),
-            "measured",
-            ">=",
-            size - 1,
-            "all directions but one",
+        measured("rank through the residual trained network", last(TRAINED[1], "rank")).at_least(
+            size - 1, "all directions but one"
         ),
-        Finding(
-            "largest K_F of the contractive blocks",
-            float(blocks["contraction"].max()),
-            "bound",
-            "<=",
-            1 - 1e-3,
-            "invertible",
-        ),
-        Finding(
-            "smallest singular value minus its lower bound 1 - K_F",
-            float((blocks["smallest"] - blocks["bound"]).min()),
-            "measured",
-            ">=",
-            0.0,
-            "the bound",
-        ),
-        Finding(
-            "error of the inverse, last iteration",
-            float(inverse["error"].iloc[-1]),
-            "measured",
-            "<=",
-            1e-8,
-            "tolerance",
-        ),
-        Finding(
-            "largest error / its bound",
-            float((inverse["error"] / inverse["bound"]).max()),
-            "measured",
-            "<=",
-            1.0,
-            "a-posteriori bound",
+        bound("largest K_F of the contractive blocks", blocks["contraction"].max()).at_most(1 - 1e-3, "invertible"),
+        measured(
+            "smallest singular value minus its lower bound 1 - K_F", (blocks["smallest"] - blocks["bound"]).min()
+        ).at_least(0.0, "the bound"),
+        measured("error of the inverse, last iteration", inverse["error"].iloc[-1]).at_most(1e-8, "tolerance"),
+        measured("largest error / its bound", (inverse["error"] / inverse["bound"]).max()).at_most(
+            1.0, "a-posteriori bound"
         ),
     )
 

@@ -1,6 +1,7 @@
-"""Whole Jacobians at samples, for states small enough to hold one."""
+"""Jacobians at samples: whole where the state is small, and what products with them tell where it is not."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,8 +9,21 @@ from torch import Tensor
 # Larger states are not decomposed: their Jacobian would be a matrix of this many rows.
 LARGEST_STATE = 1024
 
+Function = Callable[[Tensor], Tensor]
 
-def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+
+class SingularValues(NamedTuple):
+    """Extreme singular values of Jacobians at samples, (N,) each.
+
+    exact: whether the Jacobians were decomposed; else `largest` is an estimate from below and `smallest` NaN.
+    """
+
+    largest: Tensor
+    smallest: Tensor
+    exact: bool
+
+
+def jacobians(function: Function, x: Tensor) -> Tensor:
     """(N, outputs, inputs): the Jacobian of a function that treats the samples of x (N, ...) one by one.
 
     >>> jacobians(lambda x: 2 * x, torch.ones(1, 2))
@@ -20,3 +34,51 @@ def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = function(x).flatten(1)
     rows = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0].flatten(1) for column in y.unbind(dim=1)]
     return torch.stack(rows, dim=1)
+
+
+def extreme_singular_values(function: Function, x: Tensor, *, largest_state: int = LARGEST_STATE) -> SingularValues:
+    """The largest and the smallest singular value of a function's Jacobian at every sample of x (N, ...).
+
+    largest_state: numbers in a state up to which the whole Jacobian is decomposed.
+    """
+    if x[0].numel() <= largest_state:
+        values = torch.linalg.svdvals(jacobians(function, x))
+        return SingularValues(values.amax(dim=1), values.amin(dim=1), True)
+    return SingularValues(lanczos_largest(function, x), x.new_full((len(x),), torch.nan), False)
+
+
+def lanczos_largest(function: Function, x: Tensor, *, steps: int = 12, seed: int = 0) -> Tensor:
+    """(N,): an estimate from below of the largest singular value of a function's Jacobian at every sample of x.
+
+    Lanczos' method on J^T J from a random start, all samples together, each basis orthogonalised twice against itself:
+    the largest Ritz value never exceeds the largest eigenvalue beyond rounding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(x.shape, dtype=x.dtype, generator=generator).flatten(1)
+    vector = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
+    steps = min(steps, vector.shape[1])
+    basis = vector[:, None]
+    tridiagonal = x.new_zeros(len(x), steps, steps)
+    for step in range(steps):
+        image = _normal_product(function, x, basis[:, step])
+        tridiagonal[:, step, step] = (image * basis[:, step]).sum(dim=1)
+        for _ in range(2):
+            image = image - (basis.transpose(1, 2) @ (basis @ image[:, :, None]))[:, :, 0]
+        length = torch.linalg.vector_norm(image, dim=1)
+        if step + 1 == steps:
+            break
+        # An exhausted basis goes on with a vector of zeros, which adds zeros to the matrix.
+        alive = length > 1e-12 * tridiagonal[:, 0, 0].abs().clamp_min(1e-300)
+        following = torch.where(alive[:, None], image / length.clamp_min(1e-300)[:, None], 0.0)
+        tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = torch.where(alive, length, 0.0)
+        basis = torch.cat([basis, following[:, None]], dim=1)
+    largest: Tensor = torch.linalg.eigvalsh(tridiagonal)[:, -1].clamp_min(0.0).sqrt()
+    return largest
+
+
+def _normal_product(function: Function, x: Tensor, direction: Tensor) -> Tensor:
+    """(N, D): J^T J times one direction (N, D) per sample."""
+    _, image = torch.autograd.functional.jvp(function, x, direction.reshape(x.shape))  # type: ignore[no-untyped-call]
+    _, back = torch.autograd.functional.vjp(function, x, image)  # type: ignore[no-untyped-call]
+    product: Tensor = back.flatten(1)
+    return product

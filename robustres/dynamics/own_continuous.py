@@ -6,10 +6,11 @@ from typing import Any
 import altair as alt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, measured
 from robustres.dynamics.continuous import SOURCE, trajectory_chart, trajectory_rows
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.jacobian import LARGEST_STATE, jacobians
@@ -30,28 +31,48 @@ def continuous_of(network: Dissection, data: ImageSet, *, shown: int = 10) -> Cl
     same = [k for k in network.residual if states[k].shape == states[k + 1].shape]
     if not same:
         raise InputError("no residual block of this network keeps its shape, so it is no sequence of steps")
-    found: list[dict[str, Any]] = []
-    for number, position in enumerate(same, 1):
-        x = states[position]
-        with torch.no_grad():
-            step = network.branch(position, x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-12)
-        radius = math.nan
-        if x[0].numel() <= LARGEST_STATE:
-            whole = jacobians(lambda v, p=position: network.run(v, p, p + 1), x[:1])[0]  # type: ignore[misc]
-            radius = float(torch.linalg.eigvals(whole).abs().max())
-        found.append(
-            {
-                "part": "step",
-                "block": network.pieces[position].name,
-                "position": number,
-                "size": float(step.mean()),
-                "radius": radius,
-            }
-        )
+    steps = pd.DataFrame([_step_row(network, position, n, states[position]) for n, position in enumerate(same, 1)])
     shape = states[same[0]].shape
-    kept = [states[k].flatten(1)[:shown] for k in range(len(states)) if states[k].shape == shape]
-    frame = pd.DataFrame([*found, *trajectory_rows(torch.stack(kept), data.labels)])
-    steps = frame[frame["part"] == "step"]
+    kept = [state.flatten(1)[:shown] for state in states if state.shape == shape]
+    paths = pd.DataFrame(trajectory_rows(torch.stack(kept), data.labels))
+    return Claim(
+        "continuous",
+        "The blocks of this network as steps",
+        STATEMENT,
+        SOURCE,
+        _findings(steps),
+        pd.concat([steps, paths], ignore_index=True),
+        specification(_picture(steps, paths)),
+        "Left: a step is small where the network is close to a flow. Right: paths of samples, two main components.",
+    )
+
+
+def _step_row(network: Dissection, position: int, number: int, x: Tensor) -> dict[str, Any]:
+    with torch.no_grad():
+        step = network.branch(position, x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-12)
+    radius = math.nan
+    if x[0].numel() <= LARGEST_STATE:
+        radius = float(torch.linalg.eigvals(jacobians(network.piece(position), x[:1])[0]).abs().max())
+    return {
+        "part": "step",
+        "block": network.pieces[position].name,
+        "position": number,
+        "size": float(step.mean()),
+        "radius": radius,
+    }
+
+
+def _findings(steps: pd.DataFrame) -> tuple[Finding, ...]:
+    findings = [measured("largest mean step |F(x)| / |x|", steps["size"].max())]
+    if (known := steps["radius"].notna()).any():
+        over = (steps["radius"] > 1).sum()
+        findings.append(measured("blocks whose spectral radius exceeds 1 at the first image", over))
+    if not known.all():
+        findings.append(measured("blocks whose spectrum was not computed (state too large)", (~known).sum()))
+    return tuple(findings)
+
+
+def _picture(steps: pd.DataFrame, paths: pd.DataFrame) -> Any:
     chart = lines(
         steps.melt("position", ["size", "radius"], "what", "value").dropna(),
         "position",
@@ -63,23 +84,4 @@ def continuous_of(network: Dissection, data: ImageSet, *, shown: int = 10) -> Cl
         width=260,
         height=200,
     )
-    picture = alt.hconcat(chart, trajectory_chart(frame[frame["part"] == "trajectory"], 260)).resolve_scale(
-        color="independent", strokeDash="independent"
-    )
-    return Claim(
-        "continuous",
-        "The blocks of this network as steps",
-        STATEMENT,
-        SOURCE,
-        (
-            Finding("largest mean step |F(x)| / |x|", float(steps["size"].max()), "measured"),
-            Finding(
-                "blocks whose spectral radius exceeds 1 at the first image",
-                float((steps["radius"] > 1).sum()),
-                "measured",
-            ),
-        ),
-        frame,
-        specification(picture),
-        "Left: a step is small where the network is close to a flow. Right: paths of samples, two main components.",
-    )
+    return alt.hconcat(chart, trajectory_chart(paths, 260)).resolve_scale(color="independent", strokeDash="independent")

@@ -1,13 +1,14 @@
 """Gradient flow through a network at hand: vanishing, exploding, or neither."""
 
 import math
+from typing import Any
 
 import pandas as pd
 from torch import nn
 
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, measured
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.gradient_flow import FACTOR, SOURCE, gradient_norms
 
@@ -37,7 +38,24 @@ def gradient_flow_of(network: Dissection, data: ImageSet) -> Claim:
         }
     )
     ratio = norms[0] / norms[-1] if norms[-1] > 0 else math.nan
-    picture = lines(
+    return Claim(
+        "gradient-flow",
+        f"The gradient through this network: {_verdict(ratio)}",
+        STATEMENT,
+        SOURCE,
+        (
+            measured(f"gradient at the input / at the logits ({_verdict(ratio)})", ratio).at_most(
+                network.upper_from(0), "the bound of the network"
+            ),
+        ),
+        frame,
+        specification(_picture(frame)),
+        "Right is the output, left the input. The bound holds for every image.",
+    )
+
+
+def _picture(frame: pd.DataFrame) -> Any:
+    return lines(
         frame.melt(["position", "after"], ["gradient", "upper"], "what", "value").replace(
             {"what": {"gradient": "measured", "upper": "bound"}}
         ),
@@ -48,25 +66,6 @@ def gradient_flow_of(network: Dissection, data: ImageSet) -> Claim:
         x_title="pieces passed from the input",
         y_title="gradient of the loss (root mean square)",
         y_log=True,
-    )
-    return Claim(
-        "gradient-flow",
-        f"The gradient through this network: {_verdict(ratio)}",
-        STATEMENT,
-        SOURCE,
-        (
-            Finding(
-                f"gradient at the input / at the logits ({_verdict(ratio)})",
-                ratio,
-                "measured",
-                "<=",
-                network.upper_from(0),
-                "the bound of the network",
-            ),
-        ),
-        frame,
-        specification(picture),
-        "Right is the output, left the input. The bound holds for every image.",
     )
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, bound
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.fit import share
 from robustres.dynamics.second_task import SOURCE
@@ -54,11 +54,7 @@ def second_task_of(
         "How much an adapter may add without changing answers",
         STATEMENT,
         SOURCE,
-        (
-            Finding(
-                f"proven share at budget {last['budget']:g} after {last['place']}", float(last["kept_proven"]), "bound"
-            ),
-        ),
+        (bound(f"proven share at budget {last['budget']:g} after {last['place']}", last["kept_proven"]),),
         frame,
         specification(picture),
         "A bound for every adapter of that size at that place, trained or not.",

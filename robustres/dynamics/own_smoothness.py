@@ -8,7 +8,7 @@ import pandas as pd
 from robustres.certify import certify
 from robustres.data import ImageSet
 from robustres.dynamics.charts import lines, rows, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, bound, estimate, measured
 from robustres.dynamics.dissection import Dissection
 from robustres.dynamics.smoothness import SOURCE, TITLE, margin_gradients, variation_rows
 from robustres.dynamics.variation import segments
@@ -30,83 +30,89 @@ def smoothness_of(network: Dissection, data: ImageSet, *, points: int = 33, pair
         raise InputError(
             "smoothness needs a network with residual blocks and at least two images to draw segments between"
         )
-    pairs = min(pairs, len(data) // 2)
+    paths = _variation_rows(network, data, points, min(pairs, len(data) // 2))
+    frame = pd.DataFrame([*paths, *_sample_rows(network, data)])
+    samples, variation = frame[frame["part"] == "sample"], frame[frame["part"] == "variation"]
+    return Claim(
+        "smoothness",
+        TITLE,
+        STATEMENT,
+        SOURCE,
+        _findings(samples, variation),
+        frame,
+        specification(_picture(samples, variation)),
+        "Left: mean over segments between images. Right: one point per image.",
+    )
+
+
+def _variation_rows(network: Dissection, data: ImageSet, points: int, pairs: int) -> list[dict[str, Any]]:
+    """The variation through every residual block that keeps its shape."""
     path = segments(data.images[:pairs].double(), data.images[pairs : 2 * pairs].double(), points)
     states = network.states(path.flatten(0, 1))
     found: list[dict[str, Any]] = []
     for number, position in enumerate(network.residual, 1):
         x, y = (states[k].reshape(*path.shape[:2], *states[k].shape[1:]) for k in (position, position + 1))
         if x.shape == y.shape:
-            found += [
-                {"part": "variation", "block": network.pieces[position].name, "position": number, **row}
-                for row in variation_rows(x, y - x)
-            ]
+            block = {"part": "variation", "block": network.pieces[position].name, "position": number}
+            found += [{**block, **row} for row in variation_rows(x, y - x)]
+    return found
+
+
+def _sample_rows(network: Dissection, data: ImageSet) -> list[dict[str, Any]]:
+    """The margin's input gradient and the certificate of every image."""
     last = len(network.pieces)
     margin, gradient = margin_gradients(lambda x: network.run(x, 0, last), data.images.double(), data.labels)
     certified = certify(network.captured.module, data.images, report=network.report).radius
-    for index in range(len(data)):
-        found.append(
-            {
-                "part": "sample",
-                "index": index,
-                "gradient": float(gradient[index]),
-                "certified": float(certified[index]),
-                "first_order": float(margin[index] / gradient[index].clamp_min(1e-30)),
-            }
-        )
-    frame = pd.DataFrame(found)
-    points_frame, variation = frame[frame["part"] == "sample"], frame[frame["part"] == "variation"]
-    findings = [
-        Finding("median norm of the margin's input gradient", float(points_frame["gradient"].median()), "measured"),
-        Finding("median margin / gradient", float(points_frame["first_order"].median()), "estimate"),
-        Finding("median certified radius", float(points_frame["certified"].median()), "bound"),
+    return [
+        {
+            "part": "sample",
+            "index": index,
+            "gradient": float(gradient[index]),
+            "certified": float(certified[index]),
+            "first_order": float(margin[index] / gradient[index].clamp_min(1e-30)),
+        }
+        for index in range(len(data))
     ]
+
+
+def _findings(samples: pd.DataFrame, variation: pd.DataFrame) -> tuple[Finding, ...]:
+    findings = (
+        measured("median norm of the margin's input gradient", samples["gradient"].median()),
+        estimate("median margin / gradient", samples["first_order"].median()),
+        bound("median certified radius", samples["certified"].median()),
+    )
+    if not len(variation):
+        return findings
+    over = (variation["sum"] - variation["upper"]).max()
+    return (
+        *findings,
+        measured("TV(x + f) - (1 + TV(f)), largest", over).at_most(1e-9, "the bound, up to rounding"),
+    )
+
+
+def _picture(samples: pd.DataFrame, variation: pd.DataFrame) -> Any:
     chart = (
-        alt.Chart(rows(points_frame[["first_order", "certified"]]))
+        alt.Chart(rows(samples[["first_order", "certified"]]))
         .mark_point()
         .encode(
             x=alt.X("first_order:Q", title="margin / gradient (estimate)"),
             y=alt.Y("certified:Q", title="certified radius"),
         )
-        .properties(width=420, height=260)
     )
-    picture: Any = chart
-    if len(variation):
-        findings.append(
-            Finding(
-                "TV(x + f) - (1 + TV(f)), largest",
-                float((variation["sum"] - variation["upper"]).max()),
-                "measured",
-                "<=",
-                1e-9,
-                "the bound, up to rounding",
-            )
-        )
-        mean = (
-            variation.groupby("position", as_index=False)[["branch", "sum", "lower", "upper"]]
-            .mean()
-            .melt("position", var_name="what", value_name="value")
-        )
-        names = {"branch": "TV(f)", "sum": "TV(x + f)", "lower": "|1 - TV(f)|", "upper": "1 + TV(f)"}
-        mean["what"] = mean["what"].map(names)
-        left = lines(
-            mean,
-            "position",
-            "value",
-            "what",
-            order=list(names.values()),
-            x_title="residual block",
-            y_title="variation, path = 1",
-            width=260,
-        )
-        picture = alt.hconcat(left, chart.properties(width=260))
-    return Claim(
-        "smoothness",
-        TITLE,
-        STATEMENT,
-        SOURCE,
-        tuple(findings),
-        frame,
-        specification(picture),
-        "Left: mean over segments between images. Right: one point per image.",
+    if not len(variation):
+        return chart.properties(width=420, height=260)
+    names = {"branch": "TV(f)", "sum": "TV(x + f)", "lower": "|1 - TV(f)|", "upper": "1 + TV(f)"}
+    mean = variation.groupby("position", as_index=False)[list(names)].mean()
+    mean = mean.melt("position", var_name="what", value_name="value")
+    mean["what"] = mean["what"].map(names)
+    left = lines(
+        mean,
+        "position",
+        "value",
+        "what",
+        order=list(names.values()),
+        x_title="residual block",
+        y_title="variation, path = 1",
+        width=260,
     )
+    return alt.hconcat(left, chart.properties(width=260, height=260))

@@ -1,6 +1,7 @@
 """Smoothness: how much a block can roughen a path, and what the input gradient says about robustness."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +14,10 @@ from robustres.attacks import make_attack
 from robustres.certify import certify
 from robustres.data import ImageSet
 from robustres.dynamics.charts import COLOURS, rows, specification
-from robustres.dynamics.claim import Claim, Finding
+from robustres.dynamics.claim import Claim, Finding, measured
 from robustres.dynamics.correction import true_margin
 from robustres.dynamics.fit import accuracy, fit
+from robustres.dynamics.highway_radius import highway_radius
 from robustres.dynamics.parts import Parts, digits_parts
 from robustres.dynamics.stack import Stack, StackSettings, stack
 from robustres.dynamics.variation import segments, total_variation
@@ -41,35 +43,30 @@ LADDER = tuple(round(0.1 * 1.25**step, 4) for step in range(16))
 
 
 def smoothness(
-    data: Parts | None = None, *, epochs: int = 12, samples: int = 80, pairs: int = 24, steps: int = 12
+    data: Parts | None = None, *, width: int = 32, epochs: int = 12, samples: int = 80, pairs: int = 24, steps: int = 12
 ) -> Claim:
     """Total variation per block, and gradient against attacked distance per sample, for four kinds of networks.
 
     The frame has rows of two parts. "variation": network, block, path (number of the segment), branch, sum, lower and
     upper bound, all over the variation of the block's input path. "sample": network, gradient (norm of the margin's
     input gradient), first_order (margin / gradient, an estimate), attacked (distance of an example found, an upper
-    bound of the radius; infinite if none), certified (lower bound of the radius; NaN for highway, which has none).
+    bound of the radius; infinite if none), certified (lower bound of the radius; for highway, which
+    has no constant on all inputs, from intervals on a ball within [0, 1]).
     """
     parts = data or digits_parts()
     test = parts.test.first(samples)
     tables: list[dict[str, Any]] = []
     findings: list[Finding] = []
     for name, sizes in NETWORKS.items():
-        settings = StackSettings(sizes.kind, sizes.depth, beta=sizes.beta, inputs=parts.pixels, classes=parts.classes)
-        model = stack(settings)
+        model = stack(replace(sizes, width=width, inputs=parts.pixels, classes=parts.classes))
         fit(model, parts.train.images, parts.train.labels, epochs=epochs)
         model.double().eval()
         variation = _variation_rows(name, model, test.images[:pairs], test.images[pairs : 2 * pairs])
         points = _sample_rows(name, model, test, steps)
         tables += variation + points
         findings.append(
-            Finding(
-                f"test accuracy, {name}",
-                accuracy(model, parts.test.images.double(), parts.test.labels),
-                "measured",
-                ">=",
-                0.85,
-                "the network learned",
+            measured(f"test accuracy, {name}", accuracy(model, parts.test.images.double(), parts.test.labels)).at_least(
+                0.85, "the network learned"
             )
         )
     frame = pd.DataFrame(tables)
@@ -135,8 +132,7 @@ def attacked_distance(model: torch.nn.Module, data: ImageSet, dtype: torch.dtype
 def _sample_rows(name: str, model: Stack, test: ImageSet, steps: int) -> list[dict[str, Any]]:
     margin, gradient = margin_gradients(model, test.images.double(), test.labels)
     attacked = attacked_distance(model, test, torch.float64, steps=steps)
-    missing = torch.full_like(attacked, math.nan)
-    certified = missing if name == "highway" else certify(model, test.images).radius
+    certified = highway_radius(model, test.images) if name == "highway" else certify(model, test.images).radius
     return [
         {
             "part": "sample",
@@ -162,49 +158,29 @@ def rank_correlation(left: pd.Series, right: pd.Series) -> float:
 def _findings(frame: pd.DataFrame) -> list[Finding]:
     variation, points = frame[frame["part"] == "variation"], frame[frame["part"] == "sample"]
     findings = [
-        Finding(
-            "TV(x + f) - (1 + TV(f)), largest",
-            float((variation["sum"] - variation["upper"]).max()),
-            "measured",
-            "<=",
-            1e-9,
-            "the bound, up to rounding",
+        measured("TV(x + f) - (1 + TV(f)), largest", (variation["sum"] - variation["upper"]).max()).at_most(
+            1e-9, "the bound, up to rounding"
         ),
-        Finding(
-            "|1 - TV(f)| - TV(x + f), largest",
-            float((variation["lower"] - variation["sum"]).max()),
-            "measured",
-            "<=",
-            1e-9,
-            "the lower bound, up to rounding",
+        measured("|1 - TV(f)| - TV(x + f), largest", (variation["lower"] - variation["sum"]).max()).at_most(
+            1e-9, "the lower bound, up to rounding"
         ),
-        Finding(
-            "certified radius - attacked distance, largest",
-            float((points["certified"] - points["attacked"]).max()),
-            "measured",
-            "<=",
-            0.0,
-            "the sandwich",
-        ),
+        measured(
+            "certified radius - attacked distance, largest", (points["certified"] - points["attacked"]).max()
+        ).at_most(0.0, "the sandwich"),
     ]
     for name in NETWORKS:
         own = points[points["network"] == name]
         findings.append(
-            Finding(
+            measured(
                 f"rank correlation of margin / gradient with attacked distance, {name}",
                 rank_correlation(own["first_order"], own["attacked"]),
-                "measured",
-                ">=",
-                0.6,
-                "a strong relation",
-            )
+            ).at_least(0.6, "a strong relation")
         )
     medians = points.groupby("network")[["gradient", "attacked"]].median()
     findings.append(
-        Finding(
+        measured(
             "rank correlation over the networks, median gradient with median distance",
             rank_correlation(medians["gradient"], medians["attacked"]),
-            "measured",
         )
     )
     return findings

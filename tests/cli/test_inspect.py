@@ -14,7 +14,7 @@ from robustres.models import residual_net, save_checkpoint
 
 
 def test_a_network_gets_a_page_and_a_table_for_every_claim(tmp_path: Path) -> None:
-    network = residual_net(block="residual", depth=2, width=2, image_shape=(1, 8, 8), classes=10, pool=2)
+    network = residual_net(block="residual", depth=1, width=2, image_shape=(1, 8, 8), classes=10, pool=2)
     checkpoint = save_checkpoint(network, tmp_path / "net.safetensors")
     out = tmp_path / "out"
     arguments = ["inspect", str(checkpoint), "--limit", "4", "--textbook", "--json", "--out", str(out)]
