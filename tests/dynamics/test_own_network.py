@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from robustres.certify.block_row import BlockRow
 from robustres.data import ImageSet, load_data
 from robustres.dynamics import Dissection, dissect
 from robustres.dynamics.early_exit import exit_descent, exit_logits
@@ -15,7 +18,7 @@ from robustres.dynamics.jacobian import extreme_singular_values, jacobians, lanc
 from robustres.dynamics.own_correction import correction_of
 from robustres.dynamics.own_expansion import expansion_of
 from robustres.dynamics.own_information import information_of
-from robustres.dynamics.scaling import scaled_logits, scaling_sweep
+from robustres.dynamics.scaling import scaled_logits, scaled_upper, scaling_sweep
 from robustres.dynamics.stack import Stack, StackSettings, stack
 from robustres.errors import InputError
 from robustres.models import residual_net
@@ -88,6 +91,13 @@ def test_a_scaled_network_is_the_network_with_scaled_blocks_and_its_bound_holds(
     steepest = torch.linalg.matrix_norm(jacobians(model, images.images.double()), 2).max()
     assert float(steepest) <= row["upper"]
     assert row["certified"] <= row["accuracy"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(alpha=st.floats(-2, 2), beta=st.floats(-2, 2), factor=st.floats(-2, 2))
+def test_a_scaled_bound_holds_for_every_scalar_block(alpha: float, beta: float, factor: float) -> None:
+    row = BlockRow("b", "residual (identity)", abs(1 + factor), 0.0, "exact", shortcut=1.0, branch=abs(factor))
+    assert abs(alpha + beta * factor) <= scaled_upper(row, alpha, beta) * (1 + 1e-12) + 1e-15
 
 
 def test_the_sweep_certifies_the_unscaled_network_as_the_certifier_does(network: Dissection, images: ImageSet) -> None:
