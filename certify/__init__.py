@@ -10,7 +10,7 @@ from robustres.certify.bound import Bound, Estimate, Guarantee, JointBound
 from robustres.certify.certificate import Certificate, best_radii, certify_best
 from robustres.certify.joint import joint_bound
 from robustres.certify.lipschitz import lipschitz
-from robustres.certify.protocol import HasLipschitzBound
+from robustres.certify.protocol import HasLipschitzBound, HasSortedGroups
 from robustres.certify.radius import Certificates, certified_accuracy_curve, certify
 from robustres.certify.radius_column import NETWORK, RadiusColumn
 from robustres.certify.report import LipschitzReport, WhatIf
@@ -29,6 +29,7 @@ __all__ = [
     "Estimate",
     "Guarantee",
     "HasLipschitzBound",
+    "HasSortedGroups",
     "JointBound",
     "LipschitzReport",
     "RadiusColumn",

@@ -16,13 +16,13 @@ from robustres.certify.bound import Bound, Guarantee
 from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.linf_norm import all_hold, linf_norm, product
-from robustres.certify.network import Elementwise, Linear, Merge, Node, Opaque, chain, dominators
+from robustres.certify.network import SORT_BY_WORD, Elementwise, Linear, Merge, Node, Opaque, chain, dominators
 from robustres.certify.regions import Operand, Region, region
 from robustres.certify.residual_bound import residual_bound
 from robustres.certify.spectral_norm import spectral_norm
 from robustres.numerics import rounded_up
 
-KINDS = {"max pooling": "pooling", "stated by the module": "stated"}
+KINDS = {"max pooling": "pooling", "stated by the module": "stated", SORT_BY_WORD: "stated"}
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from robustres.certify.convolution import Convolution, Padding, PaddingMode
 from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
@@ -71,6 +72,12 @@ def _pair(inner: LinearMap, outer: LinearMap) -> LinearMap | None:
         case ((ChannelScale() | Diagonal()), Dense()):
             ones = torch.ones(1, *inner.in_shape, dtype=torch.float64, device=inner.device)
             return Dense(outer.matrix * inner(ones).flatten(), inner.in_shape, outer.out_shape)
+        case Selection(), Convolution() if outer.groups == 1 and (order := channel_order(inner)) is not None:
+            return replace(outer, weight=outer.weight[:, order.argsort()])
+        case Convolution(), Selection() if inner.groups == 1 and (order := channel_order(outer)) is not None:
+            return replace(inner, weight=inner.weight[order])
+        case Dense(), Selection() if bool((outer.index >= 0).all()):
+            return Dense(inner.matrix[outer.index], inner.in_shape, outer.out_shape)
         case Selection(), Convolution() if all(pads == (0, 0) for pads in outer.padding):
             return _padded(inner, outer)
         case Selection(), Selection():
@@ -81,6 +88,18 @@ def _pair(inner: LinearMap, outer: LinearMap) -> LinearMap | None:
         case Identity(), Selection():
             return Selection(outer.index, inner.in_shape, outer.out_shape)
     return None
+
+
+def channel_order(selection: Selection) -> Tensor | None:
+    """(C,) the input channel of each output channel, where the selection reorders whole channels and nothing else."""
+    if selection.in_shape != selection.out_shape or len(selection.in_shape) != 3:
+        return None
+    positions = math.prod(selection.in_shape[1:])
+    rows = selection.index.reshape(-1, positions)
+    order = rows[:, 0].div(positions, rounding_mode="floor")
+    places = torch.arange(positions, device=rows.device)
+    whole = torch.equal(rows, order[:, None] * positions + places)
+    return order if whole and len(torch.unique(order)) == len(order) else None
 
 
 def _padded(selection: Selection, convolution: Convolution) -> Convolution | None:

@@ -8,6 +8,10 @@ from torch import fx
 
 from robustres.certify.bound import Bound
 from robustres.certify.linear_map import LinearMap, Shape
+from robustres.certify.sector import GroupSort
+
+# A module that sorts and says so; it computes by comparisons alone.
+SORT_BY_WORD = "sort stated by the module"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +54,14 @@ class Opaque:
     """A map of which only a bound of its Lipschitz constant is known: max-pooling, sorting, a module's own word.
 
     `linf` is its Lipschitz constant from linf to linf, infinite where it is not known.
+    along: the unbatched axis that it sorts along. sorts: the groups of channels that it sorts; None for other maps.
     """
 
     name: str
     bound: Bound
     linf: float
+    along: int | None = None
+    sorts: GroupSort | None = None
 
 
 @dataclass(frozen=True, eq=False)

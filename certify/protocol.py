@@ -1,8 +1,9 @@
-"""How a module states its own bound: what the certifier asks instead of looking inside."""
+"""How a module states what it is: what the certifier asks instead of looking inside."""
 
 from typing import Protocol, runtime_checkable
 
 from robustres.certify.bound import Bound
+from robustres.certify.sector import GroupSort
 
 
 @runtime_checkable
@@ -15,4 +16,17 @@ class HasLipschitzBound(Protocol):
 
     def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
         """An interval around the l2 Lipschitz constant on inputs of this shape."""
+        ...
+
+
+@runtime_checkable
+class HasSortedGroups(Protocol):
+    """A module that states its own bound and sorts the channels of each position within groups (MaxMin, GroupSort).
+
+    Inside a residual branch the certifier then bounds the block jointly; elsewhere the module counts as 1. The
+    statement is tried on random inputs.
+    """
+
+    def sorted_groups(self) -> GroupSort:
+        """Which channels are sorted together."""
         ...

@@ -1,14 +1,17 @@
 """The branch of a residual block as linear maps and activations in turn, as the joint bound wants it."""
 
 from robustres.certify.bound import JointBound
+from robustres.certify.fold import composed
 from robustres.certify.joint import branch_bound
 from robustres.certify.linear_map import Identity, LinearMap
-from robustres.certify.network import Elementwise, Linear
+from robustres.certify.network import Elementwise, Linear, Node, Opaque
 from robustres.certify.regions import Region
+from robustres.certify.sector import Slopes
 
 
 def residual_bound(found: Region, *, effort: float) -> JointBound | None:
-    """The smallest bound of a block with one nonlinear branch; None where the branch is not linear and elementwise."""
+    """The smallest bound of a block with one nonlinear branch; None where something else than
+    linear maps, elementwise activations and sorts of channels stands in the branch."""
     turns = alternating(found)
     if found.shortcut is None or turns is None:
         return None
@@ -16,23 +19,31 @@ def residual_bound(found: Region, *, effort: float) -> JointBound | None:
     return branch_bound(found.shortcut, layers, slopes=slopes, effort=effort)
 
 
-def alternating(found: Region) -> tuple[list[LinearMap], list[tuple[float, float]]] | None:
-    """Linear maps and the slopes of the activations between them; None where something else stands in the branch."""
+def alternating(found: Region) -> tuple[list[LinearMap], list[Slopes]] | None:
+    """Linear maps and the activations between them; None where something else stands in the branch."""
     if len(found.branches) != 1:
         return None
     layers: list[LinearMap] = []
-    slopes: list[tuple[float, float]] = []
+    slopes: list[Slopes] = []
     shape = found.entry.shape
     for node in found.branches[0].nodes:
+        activation = _activation(node)
         if isinstance(node.piece, Linear):
-            layers.append(node.piece.map)
-        elif isinstance(node.piece, Elementwise):
+            pending = layers.pop() if len(layers) > len(slopes) else Identity(shape)
+            layers.append(composed([pending, node.piece.map]))
+        elif activation is not None:
             if len(layers) == len(slopes):
                 layers.append(Identity(shape))
-            slopes.append(node.piece.slopes)
+            slopes.append(activation)
         else:
             return None
         shape = node.shape
     if len(layers) == len(slopes):
         layers.append(Identity(shape))
     return layers, slopes
+
+
+def _activation(node: Node) -> Slopes | None:
+    if isinstance(node.piece, Elementwise):
+        return node.piece.slopes
+    return node.piece.sorts if isinstance(node.piece, Opaque) else None

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from robustres.certify.bound import Bound
-from robustres.certify.network import Elementwise, Merge, Node, Opaque
+from robustres.certify.capture import device_of
+from robustres.certify.network import SORT_BY_WORD, Elementwise, Merge, Node, Opaque
+from robustres.certify.protocol import HasSortedGroups
 from robustres.certify.rules import Call, NotCoveredError, Parts, rule
+from robustres.certify.sorting import sorts_as_stated
 
 Slopes = tuple[float, float]
 
@@ -118,10 +121,10 @@ def _kinked(call: Call, name: str, *slopes: float) -> Node:
     return call.make(Elementwise(name, (min(slopes), max(slopes))), call.only_input)
 
 
-@rule("maximum", "minimum")
+@rule("maximum", "minimum", "max.other", "min.other")
 def extremum(call: Call) -> Node:
     """Of a value and a constant: slopes in [0, 1]. Of two values: 1-Lipschitz in the two side by side."""
-    name = str(call.origin.target).removeprefix("aten.").split(".")[0]
+    name = "maximum" if "max" in str(call.origin.target) else "minimum"
     inputs = [call.expanded(value) for value in (call["self"], call["other"]) if isinstance(value, Node)]
     if len(inputs) == 1:
         return call.make(Elementwise(name, (0.0, 1.0)), inputs[0])
@@ -162,7 +165,10 @@ def _along_axis(known: _Known) -> Callable[[Call], Node | Parts]:
         if not axes or any(axis % rank == 0 for axis in axes):
             raise NotCoveredError("over the batch")
         axis = ",".join(str(axis % rank) for axis in sorted(axes))
-        piece = Opaque(f"{known.name} over axis {axis}", Bound(0.0, known.l2, "closed form"), known.linf)
+        if call.arguments.get("sorted") is False:
+            raise NotCoveredError("in no fixed order; pass sorted=True")
+        along = axes[0] % rank - 1 if len(axes) == 1 else None
+        piece = Opaque(f"{known.name} over axis {axis}", Bound(0.0, known.l2, "closed form"), known.linf, along)
         value = call.origin.meta["val"]
         if isinstance(value, Tensor):
             return call.make(piece, source)
@@ -183,4 +189,10 @@ def stated(call: Call) -> Node:
     bound = module.lipschitz_bound(source.shape)  # type: ignore[operator]
     if not isinstance(bound, Bound):
         raise NotCoveredError(f"whose lipschitz_bound returned {type(bound).__name__} and not a Bound")
-    return Node(Opaque("stated by the module", bound, math.inf), (source,), call.out_shape, path, call.origin)
+    piece = Opaque("stated by the module", bound, math.inf)
+    if isinstance(module, HasSortedGroups):
+        groups = module.sorted_groups()
+        if not sorts_as_stated(module, groups, source.shape, device_of(call.captured.module)):
+            raise NotCoveredError(f"whose sorted_groups stated {groups}, which is not how it sorts")
+        piece = Opaque(SORT_BY_WORD, Bound(0.0, 1.0, "sort"), 1.0, sorts=groups)
+    return Node(piece, (source,), call.out_shape, path, call.origin)

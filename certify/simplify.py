@@ -2,14 +2,18 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from robustres.certify.bound import Bound
 from robustres.certify.fold import added, composed
 from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.network import Elementwise, Linear, Merge, Node, Opaque, Source
+from robustres.certify.sector import GroupSort
 from robustres.certify.selection import Selection
+from robustres.certify.sorting import before_reshape, groups_along, halves_along, rearranged
 
 
 def simplified(output: Node) -> Node:
@@ -39,8 +43,31 @@ class _Simplifier:
             return self._linear(node, piece.map)
         if isinstance(piece, Merge):
             return self._merged(node, piece)
+        if isinstance(piece, Opaque) and piece.along is not None and piece.name.startswith("sort"):
+            return self._sorted(node, piece)
         source = self._materialised(node.inputs[0])
         return node_like(node, piece, source), None
+
+    def _sorted(self, node: Node, piece: Opaque) -> tuple[Node, LinearMap | None]:
+        """A sort along an axis, moved to where that axis is still part of the channels."""
+        parent = node.inputs[0]
+        root, waiting = self.images[parent]
+        rest, shape = before_reshape(waiting, parent.shape)
+        whole = piece.along is not None and node.shape == parent.shape  # and not the largest few
+        sorts = groups_along(piece.along, parent.shape, shape) if whole else None  # type: ignore[arg-type]
+        if sorts is None:
+            return node_like(node, piece, self._materialised(parent)), None
+        entry = root if rest is None else replace(self._linear_node(parent, rest, root), shape=shape)
+        place = Node(replace(piece, sorts=sorts), (entry,), shape, node.path, node.origin)
+        return self._followed_by(node, place, Identity(shape, node.shape))
+
+    def _followed_by(self, node: Node, root: Node, map_: LinearMap) -> tuple[Node, LinearMap | None]:
+        """`node` as a map of `root`, which waits where it has one consumer."""
+        if isinstance(map_, Identity) and map_.in_shape == map_.out_shape:
+            return root, None
+        if self.consumers[node] > 1:
+            return self._linear_node(node, map_, root), None
+        return root, map_
 
     def _linear(self, node: Node, map_: LinearMap) -> tuple[Node, LinearMap | None]:
         root, waiting = self.images[node.inputs[0]]
@@ -62,13 +89,14 @@ class _Simplifier:
                 return self._linear_node(node, whole, root), None
             return root, whole
         if piece.axis is not None:
-            sort_input = self._sort_input(node)
-            if sort_input is not None:
-                maxmin = Opaque("maxmin", Bound(0.0, 1.0, "closed form"), 1.0)
-                return node_like(node, maxmin, sort_input), None
+            maxmin = self._maxmin(node, piece.axis)
+            if maxmin is not None:
+                return maxmin
             selected = self._side_by_side(node.inputs, piece.axis)
             if selected is not None:
-                return node_like(node, Linear(selected[1]), selected[0]), None
+                index = selected[1]
+                selection = Selection(index.flatten(), selected[0].shape, tuple(index.shape))
+                return node_like(node, Linear(selection), selected[0]), None
         return node_like(node, piece, *(self._materialised(parent) for parent in node.inputs)), None
 
     def _materialised(self, old: Node) -> Node:
@@ -78,19 +106,41 @@ class _Simplifier:
     def _linear_node(self, old: Node, map_: LinearMap, root: Node) -> Node:
         return node_like(old, Linear(map_, summands=self.summands.get(map_, ())), root)
 
-    def _sort_input(self, node: Node) -> Node | None:
-        """The value whose coordinates max(a, b) beside min(a, b) sorts in pairs: MaxMin, 1-Lipschitz."""
+    def _maxmin(self, node: Node, axis: int) -> tuple[Node, LinearMap | None] | None:
+        """max(a, b) beside min(a, b): a and b side by side, sorted in pairs, and laid out as the network has it."""
         operands = [_through_reshapes(parent) for parent in node.inputs]
-        if sorted(_name(operand) for operand in operands) != ["maximum", "minimum"]:
+        pairs = self._pairs(operands)
+        if pairs is None:
             return None
-        pair = operands[0].inputs
-        if len(set(pair)) != 2 or set(pair) != set(operands[1].inputs):
-            return None
-        selected = self._side_by_side(pair, 0)
-        return None if selected is None else node_like(node, Linear(selected[1]), selected[0])
+        root, side_by_side = pairs
+        shape = side_by_side.out_shape
+        plain = isinstance(side_by_side, Identity) and side_by_side.in_shape == shape
+        entry = root if plain else Node(Linear(side_by_side), (root,), shape, node.path, node.origin)
+        piece = Opaque("maxmin", Bound(0.0, 1.0, "closed form"), 1.0, sorts=GroupSort(2, "strided"))
+        place = Node(piece, (entry,), shape, node.path, node.origin)
+        half = math.prod(shape) // 2
+        numbers = [half * k + torch.arange(half).reshape(parent.shape) for k, parent in enumerate(node.inputs)]
+        return self._followed_by(node, place, rearranged(torch.cat(numbers, dim=axis), shape))
 
-    def _side_by_side(self, nodes: tuple[Node, ...], axis: int) -> tuple[Node, Selection] | None:
-        """Selections of one and the same value laid side by side are one selection."""
+    def _pairs(self, operands: list[Node]) -> tuple[Node, LinearMap] | None:
+        """Where the operands are the larger and the smaller of pairs: a value, and the map that lays the first of each
+        pair, then the second, along its first axis."""
+        names = sorted(_name(operand) for operand in operands)
+        inputs = operands[0].inputs
+        if names == ["maximum", "minimum"]:
+            if len(set(inputs)) != 2 or set(inputs) != set(operands[1].inputs) or not inputs[0].shape:
+                return None
+            selected = self._side_by_side(inputs, 0)
+            return None if selected is None else (selected[0], rearranged(selected[1], selected[0].shape))
+        axes = {operand.piece.along for operand in operands if isinstance(operand.piece, Opaque)}
+        along = axes.pop() if len(axes) == 1 else None
+        extremes = [name.split(" ")[0] for name in names] == ["max", "min"]
+        if along is None or not extremes or inputs != operands[1].inputs or inputs[0].shape[along] != 2:
+            return None
+        return self._materialised(inputs[0]), halves_along(along, inputs[0].shape)
+
+    def _side_by_side(self, nodes: tuple[Node, ...], axis: int) -> tuple[Node, Tensor] | None:
+        """Selections of one and the same value laid side by side: the value, and which coordinate stands where."""
         roots, indices = set(), []
         for node in nodes:
             root, waiting = self.images[node]
@@ -106,9 +156,7 @@ class _Simplifier:
                 return None
         if len(roots) != 1:
             return None
-        index = torch.cat(indices, dim=axis)
-        root = roots.pop()
-        return root, Selection(index.flatten(), root.shape, tuple(index.shape))
+        return roots.pop(), torch.cat(indices, dim=axis)
 
 
 def node_like(old: Node, piece: Linear | Elementwise | Opaque | Merge, *inputs: Node) -> Node:
@@ -123,4 +171,4 @@ def _through_reshapes(node: Node) -> Node:
 
 
 def _name(node: Node) -> str:
-    return node.piece.name if isinstance(node.piece, Merge) else ""
+    return node.piece.name if isinstance(node.piece, Merge | Opaque) else ""

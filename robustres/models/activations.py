@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.bound import Bound
+from robustres.certify.sector import GroupSort
 from robustres.errors import ModelError
 
 ActivationName = Literal["relu", "maxmin", "identity"]
@@ -26,6 +27,10 @@ class MaxMin(nn.Module):
     def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
         """Exactly 1: sorting is a permutation wherever it is differentiable, and continuous."""
         return Bound(1.0, 1.0, "sorting in pairs")
+
+    def sorted_groups(self) -> GroupSort:
+        """Channel i with channel i + C/2."""
+        return GroupSort(2, "strided")
 
 
 def activation(name: ActivationName, channels: int) -> nn.Module:
