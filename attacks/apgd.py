@@ -57,7 +57,7 @@ class AutoPgd(GradientSearch):
         x, threat = slots["x"], self.problem.threat
         keys = sample_keys(self.seed, slots["index"], slots["restart"])
         start = _surface_start(keys, x, threat.norm, threat.eps)
-        slots["points"] = ball.project(start, x, slots["low"], slots["high"], threat)
+        slots["points"] = ball.project_(start, x, slots["low"], slots["high"], threat)
         slots["previous"] = slots["points"]
         slots["best"], slots["best_gradient"] = slots["points"].clone(), torch.zeros_like(x)
         lowest = torch.full((slots.count,), -torch.inf, dtype=x.dtype, device=x.device)
@@ -77,11 +77,12 @@ class AutoPgd(GradientSearch):
         threat, points = self.problem.threat, slots["points"]
         direction = ball.unit_direction(gradient, points, threat.norm)
         target = torch.addcmul(points, direction, per_sample(slots["size"], points))
-        target = ball.project(target, slots["x"], slots["low"], slots["high"], threat)
+        target = ball.project_(target, slots["x"], slots["low"], slots["high"], threat)
         share = per_sample(torch.where(slots["age"] > 0, MOMENTUM, 1.0).to(points.dtype), points)
-        moved = points + (target - points) * share + (points - slots["previous"]) * (1 - share)
+        moved = torch.lerp(points, target, share)  # of fresh slots, previous is points: they have no momentum
+        moved.add_(points - slots["previous"], alpha=1 - MOMENTUM)
         slots["previous"] = points
-        slots["points"] = ball.project(moved, slots["x"], slots["low"], slots["high"], threat)
+        slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
         return slots["age"] + 1 >= self.steps
 
     def _remember(self, slots: Slots, loss: Tensor, gradient: Tensor) -> None:
@@ -89,9 +90,13 @@ class AutoPgd(GradientSearch):
         slots["increases"] = slots["increases"] + ((loss > slots["last_loss"]) & ~first)
         slots["last_loss"] = loss.to(slots["last_loss"].dtype)
         better = loss > slots["best_loss"]
-        image = per_sample(better, slots["points"])
-        slots["best"] = torch.where(image, slots["points"], slots["best"])
-        slots["best_gradient"] = torch.where(image, gradient, slots["best_gradient"])
+        if bool(better.all()):
+            slots["best"].copy_(slots["points"])
+            slots["best_gradient"].copy_(gradient)
+        else:
+            chosen = better.nonzero().flatten()
+            slots["best"].index_copy_(0, chosen, slots["points"][chosen])
+            slots["best_gradient"].index_copy_(0, chosen, gradient[chosen])
         slots["best_loss"] = torch.where(better, slots["last_loss"], slots["best_loss"])
         slots["loss_at_checkpoint"] = torch.where(first, slots["best_loss"], slots["loss_at_checkpoint"])
 
@@ -136,7 +141,7 @@ class SparseAutoPgd(AutoPgd):
         signs = gradient.sign() * (flat >= least).reshape(gradient.shape)
         count = signs.abs().flatten(1).sum(dim=1).clamp(min=1.0)
         moved = points + signs * per_sample(slots["size"] / count, points)
-        slots["points"] = ball.project(moved, slots["x"], slots["low"], slots["high"], self.problem.threat)
+        slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], self.problem.threat)
         return slots["age"] + 1 >= self.steps
 
     def _adapt(self, slots: Slots, gradient: Tensor, judged: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The set of allowed images, {x' : |x' - x| <= eps} and [0, 1], for l2, linf and l1: projections, directions, starts.
 
-`project` is what an iteration uses, in the images' own precision. `retract` is what a returned example passes
+`project_` is what an iteration uses, in the images' own precision. `retract` is what a returned example passes
 through: afterwards the distance computed in float64 is at most eps, and every pixel lies in [0, 1].
 """
 
@@ -31,22 +31,21 @@ def pixel_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def project(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
-    """Points of the ball near the given ones; `low` and `high` come from `pixel_bounds` of x.
+def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
+    """Points of the ball near the given ones, whose memory may be used; `low` and `high` are `pixel_bounds` of x.
 
     linf: the nearest point. l1: the nearest point of the intersection of ball and box. l2: scaled into the ball, then
     clipped into the box, which keeps it in the ball.
     """
     if threat.norm == "linf":
-        return torch.clamp(points, low, high)
+        return points.clamp_(low, high)
     difference = points - x
     if threat.norm == "l1":
         return x + project_l1_box(difference, -x, 1 - x, threat.eps).to(x.dtype)
     length = torch.linalg.vector_norm(difference.flatten(1), dim=1)
     scale = torch.where(length > threat.eps, threat.eps / length, torch.ones_like(length))
     scaled: Tensor = torch.addcmul(x, difference, per_sample(scale, x))
-    clipped: Tensor = torch.clamp(scaled, 0, 1)
-    return clipped
+    return scaled.clamp_(0, 1)
 
 
 def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) -> Tensor:
@@ -132,4 +131,4 @@ def random_start(keys: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Thr
         signed = 2 * uniform(keys, shape, dtype=torch.float64) - 1
         direction = (-torch.log1p(-signed.abs()) * signed.sign()).to(dtype)
         norms = direction.flatten(1).abs().sum(dim=1)
-    return project(x + direction * per_sample(length / norms, x), x, low, high, threat)
+    return project_(x + direction * per_sample(length / norms, x), x, low, high, threat)

@@ -21,7 +21,8 @@ class Slots(dict[str, Tensor]):
     """The state of a batch of running searches: tensors by name, all with the slots as first dimension.
 
     Always there: sample (position in the problem), restart, index, x, low, high, classes, age (updates so far),
-    points (what the model sees next). Everything else belongs to the search.
+    points (what the model sees next), runs (of the model), stuck (whether the last gradient was exactly zero), zeros
+    (how many were), kept (the nearest miss) with its margin. Everything else belongs to the search.
     """
 
     @property
@@ -74,56 +75,75 @@ def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batc
     queue = deque((int(sample), 0) for sample in (~ledger.fooled).nonzero().flatten())
     slots = _fresh(problem, search, ledger, queue, batch_size)
     while slots.count:
-        samples = slots["sample"]
         logits, loss, gradient = _evaluated(problem, search, slots)
-        _count(ledger, search, samples, gradient)
         finite = torch.isfinite(logits).all(dim=1)
-        ledger.nonfinite[samples] |= ~finite
-        fooled = _record(problem, search, ledger, slots, logits, finite)
-        before = slots["age"].clone()
-        over = search.move(slots, logits, loss, gradient)
+        hit = problem.answered(logits, slots["classes"]) & finite
+        fooled = _offered(search, ledger, slots, hit)
+        if search.stays_inside:
+            _keep_nearest_miss(slots, problem.margin(logits, slots["classes"]), finite & ~hit)
+        over = (search.move(slots, logits, loss, gradient) | ~finite) & ~fooled
         slots["age"] = slots["age"] + 1
-        ledger.steps[samples] += slots["age"] - before
-        over = (over | ~finite) & ~fooled
-        if bool(over.any()):
-            last = over & finite
-            if bool(last.any()):
-                ledger.offer(samples[last], slots["points"][last])
-            again = over & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
-            queue.extend(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
-        if bool((over | fooled).any()):
-            slots = slots.taken(~(over | fooled))
+        done = over | fooled
+        if bool(done.any()):
+            again = _retire(search, ledger, slots.taken(done), over[done], finite[done], restarts)
+            queue.extend(again)
+            slots = slots.taken(~done)
             if queue and (not slots.count or batch_size - slots.count >= batch_size // 8):
                 fresh = _fresh(problem, search, ledger, queue, batch_size - slots.count)
                 slots = slots.joined(fresh) if slots.count else fresh
 
 
 def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, loss and gradient at the points, counted in the slots."""
     points = slots["points"]
-    if search.uses_gradient:
-        return problem.gradient(points, lambda logits: search.loss(logits, slots))
-    logits = problem.search_answers(points)
-    return logits, search.loss(logits, slots), points.new_empty(0)
+    slots["runs"] += 1
+    if not search.uses_gradient:
+        logits = problem.search_answers(points)
+        return logits, search.loss(logits, slots), points.new_empty(0)
+    logits, loss, gradient = problem.gradient(points, lambda logits: search.loss(logits, slots))
+    slots["stuck"] = vanished(gradient)
+    slots["zeros"] += slots["stuck"]
+    return logits, loss, gradient
 
 
-def _count(ledger: Ledger, search: Search, samples: Tensor, gradient: Tensor) -> None:
-    ledger.evaluations[samples] += 1
-    if search.uses_gradient:
-        ledger.gradients[samples] += 1
-        ledger.zero_gradients[samples] += vanished(gradient).to(torch.int64)
-
-
-def _record(problem: Problem, search: Search, ledger: Ledger, slots: Slots, logits: Tensor, finite: Tensor) -> Tensor:
-    """Enter successes and near misses; returns the mask of slots to retire as fooled."""
-    samples, points = slots["sample"], slots["points"]
-    hit = problem.succeeded(logits, slots["classes"])
+def _offered(search: Search, ledger: Ledger, slots: Slots, hit: Tensor) -> Tensor:
+    """Enter successes; returns the mask of slots to retire as fooled."""
     candidate = search.worth_offering(slots, hit)
     retired = torch.zeros_like(candidate)
     if bool(candidate.any()):
-        retired[candidate] = ledger.offer(samples[candidate], points[candidate])
-    if search.stays_inside:
-        ledger.note(samples, points, problem.margin(logits, slots["classes"]), finite & ~hit)
+        retired[candidate] = ledger.offer(slots["sample"][candidate], slots["points"][candidate])
     return retired
+
+
+def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
+    """Keep the points in the mask `miss` that come closer to a success than all before."""
+    better = miss & (margin > slots["kept_margin"])
+    if bool(better.all()):
+        slots["kept"].copy_(slots["points"])
+        slots["kept_margin"].copy_(margin)
+    elif len(chosen := better.nonzero().flatten()):
+        slots["kept"].index_copy_(0, chosen, slots["points"][chosen])
+        slots["kept_margin"].index_copy_(0, chosen, margin[chosen].to(slots["kept_margin"].dtype))
+
+
+def _retire(
+    search: Search, ledger: Ledger, slots: Slots, over: Tensor, finite: Tensor, restarts: int
+) -> list[tuple[int, int]]:
+    """Enter what the slots have spent and, where the search is over, found; returns the restarts that are left."""
+    samples = slots["sample"]
+    ledger.steps[samples] += slots["age"] - (~over).to(torch.int64)  # the success was found before the last update
+    ledger.evaluations[samples] += slots["runs"]
+    ledger.nonfinite[samples] |= ~finite
+    if search.uses_gradient:
+        ledger.gradients[samples] += slots["runs"]
+        ledger.zero_gradients[samples] += slots["zeros"]
+    if search.stays_inside:
+        ledger.note(samples[over], slots["kept"][over], slots["kept_margin"][over])
+    last = over & finite
+    if bool(last.any()):
+        ledger.offer(samples[last], slots["points"][last])
+    again = over & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
+    return list(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
 
 
 def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[int, int]], room: int) -> Slots:
@@ -139,6 +159,12 @@ def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[
         high=ledger.high[sample],
         classes=problem.classes[sample],
         age=torch.zeros_like(sample),
+        runs=torch.zeros_like(sample),
+        zeros=torch.zeros_like(sample),
+        stuck=torch.zeros_like(sample, dtype=torch.bool),
     )
     search.begin(slots)
+    if search.stays_inside:
+        slots["kept"] = slots["x"].clone()
+        slots["kept_margin"] = torch.full_like(sample, -torch.inf, dtype=problem.x.dtype)
     return slots

@@ -24,7 +24,7 @@ class _Fgsm(GradientSearch):
         threat = self.problem.threat
         direction = ball.unit_direction(gradient, slots["points"], threat.norm)
         moved = slots["points"] + threat.eps * direction
-        slots["points"] = ball.project(moved, slots["x"], slots["low"], slots["high"], threat)
+        slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
         return torch.ones_like(slots["age"], dtype=torch.bool)
 
 

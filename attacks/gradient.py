@@ -13,7 +13,7 @@ from torch import Tensor
 from robustres.attacks import losses
 from robustres.attacks.engine import Search, Slots
 from robustres.attacks.losses import Loss, LossName
-from robustres.attacks.problem import Problem, vanished
+from robustres.attacks.problem import Problem
 
 
 class GradientSearch(Search):
@@ -35,16 +35,15 @@ class GradientSearch(Search):
         return torch.where(slots["by_margin"], self.problem.margin(logits, slots["classes"]), value)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        stuck = vanished(gradient)
-        switched = stuck & ~slots["by_margin"] if self._may_switch else torch.zeros_like(stuck)
-        if not bool(switched.any()):
+        switched = slots["stuck"] & ~slots["by_margin"]
+        if not self._may_switch or not bool(switched.any()):
             return self.step(slots, loss, gradient)
         kept = slots.taken(switched)
         over = self.step(slots, loss, gradient)
         for name, values in kept.items():
-            slots[name][switched] = values
+            slots[name] = slots[name].index_put((switched,), values)
         slots["by_margin"] = slots["by_margin"] | switched
-        slots["age"][switched] -= 1
+        slots["age"] = slots["age"] - switched.to(torch.int64)
         self.switched(slots, switched)
         return over & ~switched
 

@@ -38,12 +38,11 @@ class Ledger:
         self._enter(samples, points, logits)
         return self.problem.succeeded(logits, self.problem.classes[samples])
 
-    def note(self, samples: Tensor, points: Tensor, margin: Tensor, miss: Tensor) -> None:
-        """Keep points in the mask `miss` that come closer to a success; `margin` (B,) is the search's."""
-        better = (miss & (margin > self.loss[samples]) & ~self.fooled[samples]).nonzero().flatten()
-        if len(better):
-            self.examples.index_copy_(0, samples[better], points[better].to(self.examples.dtype))
-            self.loss[samples[better]] = margin[better].to(self.loss.dtype)
+    def note(self, samples: Tensor, points: Tensor, margin: Tensor) -> None:
+        """Keep misses (B, ...) that come closer to a success than what is kept; `margin` (B,) is the search's."""
+        better = (margin > self.loss[samples]) & ~self.fooled[samples]
+        self.examples[samples[better]] = points[better].to(self.examples.dtype)
+        self.loss[samples[better]] = margin[better].to(self.loss.dtype)
 
     def result(self) -> AttackResult:
         """What is known now. Failed attempts are evaluated once more, so that every entry is the model's own answer."""

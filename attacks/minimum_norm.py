@@ -54,8 +54,7 @@ class MinimumNormSearch(Search):
         """Norm of each sample's difference (B,), in the search's own precision."""
         flat = difference.flatten(1)
         if self.problem.threat.norm == "linf":
-            smallest, largest = torch.aminmax(flat, dim=1)
-            return torch.maximum(-smallest, largest)
+            return torch.maximum(-flat.amin(dim=1), flat.amax(dim=1))  # much faster than aminmax and vector_norm
         order = {"l2": 2.0, "l1": 1.0}[self.problem.threat.norm]
         length: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
         return length

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustres.attacks import ball, engine
 from robustres.attacks.attack import Attack
+from robustres.attacks.ball import per_sample
 from robustres.attacks.engine import Slots
 from robustres.attacks.gradient import GradientSearch
 from robustres.attacks.ledger import Ledger
@@ -37,17 +38,16 @@ class _Pgd(GradientSearch):
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
         threat, age = self.problem.threat, slots["age"]
         direction = ball.unit_direction(gradient, slots["points"], threat.norm)
-        size = self._step_size(age, slots["x"])
-        moved = torch.addcmul(slots["points"], direction, size)
-        slots["points"] = ball.project(moved, slots["x"], slots["low"], slots["high"], threat)
+        moved = self._moved(slots["points"], direction, age)
+        slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
         return age + 1 >= self.settings.steps
 
-    def _step_size(self, age: Tensor, like: Tensor) -> Tensor:
+    def _moved(self, points: Tensor, direction: Tensor, age: Tensor) -> Tensor:
         size = self.settings.step_length
         if self.settings.schedule == "constant":
-            return torch.full((), size, dtype=like.dtype, device=like.device)
-        fall = 0.5 * (1 + torch.cos(math.pi * age.to(like.dtype) / self.settings.steps))
-        return (size * fall).reshape(-1, *[1] * (like.ndim - 1))
+            return torch.add(points, direction, alpha=size)
+        fall = 0.5 * (1 + torch.cos(math.pi * age.to(points.dtype) / self.settings.steps))
+        return torch.addcmul(points, direction, per_sample(size * fall, points))
 
 
 @dataclass(frozen=True)

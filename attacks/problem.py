@@ -71,8 +71,11 @@ class Problem:
 
     def succeeded(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Whether the answer is wrong (or the target); never where a logit is not finite."""
-        hit = (logits.argmax(dim=1) == classes) == self.targeted
-        return hit & torch.isfinite(logits).all(dim=1)
+        return self.answered(logits, classes) & torch.isfinite(logits).all(dim=1)
+
+    def answered(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Whether the answer is wrong (or the target), of finite logits."""
+        return (logits.argmax(dim=1) == classes) == self.targeted
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.search_dtype is None:

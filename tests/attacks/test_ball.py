@@ -38,7 +38,7 @@ def test_the_projection_without_a_box_is_the_nearest_point(norm: str) -> None:
     cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(d - v.numpy()[0])), [cvxpy.norm(d, ORDER[norm]) <= 0.3]).solve(
         **SOLVER
     )
-    ours = ball.project(x + v, x, *ball.pixel_bounds(x, 0.3), threat) - x
+    ours = ball.project_(x + v, x, *ball.pixel_bounds(x, 0.3), threat) - x
     np.testing.assert_allclose(ours.numpy()[0], d.value, atol=2e-6)
 
 
@@ -61,7 +61,7 @@ def test_a_retracted_point_lies_in_the_closed_ball_when_checked_in_float64(
     low, high = ball.pixel_bounds(x, eps)
     for moved in (
         ball.retract(points, x, low, high, threat),
-        ball.retract(ball.project(points, x, low, high, threat), x, low, high, threat),
+        ball.retract(ball.project_(points.clone(), x, low, high, threat), x, low, high, threat),
     ):
         assert moved.dtype == dtype
         assert (distance(moved.double() - x.double(), norm) <= eps).all()
