@@ -13,6 +13,7 @@ from robustres.certify.lipschitz import lipschitz
 from robustres.certify.protocol import HasLipschitzBound, HasSortedGroups
 from robustres.certify.radius import Certificates, certified_accuracy_curve, certify
 from robustres.certify.radius_column import NETWORK, RadiusColumn
+from robustres.certify.remembered import BoundMemory
 from robustres.certify.report import LipschitzReport, WhatIf
 from robustres.certify.smoothing import RandomisedSmoothing, SmoothedColumn
 from robustres.certify.spectral_norm import spectral_norm
@@ -24,6 +25,7 @@ __all__ = [
     "AuditRow",
     "BlockRow",
     "Bound",
+    "BoundMemory",
     "Certificate",
     "Certificates",
     "Estimate",

@@ -10,13 +10,14 @@ from torch import nn
 from robustres.certify import rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape
 from robustres.certify.analysis import Analysis
 from robustres.certify.block_row import BlockRow
-from robustres.certify.blocks import Bounder, unique_names
+from robustres.certify.blocks import unique_names
 from robustres.certify.capture import BATCH, Captured, capture, device_of
 from robustres.certify.head import Head
 from robustres.certify.jacobian import steepest_directions
 from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.certify.linear_map import Shape
 from robustres.certify.network import Linear, Node
+from robustres.certify.remembered import BoundMemory, Known, RememberingBounder, network_key
 from robustres.certify.report import LipschitzReport, multiplied, with_lower
 from robustres.certify.rules import build_network
 from robustres.certify.simplify import simplified
@@ -41,6 +42,7 @@ def lipschitz(
     lower_steps: int = 8,
     refuse: Refuse = "raise",
     generator: torch.Generator | None = None,
+    store: BoundMemory | None = None,
 ) -> LipschitzReport:
     """Bound the Lipschitz constant of a model's logits, in evaluation mode, over all inputs of one shape.
 
@@ -55,6 +57,7 @@ def lipschitz(
     lower_steps: power iterations of the lower estimates; 0 leaves them out.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
         report, whose `upper` is then infinite.
+    store: where bounds of the very same network, settings and certifier are looked for, and kept.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> report = lipschitz(model, (1, 2, 2))
@@ -79,23 +82,34 @@ def lipschitz(
         return _refusal(input_shape, norm, refused, perf_counter() - start)
     output = simplified(network)
     order = output.ordered()
-    bounders = {
-        "l2": Bounder(order, joint=joint, effort=effort, seconds=seconds, delta=delta),
-        "linf": Bounder(order, norm="linf", joint=False),
-    }
     steps = lower_steps if norm == "l2" else 0
+    settings = {
+        "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta, "steps": steps,
+        "device": device_of(model).type,
+    }  # fmt: skip
+    key = network_key(captured, order, settings) if store is not None and generator is None else None
+    known = Known.from_text(store.load(key)) if store is not None and key is not None else Known()
+    remembered = known.complete
+    bounders = {
+        "l2": RememberingBounder(
+            order, joint=joint, effort=effort, seconds=seconds, delta=delta, known=known.rows["l2"]
+        ),
+        "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),
+    }
     with torch.no_grad():
         pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
         whole = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
         head = _head(output, bounders)
-    estimate = _estimate(captured, order[0], output, steps, generator)
+    if not remembered:
+        known.lower = _estimate(captured, order[0], output, steps, generator)
+        known.block_lower = _block_estimates(captured, pieces[norm], steps, generator)
     upper, guarantee = whole[norm]
-    return LipschitzReport(
+    report = LipschitzReport(
         input_shape=input_shape,
         norm=norm,
-        blocks=_with_estimates(captured, pieces[norm], steps, generator),
+        blocks=_with_estimates(pieces[norm], known.block_lower),
         upper=upper,
-        lower=_checked(estimate, upper, "the whole network"),
+        lower=_checked(known.lower, upper, "the whole network"),
         l2_upper=whole["l2"][0],
         linf_upper=whole["linf"][0],
         head=head,
@@ -103,13 +117,16 @@ def lipschitz(
         guarantee=guarantee,
         analysis=Analysis(captured, network, output, bounders["l2"]),
     )
+    if store is not None and key is not None and not remembered:
+        store.save(key, known.to_text())
+    return report
 
 
 def _refusal(shape: Shape, norm: Norm, refused: tuple[Refusal, ...], seconds: float) -> LipschitzReport:
     return LipschitzReport(shape, norm, (), float("inf"), 0.0, refused, seconds=seconds)
 
 
-def _head(output: Node, bounders: dict[str, Bounder]) -> Head | None:
+def _head(output: Node, bounders: dict[str, RememberingBounder]) -> Head | None:
     """The last linear map, if the network ends in one, with the bounds of everything before it."""
     if not isinstance(output.piece, Linear):
         return None
@@ -118,17 +135,21 @@ def _head(output: Node, bounders: dict[str, Bounder]) -> Head | None:
     return Head(output.piece.map, body["l2"], body["linf"])
 
 
-def _with_estimates(
+def _block_estimates(
     captured: Captured, pieces: list[Piece], steps: int, generator: torch.Generator | None
-) -> tuple[BlockRow, ...]:
-    """The rows under unique names; those without a lower estimate get the Jacobian norm at random points."""
-    names = unique_names(pieces)
-    rows = []
-    for (entry, end, row), name in zip(pieces, names, strict=True):
-        estimate = 0.0
-        if row.lower == 0 and row.kind not in ("linear", "activation"):
-            estimate = _checked(_estimate(captured, entry, end, steps, generator), row.upper, name)
-        rows.append(with_lower(row, name, estimate))
+) -> list[float]:
+    """For each row without a lower estimate the Jacobian norm at random points, 0 for the others."""
+    wanted = [row.lower == 0 and row.kind not in ("linear", "activation") for _, _, row in pieces]
+    return [
+        _estimate(captured, entry, end, steps, generator) if missing else 0.0
+        for missing, (entry, end, _) in zip(wanted, pieces, strict=True)
+    ]
+
+
+def _with_estimates(pieces: list[Piece], estimates: list[float]) -> tuple[BlockRow, ...]:
+    """The rows under unique names with their estimates."""
+    named = zip(pieces, unique_names(pieces), estimates, strict=True)
+    rows = [with_lower(row, name, _checked(estimate, row.upper, name)) for (_, _, row), name, estimate in named]
     if pieces and isinstance(pieces[-1][1].piece, Linear):
         rows[-1] = replace(rows[-1], kind="head")
     return tuple(rows)

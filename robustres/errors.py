@@ -19,6 +19,10 @@ class DataError(InputError):
     """Images or labels that cannot be used: wrong range, wrong shape, not finite, unknown class."""
 
 
+class StorageError(RobustresError, OSError):
+    """A file of a run cannot be written: no space, no permission, a folder that is gone. What was written stays."""
+
+
 class ModelError(InputError):
     """A model that cannot be used: cannot be loaded, wrong output shape, outputs that are not finite."""
 

@@ -3,10 +3,13 @@
 A run folder holds
     run.json            the manifest: command, versions, hardware, seeds, hashes, every setting
     parts/TABLE-*.parquet   the tables below, appended part by part, each part written atomically
+    parts/*.json        for each finished part of the samples, the sha256 of its files
     summary.json        made from the two: the contract for scripts (docs/summary.schema.json)
 Nothing here knows models, attacks or certificates: a report can be made again years later.
 """
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -17,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustres.errors import InputError
+from robustres.errors import InputError, StorageError
 
 SCHEMA_VERSION = 1
 
@@ -126,17 +129,35 @@ def json_text(content: Any) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file appears complete or not at all, and survives a power cut once this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """The file appears complete or not at all, and survives a power cut once this returns.
+
+    Raises StorageError, an OSError, where it cannot be written; then nothing has changed.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path} ({error.strerror or error}); make room or choose another folder, then run the same "
+            "command again: what was written is kept"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, too: a rename is a change of the folder, not of the file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -154,27 +175,71 @@ class RunFolder:
         file = self.path / "run.json"
         if not file.is_file():
             raise InputError(f"{self.path} holds no run (no run.json); name a folder that robustres wrote")
-        return dict(json.loads(file.read_text()))
+        try:
+            return dict(json.loads(file.read_text()))
+        except ValueError as error:
+            raise InputError(f"{file} is damaged ({error}); begin this run again with --overwrite") from error
 
-    def write_part(self, table: str, part: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
-        """Write one part of a table; parts are read back in the order of their names."""
-        frame = typed_table(table, rows)
-        write_atomically(self.path / "parts" / f"{table}-{part}.parquet", frame.to_parquet(index=False))
+    def write_part(self, table: str, part: str, rows: pd.DataFrame | list[dict[str, Any]]) -> str:
+        """Write one part of a table and return its sha256; parts are read back in the order of their names."""
+        content: bytes = typed_table(table, rows).to_parquet(index=False)
+        write_atomically(self._file(table, part), content)
+        return _sha256(content)
 
     def has_part(self, table: str, part: str) -> bool:
         """Whether that part was written completely."""
-        return (self.path / "parts" / f"{table}-{part}.parquet").is_file()
+        return self._file(table, part).is_file()
+
+    def finish_part(self, part: str, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Write this part of several tables, and last their digests, which say that the part is finished."""
+        digests = {f"{table}-{part}.parquet": self.write_part(table, part, rows) for table, rows in tables.items()}
+        write_atomically(self.path / "parts" / f"{part}.json", json_text(digests).encode())
+
+    def is_finished(self, part: str) -> bool:
+        """Whether `finish_part` came to its end for that part."""
+        return bool(self._digests(self.path / "parts" / f"{part}.json"))
+
+    def damaged_files(self, part: str) -> list[Path]:
+        """The files of a finished part that are missing or not what was written."""
+        digests = self._digests(self.path / "parts" / f"{part}.json")
+        files = {self.path / "parts" / name: digest for name, digest in digests.items()}
+        return [file for file, digest in files.items() if not file.is_file() or _sha256(file.read_bytes()) != digest]
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed while writing left behind; for whoever holds the folder alone."""
+        for folder in (self.path, self.path / "parts"):
+            for file in folder.glob(".*.partial"):
+                file.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the manifest, the summary and every part, the manifest first; other files stay."""
-        for file in (self.path / "run.json", self.path / "summary.json", *(self.path / "parts").glob("*.parquet")):
+        parts = self.path / "parts"
+        for file in (
+            self.path / "run.json",
+            self.path / "summary.json",
+            *parts.glob("*.json"),
+            *parts.glob("*.parquet"),
+        ):
             file.unlink(missing_ok=True)
 
     def table(self, name: str) -> pd.DataFrame:
-        """All parts of a table in one frame."""
-        files = sorted((self.path / "parts").glob(f"{name}-*.parquet"))
-        frames = [frame for frame in map(pd.read_parquet, files) if not frame.empty]
+        """All parts of a table in one frame; InputError where a file is not what was written."""
+        parts = self.path / "parts"
+        recorded = {key: value for record in parts.glob("*.json") for key, value in self._digests(record).items()}
+        frames = [_read_part(file, recorded.get(file.name)) for file in sorted(parts.glob(f"{name}-*.parquet"))]
+        frames = [frame for frame in frames if not frame.empty]
         return pd.concat(frames, ignore_index=True) if frames else empty_table(name)
+
+    def _file(self, table: str, part: str) -> Path:
+        return self.path / "parts" / f"{table}-{part}.parquet"
+
+    @staticmethod
+    def _digests(record: Path) -> dict[str, str]:
+        """What a part's record says; nothing where there is no readable record, so that the part is made again."""
+        try:
+            return dict(json.loads(record.read_text()))
+        except (OSError, ValueError):
+            return {}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table of the run by name."""
@@ -185,6 +250,21 @@ class RunFolder:
         summary = summarise(self.manifest(), self.tables())
         write_atomically(self.path / "summary.json", json_text(summary).encode())
         return summary
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_part(file: Path, digest: str | None) -> pd.DataFrame:
+    content = file.read_bytes()
+    cure = "evaluate again with the same command and --out: this part is computed anew"
+    if digest is not None and _sha256(content) != digest:
+        raise InputError(f"{file} is damaged: its sha256 is not the one recorded when it was written; {cure}")
+    try:
+        return pd.read_parquet(io.BytesIO(content))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} is damaged ({error}); {cure}") from error
 
 
 def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def certify(
     data_root: options.DataRoot = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
+    cache: options.Cache = True,
     keep_going: options.KeepGoing = False,
     json: options.Json = False,
 ) -> None:
@@ -42,5 +43,5 @@ def certify(
     )
     run_and_report(
         model, data, settings, mean=mean, std=std, data_root=data_root, limit=limit, device=device, out=out,
-        overwrite=overwrite, json=json,
+        overwrite=overwrite, cache=cache, json=json,
     )  # fmt: skip

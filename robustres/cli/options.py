@@ -38,6 +38,9 @@ Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/MODEL-DATA.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again where --out holds a run.")]
+Cache = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Use bounds again that were computed for the very same network.")
+]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and go on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
 
@@ -81,6 +84,13 @@ def smoothing(sigma: float | None, samples: int, seed: int) -> "RandomisedSmooth
     from robustres.certify import RandomisedSmoothing
 
     return None if sigma is None else RandomisedSmoothing(sigma, estimation_samples=samples, seed=seed)
+
+
+def number(text: str | None) -> float | None:
+    """A number that may be a fraction, where one was given."""
+    from robustres.threat import parse_number
+
+    return None if text is None else parse_number(text)
 
 
 def statistics(mean: str | None, std: str | None) -> dict[str, Any]:

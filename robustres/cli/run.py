@@ -26,6 +26,7 @@ def run_and_report(
     out: Path | None,
     overwrite: bool,
     json: bool,
+    cache: bool = True,
 ) -> None:
     """Evaluate the model on the data, write the run folder with its report, and print the summary."""
     from robustres.data import load_data
@@ -40,8 +41,9 @@ def run_and_report(
     try:
         with console.progress_bar(quiet=json) as progress:
             run = evaluate(
-                loaded, images, folder, settings, device=where, overwrite=overwrite, command=sys.argv, progress=progress
-            )
+                loaded, images, folder, settings, device=where, overwrite=overwrite, cache=cache, command=sys.argv,
+                progress=progress,
+            )  # fmt: skip
             progress("report", 0, 1)
             page = write_report(folder)
             progress("report", 1, 1)

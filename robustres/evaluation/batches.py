@@ -8,10 +8,8 @@ import torch
 T = TypeVar("T")
 
 
-def in_batches(
-    work: Callable[[slice], T], total: int, *, batch_size: int, progress: Callable[[int], None] | None = None
-) -> list[T]:
-    """The results of `work` on consecutive slices that cover 0 .. total; `progress` is told how many are done.
+def in_batches(work: Callable[[slice], T], total: int, *, batch_size: int) -> list[T]:
+    """The results of `work` on consecutive slices that cover 0 .. total.
 
     A batch for which the accelerator runs out of memory is halved and tried again, and the smaller size is kept.
     Raises torch.OutOfMemoryError where even one sample does not fit.
@@ -29,6 +27,4 @@ def in_batches(
             torch.cuda.empty_cache()
             continue
         start = stop
-        if progress is not None:
-            progress(stop)
     return results

@@ -1,24 +1,20 @@
 """The model's answers on clean images."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from robustres.evaluation.batches import in_batches
 
 
-def clean_logits(
-    model: nn.Module, images: Tensor, *, batch_size: int, device: torch.device, progress: Callable[[int], None]
-) -> Tensor:
-    """Logits (N, classes) on the CPU of images (N, C, H, W); `progress` is told how many samples are done."""
+def clean_logits(model: nn.Module, images: Tensor, *, batch_size: int, device: torch.device) -> Tensor:
+    """Logits (N, classes) on the CPU of images (N, C, H, W)."""
 
     def answers(batch: slice) -> Tensor:
-        logits: Tensor = model(images[batch].to(device))
+        logits: Tensor = model(images[batch].to(device, non_blocking=True))
         return logits.cpu()
 
     with torch.no_grad():
-        return torch.cat(in_batches(answers, len(images), batch_size=batch_size, progress=progress))
+        return torch.cat(in_batches(answers, len(images), batch_size=batch_size))
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:

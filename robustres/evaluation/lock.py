@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustres.errors import InputError
+from robustres.errors import InputError, StorageError
 
 
 @contextmanager
@@ -16,8 +16,12 @@ def locked(folder: Path) -> Iterator[None]:
     The operating system drops the lock with the process that holds it, however that ends, so a dead run never
     blocks its own resumption. The lock file itself stays and means nothing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise StorageError(f"cannot write into {folder} ({error.strerror}); choose another --out") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -10,7 +10,7 @@ from robustres.errors import DataError, ModelError
 def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> int:
     """Number of classes of the model; ModelError or DataError where the model and the data do not fit together."""
     shape = data.image_shape
-    probe = data.images[:2].to(device)
+    probe = data.batch(torch.arange(min(2, len(data)))).to(device)
     try:
         with torch.no_grad():
             logits = model(probe)
@@ -39,11 +39,16 @@ def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> i
     return classes
 
 
-def check_finite(logits: Tensor) -> None:
-    """ModelError naming the first sample whose logits are not finite."""
-    broken = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten()
-    if len(broken):
+def not_finite(logits: Tensor, index: Tensor) -> list[int]:
+    """Those of the samples `index` (N,) whose logits (N, classes) hold a NaN or an infinity."""
+    broken: list[int] = index[(~torch.isfinite(logits)).any(dim=1)].tolist()
+    return broken
+
+
+def require_finite(broken: list[int], samples: int) -> None:
+    """ModelError naming the first of the samples whose logits are not finite, if there are any."""
+    if broken:
         raise ModelError(
-            f"the logits of {len(broken)} of {len(logits)} samples are not finite (NaN or infinity), first at sample "
-            f"{int(broken[0])}; mend the model, or report these samples and go on with --keep-going"
+            f"the logits of {len(broken)} of {samples} samples are not finite (NaN or infinity), first at sample "
+            f"{min(broken)}; mend the model, or report these samples and go on with --keep-going"
         )

@@ -43,6 +43,8 @@ def build_manifest(
         "data": {
             "source": data.source,
             "sha256": data.sha256,
+            "split": data.split,
+            "split_seed": data.split_seed,
             "classes": classes,
             "class_names": [*data.class_names, *map(str, range(data.classes, classes))],
         },

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,42 +11,55 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import Attack, AttackResult
-from robustres.certify import LipschitzReport, RadiusColumn, certify
-from robustres.data import ImageSet
+from robustres.certify import Certificates, LipschitzReport, RadiusColumn, certify
 from robustres.evaluation.batches import in_batches
 from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
 from robustres.numerics import distance
 from robustres.results import sandwich_violations, typed_table
 
+CertifiedNorm = Literal["l2", "linf"]
+NORMS_MEASURED: tuple[CertifiedNorm, ...] = ("l2", "linf")
+MEASURED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Consecutive samples of a data set: index (N,), images (N, C, H, W), labels (N,), clean logits (N, classes)."""
+
+    index: Tensor
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
 
 def part_tables(
     model: nn.Module,
-    data: ImageSet,
-    logits: Tensor,
-    span: range,
+    samples: Samples,
     attacks: Sequence[Attack],
     report: LipschitzReport | None,
     settings: Settings,
     *,
     device: torch.device,
 ) -> dict[str, pd.DataFrame]:
-    """Rows of every per-sample table for the samples in `span`; `logits` are those of all samples."""
-    index = torch.arange(span.start, span.stop)
-    images, labels, answers = data.images[index], data.labels[index], logits[index]
-    samples = _sample_rows(index, labels, answers)
-    results = [
-        (attack, _attack(model, attack, images, labels, index, settings.batch_size, device)) for attack in attacks
-    ]
-    attacked = typed_table("attacks", _stacked([_attack_rows(a, index, images, result) for a, result in results]))
-    certified = _certificate_rows(model, images, index, samples, report, settings, device)
-    shown = {*range(settings.examples), *sandwich_violations(attacked, certified)["index"]}
-    examples = [row for a, result in results for row in _example_rows(a, index, images, result, shown=shown)]
+    """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory."""
+    rows = _sample_rows(samples)
+    certified = _certificate_rows(model, samples, rows, report, settings, device)
+    attacked, examples = [], []
+    for attack in attacks:
+        result = _attack(model, attack, samples, settings.batch_size, device)
+        found = typed_table("attacks", _attack_rows(attack, samples, result))
+        shown = {*range(settings.examples), *sandwich_violations(found, certified)["index"]}
+        examples += _example_rows(attack, samples, result, shown=shown)
+        attacked.append(found)
     return {
-        "samples": samples,
-        "attacks": attacked,
+        "attacks": typed_table("attacks", _stacked(attacked)),
         "certificates": certified,
         "examples": typed_table("examples", examples),
+        "samples": rows,
     }
 
 
@@ -53,12 +67,13 @@ def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _sample_rows(index: Tensor, labels: Tensor, logits: Tensor) -> pd.DataFrame:
+def _sample_rows(samples: Samples) -> pd.DataFrame:
+    logits, labels = samples.logits, samples.labels
     prediction = logits.argmax(dim=1)
     finite = torch.isfinite(logits).all(dim=1)
     return pd.DataFrame(
         {
-            "index": index.numpy(),
+            "index": samples.index.numpy(),
             "label": labels.numpy(),
             "prediction": prediction.numpy(),
             "correct": ((prediction == labels) & finite).numpy(),
@@ -68,36 +83,39 @@ def _sample_rows(index: Tensor, labels: Tensor, logits: Tensor) -> pd.DataFrame:
     )
 
 
-def _attack(
-    model: nn.Module,
-    attack: Attack,
-    images: Tensor,
-    labels: Tensor,
-    index: Tensor,
-    batch_size: int,
-    device: torch.device,
-) -> AttackResult:
-    """The attack's result for all images, computed batch by batch and gathered on the CPU."""
+def _attack(model: nn.Module, attack: Attack, samples: Samples, batch_size: int, device: torch.device) -> AttackResult:
+    """The attack's result for all samples, computed batch by batch and gathered on the CPU."""
 
     def work(batch: slice) -> AttackResult:
-        return attack(model, images[batch].to(device), labels[batch].to(device), indices=index[batch])
+        images, labels = (part[batch].to(device, non_blocking=True) for part in (samples.images, samples.labels))
+        return attack(model, images, labels, indices=samples.index[batch]).to("cpu")
 
-    return AttackResult.concatenate(in_batches(work, len(images), batch_size=batch_size)).to("cpu")
+    return AttackResult.concatenate(in_batches(work, len(samples), batch_size=batch_size))
 
 
-def _attack_rows(attack: Attack, index: Tensor, images: Tensor, result: AttackResult) -> pd.DataFrame:
-    difference = result.examples.to(torch.float64) - images.to(torch.float64)
+def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.DataFrame:
     missing = ~result.fooled
-    columns: dict[str, Any] = {"index": index.numpy(), "attack": attack.name, "norm": attack.threat.norm}
+    columns: dict[str, Any] = {"index": samples.index.numpy(), "attack": attack.name, "norm": attack.threat.norm}
     columns["eps"] = _bounded_eps(attack)
     columns["fooled"] = result.fooled.numpy()
     columns["distance"] = result.distance.numpy()
-    for norm in ("l2", "linf"):
-        columns[norm] = distance(difference, norm).masked_fill(missing, np.inf).numpy()
+    measured = _distances(result.examples, samples.images)
+    for norm in NORMS_MEASURED:
+        columns[norm] = measured[norm].masked_fill(missing, np.inf).numpy()
     columns["adversarial_prediction"] = result.prediction.numpy()
     columns["steps"] = result.steps.numpy()
     columns["gradient_evaluations"] = result.gradient_evaluations.numpy()
     return pd.DataFrame(columns)
+
+
+def _distances(examples: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """The distance of every example from its image (N,) in float64, a few images at a time."""
+    pairs = zip(torch.split(examples, MEASURED_AT_ONCE), torch.split(images, MEASURED_AT_ONCE), strict=True)
+    pieces = []
+    for example, image in pairs:
+        difference = example.to(torch.float64) - image.to(torch.float64)
+        pieces.append([distance(difference, norm) for norm in NORMS_MEASURED])
+    return {norm: torch.cat(piece) for norm, piece in zip(NORMS_MEASURED, zip(*pieces, strict=True), strict=True)}
 
 
 def _bounded_eps(attack: Attack) -> float:
@@ -107,40 +125,50 @@ def _bounded_eps(attack: Attack) -> float:
 
 def _certificate_rows(
     model: nn.Module,
-    images: Tensor,
-    index: Tensor,
-    samples: pd.DataFrame,
+    samples: Samples,
+    rows: pd.DataFrame,
     report: LipschitzReport | None,
     settings: Settings,
     device: torch.device,
 ) -> pd.DataFrame:
-    """One row per sample, certificate and norm; none of the Lipschitz certificate where the network was refused.
-
-    That certificate is of the float64 network. Where that answers otherwise than the network as it runs, or where an
-    answer is not finite, the radius is 0.
-    """
-    tables = []
+    """One row per sample, certificate and norm; none of the Lipschitz certificate where the network was refused."""
+    tables: list[pd.DataFrame] = []
     if settings.smoothing is not None:
-        smoothed = settings.smoothing(model, images.to(device), indices=index)
-        tables.append(_smoothed_rows(smoothed, settings.smoothing.name, index))
+        smoothing = settings.smoothing
+
+        def smoothed(batch: slice) -> pd.DataFrame:
+            column = smoothing(model, samples.images[batch].to(device), indices=samples.index[batch])
+            return _smoothed_rows(column, smoothing.name, samples.index[batch])
+
+        tables += in_batches(smoothed, len(samples), batch_size=settings.batch_size)
     for norm in settings.certified_norms() if report is not None and not report.refused else ():
-        certificates = certify(model, images.to(device), norm=norm, report=report, batch_size=settings.batch_size)
-        prediction = certificates.prediction.cpu().numpy()
-        same = (prediction == samples["prediction"].to_numpy()) & samples["finite"].to_numpy()
-        tables.append(
-            pd.DataFrame(
-                {
-                    "index": index.numpy(),
-                    "certificate": "lipschitz",
-                    "norm": norm,
-                    "radius": np.where(same, certificates.radius.cpu().numpy(), 0.0),
-                    "prediction": prediction,
-                    "source": certificates.source,
-                    "guarantee": certificates.guarantee,
-                }
-            )
-        )
+
+        def bounded(batch: slice, norm: CertifiedNorm = norm) -> pd.DataFrame:
+            images, index = samples.images[batch].to(device), samples.index[batch]
+            found = certify(model, images, norm=norm, report=report, batch_size=settings.batch_size)
+            return _lipschitz_rows(found, norm, index, rows[batch])
+
+        tables += in_batches(bounded, len(samples), batch_size=settings.batch_size)
     return typed_table("certificates", _stacked(tables))
+
+
+def _lipschitz_rows(found: Certificates, norm: CertifiedNorm, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
+    """The certificate is of the float64 network: where that answers otherwise than the network as it runs, or where
+    an answer is not finite, the radius is 0.
+    """
+    prediction = found.prediction.cpu().numpy()
+    same = (prediction == rows["prediction"].to_numpy()) & rows["finite"].to_numpy()
+    return pd.DataFrame(
+        {
+            "index": index.numpy(),
+            "certificate": "lipschitz",
+            "norm": norm,
+            "radius": np.where(same, found.radius.cpu().numpy(), 0.0),
+            "prediction": prediction,
+            "source": found.source,
+            "guarantee": found.guarantee,
+        }
+    )
 
 
 def _smoothed_rows(column: RadiusColumn, name: str, index: Tensor) -> pd.DataFrame:
@@ -157,23 +185,21 @@ def _smoothed_rows(column: RadiusColumn, name: str, index: Tensor) -> pd.DataFra
     )
 
 
-def _example_rows(
-    attack: Attack, index: Tensor, images: Tensor, result: AttackResult, *, shown: set[int]
-) -> list[dict[str, Any]]:
+def _example_rows(attack: Attack, samples: Samples, result: AttackResult, *, shown: set[int]) -> list[dict[str, Any]]:
     """The adversarial examples that the attack found for the samples in `shown`."""
     found = (result.fooled & (result.distance > 0)).tolist()
-    wanted = [i for i, sample in enumerate(index.tolist()) if found[i] and sample in shown]
-    channels, height, width = images.shape[1:]
+    wanted = [i for i, sample in enumerate(samples.index.tolist()) if found[i] and sample in shown]
+    channels, height, width = samples.images.shape[1:]
     return [
         {
-            "index": int(index[i]),
+            "index": int(samples.index[i]),
             "attack": attack.name,
             "norm": attack.threat.norm,
             "eps": _bounded_eps(attack),
             "channels": channels,
             "height": height,
             "width": width,
-            "clean": images[i].numpy().tobytes(),
+            "clean": samples.images[i].numpy().tobytes(),
             "adversarial": result.examples[i].to(torch.float32).numpy().tobytes(),
         }
         for i in wanted

@@ -1,5 +1,6 @@
 """Attack and certify a data set, part by part, into a run folder; stop if certificate and attack ever cross."""
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,23 +9,30 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustres.certify import LipschitzReport, lipschitz
-from robustres.data import ImageSet
-from robustres.errors import InputError, SandwichViolationError
+from robustres.data import ImageSet, read_ahead
+from robustres.errors import SandwichViolationError
+from robustres.evaluation.bound_store import BoundStore, user_cache
 from robustres.evaluation.forward import clean_logits
 from robustres.evaluation.lock import locked
 from robustres.evaluation.masking import diagnosis_rows
 from robustres.evaluation.plan import planned_attacks
-from robustres.evaluation.preflight import check_finite, check_output
-from robustres.evaluation.provenance import build_manifest
-from robustres.evaluation.rows import part_tables
+from robustres.evaluation.preflight import check_output, not_finite, require_finite
+from robustres.evaluation.provenance import build_manifest, identity
+from robustres.evaluation.resume import open_run, part_name, pending, require_same_run, usable
+from robustres.evaluation.rows import Samples, part_tables
 from robustres.evaluation.settings import Settings
-from robustres.evaluation.shard import this_shard
+from robustres.evaluation.shard import Shard, this_shard
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel
-from robustres.results import RunFolder, sandwich_violations
+from robustres.results import RunFolder, sandwich_violations, typed_table
+
+log = logging.getLogger(__name__)
+
+# The part that holds what was found about masked gradients.
+DIAGNOSED = "diagnosed"
 
 # Told the stage, how much of it is done and how much there is in all.
 Progress = Callable[[str, int, int], None]
@@ -52,6 +60,7 @@ def evaluate(
     name: str | None = None,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
+    cache: bool = True,
     command: list[str] | None = None,
     progress: Progress = _silent,
 ) -> Run:
@@ -61,44 +70,51 @@ def evaluate(
     Nothing is written before the model's answers to all images were checked. A folder that holds an interrupted run
     of the same model, data and settings is continued and ends as an unbroken one; of others it is refused, and
     nothing in it changes, unless `overwrite` asks to begin again. Under torchrun the processes share the parts; the
-    result does not depend on how many.
+    result does not depend on how many. Images are read part by part, the next while this one is attacked, so the data
+    may be larger than the memory. With `cache`, bounds of an unchanged network are found again in the run folder and
+    in the user's cache, by a digest of the network, the settings and this version of the certifier.
 
-    Raises: DataError or ModelError where model and data do not fit; InputError where the folder belongs to another
-    run or is in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
+    Raises: DataError or ModelError where model and data do not fit; StorageError where a file cannot be written (what
+    is finished stays, and the same call goes on from there); InputError where the folder belongs to another run or is
+    in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
     written first, the example among it, so that it can be looked at).
     """
     device = torch.device(device)
     folder = RunFolder(Path(out))
     module = model.module.to(device)
+    known = identity(model, data, settings)
     with this_shard() as shard, evaluation_mode(module):
         classes = check_output(module, data, device=device)
         attacks = planned_attacks(settings)
-        logits = clean_logits(
-            module, data.images, batch_size=settings.batch_size, device=device,
-            progress=lambda done: progress("clean", done, len(data)),
-        )  # fmt: skip
-        if not settings.keep_going:
-            check_finite(logits)
-        report = _bounded(module, data, settings, progress) if settings.certify else None
+        if not overwrite:
+            require_same_run(folder, known)
+        mine = shard.own(_spans(len(data), settings.part_size))
+        left = mine if overwrite else pending(folder, mine)
+        logits = _clean_logits(module, data, left, settings, device, progress)
+        _require_finite(logits, shard, settings)
+        store = BoundStore((folder.path / "bounds", user_cache())) if cache else None
+        report = _bounded(module, data, settings, shard, store, progress) if settings.certify else None
         with locked(folder.path) if shard.first else nullcontext():
             if shard.first:
                 run_name = name or folder.path.name
                 manifest = build_manifest(
                     model, data, settings, report, name=run_name, classes=classes, device=device, command=command
                 )
-                if overwrite:
-                    folder.clear()
-                _open_run(folder, manifest, report)
+                open_run(folder, manifest, report, overwrite=overwrite)
             shard.wait()
-            mine = shard.own(_parts(len(data), settings.part_size))
-            for done, span in enumerate(mine):
+            done = len(mine) - len(left)
+            for span, images in read_ahead(_reader(data, device), left):
                 progress("attack and certify", done, len(mine))
-                if not folder.has_part("samples", _part_name(span)):
-                    tables = part_tables(module, data, logits, span, attacks, report, settings, device=device)
-                    _write_part(folder, span, tables)
+                index = torch.arange(span.start, span.stop)
+                samples = Samples(index, images, data.labels[index], logits.pop(span))
+                tables = part_tables(module, samples, attacks, report, settings, device=device)
+                folder.finish_part(part_name(span), tables)
+                _stop_at_violation(tables["attacks"], tables["certificates"])
+                done += 1
             progress("attack and certify", len(mine), len(mine))
-            if shard.first and settings.diagnose and not folder.has_part("diagnosis", "all"):
-                folder.write_part("diagnosis", "all", diagnosis_rows(module, data, settings, device=device))
+            if shard.first and settings.diagnose and not usable(folder, DIAGNOSED):
+                rows = typed_table("diagnosis", diagnosis_rows(module, data, settings, device=device))
+                folder.finish_part(DIAGNOSED, {"diagnosis": rows})
             shard.wait()
             summary = folder.write_summary() if shard.first else {}
             _stop_at_violation(folder.table("attacks"), folder.table("certificates"))
@@ -106,41 +122,66 @@ def evaluate(
     return Run(folder, summary, report)
 
 
-def _bounded(module: nn.Module, data: ImageSet, settings: Settings, progress: Progress) -> LipschitzReport:
-    progress("bound", 0, 1)
-    report = lipschitz(module, data.image_shape, joint=settings.joint, effort=settings.effort, refuse="record")
-    progress("bound", 1, 1)
-    return report
-
-
-def _parts(total: int, size: int) -> list[range]:
+def _spans(total: int, size: int) -> list[range]:
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _part_name(span: range) -> str:
-    return f"{span.start:09d}"
+def _reader(data: ImageSet, device: torch.device) -> Callable[[range], Tensor]:
+    """Reads the images of a part, into memory from which a GPU can fetch them by itself where there is one."""
+
+    def read(span: range) -> Tensor:
+        images = data.batch(torch.arange(span.start, span.stop))
+        return images.pin_memory() if device.type == "cuda" else images
+
+    return read
 
 
-def _open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzReport | None) -> None:
-    """Begin a run in an empty folder, or make sure that the one begun there is this one."""
-    if (folder.path / "run.json").exists():
-        mine, theirs = manifest["identity"], folder.manifest().get("identity", {})
-        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-        if different:
-            listed = "; ".join(f"{key}: {theirs.get(key)} there, {mine.get(key)} now" for key in different)
-            raise InputError(
-                f"{folder.path} holds another run ({listed}); choose another --out, or begin again with --overwrite"
-            )
-    else:
-        folder.write_part("blocks", "all", [] if report is None else report.to_frame())
-        folder.write_manifest(manifest)
+def _clean_logits(
+    module: nn.Module,
+    data: ImageSet,
+    spans: list[range],
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+) -> dict[range, Tensor]:
+    """The model's answers to the clean images of each part."""
+    logits: dict[range, Tensor] = {}
+    for span, images in read_ahead(_reader(data, device), spans):
+        progress("clean", len(logits), len(spans))
+        logits[span] = clean_logits(module, images, batch_size=settings.batch_size, device=device)
+    progress("clean", len(spans), len(spans))
+    return logits
 
 
-def _write_part(folder: RunFolder, span: range, tables: dict[str, pd.DataFrame]) -> None:
-    """Write the tables of one part, `samples` last: it says that the part is complete."""
-    for table in ("attacks", "certificates", "examples", "samples"):
-        folder.write_part(table, _part_name(span), tables[table])
-    _stop_at_violation(tables["attacks"], tables["certificates"])
+def _require_finite(logits: dict[range, Tensor], shard: Shard, settings: Settings) -> None:
+    """Stop every process, or say in the log how many samples will count as wrong, where logits are not finite."""
+    mine = [i for span, rows in logits.items() for i in not_finite(rows, torch.arange(span.start, span.stop))]
+    broken = [index for found in shard.gather(mine) for index in found]
+    if settings.keep_going and broken and shard.first:
+        log.warning("the logits of %d samples are not finite, first at sample %d", len(broken), min(broken))
+    if not settings.keep_going:
+        require_finite(broken, sum(shard.gather(sum(map(len, logits)))))
+
+
+def _bounded(
+    module: nn.Module,
+    data: ImageSet,
+    settings: Settings,
+    shard: Shard,
+    store: BoundStore | None,
+    progress: Progress,
+) -> LipschitzReport:
+    """The bound of the network; where bounds are stored the first process computes it and the others find it."""
+    progress("bound", 0, 1)
+    if store is not None and not shard.first:
+        shard.wait()
+    report = lipschitz(
+        module, data.image_shape, joint=settings.joint, effort=settings.effort, refuse="record", store=store
+    )
+    if store is not None and shard.first:
+        shard.wait()
+    progress("bound", 1, 1)
+    return report
 
 
 def _stop_at_violation(attacks: pd.DataFrame, certificates: pd.DataFrame) -> None:

@@ -4,8 +4,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch.distributed as dist
+
+T = TypeVar("T")
+
+# How long a process waits for the slowest one. That a process died is noticed by torchrun, which ends the others.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,14 @@ class Shard:
         """Every world-th part, beginning with the rank-th; together the shards cover each part once."""
         return list(parts[self.rank :: self.world])
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes by rank; every process must come here."""
+        if self.world == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
+
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.world > 1:
@@ -37,7 +52,7 @@ def this_shard() -> Iterator[Shard]:
     if world == 1:
         yield Shard()
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Shard(dist.get_rank(), world)
     finally:

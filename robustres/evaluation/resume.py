@@ -1,0 +1,71 @@
+"""What a run folder already holds: whether it is this run's, and which parts are still to be computed."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from robustres.certify import LipschitzReport
+from robustres.errors import InputError
+from robustres.results import RunFolder, empty_table
+
+log = logging.getLogger(__name__)
+
+# The part of the tables that are not about samples.
+WHOLE = "all"
+
+
+def require_same_run(folder: RunFolder, identity: dict[str, Any]) -> bool:
+    """Whether the folder holds a run already; InputError where that is another one, with the difference named."""
+    if not (folder.path / "run.json").exists():
+        return False
+    theirs = folder.manifest().get("identity", {})
+    listed = "; ".join(
+        f"{key}: {there} there, {now} now" for key, there, now in _differences(theirs, identity) if there != now
+    )
+    if listed:
+        raise InputError(
+            f"{folder.path} holds another run ({listed}); choose another --out, or begin again with --overwrite"
+        )
+    return True
+
+
+def open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzReport | None, *, overwrite: bool) -> None:
+    """Begin a run in an empty folder, or go on with the one begun there; only for the holder of the folder's lock."""
+    if overwrite:
+        folder.clear()
+    folder.remove_leftovers()
+    begun = require_same_run(folder, manifest["identity"])
+    if not usable(folder, WHOLE):
+        folder.finish_part(WHOLE, {"blocks": empty_table("blocks") if report is None else report.to_frame()})
+    if not begun:
+        folder.write_manifest(manifest)
+
+
+def pending(folder: RunFolder, spans: Sequence[range]) -> list[range]:
+    """The parts that are not finished; a finished one that was damaged since is named in the log and made again."""
+    return [span for span in spans if not usable(folder, part_name(span))]
+
+
+def part_name(span: range) -> str:
+    """The name of the part that begins with this sample."""
+    return f"{span.start:09d}"
+
+
+def usable(folder: RunFolder, part: str) -> bool:
+    """Whether a part is finished and undamaged; a damaged file is named in the log."""
+    if not folder.is_finished(part):
+        return False
+    damaged = folder.damaged_files(part)
+    for file in damaged:
+        log.warning("%s is damaged: its sha256 is not the one recorded; this part is computed again", file)
+    return not damaged
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every key with its two values, those inside dictionaries one by one."""
+    for key in sorted(theirs.keys() | mine.keys()):
+        there, now = theirs.get(key), mine.get(key)
+        if isinstance(there, dict) and isinstance(now, dict):
+            yield from _differences(there, now, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", there, now

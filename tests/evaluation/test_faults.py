@@ -1,0 +1,141 @@
+"""Faults while a run is written or read: named, and mended by the same command."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from robustres.certify import lipschitz
+from robustres.data import ImageSet, load_data
+from robustres.errors import InputError, StorageError
+from robustres.evaluation import Settings, evaluate
+from robustres.evaluation.bound_store import BoundStore
+from robustres.models import LoadedModel, load_model
+from robustres.results import RunFolder
+
+SETTINGS = Settings(eps={"l2": (0.25,)}, attacks=("fgsm",), part_size=8)
+FACTORY = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    (tmp_path / "fault_net.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sys.modules.pop("fault_net", None)
+    return load_model("fault_net:net")
+
+
+@pytest.fixture
+def data() -> ImageSet:
+    return load_data("digits", limit=24)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "parts").iterdir())}
+
+
+def test_a_full_disk_is_named_and_the_same_call_goes_on_from_there(
+    model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(model, data, tmp_path / "whole", SETTINGS)
+    real, written = os.fsync, [0]
+
+    def full(descriptor: int) -> None:
+        written[0] += 1
+        if written[0] > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"No space left.*make room"):
+        evaluate(model, data, tmp_path / "cut", SETTINGS)
+    monkeypatch.setattr(os, "fsync", real)
+    left = tables(tmp_path / "cut")
+    assert left
+    assert not [name for name in left if name.endswith(".partial")]
+    evaluate(model, data, tmp_path / "cut", SETTINGS)
+    assert tables(tmp_path / "cut") == tables(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 and then nothing"])
+def test_a_damaged_part_is_refused_by_readers_and_computed_anew_by_the_run(
+    model: LoadedModel, data: ImageSet, tmp_path: Path, damage: bytes
+) -> None:
+    evaluate(model, data, tmp_path / "run", SETTINGS)
+    whole = tables(tmp_path / "run")
+    name = next(name for name in whole if name.startswith("attacks-"))
+    (tmp_path / "run" / "parts" / name).write_bytes(damage)
+    with pytest.raises(InputError, match=rf"{name} is damaged.*same command"):
+        RunFolder(tmp_path / "run").table("attacks")
+    evaluate(model, data, tmp_path / "run", SETTINGS)
+    assert tables(tmp_path / "run") == whole
+
+
+class OneBroken(nn.Module):
+    """Answers NaN for the one image that is all ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(x.flatten(1))
+        return torch.where((x.flatten(1) == 1).all(1, keepdim=True), torch.nan, logits)
+
+
+def test_one_broken_sample_of_ten_thousand_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+    images = torch.rand(10_000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[7777] = 1
+    data = ImageSet(images, torch.arange(10_000) % 10, tuple("0123456789"), "made", "")
+    model = LoadedModel(OneBroken().eval(), "OneBroken", "0", 650)
+    settings = Settings(eps={"l2": (0.1,)}, attacks=("fgsm",), certify=False, keep_going=True)
+    evaluate(model, data, tmp_path, settings)
+    samples = RunFolder(tmp_path).table("samples")
+    assert samples.index[~samples["finite"]].tolist() == [7777]
+    assert len(samples) == 10_000
+
+
+def small(activation: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), activation, nn.Linear(8, 3)).eval()
+
+
+def test_bounds_are_found_again_for_the_same_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BoundStore((tmp_path / "a", tmp_path / "b"))
+    first = lipschitz(small(nn.ReLU()), (1, 4, 4), store=store)
+    changed = small(nn.ReLU())
+    with torch.no_grad():
+        changed[1].weight.mul_(2)  # type: ignore[operator, union-attr]
+    for other in (changed, small(nn.LeakyReLU(3.0))):
+        assert lipschitz(other, (1, 4, 4), store=store).upper == lipschitz(other, (1, 4, 4)).upper
+
+    def never(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("a bound was computed that was known")
+
+    monkeypatch.setattr("robustres.certify.blocks.spectral_norm", never)
+    again = lipschitz(small(nn.ReLU()), (1, 4, 4), store=store)
+    assert (again.upper, again.lower, again.guarantee) == (first.upper, first.lower, first.guarantee)
+    assert again.to_frame().equals(first.to_frame())
+
+
+def test_a_damaged_stored_bound_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = BoundStore((tmp_path,))
+    first = lipschitz(small(nn.ReLU()), (1, 4, 4), store=store)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace("upper", "lower"))
+    assert lipschitz(small(nn.ReLU()), (1, 4, 4), store=store).upper == first.upper
+    assert "damaged" in caplog.text
