@@ -1,56 +1,216 @@
-"""`robustres train`: train a network on images and write a checkpoint."""
+"""`robustres train`: train a network by a recipe and write a checkpoint."""
 
+import math
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustres.cli import console, options
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from robustres.data import ImageSet
+    from robustres.training import Epoch, History, Plan
+
+Network = Annotated[
+    str | None,
+    typer.Argument(
+        help="A preset, such as constrained-tiny (an unknown name lists them all), or a model as `evaluate` takes it. "
+        "Left out: the [architecture] of the recipe file."
+    ),
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="TOML file of settings; an option given beside it has the last word.")
+]
+Loss = Annotated[
+    str | None,
+    typer.Option("--loss", help="clean | adversarial | trades | emma | gloro | offset | annealing (the last four l2)"),
+]
+Eps = Annotated[str | None, typer.Option("--eps", help="Radius in pixel units, of the attack or the margin: 36/255")]
+Norm = Annotated[str | None, typer.Option("--norm", help="l2 | linf, of adversarial and trades.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training split.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The largest, between warm-up and cosine.")]
+Optimiser = Annotated[str | None, typer.Option("--optimiser", help="nadam | adamw")]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Decoupled weight decay.")]
+Ema = Annotated[float | None, typer.Option("--ema", help="Decay of the averaged weights that are kept, such as 0.99.")]
+Augmentation = Annotated[str | None, typer.Option("--augmentation", help="none | shift | shift-flip")]
+Shift = Annotated[int | None, typer.Option("--shift", min=0, help="Pixels that images move at most.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the logits of the margin losses.")]
+ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of a gradient.")]
+LipschitzWeight = Annotated[
+    float | None, typer.Option("--lipschitz-weight", help="Weight of log L in the loss, for ordinary networks.")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option("--patience", min=0, help="Stop after so many epochs without gain on the validation split."),
+]
+MixedPrecision = Annotated[
+    bool | None, typer.Option("--mixed-precision/--full-precision", help="bfloat16 where it is safe, in training only.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random number.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the checkpoint, the recipe and the state to resume from.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch of the run in --out.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
+
 
 def train(
-    network: Annotated[str, typer.Argument(help="A preset, such as constrained-tiny; an unknown name lists them all.")],
     data: options.Data,
-    loss: Annotated[str, typer.Option("--loss", help="clean | emma | gloro (certified margins)")] = "clean",
-    eps: Annotated[str, typer.Option("--eps", help="l2 radius that the margin losses ask for.")] = "0.5",
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training split.")] = 20,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Largest learning rate.")] = 5e-3,
-    batch_size: options.BatchSize = 64,
+    network: Network = None,
+    recipe: RecipeFile = None,
+    loss: Loss = None,
+    eps: Eps = None,
+    norm: Norm = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    optimiser: Optimiser = None,
+    weight_decay: WeightDecay = None,
+    ema: Ema = None,
+    augmentation: Augmentation = None,
+    shift: Shift = None,
+    temperature: Temperature = None,
+    clip_norm: ClipNorm = None,
+    lipschitz_weight: LipschitzWeight = None,
+    patience: Patience = None,
+    mixed_precision: MixedPrecision = None,
+    seed: Seed = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
     device: options.Device = "auto",
-    seed: options.Seed = 0,
     data_root: options.DataRoot = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.")] = Path("runs/train"),
+    out: Out = Path("runs/train"),
+    resume: Resume = False,
+    tensorboard: Tensorboard = False,
     json: options.Json = False,
 ) -> None:
-    """Train NETWORK on the training split of DATA, keep the epoch that is best on the validation split.
+    """Train NETWORK on the training split of DATA and keep the epoch that is best on the validation split.
+
+    Without --recipe a preset brings its own recipe where it has one. Every setting of a recipe can stand in the TOML
+    file; --out keeps the recipe that was used as recipe.toml. Ctrl-C and kills lose at most one epoch: see --resume.
 
     Example: robustres train constrained-tiny --data digits --loss emma --eps 0.9 --epochs 30
+
+    Example: robustres train --recipe recipe.toml --data cifar10 --data-root DIR --out runs/cifar --resume
+
+    Example: torchrun --nproc-per-node 2 -m robustres train constrained-tiny --data digits
     """
+    from robustres.training import plan_of
+
+    given = {
+        "loss": loss, "eps": options.number(eps), "norm": norm, "epochs": epochs, "batch_size": batch_size,
+        "learning_rate": learning_rate, "optimiser": optimiser, "weight_decay": weight_decay, "ema": ema,
+        "augmentation": augmentation, "shift": shift, "temperature": temperature, "clip_norm": clip_norm,
+        "lipschitz_weight": lipschitz_weight, "patience": patience, "mixed_precision": mixed_precision, "seed": seed,
+    }  # fmt: skip
+    plan = plan_of(network, recipe, {name: value for name, value in given.items() if value is not None})
+    _refuse_to_overwrite(out, resume=resume)
+    train_set, validation_set = _data(data, data_root, limit)
+    model = plan.build(train_set, **options.statistics(mean, std))
+    try:
+        history = _run(model, (train_set, validation_set), plan, out, device=device, log=tensorboard, quiet=json)
+    except KeyboardInterrupt:
+        again = shlex.join(["robustres", *sys.argv[1:], *([] if resume else ["--resume"])])
+        console.notes.print(
+            f"interrupted; go on after the last whole epoch with: {again}", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        _finish(model, history, plan, out, json=json)
+
+
+def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
+    from robustres.errors import InputError
+    from robustres.training import has_state
+
+    if has_state(out) and not resume:
+        raise InputError(f"{out} holds a run; add --resume to go on with it, or choose another folder with --out")
+
+
+def _data(data: str, root: Path | None, limit: int | None) -> "tuple[ImageSet, ImageSet]":
     from robustres.data import load_data
-    from robustres.models import preset, save_checkpoint
-    from robustres.results import json_text
-    from robustres.threat import parse_number
-    from robustres.training import Recipe
+
+    return load_data(data, root=root, split="train", limit=limit), load_data(
+        data, root=root, split="validation", limit=limit
+    )
+
+
+def _run(
+    model: "nn.Module",
+    data: "tuple[ImageSet, ImageSet]",
+    plan: "Plan",
+    out: Path,
+    *,
+    device: str,
+    log: bool,
+    quiet: bool,
+) -> "History":
+    """Train, and show each epoch."""
+    from robustres.training import tensorboard_logger
     from robustres.training import train as run_training
 
-    recipe = Recipe(
-        loss=loss, eps=parse_number(eps), epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed  # type: ignore[arg-type]
-    )  # fmt: skip
-    where = options.pick_device(device)
-    parts = {name: load_data(data, root=data_root, split=name) for name in ("train", "validation")}
-    model = preset(network, seed=seed)
-    with console.progress_bar(quiet=json) as progress:
-        history = run_training(
-            model, parts["train"], parts["validation"], recipe, device=where,
-            on_epoch=lambda epoch: progress("train", epoch.epoch, epochs),
+    curves = tensorboard_logger(out / "tensorboard") if log else None
+    epochs = plan.recipe.epochs
+    with console.progress_bar(quiet=quiet) as progress:
+
+        def show(epoch: "Epoch") -> None:
+            progress("train", epoch.epoch, epochs)
+            if not quiet:
+                console.notes.print(_line(epoch, epochs), highlight=False)
+            if curves is not None:
+                curves(epoch)
+
+        return run_training(
+            model, *data, plan.recipe, device=options.pick_device(device), folder=out, on_epoch=show
         )  # fmt: skip
-    checkpoint = out / "model.safetensors"
-    save_checkpoint(model, checkpoint)
+
+
+def _line(epoch: "Epoch", epochs: int) -> str:
+    certified = "" if epoch.certified != epoch.certified else f", certified {console.percent(epoch.certified)}"
+    return f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4g}, correct {console.percent(epoch.clean)}{certified}"
+
+
+def _finish(model: "nn.Module", history: "History", plan: "Plan", out: Path, *, json: bool) -> None:
+    """Write checkpoint and recipe, and print what was kept."""
+    from robustres.models import save_model
+    from robustres.results import json_text, write_atomically
+
+    written = save_model(model, out, source=plan.source)
+    plan.write(out / "recipe.toml")
     best = history.epochs[history.best_epoch - 1]
+    facts: dict[str, Any] = {
+        "checkpoint": written,
+        "epoch": best.epoch,
+        "clean": best.clean,
+        "certified_estimate": None if best.certified != best.certified else best.certified,
+        "seconds": history.seconds,
+        "recipe": _finite(plan.recipe.as_dict()),
+        "epochs": [_finite(row) for row in history.rows],
+    }
+    write_atomically(out / "training.json", json_text(facts).encode())
     if json:
-        typer.echo(json_text({"checkpoint": str(checkpoint), "epoch": best.epoch, "clean": best.clean}), nl=False)
-    else:
-        console.output.print(
-            f"epoch {best.epoch} is best on the validation split: {console.percent(best.clean)} correct"
-        )
-        console.output.print(f"checkpoint: {checkpoint}")
+        typer.echo(json_text(facts), nl=False)
+        return
+    certified = "" if facts["certified_estimate"] is None else (
+        f", {console.percent(best.certified)} certified at {console.eps_text(plan.recipe.eps)} "
+        "by the training-time estimate"
+    )  # fmt: skip
+    console.output.print(
+        f"epoch {best.epoch} is best on the validation split: {console.percent(best.clean)} correct{certified}"
+    )
+    console.output.print(f"checkpoint: {written}")
+
+
+def _finite(record: "Mapping[str, Any]") -> dict[str, Any]:
+    """For JSON, which knows neither NaN nor infinity: null stands for both."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }

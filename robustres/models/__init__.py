@@ -7,7 +7,8 @@ from robustres.models.load_model import LoadedModel, load_model
 from robustres.models.materialise import materialise, settle
 from robustres.models.normalised import Normalised
 from robustres.models.presets import PRESETS, preset
-from robustres.models.residual_net import Architecture, ResidualNet, residual_net
+from robustres.models.residual_net import Architecture, ResidualNet, build, residual_net
+from robustres.models.save_model import save_model
 
 __all__ = [
     "BLOCKS",
@@ -17,11 +18,13 @@ __all__ = [
     "MaxMin",
     "Normalised",
     "ResidualNet",
+    "build",
     "load_checkpoint",
     "load_model",
     "materialise",
     "preset",
     "residual_net",
     "save_checkpoint",
+    "save_model",
     "settle",
 ]

@@ -1,6 +1,6 @@
 """Activations that never expand a distance."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ class MaxMin(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.requires_grad:
+            sorted_: Tensor = _SortedPairs.apply(x)
+            return sorted_
         first, second = x.chunk(2, dim=1)
         return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), dim=1)
 
@@ -31,6 +34,32 @@ class MaxMin(nn.Module):
     def sorted_groups(self) -> GroupSort:
         """Channel i with channel i + C/2."""
         return GroupSort(2, "strided")
+
+
+class _SortedPairs(torch.autograd.Function):
+    """The same with a gradient in three passes over the features instead of eight: training's most frequent memory use.
+
+    Where a pair is equal its gradient goes straight through; torch.maximum would halve it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        first, second = inputs[0].chunk(2, dim=1)
+        ctx.save_for_backward(first < second)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (swapped,) = ctx.saved_tensors
+        larger, smaller = gradients[0].chunk(2, dim=1)
+        exchange = (smaller - larger) * swapped
+        return torch.cat((larger + exchange, smaller - exchange), dim=1)
 
 
 def activation(name: ActivationName, channels: int) -> nn.Module:

@@ -33,7 +33,13 @@ FAMILIES: dict[str, Architecture] = {
     "sll-small": Architecture("sll", 20, 64, pool=8, **_COLOUR),
     "joint-small": Architecture("joint", 10, 64, pool=8, **_COLOUR),
 }
-PRESETS: dict[str, Architecture] = {**TINY, **MNIST, **FAMILIES}
+# For one core of a CPU: most parameters stand where few positions see them.
+CIFAR: dict[str, Architecture] = {
+    "liresnet-cifar10": Architecture(
+        "linear", 3, 96, (3, 32, 32), 10, activation="maxmin", stem_kernel=4, stem_stride=4, downsample=(2,)
+    ),
+}
+PRESETS: dict[str, Architecture] = {**TINY, **MNIST, **CIFAR, **FAMILIES}
 
 
 def preset(name: str, *, seed: int = 0) -> ResidualNet:

@@ -16,6 +16,7 @@ from robustres.models.blocks import ORDINARY, make_block
 from robustres.models.operator_norm import Geometry, UnitNorm
 from robustres.models.orthogonal import SemiOrthogonal
 from robustres.models.site import Site
+from robustres.models.transition import Transition
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Architecture:
     image_shape: (C, H, W). classes: number of logits.
     kernel: side of the blocks' convolutions, odd. activation: "relu", "maxmin" or "identity".
     stem_kernel, stem_stride: of the first convolution; a stride above 1 makes patches.
-    downsample: the positions of (ordinary) blocks that halve the image and double the width.
+    downsample: the positions of blocks that see the image halved and twice the width: an ordinary block does so itself,
+        before a constrained one stands a `Transition`.
     pool: side to which the features are average-pooled before the head; None flattens them as they are.
     head: "free", or "normalised" for rows of norm 1 (last-layer normalisation, Singla et al. 2022), so that each
         margin changes at most by sqrt(2) per unit of input.
@@ -103,9 +105,12 @@ class ResidualNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.stem, site = _stem(architecture)
-        blocks = []
+        blocks: list[nn.Module] = []
         for position in range(architecture.depth):
             stride = 2 if position in architecture.downsample else 1
+            if stride == 2 and architecture.block not in ORDINARY:
+                blocks.append(Transition(site))
+                site, stride = _after(site, stride), 1
             blocks.append(make_block(architecture.block, replace(site, stride=stride)))
             site = _after(site, stride)
         self.blocks = nn.Sequential(*blocks)

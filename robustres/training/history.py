@@ -18,9 +18,9 @@ class Epoch:
     certified: float
 
     @property
-    def score(self) -> float:
-        """What the epochs are compared by: certified accuracy where there is one, else clean accuracy."""
-        return self.clean if self.certified != self.certified else self.certified
+    def score(self) -> tuple[float, float]:
+        """What the epochs are compared by: certified accuracy where there is one, then clean accuracy."""
+        return (self.clean if self.certified != self.certified else self.certified, self.clean)
 
 
 @dataclass(frozen=True)

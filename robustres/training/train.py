@@ -112,7 +112,8 @@ class _Run:
             step, steps = number * self.per_epoch + position, recipe.epochs * self.per_epoch
             for group in self.optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup)
-            images = augmented(self.images[own], recipe, generator)
+            # Channels last: the layout in which convolutions of few positions and many channels run fastest.
+            images = augmented(self.images[own], recipe, generator).contiguous(memory_format=torch.channels_last)
             eps = recipe.eps * eps_factor(step, steps, recipe.eps_warmup)
             loss = self.parallel(images, self.labels[own], eps, generator)
             if not torch.isfinite(loss):

@@ -1,0 +1,88 @@
+"""`robustres train`: recipes from a file, interrupted and resumed, and what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustres.cli import train as command
+from robustres.cli.main import app
+
+RECIPE = """
+[architecture]
+block = "linear"
+depth = 1
+width = 4
+activation = "maxmin"
+[recipe]
+loss = "emma"
+eps = 0.5
+epochs = 3
+batch_size = 50
+"""
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["robustres", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        app()
+    return stop.value.code if isinstance(stop.value.code, int) else 0
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+def arguments(recipe: Path, out: Path) -> list[str]:
+    return ["train", "--recipe", str(recipe), "--data", "digits", "--limit", "200", "--out", str(out)]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_an_unbroken_one(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments(recipe, tmp_path / "whole"), monkeypatch) == 0
+
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_line", interrupt)
+        assert run(arguments(recipe, tmp_path / "cut"), monkeypatch) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert run(arguments(recipe, tmp_path / "cut"), monkeypatch) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert run([*arguments(recipe, tmp_path / "cut"), "--resume"], monkeypatch) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_an_option_has_the_last_word_and_the_recipe_that_was_used_is_kept(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = [*arguments(recipe, tmp_path / "a"), "--loss", "clean", "--epochs", "1", "--json"]
+    assert run(changed, monkeypatch) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["recipe"]["loss"], facts["recipe"]["epochs"], facts["recipe"]["clip_norm"]) == ("clean", 1, None)
+    assert run(arguments(tmp_path / "a" / "recipe.toml", tmp_path / "b"), monkeypatch) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("loss = 'nonsense'", "loss"), ("colour = 1", "colour"), ("[recipe", "cannot read"), ("epochs = 1", "name one")],
+)
+def test_a_wrong_recipe_is_one_sentence(
+    text: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    network = [] if complaint == "name one" else ["constrained-tiny"]
+    assert run(["train", *network, *arguments(file, tmp_path / "out")[1:]], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "Traceback" not in said
