@@ -19,6 +19,7 @@ from robustres.guard import random_state_kept, untouched
 from robustres.threat import NORMS, Norm, ThreatModel
 
 Precision = Literal["model", "bfloat16"]
+PROBED = 8  # images on which a model is tried before an attack
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Attack(ABC):
 
     kind: ClassVar[str]
     norms: ClassVar[tuple[Norm, ...]] = NORMS
+    follows_gradients: ClassVar[bool] = True
 
     threat: ThreatModel
     _: KW_ONLY
@@ -66,8 +68,8 @@ class Attack(ABC):
         indices: (N,) global sample numbers for the random numbers; 0, 1, ... if not given.
         targets: (N,) classes to reach; without them any wrong answer counts.
 
-        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode or with
-        outputs of the wrong shape.
+        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, with
+        outputs of the wrong shape, or that answers at random. Warns where the model has no gradients to follow.
         """
         preflight.check_images(x, y, self.threat)
         preflight.check_mode(model, allowed=self.allow_training_mode)
@@ -78,9 +80,19 @@ class Attack(ABC):
                 clean = problem.answers_in_batches(problem.x, self.batch_size)
                 preflight.check_logits(clean)
                 preflight.check_classes(clean.shape[1], problem.labels, targets)
+                self._try_out(problem, clean)
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)
             return ledger.result()
+
+    def _try_out(self, problem: Problem, clean: Tensor) -> None:
+        """Whether the model answers the same twice, and whether there are gradients for those who follow them."""
+        probe = problem.x[: min(PROBED, self.batch_size)]
+        if not self.allow_training_mode:
+            preflight.check_repeatable(clean[: len(probe)], problem.answers(probe))
+        if self.follows_gradients:
+            logits, _, gradient = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
+            preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])
 
     def require_budget(self) -> None:
         """InputError where the threat is unbounded but the attack needs an eps."""

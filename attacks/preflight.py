@@ -1,5 +1,7 @@
 """What must hold before an attack starts; every message names the cure."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -73,4 +75,25 @@ def check_logits(logits: Tensor) -> None:
         raise ModelError(
             "the model returns probabilities (every row is non-negative and sums to 1), which hides its gradients; "
             "let it return logits, for example by leaving its last softmax out or by taking the logarithm"
+        )
+
+
+def check_repeatable(first: Tensor, second: Tensor) -> None:
+    """Refuse a model whose logits for the same images differ between two calls by more than rounding may."""
+    difference = float((first - second).abs().nan_to_num(0, 0, 0).max())
+    if difference > 1e-3 * max(1.0, float(first.abs().nan_to_num(0, 0, 0).max())):
+        raise ModelError(
+            f"the model answers the same images differently in two calls (logits differ by {difference:.3g}), so no "
+            "example found could be verified; switch its randomness off, or certify the smoothed classifier by "
+            "randomised smoothing instead"
+        )
+
+
+def warn_without_gradients(gradient: Tensor) -> None:
+    """Say so where no logit depends differentiably on any pixel: the search would be blind."""
+    if len(gradient) and not bool(gradient.any()):
+        warnings.warn(
+            f"the gradient of every logit is exactly zero at {len(gradient)} of the first images: the model is not "
+            "differentiable there and surviving this attack means nothing; use a black-box attack (square)",
+            stacklevel=3,
         )

@@ -104,6 +104,7 @@ class Square(Attack):
     """
 
     kind: ClassVar[str] = "square"
+    follows_gradients: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
 
     _: KW_ONLY

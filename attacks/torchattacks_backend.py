@@ -59,6 +59,7 @@ class Torchattacks(Attack):
     """
 
     kind: ClassVar[str] = "torchattacks"
+    follows_gradients: ClassVar[bool] = False  # some do, some do not
 
     _: KW_ONLY
     method: str = "PGD"

@@ -33,6 +33,7 @@ def test_an_honest_model_is_not_accused(small: Case) -> None:
     assert diagnosis.suspicious_samples.sum() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of every logit")
 def test_a_model_without_gradients_is_accused_sample_by_sample(small: Case) -> None:
     model = Rounded(small.model).eval()
     diagnosis = diagnose(model, small.x, small.y, APGD(LINF, steps=20), queries=100)

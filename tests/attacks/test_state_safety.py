@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks import PGD, Attack, attack_names, make_attack
+from robustres.attacks import PGD, Attack, Square, attack_names, make_attack
 from robustres.errors import DataError, ModelError
 from robustres.threat import ThreatModel
 
@@ -139,3 +139,42 @@ def test_a_model_that_returns_probabilities_is_refused_with_the_cure() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(dim=1)).eval()
     with pytest.raises(ModelError, match="return logits"):
         PGD(ThreatModel("linf", 0.1))(model, torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64))
+
+
+class Noisy(nn.Module):
+    """Adds fresh noise to its input in every call."""
+
+    def __init__(self, model: nn.Module, sigma: float) -> None:
+        super().__init__()
+        self.model, self.sigma = model, sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x + self.sigma * torch.randn_like(x))
+        return logits
+
+
+def test_a_model_that_answers_at_random_is_refused(small: Case) -> None:
+    with pytest.raises(ModelError, match="differently in two calls"):
+        PGD(LINF)(Noisy(small.model, 0.25).eval(), small.x, small.y)
+    PGD(LINF, steps=1)(Noisy(small.model, 0.0).eval(), small.x, small.y)
+
+
+class Stepwise(nn.Module):
+    """Rounds its input, so that no gradient is left; `detached` cuts the graph altogether."""
+
+    def __init__(self, model: nn.Module, *, detached: bool) -> None:
+        super().__init__()
+        self.model, self.detached = model, detached
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = torch.round(x * 8) / 8
+        logits: Tensor = self.model(rounded.detach() if self.detached else rounded)
+        return logits
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_model_without_gradients_is_named_to_those_who_follow_them(small: Case, detached: bool) -> None:
+    model = Stepwise(small.model, detached=detached).eval()
+    with pytest.warns(UserWarning, match="not differentiable there .* black-box attack"):
+        PGD(LINF, steps=1)(model, small.x, small.y)
+    Square(LINF, steps=5)(model, small.x, small.y)
