@@ -11,9 +11,15 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
 Data = Annotated[
-    str, typer.Option("--data", help="digits | mnist | folder:DIR (a directory per class) | npy:DIR (images, labels)")
+    str,
+    typer.Option(
+        "--data",
+        help="digits | mnist | cifar10 | folder:DIR (a directory per class) | npy:DIR | npz:FILE | hf-disk:DIR",
+    ),
 ]
-DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where torchvision's layout lies (mnist).")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Where torchvision's layout lies (mnist, cifar10 and the like).")
+]
 NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
 Mean = Annotated[str | None, typer.Option("--mean", help="Normalisation that the network expects, per channel.")]

@@ -9,6 +9,7 @@ from robustres.models import BLOCKS, MaxMin, materialise
 from robustres.models.blocks import make_block
 from robustres.models.operator_norm import Geometry, OperatorNorm
 from robustres.models.site import Site
+from robustres.models.transition import Transition
 
 SITES = [Site(4, (6, 5)), Site(6, (5, 5), kernel=1, activation="maxmin"), Site(8, (1, 1), activation="maxmin")]
 
@@ -104,3 +105,27 @@ def test_the_gradient_of_the_estimate_is_that_of_the_norm() -> None:
         torch.linalg.matrix_norm(operator.linear_map(weight + sign * step).dense(), ord=2).item() for sign in (1, -1)
     ]
     assert (estimated * step).sum().item() == pytest.approx((norms[0] - norms[1]) / 2, rel=1e-3)
+
+
+def test_a_transition_never_expands_and_states_its_norm() -> None:
+    torch.manual_seed(0)
+    site = Site(4, (6, 4), activation="maxmin")
+    transition = after_random_steps(Transition(site), site)
+    stated = transition.stated_bound(site.shape)
+    plain = materialise(transition)
+    assert plain(torch.zeros(1, *site.shape)).shape == (1, 8, 3, 2)
+    assert max(jacobian_norms(plain, site)) <= stated.upper <= 1 + 1e-5
+    with pytest.raises(ModelError, match="even sides"):
+        Transition(Site(4, (5, 4)))
+
+
+def test_the_gradient_of_maxmin_in_training_is_that_of_its_plain_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 6, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, 6, 2, 2, generator=generator, dtype=torch.float64)
+    layer = MaxMin()
+    gradients = [torch.autograd.grad((layer.train(mode)(x) * weights).sum(), x)[0] for mode in (True, False)]
+    torch.testing.assert_close(*gradients)
+    assert torch.autograd.gradcheck(layer.train(), (x,))
+    jacobians = [torch.func.jacrev(layer.train(mode))(x[:1].detach()) for mode in (True, False)]
+    torch.testing.assert_close(*jacobians)
