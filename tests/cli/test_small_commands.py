@@ -1,20 +1,13 @@
 """The commands around evaluate, on the embedded digits."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from robustres.cli.main import app
 from robustres.models import preset, save_checkpoint
 
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["robustres", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        app()
-    return stop.value.code if isinstance(stop.value.code, int) else 0
+from .conftest import run
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """`robustres train`: recipes from a file, interrupted and resumed, and what it refuses."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from robustres.cli import train as command
-from robustres.cli.main import app
+
+from .conftest import run
 
 RECIPE = """
 [architecture]
@@ -21,13 +21,6 @@ eps = 0.5
 epochs = 3
 batch_size = 50
 """
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["robustres", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        app()
-    return stop.value.code if isinstance(stop.value.code, int) else 0
 
 
 @pytest.fixture
