@@ -1,6 +1,7 @@
 """Fixtures for every test: where the optional shared files lie, and one thread's worth of determinism."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +14,11 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip("the shared models and data are not here; set ROBUSTRES_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test finds bounds that an earlier session kept, nor leaves any in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
