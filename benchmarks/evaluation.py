@@ -1,0 +1,140 @@
+"""Where an evaluation's time goes: the network's passes and the bounds, and everything else.
+
+    python benchmarks/evaluation.py --data-root DIR [--limit N] [--out evaluation.csv] [--profile]
+
+DIR holds MNIST in torchvision's layout. The preset `orthogonal-mnist` is trained for a moment and then evaluated on
+the test images as `robustres evaluate` does: FGSM and PGD with 20 steps at two budgets in linf, radii in two norms.
+CPU seconds are counted for the network's forward passes, backward passes, the bound of the network and the radii
+(float64 passes and the rounding charged), and for what lies outside: the attacks' own arithmetic, tables and files.
+"""
+
+import argparse
+import cProfile
+import csv
+import pstats
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import process_time
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from robustres import evaluation
+from robustres.certify import certify, lipschitz
+from robustres.data import ImageSet, load_data
+from robustres.evaluation import Settings, rows
+from robustres.models import load_model, preset
+from robustres.results import RunFolder
+
+INSIDE, REST = ("forward", "backward", "bound", "radii"), "everything else"
+SETTINGS = Settings(eps={"linf": (0.1, 0.3)}, attacks=("fgsm", "pgd"), attack_settings={"pgd": {"steps": 20}})
+
+
+@dataclass
+class Stopwatch:
+    """CPU seconds by what they were spent on; what is called inside counts for itself and not for its caller."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    names: list[str] = field(default_factory=lambda: [REST])
+    since: float = field(default_factory=process_time)
+
+    def enter(self, name: str) -> None:
+        """From now on time counts for `name`."""
+        now = process_time()
+        self.spent[self.names[-1]] = self.spent.get(self.names[-1], 0.0) + now - self.since
+        self.names.append(name)
+        self.since = now
+
+    def leave(self) -> None:
+        """From now on time counts for what was running before."""
+        now = process_time()
+        name = self.names.pop()
+        self.spent[name] = self.spent.get(name, 0.0) + now - self.since
+        self.since = now
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time entered under `name`."""
+
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            self.enter(name)
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self.leave()
+
+        return run
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Counts the passes of modules of this type, the bounds, and the parts of everything else."""
+        with ExitStack() as patches:
+            patches.enter_context(patch.object(type(module), "__call__", self.timed("forward", type(module).__call__)))
+            for target, name, function in (
+                ("torch.autograd.grad", "backward", torch.autograd.grad),
+                ("torch.Tensor.backward", "backward", torch.Tensor.backward),
+                ("robustres.evaluation.run.lipschitz", "bound", lipschitz),
+                ("robustres.evaluation.rows.certify", "radii", certify),
+                ("robustres.evaluation.rows._attack", "attacks' own arithmetic", rows._attack),
+                ("robustres.evaluation.run.part_tables", "rows of tables", rows.part_tables),
+                ("robustres.results.RunFolder.finish_part", "writing parts", RunFolder.finish_part),
+                ("robustres.results.RunFolder.write_summary", "summary", RunFolder.write_summary),
+            ):
+                patches.enter_context(patch(target, self.timed(name, function)))
+            yield
+
+
+def trained(root: Path, steps: int = 300) -> nn.Module:
+    """The small network after a few steps of cross-entropy: accurate enough that attacks have work to do."""
+    network, data = preset("orthogonal-mnist"), load_data("mnist", root=root, split="train")
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(steps):
+        index = torch.randint(len(data), (256,), generator=generator)
+        loss = nn.functional.cross_entropy(10 * network(data.batch(index)), data.labels[index])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return network.eval()
+
+
+def measure(network: nn.Module, data: ImageSet, *, profile: bool) -> dict[str, float]:
+    """CPU seconds of one evaluation by what they were spent on, and of the whole."""
+    model, watch = load_model(network, input_shape=data.image_shape), Stopwatch()
+    profiler = cProfile.Profile()
+    with tempfile.TemporaryDirectory() as folder:
+        start = process_time()
+        with watch.watching(model.module):
+            run = profiler.runcall if profile else lambda function, *rest, **more: function(*rest, **more)
+            run(evaluation.evaluate, model, data, Path(folder) / "run", SETTINGS, cache=False)
+        whole = process_time() - start
+    if profile:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    inside = sum(watch.spent.get(name, 0.0) for name in INSIDE)
+    return {**watch.spent, "outside passes and bounds": whole - inside, "whole": whole}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data-root", type=Path, required=True)
+    options.add_argument("--limit", type=int)
+    options.add_argument("--out", type=Path, default=Path("evaluation.csv"))
+    options.add_argument("--profile", action="store_true", help="also print the functions that cost most")
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    data = load_data("mnist", root=chosen.data_root, limit=chosen.limit)
+    spent = measure(trained(chosen.data_root), data, profile=chosen.profile)
+    table = [(name, seconds, seconds / spent["whole"]) for name, seconds in spent.items()]
+    for name, seconds, share in table:
+        print(f"{name:<28}{seconds:>9.2f} s{100 * share:>8.1f} %")
+    with chosen.out.open("w", newline="") as file:
+        csv.writer(file).writerows([("what", "cpu_seconds", "share"), *table])
+
+
+if __name__ == "__main__":
+    main()
