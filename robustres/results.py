@@ -15,10 +15,13 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robustres.errors import InputError, StorageError
 
@@ -26,6 +29,9 @@ SCHEMA_VERSION = 1
 
 # A certificate whose name starts so is about the classifier that votes under noise, not about the network.
 SMOOTHED = "smoothed"
+
+# Every example is measured in these norms, whatever the norm of its attack.
+MEASURED_NORMS = ("l2", "linf")
 
 # Column -> pandas dtype. Radii and distances are in pixel units, in the norm of their row.
 TABLES: dict[str, dict[str, str]] = {
@@ -120,7 +126,8 @@ def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.Data
         raise InputError(
             f"table {name!r} has columns {sorted(columns)}, got {sorted(frame.columns)}; rename or add the difference"
         )
-    return frame[list(columns)].astype(columns)
+    changed = {column: kind for column, kind in columns.items() if frame[column].dtype != kind}
+    return frame[list(columns)].astype(changed)
 
 
 def json_text(content: Any) -> str:
@@ -317,12 +324,36 @@ def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd
     An example counts when it changes the certified prediction; it is measured in the certificate's norm. Certificates
     of a smoothed classifier are left out: the examples fool the network, which is another function.
     """
-    pairs = of_network(certificates).merge(attacks[attacks["fooled"]], on="index", suffixes=("", "_attack"))
+    certified, fooled = of_network(certificates), attacks[attacks["fooled"]]
+    near = _within_reach(fooled, certified)
+    return _violations(fooled[near], certified) if near.any() else _no_violations().copy()
+
+
+def _violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
+    pairs = certificates.merge(attacks, on="index", suffixes=("", "_attack"))
     measured = pairs["distance"].where(pairs["norm"] == pairs["norm_attack"])
-    for norm in ("l2", "linf"):
+    for norm in MEASURED_NORMS:
         measured = measured.where(pairs["norm"] != norm, pairs[norm])
     changed = pairs["adversarial_prediction"] != pairs["prediction"]
     return pairs.assign(measured=measured)[changed & (measured < pairs["radius"])]
+
+
+@cache
+def _no_violations() -> pd.DataFrame:
+    return _violations(empty_table("attacks"), empty_table("certificates"))
+
+
+def _within_reach(attacks: pd.DataFrame, certificates: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which examples lie inside the largest radius of their sample in some norm: all that can be violations.
+
+    Almost always there are none, so that no pairs need be made.
+    """
+    inside = np.zeros(len(attacks), dtype=bool)
+    for norm, rows in certificates.groupby("norm"):
+        measured = attacks[norm] if norm in MEASURED_NORMS else attacks["distance"].where(attacks["norm"] == norm)
+        radius = attacks["index"].map(rows.groupby("index")["radius"].max())
+        inside |= (measured < radius).to_numpy()
+    return inside
 
 
 def _share(count: int, total: int) -> float:

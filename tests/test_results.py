@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from robustres.errors import InputError
 from robustres.results import RunFolder, empty_table, sandwich_violations, summarise, typed_table, write_atomically
@@ -124,3 +126,34 @@ def test_a_smoothed_classifier_is_never_held_against_attacks_on_the_network() ->
     smoothed = {**radius, "certificate": "smoothed(sigma=0.5)", "guarantee": "probability 1 - 0.001"}
     assert len(sandwich_violations(attacks, typed_table("certificates", [smoothed]))) == 0
     assert len(sandwich_violations(attacks, empty_table("certificates"))) == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_violations_are_those_of_all_pairs(data: st.DataObject) -> None:
+    """Against the definition, pair by pair."""
+    number = st.sampled_from([0.0, 0.1, 0.2, 0.3, math.inf, math.nan])
+    norms = st.sampled_from(["l1", "l2", "linf"])
+    attacks = [
+        {**attack(data.draw(st.integers(0, 2)), data.draw(number), norm=data.draw(norms)),
+         "fooled": data.draw(st.booleans()), "l2": data.draw(number), "linf": data.draw(number),
+         "adversarial_prediction": data.draw(st.integers(0, 1))}
+        for _ in range(data.draw(st.integers(0, 6)))
+    ]  # fmt: skip
+    certificates = [
+        {**certificate(data.draw(st.integers(0, 2)), data.draw(number), norm=data.draw(norms)),
+         "certificate": data.draw(st.sampled_from(["lipschitz", "smoothed 0.5"]))}
+        for _ in range(data.draw(st.integers(0, 6)))
+    ]  # fmt: skip
+    expected = []
+    for c in certificates:
+        for a in attacks:
+            measured = (
+                a[c["norm"]] if c["norm"] in ("l2", "linf") else a["distance"] if a["norm"] == c["norm"] else math.nan
+            )
+            same = c["index"] == a["index"] and a["fooled"] and c["certificate"] == "lipschitz"
+            if same and a["adversarial_prediction"] != c["prediction"] and measured < c["radius"]:
+                expected.append((c["index"], c["norm"], c["radius"], measured))
+    found = sandwich_violations(typed_table("attacks", attacks), typed_table("certificates", certificates))
+    listed = zip(found["index"], found["norm"], found["radius"], found["measured"], strict=True)
+    assert sorted(listed) == sorted(expected)
