@@ -344,16 +344,21 @@ def _no_violations() -> pd.DataFrame:
 
 
 def _within_reach(attacks: pd.DataFrame, certificates: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which examples lie inside the largest radius of their sample in some norm: all that can be violations.
+    """Which examples lie inside the largest radius of their sample in some norm and change an answer certified there.
 
-    Almost always there are none, so that no pairs need be made.
+    Among them are all that can be violations. Almost always there are none, so that no pairs need be made.
     """
-    inside = np.zeros(len(attacks), dtype=bool)
+    near = np.zeros(len(attacks), dtype=bool)
+    answer = attacks["adversarial_prediction"].to_numpy()
     for norm, rows in certificates.groupby("norm"):
         measured = attacks[norm] if norm in MEASURED_NORMS else attacks["distance"].where(attacks["norm"] == norm)
-        radius = attacks["index"].map(rows.groupby("index")["radius"].max())
-        inside |= (measured < radius).to_numpy()
-    return inside
+        samples = rows.groupby("index")
+        reach = samples["radius"].max().reindex(attacks["index"]).to_numpy()
+        lowest, highest = (
+            samples["prediction"].agg(side).reindex(attacks["index"]).to_numpy() for side in ("min", "max")
+        )
+        near |= (measured.to_numpy() < reach) & ((answer != lowest) | (answer != highest))
+    return near
 
 
 def _share(count: int, total: int) -> float:

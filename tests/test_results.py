@@ -128,7 +128,7 @@ def test_a_smoothed_classifier_is_never_held_against_attacks_on_the_network() ->
     assert len(sandwich_violations(attacks, empty_table("certificates"))) == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_violations_are_those_of_all_pairs(data: st.DataObject) -> None:
     """Against the definition, pair by pair."""
@@ -142,7 +142,8 @@ def test_violations_are_those_of_all_pairs(data: st.DataObject) -> None:
     ]  # fmt: skip
     certificates = [
         {**certificate(data.draw(st.integers(0, 2)), data.draw(number), norm=data.draw(norms)),
-         "certificate": data.draw(st.sampled_from(["lipschitz", "smoothed 0.5"]))}
+         "certificate": data.draw(st.sampled_from(["lipschitz", "smoothed 0.5"])),
+         "prediction": data.draw(st.integers(0, 1))}
         for _ in range(data.draw(st.integers(0, 6)))
     ]  # fmt: skip
     expected = []
