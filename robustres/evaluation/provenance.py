@@ -6,6 +6,7 @@ import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ def build_manifest(
         "refused": [{"path": row.path, "operation": row.operation} for row in (report.refused if report else ())],
         "settings": settings.to_json(),
         "seed": settings.seed,
-        "dtype": {"attack": "float32", "certify": "float64"},
-        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        "dtype": {"weights": _dtype(model), "images": "float32", "certify": "float64"},
+        "tf32": tf32(),
         "hardware": hardware(device),
         "versions": versions(),
     }
@@ -63,7 +64,19 @@ def build_manifest(
 def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, Any]:
     """What decides a run's results: the weights, the data, and every setting that can change a number."""
     decisive = {key: value for key, value in settings.to_json().items() if key != "batch_size"}
-    return {"model": model.sha256, "data": data.sha256, "samples": len(data), **decisive, "versions": versions()}
+    arithmetic = {"tf32": tf32(), "versions": versions()}
+    return {"model": model.sha256, "data": data.sha256, "samples": len(data), **decisive, **arithmetic}
+
+
+def tf32() -> dict[str, bool]:
+    """Where a GPU may round its inputs to ten bits."""
+    return {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolution": torch.backends.cudnn.allow_tf32}
+
+
+def _dtype(model: LoadedModel) -> str:
+    """The type in which the network is attacked."""
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in model.module.parameters()}
+    return ", ".join(sorted(dtypes)) or "float32"
 
 
 def _bound(report: LipschitzReport | None) -> dict[str, Any] | None:
@@ -77,11 +90,24 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """The machine, in words and numbers."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _processor(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "gpu": gpu,
         "device": str(device),
+        "system": platform.platform(),
     }
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells it in a file only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -15,12 +15,14 @@ from robustres.certify import Certificates, LipschitzReport, RadiusColumn, certi
 from robustres.evaluation.batches import in_batches
 from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
+from robustres.evaluation.timing import Timing
 from robustres.numerics import distance
 from robustres.results import sandwich_violations, typed_table
 
 CertifiedNorm = Literal["l2", "linf"]
 NORMS_MEASURED: tuple[CertifiedNorm, ...] = ("l2", "linf")
 MEASURED_AT_ONCE = 64
+LIPSCHITZ = "lipschitz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +46,15 @@ def part_tables(
     settings: Settings,
     *,
     device: torch.device,
+    timing: Timing,
 ) -> dict[str, pd.DataFrame]:
     """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory."""
     rows = _sample_rows(samples)
-    certified = _certificate_rows(model, samples, rows, report, settings, device)
+    certified = _certificate_rows(model, samples, rows, report, settings, device=device, timing=timing)
     attacked, examples = [], []
     for attack in attacks:
-        result = _attack(model, attack, samples, settings.batch_size, device)
+        with timing.of("attack", attack.name, attack.threat.norm, _bounded_eps(attack)):
+            result = _attack(model, attack, samples, settings.batch_size, device)
         found = typed_table("attacks", _attack_rows(attack, samples, result))
         shown = {*range(settings.examples), *sandwich_violations(found, certified)["index"]}
         examples += _example_rows(attack, samples, result, shown=shown)
@@ -103,6 +107,8 @@ def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.D
     for norm in NORMS_MEASURED:
         columns[norm] = measured[norm].masked_fill(missing, np.inf).numpy()
     columns["adversarial_prediction"] = result.prediction.numpy()
+    columns["loss"] = result.loss.to(torch.float64).numpy()
+    columns["verified"] = result.verified.numpy()
     columns["steps"] = result.steps.numpy()
     columns["gradient_evaluations"] = result.gradient_evaluations.numpy()
     return pd.DataFrame(columns)
@@ -129,7 +135,9 @@ def _certificate_rows(
     rows: pd.DataFrame,
     report: LipschitzReport | None,
     settings: Settings,
+    *,
     device: torch.device,
+    timing: Timing,
 ) -> pd.DataFrame:
     """One row per sample, certificate and norm; none of the Lipschitz certificate where the network was refused."""
     tables: list[pd.DataFrame] = []
@@ -140,7 +148,8 @@ def _certificate_rows(
             column = smoothing(model, samples.images[batch].to(device), indices=samples.index[batch])
             return _smoothed_rows(column, smoothing.name, samples.index[batch])
 
-        tables += in_batches(smoothed, len(samples), batch_size=settings.batch_size)
+        with timing.of("certificate", smoothing.name, "l2"):
+            tables += in_batches(smoothed, len(samples), batch_size=settings.batch_size)
     for norm in settings.certified_norms() if report is not None and not report.refused else ():
 
         def bounded(batch: slice, norm: CertifiedNorm = norm) -> pd.DataFrame:
@@ -148,7 +157,8 @@ def _certificate_rows(
             found = certify(model, images, norm=norm, report=report, batch_size=settings.batch_size)
             return _lipschitz_rows(found, norm, index, rows[batch])
 
-        tables += in_batches(bounded, len(samples), batch_size=settings.batch_size)
+        with timing.of("certificate", LIPSCHITZ, norm):
+            tables += in_batches(bounded, len(samples), batch_size=settings.batch_size)
     return typed_table("certificates", _stacked(tables))
 
 
@@ -161,7 +171,7 @@ def _lipschitz_rows(found: Certificates, norm: CertifiedNorm, index: Tensor, row
     return pd.DataFrame(
         {
             "index": index.numpy(),
-            "certificate": "lipschitz",
+            "certificate": LIPSCHITZ,
             "norm": norm,
             "radius": np.where(same, found.radius.cpu().numpy(), 0.0),
             "prediction": prediction,

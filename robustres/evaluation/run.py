@@ -25,6 +25,7 @@ from robustres.evaluation.resume import open_run, part_name, pending, require_sa
 from robustres.evaluation.rows import Samples, part_tables
 from robustres.evaluation.settings import Settings
 from robustres.evaluation.shard import Shard, this_shard
+from robustres.evaluation.timing import Timing
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel
 from robustres.results import RunFolder, sandwich_violations, typed_table
@@ -107,7 +108,9 @@ def evaluate(
                 progress("attack and certify", done, len(mine))
                 index = torch.arange(span.start, span.stop)
                 samples = Samples(index, images, data.labels[index], logits.pop(span))
-                tables = part_tables(module, samples, attacks, report, settings, device=device)
+                timing = Timing(span.start, len(span))
+                tables = part_tables(module, samples, attacks, report, settings, device=device, timing=timing)
+                folder.write_timings(part_name(span), timing.rows)
                 folder.finish_part(part_name(span), tables)
                 _stop_at_violation(tables["attacks"], tables["certificates"])
                 done += 1

@@ -84,6 +84,8 @@ def attack_rows(random: np.random.Generator, samples: pd.DataFrame, true_radius:
                             "adversarial_prediction": np.where(
                                 broken & samples["correct"], away, samples["prediction"]
                             ),
+                            "loss": np.where(broken, 0.5, -0.5),
+                            "verified": True,
                             "steps": 1 if attack == "fgsm" else 20,
                             "gradient_evaluations": 1 if attack == "fgsm" else 20,
                         }

@@ -33,6 +33,8 @@ def attack_row(index: int, norm: str, eps: float, distance: float, **changes: An
         "l2": distance,
         "linf": distance / 2,
         "adversarial_prediction": 1,
+        "loss": 0.1,
+        "verified": True,
         "steps": 20,
         "gradient_evaluations": 20,
     } | changes

@@ -1,0 +1,38 @@
+"""How long each attack and each certificate of a part takes."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(eq=False)
+class Timing:
+    """Wall seconds of the steps of one part, as rows of `robustres.results.TIMINGS`.
+
+    first: index of the part's first sample. samples: how many it has.
+    """
+
+    first: int
+    samples: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def of(self, side: Literal["attack", "certificate"], name: str, norm: str, eps: float = math.nan) -> Iterator[None]:
+        """Measure the body as one step; results are on the CPU when it ends, so that a GPU's work is counted."""
+        begun = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begun
+        self.rows.append(
+            {
+                "first": self.first,
+                "samples": self.samples,
+                "side": side,
+                "name": name,
+                "norm": norm,
+                "eps": eps,
+                "seconds": seconds,
+            }
+        )

@@ -1,0 +1,132 @@
+"""The tables of a run: their columns and types."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from robustres.errors import InputError
+
+SCHEMA_VERSION = 1
+
+# A certificate whose name starts so is about the classifier that votes under noise, not about the network.
+SMOOTHED = "smoothed"
+
+# Every example is measured in these norms, whatever the norm of its attack.
+MEASURED_NORMS = ("l2", "linf")
+
+# Column -> pandas dtype. Radii and distances are in pixel units, in the norm of their row.
+TABLES: dict[str, dict[str, str]] = {
+    # One row per sample. margin: logit of the label minus the largest other logit. finite: no NaN or infinity met.
+    "samples": {
+        "index": "int64",
+        "label": "int64",
+        "prediction": "int64",
+        "correct": "bool",
+        "margin": "float64",
+        "finite": "bool",
+    },
+    # One row per sample, attack, norm and eps. distance: of the example found, infinite if none; 0 if misclassified
+    # from the start. eps is NaN for a minimum-norm attack. l2, linf: the same example measured in those norms.
+    # loss: largest other logit minus the label's at the example. verified: the model as given answered it again.
+    "attacks": {
+        "index": "int64",
+        "attack": "str",
+        "norm": "str",
+        "eps": "float64",
+        "fooled": "bool",
+        "distance": "float64",
+        "l2": "float64",
+        "linf": "float64",
+        "adversarial_prediction": "int64",
+        "loss": "float64",
+        "verified": "bool",
+        "steps": "int64",
+        "gradient_evaluations": "int64",
+    },
+    # One row per sample, certificate and norm. radius: 0 where nothing is certified. guarantee: "deterministic" or
+    # "probability 1 - DELTA". source: which bound gave the radius.
+    "certificates": {
+        "index": "int64",
+        "certificate": "str",
+        "norm": "str",
+        "radius": "float64",
+        "prediction": "int64",
+        "source": "str",
+        "guarantee": "str",
+    },
+    # One row per block of the network, in order. textbook, joint: bounds (NaN where not computed); upper: the
+    # smallest valid bound, method says which; lower: an estimate from below.
+    "blocks": {
+        "name": "str",
+        "kind": "str",
+        "shortcut": "float64",
+        "branch": "float64",
+        "textbook": "float64",
+        "joint": "float64",
+        "upper": "float64",
+        "lower": "float64",
+        "method": "str",
+        "guarantee": "str",
+    },
+    # One row per attack, norm, eps and check for gradient masking.
+    "diagnosis": {
+        "attack": "str",
+        "norm": "str",
+        "eps": "float64",
+        "check": "str",
+        "value": "float64",
+        "suspicious": "bool",
+        "verdict": "str",
+    },
+    # One row per epoch of training, where the model was trained here.
+    "training": {"epoch": "int64", "loss": "float64", "clean": "float64", "certified": "float64"},
+    # A bounded number of samples for the gallery; pixels as float32 bytes in (C, H, W) order.
+    "examples": {
+        "index": "int64",
+        "attack": "str",
+        "norm": "str",
+        "eps": "float64",
+        "channels": "int64",
+        "height": "int64",
+        "width": "int64",
+        "clean": "object",
+        "adversarial": "object",
+    },
+}
+
+# One row per part, attack or certificate, and norm: the wall time of its samples. No table of the run, since times
+# differ from run to run.
+TIMINGS: dict[str, str] = {
+    "first": "int64",
+    "samples": "int64",
+    "side": "str",
+    "name": "str",
+    "norm": "str",
+    "eps": "float64",
+    "seconds": "float64",
+}
+
+
+def empty_table(name: str) -> pd.DataFrame:
+    """The table without rows, its columns and types as in TABLES."""
+    return without_rows(TABLES[name])
+
+
+def without_rows(columns: Mapping[str, str]) -> pd.DataFrame:
+    """A frame with these columns and types."""
+    return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in columns.items()})
+
+
+def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with exactly the columns and types of the table; InputError names a column that is missing or unknown."""
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return empty_table(name)
+    columns = TABLES[name]
+    if set(frame.columns) != set(columns):
+        raise InputError(
+            f"table {name!r} has columns {sorted(columns)}, got {sorted(frame.columns)}; rename or add the difference"
+        )
+    changed = {column: kind for column, kind in columns.items() if frame[column].dtype != kind}
+    return frame[list(columns)].astype(changed)

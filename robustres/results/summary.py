@@ -1,0 +1,96 @@
+"""What a run comes to: the accuracies that its tables give."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from robustres.results.sandwich import sandwich_violations
+from robustres.results.schema import SCHEMA_VERSION
+
+
+def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """The contract for scripts, from a run's manifest and tables. Accuracies are shares of all samples.
+
+    `manifest` must hold "model", "data", "lipschitz" (norm, upper, lower; None where refused), "eps" (norm -> list of
+    eps at which certificates are counted) and "refused" (list of path and operation).
+    """
+    samples = tables["samples"].set_index("index")
+    correct = samples["correct"]
+    total = len(samples)
+    lipschitz = manifest["lipschitz"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": dict(manifest["model"]),
+        "data": {**manifest["data"], "samples": total},
+        "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
+        "attacks": _attack_rows(tables["attacks"], correct, manifest["eps"]),
+        "certificates": _certificate_rows(tables["certificates"], samples["label"], manifest["eps"]),
+        "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": block_records(tables["blocks"])},
+        "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
+        "refused": list(manifest["refused"]),
+    }
+
+
+def robust_mask(attacks: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Series:
+    """Per sample: correct, and no example of these rows lies within eps. Rows of one norm; index by sample."""
+    broken = attacks.loc[attacks["fooled"] & (attacks["distance"] <= eps), "index"]
+    return correct & ~correct.index.isin(broken.unique())
+
+
+def certified_mask(certificates: pd.DataFrame, labels: pd.Series, eps: float) -> pd.Series:
+    """Per sample: the label is the answer that is certified at eps (radius >= eps, radii being rounded down already).
+
+    Rows of one certificate and norm; labels by sample index. Where a certificate is of the network, its prediction is
+    the network's wherever its radius is positive, so that such a sample is correct as well.
+    """
+    rows = certificates.set_index("index").reindex(labels.index)
+    return (rows["radius"] >= eps) & (rows["prediction"] == labels)
+
+
+def _share(count: int, total: int) -> float:
+    return count / total if total else 0.0
+
+
+def _attack_rows(
+    attacks: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
+) -> list[dict[str, Any]]:
+    """Each attack at its eps; a minimum-norm attack (eps NaN) at every eps that is counted in its norm."""
+    rows = []
+    groups: Any = attacks.groupby(["attack", "norm", "eps"], sort=True, dropna=False)
+    for (attack, norm, eps), group in groups:
+        for budget in eps_by_norm.get(norm, []) if math.isnan(eps) else [eps]:
+            robust = int(robust_mask(group, correct, budget).sum())
+            share = _share(robust, len(correct))
+            rows.append({"attack": attack, "norm": norm, "eps": budget, "robust": robust, "accuracy": share})
+    return rows
+
+
+def _certificate_rows(
+    certificates: pd.DataFrame, labels: pd.Series, eps_by_norm: Mapping[str, list[float]]
+) -> list[dict[str, Any]]:
+    rows = []
+    groups: Any = certificates.groupby(["certificate", "guarantee", "norm"], sort=True)
+    for (name, guarantee, norm), group in groups:
+        for eps in eps_by_norm.get(norm, []):
+            certified = int(certified_mask(group, labels, eps).sum())
+            rows.append(
+                {
+                    "certificate": name,
+                    "guarantee": guarantee,
+                    "norm": norm,
+                    "eps": eps,
+                    "certified": certified,
+                    "accuracy": _share(certified, len(labels)),
+                }
+            )
+    return rows
+
+
+def block_records(blocks: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of the blocks' table as plain values, None where there is no number."""
+    return [
+        {str(key): value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
+        for row in blocks.to_dict(orient="records")
+    ]
