@@ -10,6 +10,7 @@ from robustres.certify.bound import Bound, Estimate, Guarantee, JointBound
 from robustres.certify.certificate import Certificate, best_radii, certify_best
 from robustres.certify.joint import joint_bound
 from robustres.certify.lipschitz import lipschitz
+from robustres.certify.network_certificate import NetworkCertificate
 from robustres.certify.protocol import HasLipschitzBound, HasSortedGroups
 from robustres.certify.radius import Certificates, certified_accuracy_curve, certify
 from robustres.certify.radius_column import NETWORK, RadiusColumn
@@ -34,6 +35,7 @@ __all__ = [
     "HasSortedGroups",
     "JointBound",
     "LipschitzReport",
+    "NetworkCertificate",
     "RadiusColumn",
     "RandomisedSmoothing",
     "Search",

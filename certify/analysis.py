@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,11 @@ from torch import Tensor, fx, nn
 from robustres.certify.blocks import Bounder
 from robustres.certify.capture import BATCH, Captured
 from robustres.certify.network import Node
+from robustres.certify.whole_network import WholeNetwork, whole_network
 from robustres.errors import InputError
+
+# The effort of a whole network over that of one of its blocks.
+WHOLE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +28,12 @@ class Analysis:
     network: Node
     output: Node
     bounder: Bounder
+
+    @cached_property
+    def whole(self) -> WholeNetwork | None:
+        """The whole network bounded jointly, computed once; None where it is too wide or not covered, or where joint
+        bounds were not asked for."""
+        return whole_network(self.output, effort=WHOLE * self.bounder.effort) if self.bounder.joint else None
 
     def require_same_weights(self, model: nn.Module) -> None:
         """InputError where the model's weights or buffers are not those that were analysed."""

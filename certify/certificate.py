@@ -12,10 +12,10 @@ from robustres.errors import DefectiveBoundError, InputError
 
 
 class Certificate(Protocol):
-    """Anything that gives radii: a Lipschitz bound, randomised smoothing, local bounds by propagation.
+    """Anything that gives radii: `NetworkCertificate`, `RandomisedSmoothing`, local bounds by propagation.
 
-    A new certificate is a frozen dataclass of its settings with these two members; it says in the column that it
-    returns which function the radii are of, in which norm, and what they promise.
+    This is where a local certificate plugs in: a frozen dataclass of its settings with these two members, which says in
+    the column that it returns which function the radii are of, in which norm, and what they promise.
     """
 
     @property
@@ -31,7 +31,14 @@ class Certificate(Protocol):
 def certify_best(
     model: nn.Module, x: Tensor, certificates: Sequence[Certificate], *, indices: Tensor | None = None
 ) -> tuple[RadiusColumn, ...]:
-    """Every certificate's radii, the best per sample in each column that they may share; see `best_radii`."""
+    """Every certificate's radii, the best per sample in each column that they may share; see `best_radii`.
+
+    >>> from robustres.certify import NetworkCertificate, RandomisedSmoothing
+    >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 1, 2, 2)
+    >>> vote = RandomisedSmoothing(0.25, estimation_samples=100)
+    >>> [(c.function, str(c.guarantee)) for c in certify_best(model, x, [NetworkCertificate(), vote])]
+    [('network', 'deterministic'), ('smoothed(sigma=0.25)', 'probability 1 - 0.001')]
+    """
     return best_radii([certificate(model, x, indices=indices) for certificate in certificates])
 
 

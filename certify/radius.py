@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustres.certify.analysis import Analysis
+from robustres.certify.bound import Guarantee
 from robustres.certify.capture import device_of
 from robustres.certify.deviation import Deviation, require_covered_float32
-from robustres.certify.lipschitz import Norm, lipschitz
-from robustres.certify.report import LipschitzReport
+from robustres.certify.lipschitz import lipschitz
+from robustres.certify.report import LipschitzReport, multiplied
+from robustres.certify.routes import Choice, Norm, largest, routes_of
 from robustres.errors import InputError, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
@@ -24,15 +26,16 @@ class Certificates:
     radius: (N,) float64, pixel units in `norm`, rounded down: within it the model's prediction cannot change. 0 where
         nothing is certified: ties, NaN, infinite logits. It says nothing about whether the prediction is correct.
     prediction: (N,) int64. margin: (N,) float64, the largest logit minus the second largest.
-    source: which bound gave the radii. guarantee: "deterministic" or "probability 1 - DELTA", for all radii together.
+    source: (N,) which bound gave each radius. guarantee: for all radii together; never a mixture, since every radius
+        rests on the same bounds of the network's pieces.
     """
 
     radius: Tensor
     prediction: Tensor
     margin: Tensor
     norm: Norm
-    source: str
-    guarantee: str
+    source: tuple[str, ...]
+    guarantee: Guarantee
 
 
 def certify(
@@ -40,6 +43,7 @@ def certify(
     x: Tensor,
     *,
     norm: Norm = "l2",
+    certificate: Choice = "lipschitz",
     report: LipschitzReport | None = None,
     dtype: torch.dtype = torch.float64,
     batch_size: int = 256,
@@ -51,7 +55,10 @@ def certify(
     and anywhere in the ball, comes off the margin. In float32 that is a lot unless the layers are close to
     non-expansive; an operation that no float32 bound covers raises PrecisionError.
 
-    x: images (N, *input_shape) in [0, 1]. report: of `lipschitz` on this very model; computed here if left out.
+    x: images (N, *input_shape) in [0, 1]. certificate: "lipschitz" takes the product of the pieces' bounds; "best" per
+    sample the largest radius of every route in `routes`, among them the whole network jointly where it is small enough
+    (once per report, about four times the effort of a joint bound). For other functions than the network (smoothing)
+    and for local certificates see `certify_best`. report: of `lipschitz` on this very model; computed here if left out.
     dtype: torch.float64, or torch.float32 for the model as it runs in float32.
     Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast;
     InputError where the report is about another model or shape.
@@ -86,8 +93,9 @@ def certify(
         sizes[analysis.captured.source] = _size(exact)
         if dtype == torch.float32:
             logits = _float32_logits(model, x, batch_size)
-        charge = _charge(report, analysis, logits, sizes, norm, dtype)
-        radius, source = _radii(report, logits, charge, norm)
+        routes = routes_of(report, norm, certificate, logits.shape[1])
+        free, _ = largest(routes, logits, torch.zeros(len(logits), dtype=torch.float64))
+        radius, source = largest(routes, logits, _charge(report, analysis, logits, sizes, free, norm, dtype))
     top = logits.topk(2, dim=1).values
     return Certificates(
         radius=round_radius_down(radius),
@@ -95,7 +103,7 @@ def certify(
         margin=top[:, 0] - top[:, 1],
         norm=norm,
         source=source,
-        guarantee=str(report.guarantee),
+        guarantee=multiplied([row for _, _, row in analysis.bounder.rows(analysis.output)])[1],
     )
 
 
@@ -136,49 +144,15 @@ def _charge(
     analysis: Analysis,
     logits: Tensor,
     sizes: dict[fx.Node, Tensor],
+    free: Tensor,
     norm: Norm,
     dtype: torch.dtype,
 ) -> Tensor:
     """(N,) what rounding can take from the difference of two logits, at x and at the other input together.
 
-    The ball is the one that would be certified without rounding: the radius that comes out is smaller.
+    free: (N,) the radii that would be certified without rounding: those that come out are smaller.
     """
-    free, _ = _radii(report, logits, torch.zeros(len(logits), dtype=torch.float64), norm)
     dimension = math.prod(report.input_shape)
     ball = free if norm == "l2" else free * rounded_up(math.sqrt(dimension), 1)
-    deviation = Deviation(analysis, sizes, ball.nan_to_num(0, 0, 0).clamp_min(0), dtype).at_output()
+    deviation = Deviation(analysis, sizes, ball.clamp_min(0), dtype).at_output()
     return 2 * math.sqrt(2) * deviation * (1 + 1e-12)
-
-
-def _radii(report: LipschitzReport, logits: Tensor, charge: Tensor, norm: Norm) -> tuple[Tensor, str]:
-    """The largest of the radii that the report allows, and which bound gave it."""
-    routes = {"linf row sums": _route(report, logits, charge, "linf")} if norm == "linf" else {}
-    l2 = _route(report, logits, charge, "l2")
-    routes["l2"] = l2 if norm == "l2" else l2 / rounded_up(math.sqrt(math.prod(report.input_shape)), 1)
-    source = max(routes, key=lambda name: float(routes[name].nan_to_num(0, 0, 0).sum()))
-    best = torch.stack([route.nan_to_num(0.0, 0.0, 0.0) for route in routes.values()]).amax(dim=0)
-    pairs = "pairwise head" if report.head is not None else "whole network"
-    return best, f"{pairs}, {source}"
-
-
-def _route(report: LipschitzReport, logits: Tensor, charge: Tensor, norm: Norm) -> Tensor:
-    """min over classes of margin / constant of that difference of logits, (N,); 0 where logits are not finite."""
-    prediction = logits.argmax(dim=1)
-    radii = torch.zeros(len(logits), dtype=torch.float64)
-    for label in sorted(set(prediction.tolist())):
-        chosen = prediction == label
-        constants = _pair_constants(report, label, logits.shape[1], norm)
-        gap = logits[chosen][:, label, None] - logits[chosen] - charge[chosen, None]
-        ratio = (gap - gap.abs() * 2**-50) / constants
-        ratio[:, label] = torch.inf
-        radii[chosen] = ratio.amin(dim=1)
-    return torch.where(torch.isfinite(logits).all(dim=1), radii, 0.0)
-
-
-def _pair_constants(report: LipschitzReport, label: int, classes: int, norm: Norm) -> Tensor:
-    """Bounds of the constant of z_label - z_j for every j, (classes,), in `norm`."""
-    whole = rounded_up(math.sqrt(2) * report.l2_upper, 2) if norm == "l2" else rounded_up(2 * report.linf_upper, 1)
-    if report.head is None:
-        return torch.full((classes,), whole, dtype=torch.float64)
-    body = report.head.body_l2 if norm == "l2" else report.head.body_linf
-    return (report.head.pair_norms(label, norm).cpu() * body * (1 + 2**-50)).nan_to_num(math.inf).clamp_max(whole)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustres.certify.convolution import Convolution, TransposedConvolution
 from robustres.certify.incremental_form import IncrementalForm, nominal_cost
-from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Shape, Sum
 from robustres.certify.product_rounding import ALGORITHM_FACTOR, absolute_norm, product_roundings
 from robustres.certify.sector import Sector, Slopes, sector
 from robustres.certify.symbol import coarse_frequencies, roundings, symbol
@@ -74,10 +74,10 @@ class TorusForm:
             sizes = [(matrix.shape[-2], matrix.shape[-1]) for matrix in (shortcut, *layers)]
             with torch.no_grad():
                 bounds = [absolute_symbol(map_, *size)[None] for map_, size in zip(maps, sizes, strict=True)]
-                self._absolute = _assemble(bounds[0], bounds[1:], [_absolute_sector(s) for s in sectors])
+                self._absolute = _assemble(bounds[0], bounds[1:], [absolute_sector(s) for s in sectors])
         count = sum(roundings(map_) for map_ in (self.block.shortcut, *self.block.layers))
         count += 4 * sum(matrix.shape[-1] + 2 for matrix in layers) + 16 * len(layers)
-        return IncrementalForm(*_assemble(shortcut, layers, sectors), *_ties(sectors), self._absolute, count)
+        return IncrementalForm(*_assemble(shortcut, layers, sectors), *ties_of(sectors), self._absolute, count)
 
     def chunks(self) -> Iterator[IncrementalForm]:
         """The form at all frequencies, piece by piece."""
@@ -94,15 +94,18 @@ class DenseForm:
     def __init__(self, block: ResidualBlock) -> None:
         maps = (block.shortcut, *block.layers)
         matrices = [map_.dense()[None] for map_ in maps]
-        sectors = [_sector_per_neuron(s, layer) for s, layer in zip(block.slopes, block.layers, strict=False)]
+        sectors = [
+            sector_per_neuron(s, layer.out_shape, layer.device)
+            for s, layer in zip(block.slopes, block.layers, strict=False)
+        ]
         with torch.no_grad():
-            bounds = [_absolute_dense(map_, matrix) for map_, matrix in zip(maps, matrices, strict=True)]
-            absolute = _assemble(bounds[0], bounds[1:], [_absolute_sector(s) for s in sectors])
+            bounds = [absolute_dense(map_, matrix) for map_, matrix in zip(maps, matrices, strict=True)]
+            absolute = _assemble(bounds[0], bounds[1:], [absolute_sector(s) for s in sectors])
         count = ALGORITHM_FACTOR * sum(product_roundings(map_) for map_ in maps) + 4 * sum(
             m.shape[-1] for m in matrices
         )
         self._form = IncrementalForm(
-            *_assemble(matrices[0], matrices[1:], sectors), *_ties(sectors), absolute, count + 16 * len(maps)
+            *_assemble(matrices[0], matrices[1:], sectors), *ties_of(sectors), absolute, count + 16 * len(maps)
         )
         self.frequencies = torch.zeros(1, 2, dtype=torch.long)
         self.cost = _cost(self._form)
@@ -119,7 +122,7 @@ class DenseForm:
         yield self._form
 
 
-def _absolute_dense(map_: LinearMap, matrix: Tensor) -> Tensor:
+def absolute_dense(map_: LinearMap, matrix: Tensor) -> Tensor:
     """At or above what rounding of the dense matrix is relative to: its entries where they are copied weights."""
     absolute = matrix.detach().abs()
     copied = isinstance(map_, (Dense, Identity, ChannelScale, Convolution)) and map_.device.type == "cpu"
@@ -241,12 +244,12 @@ def _tiled(sector_: Sector, tiles: int) -> Sector:
     return Sector(sector_.lower.repeat(tiles), sector_.upper.repeat(tiles), sector_.tie.repeat(tiles), mixing)
 
 
-def _sector_per_neuron(slopes: Slopes, layer: LinearMap) -> Sector:
+def sector_per_neuron(slopes: Slopes, shape: Shape, device: torch.device) -> Sector:
     """The sector of a flattened hidden layer (C, ...): every position of every channel is a neuron of its own."""
-    channels = layer.out_shape[0]
-    positions = layer.out_size // channels
-    inner = sector(slopes, channels, layer.device)
-    tie = inner.tie[:, None] * positions + torch.arange(positions, device=layer.device)
+    channels = shape[0]
+    positions = math.prod(shape) // channels
+    inner = sector(slopes, channels, device)
+    tie = inner.tie[:, None] * positions + torch.arange(positions, device=device)
     mixing = inner.mixing
     if mixing is not None:
         mixing = torch.kron(mixing, torch.eye(positions, dtype=mixing.dtype, device=mixing.device))
@@ -254,13 +257,14 @@ def _sector_per_neuron(slopes: Slopes, layer: LinearMap) -> Sector:
     return Sector(*repeat, tie.flatten(), mixing)
 
 
-def _absolute_sector(sector_: Sector) -> Sector:
+def absolute_sector(sector_: Sector) -> Sector:
+    """Absolute slopes, and a mixing of absolute values."""
     lower = sector_.lower.abs()
     mixing = None if sector_.mixing is None else sector_.mixing.abs()
     return Sector(lower, lower + (sector_.upper - sector_.lower), sector_.tie, mixing)
 
 
-def _ties(sectors: Sequence[Sector]) -> tuple[Tensor, Tensor]:
+def ties_of(sectors: Sequence[Sector]) -> tuple[Tensor, Tensor]:
     """(H,) number of the multiplier of each kept hidden coordinate, without gaps; and the layer of each multiplier."""
     parts, layers, offset = [], [], 0
     for layer, sector_ in enumerate(sectors):

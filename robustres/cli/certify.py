@@ -13,6 +13,7 @@ def certify(
     std: options.Std = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
+    certificate: options.Certificate = "lipschitz",
     smoothing: options.Smoothing = None,
     smoothing_samples: options.SmoothingSamples = 10_000,
     limit: options.Limit = None,
@@ -38,6 +39,7 @@ def certify(
         batch_size=batch_size,
         seed=seed,
         **options.thoroughness(joint, effort),
+        certificate=options.certificate(certificate),
         smoothing=options.smoothing(smoothing, smoothing_samples, seed),
         keep_going=keep_going,
     )

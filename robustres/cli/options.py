@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from robustres.certify import RandomisedSmoothing
+    from robustres.certify.routes import Choice
     from robustres.threat import Norm
 
 Model = Annotated[str, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
@@ -27,6 +28,12 @@ Std = Annotated[str | None, typer.Option("--std", help="Standard deviations, per
 Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jointly (tighter) or by 1 + K_F alone.")]
 Effort = Annotated[
     float | None, typer.Option("--effort", help="Cost of each joint bound, in seconds of a nominal core.")
+]
+Certificate = Annotated[
+    str,
+    typer.Option(
+        "--certificate", help="lipschitz (product of the pieces' bounds) | best (largest of all deterministic radii)."
+    ),
 ]
 Smoothing = Annotated[
     float | None,
@@ -83,6 +90,19 @@ def budgets(norm: str, eps: str | None) -> "dict[Norm, tuple[float, ...]]":
 def thoroughness(joint: bool, effort: float | None) -> dict[str, Any]:
     """How thoroughly to bound, as `Settings` and `lipschitz` take it."""
     return {"joint": joint} if effort is None else {"joint": joint, "effort": effort}
+
+
+def certificate(name: str) -> "Choice":
+    """The certificate of the network that the option names."""
+    from typing import get_args
+
+    from robustres.certify.routes import Choice
+    from robustres.errors import InputError
+
+    known: Choice | None = next((choice for choice in get_args(Choice) if choice == name), None)
+    if known is None:
+        raise InputError(f"--certificate must be {' or '.join(get_args(Choice))}, got {name!r}")
+    return known
 
 
 def smoothing(sigma: float | None, samples: int, seed: int) -> "RandomisedSmoothing | None":

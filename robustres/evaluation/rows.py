@@ -22,7 +22,6 @@ from robustres.results import sandwich_violations, typed_table
 CertifiedNorm = Literal["l2", "linf"]
 NORMS_MEASURED: tuple[CertifiedNorm, ...] = ("l2", "linf")
 MEASURED_AT_ONCE = 64
-LIPSCHITZ = "lipschitz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +138,7 @@ def _certificate_rows(
     device: torch.device,
     timing: Timing,
 ) -> pd.DataFrame:
-    """One row per sample, certificate and norm; none of the Lipschitz certificate where the network was refused."""
+    """One row per sample, certificate and norm; none of the network where it was refused."""
     tables: list[pd.DataFrame] = []
     if settings.smoothing is not None:
         smoothing = settings.smoothing
@@ -154,15 +153,18 @@ def _certificate_rows(
 
         def bounded(batch: slice, norm: CertifiedNorm = norm) -> pd.DataFrame:
             images, index = samples.images[batch].to(device), samples.index[batch]
-            found = certify(model, images, norm=norm, report=report, batch_size=settings.batch_size)
-            return _lipschitz_rows(found, norm, index, rows[batch])
+            found = certify(
+                model, images, norm=norm, certificate=settings.certificate, report=report,
+                batch_size=settings.batch_size,
+            )  # fmt: skip
+            return _network_rows(found, settings.certificate, index, rows[batch])
 
-        with timing.of("certificate", LIPSCHITZ, norm):
+        with timing.of("certificate", settings.certificate, norm):
             tables += in_batches(bounded, len(samples), batch_size=settings.batch_size)
     return typed_table("certificates", _stacked(tables))
 
 
-def _lipschitz_rows(found: Certificates, norm: CertifiedNorm, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
+def _network_rows(found: Certificates, name: str, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
     """The certificate is of the float64 network: where that answers otherwise than the network as it runs, or where
     an answer is not finite, the radius is 0.
     """
@@ -171,12 +173,12 @@ def _lipschitz_rows(found: Certificates, norm: CertifiedNorm, index: Tensor, row
     return pd.DataFrame(
         {
             "index": index.numpy(),
-            "certificate": LIPSCHITZ,
-            "norm": norm,
+            "certificate": name,
+            "norm": found.norm,
             "radius": np.where(same, found.radius.cpu().numpy(), 0.0),
             "prediction": prediction,
-            "source": found.source,
-            "guarantee": found.guarantee,
+            "source": list(found.source),
+            "guarantee": str(found.guarantee),
         }
     )
 

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from robustres.certify import RandomisedSmoothing
 from robustres.certify.joint import DEFAULT_EFFORT
+from robustres.certify.routes import Choice
 from robustres.errors import InputError
 from robustres.threat import Norm, ThreatModel
 
@@ -24,6 +25,8 @@ class Settings:
     eps: for each norm to attack in, the budgets in pixel units. Certificates are computed in these norms and in l2.
     attacks: names that `robustres.attacks.make_attack` knows; none for certificates alone.
     certify: whether radii are computed; False for attacks alone.
+    certificate: "lipschitz", the product of the pieces' bounds, or "best", per sample the largest radius of every
+        deterministic certificate of the network that there is.
     attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
     smoothing: also certify the classifier smoothed by Gaussian noise, another function than the network, with a
         probability; None leaves it out.
@@ -40,6 +43,7 @@ class Settings:
     eps: Mapping[Norm, tuple[float, ...]]
     attacks: tuple[str, ...] = ("fgsm", "pgd")
     certify: bool = True
+    certificate: Choice = "lipschitz"
     attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     smoothing: RandomisedSmoothing | None = None
     batch_size: int = 256
@@ -61,6 +65,8 @@ class Settings:
         for name in ("batch_size", "part_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.certificate not in get_args(Choice):
+            raise InputError(f"certificate must be {' or '.join(get_args(Choice))}, got {self.certificate!r}")
         if not self.effort > 0:
             raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
 
@@ -86,6 +92,7 @@ class Settings:
             "eps": {norm: list(budgets) for norm, budgets in self.eps.items()},
             "attacks": list(self.attacks),
             "certify": self.certify,
+            "certificate": self.certificate,
             "attack_settings": {name: dict(values) for name, values in self.attack_settings.items()},
             "batch_size": self.batch_size,
             "part_size": self.part_size,
