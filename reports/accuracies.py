@@ -2,10 +2,7 @@
 
 from typing import Any
 
-import pandas as pd
-
 from robustres.reports.run import Run
-from robustres.reports.sandwich import largest_attacked_eps
 from robustres.reports.wilson import wilson_interval
 
 ALL_ATTACKS = "all attacks together"
@@ -14,7 +11,7 @@ UPPER = "upper bound (attacks found no more)"
 LOWER = "lower bound (certified)"
 
 
-def accuracy_rows(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]:
+def accuracy_rows(run: Run) -> list[dict[str, Any]]:
     """Rows of kind, name, norm, eps, side, guarantee, count, total, accuracy, low, high.
 
     low, high: 95 % Wilson interval over the draw of the images. `side` says whether the accuracy under the best
@@ -28,9 +25,8 @@ def accuracy_rows(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]:
         for eps in run.eps[norm]:
             for row in (row for row in attacks if row["eps"] == eps):
                 rows.append(_row("attack", row["attack"], norm, eps, UPPER, "", row["robust"], run.total))
-            if eps <= largest_attacked_eps(run, norm):
-                survived = int((samples["correct"] & (samples[f"distance_{norm}"] > eps)).sum())
-                rows.append(_row("attack", ALL_ATTACKS, norm, eps, UPPER, "", survived, run.total))
+            for row in (row for row in summary["robust"] if (row["norm"], row["eps"]) == (norm, eps)):
+                rows.append(_row("attack", ALL_ATTACKS, norm, eps, UPPER, "", row["robust"], run.total))
             for row in (row for row in certificates if row["eps"] == eps):
                 name, guarantee = f"{row['certificate']} certificate", row["guarantee"]
                 rows.append(_row("certificate", name, norm, eps, LOWER, guarantee, row["certified"], run.total))

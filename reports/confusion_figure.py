@@ -9,7 +9,6 @@ from robustres.reports.figure import Figure, specification
 from robustres.reports.formats import eps_text, norm_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
-from robustres.reports.sandwich import largest_attacked_eps
 
 MOST_CLASSES = 20
 
@@ -19,7 +18,7 @@ def confusion_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
     figures = []
     for norm in run.norms:
         eps = run.headline_eps(norm)
-        if eps is not None and len(samples) and eps <= largest_attacked_eps(run, norm):
+        if eps is not None and len(samples) and eps <= run.attacked_up_to(norm):
             figures.append(_figure(run, samples, norm, eps))
     return figures
 

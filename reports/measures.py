@@ -10,7 +10,6 @@ import pandas as pd
 from robustres.reports.accuracies import ALL_ATTACKS
 from robustres.reports.mcnemar import holm, mcnemar_p
 from robustres.reports.run import Run
-from robustres.reports.sandwich import largest_attacked_eps
 from robustres.reports.wilson import wilson_interval
 from robustres.results import certified_mask, robust_mask
 
@@ -66,7 +65,7 @@ def _masks(run: Run, samples: pd.DataFrame) -> dict[Key, Mask]:
         budget = float(str(eps))
         masks["attack", str(name), str(norm), budget] = robust_mask(rows, correct, budget).to_numpy()
     for norm in run.norms:
-        for eps in (eps for eps in run.eps[norm] if eps <= largest_attacked_eps(run, norm)):
+        for eps in (eps for eps in run.eps[norm] if eps <= run.attacked_up_to(norm)):
             survived = correct & (samples[f"distance_{norm}"] > eps)
             masks["attack", ALL_ATTACKS, norm, eps] = survived.to_numpy()
     for (name, norm), rows in run.tables["certificates"].groupby(["certificate", "norm"]):

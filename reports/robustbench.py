@@ -2,13 +2,10 @@
 
 from typing import Any
 
-import pandas as pd
-
 from robustres.reports.run import Run
-from robustres.reports.sandwich import largest_attacked_eps
 
 
-def robustbench_entries(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]:
+def robustbench_entries(run: Run) -> list[dict[str, Any]]:
     """One entry per norm and attacked eps, accuracies in per cent.
 
     `autoattack_acc` is filled only where the attack of that name was run; `robust_acc` is what all attacks together
@@ -25,8 +22,8 @@ def robustbench_entries(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]
             for row in run.summary["attacks"]
             if row["norm"] == norm and row["attack"] == "autoattack"
         }
-        for eps in (eps for eps in run.eps[norm] if eps <= largest_attacked_eps(run, norm)):
-            survived = samples["correct"] & (samples[f"distance_{norm}"] > eps)
+        for row in (row for row in run.summary["robust"] if row["norm"] == norm):
+            eps = row["eps"]
             entries.append(
                 {
                     "name": run.name,
@@ -42,7 +39,7 @@ def robustbench_entries(run: Run, samples: pd.DataFrame) -> list[dict[str, Any]]
                     "samples": run.total,
                     "clean_acc": _per_cent(clean),
                     "autoattack_acc": _per_cent(autoattack.get(eps)),
-                    "robust_acc": _per_cent(float(survived.mean())),
+                    "robust_acc": _per_cent(row["accuracy"]),
                     "certified_acc": _per_cent(certified.get(eps)),
                 }
             )

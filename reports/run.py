@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustres.results import RunFolder, summarise
+from robustres.results import RunFolder, largest_attacked_eps, summarise
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Run:
         samples = self.tables["samples"]
         largest = int(samples[["label", "prediction"]].max().max()) if len(samples) else -1
         return names + [str(number) for number in range(len(names), largest + 1)]
+
+    def attacked_up_to(self, norm: str) -> float:
+        """The largest eps at which the attacks of this norm looked: `results.largest_attacked_eps`."""
+        return largest_attacked_eps(self.tables["attacks"], norm)
 
     def headline_eps(self, norm: str) -> float | None:
         """The eps that sentences speak of: the middle one of those counted, whatever the results are."""

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from robustres.reports.run import Run
-from robustres.results import of_network
+from robustres.results import nearest_examples, of_network
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +25,7 @@ def per_sample(run: Run) -> pd.DataFrame:
         frame[f"radius_{norm}"] = _largest_radius(of_network(run.tables["certificates"]), norm).reindex(
             frame.index, fill_value=0.0
         )
-        nearest = _nearest_example(run.tables["attacks"], norm).reindex(frame.index)
+        nearest = nearest_examples(run.tables["attacks"], norm).reindex(frame.index)
         distance = nearest["measured"].fillna(np.inf)
         frame[f"distance_{norm}"] = distance.where(frame["correct"], 0.0)
         frame[f"answer_{norm}"] = nearest["adversarial_prediction"].fillna(-1).astype("int64")
@@ -34,15 +34,6 @@ def per_sample(run: Run) -> pd.DataFrame:
 
 def _largest_radius(certificates: pd.DataFrame, norm: str) -> "pd.Series[float]":
     return certificates[certificates["norm"] == norm].groupby("index")["radius"].max()
-
-
-def _nearest_example(attacks: pd.DataFrame, norm: str) -> pd.DataFrame:
-    fooled = attacks[attacks["fooled"]]
-    measured = fooled[norm] if norm in fooled.columns else pd.Series(np.nan, index=fooled.index)
-    # An attack's own distance is the one its verdict was given on; other norms are measured on the same example.
-    fooled = fooled.assign(measured=fooled["distance"].where(fooled["norm"] == norm, measured))
-    nearest = fooled.dropna(subset="measured").sort_values("measured", kind="stable").drop_duplicates("index")
-    return nearest.set_index("index")[["measured", "adversarial_prediction"]]
 
 
 def outcome(samples: pd.DataFrame, norm: str, eps: float) -> "pd.Series[str]":
@@ -58,14 +49,6 @@ def outcome(samples: pd.DataFrame, norm: str, eps: float) -> "pd.Series[str]":
     return pd.Series(names, index=samples.index)
 
 
-def largest_attacked_eps(run: Run, norm: str) -> float:
-    """Up to where the attacks of this norm looked: infinite for a minimum-norm attack, 0 where there was none."""
-    rows = run.tables["attacks"].loc[run.tables["attacks"]["norm"] == norm, "eps"]
-    if rows.empty:
-        return 0.0
-    return np.inf if rows.isna().any() else float(rows.max())
-
-
 def accuracy_curve(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
     """Clean, certified and attacked accuracy on a grid of eps.
 
@@ -76,7 +59,7 @@ def accuracy_curve(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
     total = max(1, len(samples))
     radius = np.sort(samples[f"radius_{norm}"].to_numpy()[correct])
     distance = np.sort(samples[f"distance_{norm}"].to_numpy()[correct])
-    reach = largest_attacked_eps(run, norm)
+    reach = run.attacked_up_to(norm)
     has_certificate = bool((of_network(run.tables["certificates"])["norm"] == norm).any())
     grid = _eps_grid(run.eps[norm], radius, distance, reach)
     certified = (len(radius) - np.searchsorted(radius, grid, side="left")) / total

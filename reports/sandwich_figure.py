@@ -9,7 +9,7 @@ from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, Figure, specifi
 from robustres.reports.formats import eps_text, norm_text, share_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
-from robustres.reports.sandwich import accuracy_curve, largest_attacked_eps
+from robustres.reports.sandwich import accuracy_curve
 
 Step = Literal["linear", "step-before", "step-after"]
 
@@ -24,7 +24,7 @@ def sandwich_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
 def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
     curve = accuracy_curve(run, samples, norm)
     rows = records(curve)
-    reach = largest_attacked_eps(run, norm)
+    reach = run.attacked_up_to(norm)
     if reach == 0:
         searched = "No attack was run in this norm."
     elif reach == float("inf"):

@@ -7,7 +7,6 @@ import pandas as pd
 
 from robustres.reports.formats import eps_text, norm_text, number_text, share_text
 from robustres.reports.run import Run
-from robustres.reports.sandwich import largest_attacked_eps
 from robustres.results import of_network
 
 
@@ -47,7 +46,7 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
     guarantees = set(certificates.loc[certificates["norm"] == norm, "guarantee"])
     chance = sorted(guarantees - {"deterministic"})
     proof = f"proven with {' and '.join(chance)}" if chance else "proven"
-    attacked = eps <= largest_attacked_eps(run, norm)
+    attacked = eps <= run.attacked_up_to(norm)
     where = f"Whatever is done to the pixels within an {norm_text(norm)} distance of {eps_text(eps)}"
     if guarantees and attacked and not certified:
         text = (

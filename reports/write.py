@@ -51,7 +51,7 @@ def write_report(folder: Path | str) -> Path:
     write_atomically(folder / "samples.csv", wide_samples(run, samples).to_csv(index=False).encode())
     write_atomically(folder / "blocks.csv", blocks.to_csv(index=False).encode())
     write_json(folder / "summary.json", run.summary)
-    write_json(folder / "robustbench.json", robustbench_entries(run, samples))
+    write_json(folder / "robustbench.json", robustbench_entries(run))
     page = {"figures": figure_data(figures), "samples": page_samples(run, samples)}
     html = render("report.html", page=page, assets=page_assets(), cards=gallery(run, samples), **values)
     write_atomically(folder / "report.html", html.encode())
@@ -64,7 +64,7 @@ def _values(run: Run, samples: pd.DataFrame, blocks: pd.DataFrame, figures: list
         "verdict": verdict(run, samples),
         "lipschitz": lipschitz_sentence(run),
         "standings": standings(run, samples),
-        "accuracies": accuracy_rows(run, samples),
+        "accuracies": accuracy_rows(run),
         "blocks": records(blocks),
         "costliest": costliest_block(blocks),
         "groups": grouped(figures),

@@ -51,3 +51,18 @@ def random_state_kept() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute on one thread inside the body.
+
+    For small networks: their operations are too short to share, and threads that wait for each other on a busy machine
+    cost many times the work itself. What is computed no longer depends on the number of cores either.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

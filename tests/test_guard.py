@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustres.guard import evaluation_mode, random_state_kept
+from robustres.guard import evaluation_mode, random_state_kept, single_thread
 
 
 def network() -> nn.Sequential:
@@ -52,3 +52,20 @@ def test_the_global_random_state_is_restored() -> None:
         torch.manual_seed(7)
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
+
+
+def interrupted_on_one_thread() -> None:
+    with single_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+
+
+def test_the_number_of_threads_is_restored_after_an_error() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_on_one_thread()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

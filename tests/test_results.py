@@ -70,6 +70,21 @@ def test_the_summary_counts_by_hand() -> None:
     assert summary["sandwich"] == {"violations": 0}
 
 
+def test_what_all_attacks_leave_counts_examples_of_every_attack_and_norm() -> None:
+    found = [
+        *(attack(index, 0.1 if index == 0 else math.inf) for index in range(4)),
+        *(attack(index, 0.1 if index == 1 else math.inf, name="fgsm") for index in range(4)),
+        {**attack(2, 0.3, norm="l2"), "eps": 0.5, "linf": 0.05},  # made in l2, but near enough in linf
+    ]
+    samples = [sample(0), sample(1), sample(2), sample(3), sample(4, correct=False)]
+    manifest = {**MANIFEST, "eps": {"linf": [0.1, 0.2], "l2": [0.5]}}
+    rows = summarise(manifest, tables(samples=samples, attacks=found))["robust"]
+    assert rows == [
+        {"norm": "linf", "eps": 0.1, "robust": 1, "accuracy": 0.2},  # 0.2 was not attacked
+        {"norm": "l2", "eps": 0.5, "robust": 1, "accuracy": 0.2},
+    ]
+
+
 def test_an_example_inside_a_radius_is_a_violation_in_the_norm_of_the_certificate() -> None:
     attacks = typed_table("attacks", [attack(0, 0.1)])
     for norm, measured in (("linf", 0.1), ("l2", 0.2)):

@@ -74,6 +74,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     rows = [
         line("clean", summary["clean"], "correct"),
         *(line(f"survive {row['attack']}", row, "robust") for row in summary["attacks"]),
+        *(line("survive all of them", row, "robust") for row in _together(summary)),
         *(line(f"certified ({row['guarantee']})", row, "certified") for row in summary["certificates"]),
     ]
     console.print_table("Robustness", ("", "norm", "eps", "samples", "share"), rows)
@@ -82,6 +83,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     elif summary["refused"]:
         refused = "; ".join(f"{row['operation']} at {row['path'] or 'the top'}" for row in summary["refused"])
         console.output.print(f"no certificate: no bound is known for {refused}", markup=False)
+
+
+def _together(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """What all attacks leave together, where there was more than one."""
+    return summary["robust"] if len({(row["attack"], row["norm"]) for row in summary["attacks"]}) > 1 else []
 
 
 def print_blocks(blocks: list[dict[str, Any]], upper: float, lower: float) -> None:

@@ -115,7 +115,7 @@ def test_a_probabilistic_guarantee_is_said_wherever_the_number_is(folder: RunFol
     folder.write_part("certificates", "all", certificates)
     run, samples = loaded(folder)
     assert any("proven with probability 1 - 1e-12" in sentence.text for sentence in verdict(run, samples))
-    rows = [row for row in accuracy_rows(run, samples) if row["kind"] == "certificate"]
+    rows = [row for row in accuracy_rows(run) if row["kind"] == "certificate"]
     assert [row["guarantee"] for row in rows] == ["probability 1 - 1e-12"]
     assert rows[0]["count"] == 2
 
