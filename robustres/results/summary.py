@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustres.results.nearest import largest_attacked_eps, nearest_examples
 from robustres.results.sandwich import sandwich_violations
 from robustres.results.schema import SCHEMA_VERSION
 
@@ -26,6 +27,7 @@ def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
         "data": {**manifest["data"], "samples": total},
         "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
         "attacks": _attack_rows(tables["attacks"], correct, manifest["eps"]),
+        "robust": _robust_rows(tables["attacks"], correct, manifest["eps"]),
         "certificates": _certificate_rows(tables["certificates"], samples["label"], manifest["eps"]),
         "lipschitz": None if lipschitz is None else {**lipschitz, "blocks": block_records(tables["blocks"])},
         "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
@@ -64,6 +66,20 @@ def _attack_rows(
             robust = int(robust_mask(group, correct, budget).sum())
             share = _share(robust, len(correct))
             rows.append({"attack": attack, "norm": norm, "eps": budget, "robust": robust, "accuracy": share})
+    return rows
+
+
+def _robust_rows(
+    attacks: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
+) -> list[dict[str, Any]]:
+    """What all attacks together leave, at every eps of a norm up to the largest that was attacked."""
+    rows = []
+    for norm, counted in eps_by_norm.items():
+        reach = largest_attacked_eps(attacks, norm)
+        distance = nearest_examples(attacks, norm)["measured"].reindex(correct.index, fill_value=math.inf)
+        for eps in (eps for eps in counted if eps <= reach):
+            robust = int((correct & (distance > eps)).sum())
+            rows.append({"norm": norm, "eps": eps, "robust": robust, "accuracy": _share(robust, len(correct))})
     return rows
 
 
