@@ -10,12 +10,16 @@ from torch import nn
 
 from robustres.errors import ModelError
 from robustres.models.checkpoint import load_checkpoint
+from robustres.models.exported_program import load_exported
 from robustres.models.factory import call_factory
 from robustres.models.materialise import materialise
 from robustres.models.normalised import Normalised
 from robustres.models.onnx_model import load_onnx
+from robustres.models.torchscript import is_torchscript, load_torchscript
 from robustres.models.weights_file import load_weights
 from robustres.models.zoo import ZOOS
+
+TORCH_FILES = frozenset({".pt", ".pth", ".bin", ".ts", ".torchscript"})
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,21 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     download: bool = False,
 ) -> LoadedModel:
-    """A classifier of images in [0, 1], from a checkpoint, a factory of yours, an ONNX file, or a module at hand.
+    """A classifier of images in [0, 1], from a file, by the name of a published network, from a factory, or at hand.
 
-    spec: `FILE.safetensors` (with FILE.json), `FILE.onnx`, an nn.Module, or a network by name: `torchvision:NAME`,
-        `timm:NAME`, `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and
-        called: this one executes code). A name may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors.
-    download: whether pretrained weights of torchvision and timm may be fetched when they are not on this machine.
+    spec: a checkpoint `FILE.safetensors` (with FILE.json), `FILE.onnx`, `FILE.pt2` (torch.export), TorchScript as
+        `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME`,
+        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). A name
+        may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors. Only a factory executes code that is not
+        part of an installed library; opening a file never does.
+    download: whether published weights may be fetched when they are not on this machine.
     mean, std: the normalisation that the network expects, per channel; it becomes part of the network. Only one given:
         the other is 0 or 1.
     input_shape: (C, H, W) of the images; where given, one image is passed through as a check.
     Raises ModelError, one sentence, where the model cannot be used.
     """
     module, source = (
-        (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download=download), spec)
+        (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download, input_shape), spec)
     )
     module = materialise(module)
     if mean is not None or std is not None:
@@ -73,24 +79,23 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(spec: str, *, download: bool) -> nn.Module:
+def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.Module:
     """The model of a spec; what stands after an @ is a file of weights for it."""
     source, at, weights = spec.partition("@")
     file = Path(weights) if at else None
-    if file is None and Path(source).suffix in {".pt", ".pth", ".bin"}:
-        raise ModelError(
-            f"{source} may hold weights, but not what to do with them; name the network as well: "
-            f"package.module:factory@{source}"
-        )
-    readers: dict[str, Callable[[Path], nn.Module]] = {".safetensors": load_checkpoint, ".onnx": load_onnx}
+    if file is None and Path(source).suffix in TORCH_FILES:
+        return _torch_file(Path(source), input_shape)
+    readers: dict[str, Callable[[Path], nn.Module]] = {
+        ".safetensors": load_checkpoint, ".onnx": load_onnx, ".pt2": load_exported,
+    }  # fmt: skip
     reader = readers.get(Path(source).suffix)
     if reader is not None and file is None:
         return reader(Path(source))
     kind, colon, name = source.partition(":")
     if not (colon and kind and name):
         raise ModelError(
-            "a model must be FILE.safetensors, FILE.onnx, package.module:factory, torchvision:NAME or timm:NAME, the "
-            f"last three also with @WEIGHTS, got {spec!r}"
+            "a model must be FILE.safetensors, FILE.onnx, FILE.pt2, FILE.pt (TorchScript), torchvision:NAME, "
+            f"timm:NAME, hf:ORG/NAME or package.module:factory, the last four also with @WEIGHTS, got {spec!r}"
         )
     if kind in ZOOS:
         return ZOOS[kind](name, file, download)
@@ -98,6 +103,18 @@ def _read(spec: str, *, download: bool) -> nn.Module:
     if file is not None:
         load_weights(module, file)
     return module
+
+
+def _torch_file(file: Path, input_shape: tuple[int, ...] | None) -> nn.Module:
+    """TorchScript; ModelError for the other things that have the same endings."""
+    if not file.is_file():
+        raise ModelError(f"there is no file {file}; check the path")
+    if is_torchscript(file):
+        return load_torchscript(file, input_shape)
+    raise ModelError(
+        f"{file} is no TorchScript; it may hold weights, but not what to do with them (a pickled module would execute "
+        f"code): name the network as well, package.module:factory@{file}"
+    )
 
 
 def _pass_one_image(module: nn.Module, input_shape: tuple[int, ...], source: str) -> None:

@@ -12,6 +12,8 @@ from robustres.models.checkpoint import load_tensors, read_tensors
 
 # Names under which training scripts keep the weights inside their checkpoints.
 NESTED = ("state_dict", "model_state_dict", "model")
+# What stands before every name where the network was wrapped: for several GPUs, compiled, or with a normalisation.
+WRAPPERS = ("", "module.", "_orig_mod.", "model.", "module.model.", "module._orig_mod.", "_orig_mod.module.")
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
@@ -19,7 +21,15 @@ def load_weights(module: nn.Module, file: Path) -> None:
     if not file.is_file():
         raise ModelError(f"there is no file of weights {file}; check the path")
     tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_state_dict(file)
-    load_tensors(module, tensors, str(file))
+    load_tensors(module, _without_wrapper(tensors, set(module.state_dict())), str(file))
+
+
+def _without_wrapper(tensors: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """The tensors without what a wrapper put before every name, where that makes the names fit."""
+    for prefix in WRAPPERS:
+        if {name.removeprefix(prefix) for name in tensors} == expected:
+            return {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -36,5 +46,4 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
             content = content[name]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"{file} holds no state_dict; save model.state_dict() with torch.save or safetensors")
-    # Wrappers for several GPUs put "module." before every name.
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from robustres.errors import MissingExtraError, ModelError
+from robustres.models.hub import hub_model
 from robustres.models.weights_file import load_weights
 
 
@@ -54,12 +55,13 @@ def timm_model(name: str, weights: Path | None, download: bool) -> nn.Module:
 
 def _ask(zoo: str, name: str) -> str:
     return (
-        f"the pretrained weights of {zoo}:{name} are not on this machine; ask for the download (download=True), or "
-        f"give a file of yours: {zoo}:{name}@weights.pth"
+        f"the pretrained weights of {zoo}:{name} are not on this machine; ask for the download with --download "
+        f"(download=True), or give a file of yours: {zoo}:{name}@weights.pth"
     )
 
 
 ZOOS: dict[str, Callable[[str, Path | None, bool], nn.Module]] = {
     "torchvision": torchvision_model,
     "timm": timm_model,
+    "hf": hub_model,
 }

@@ -1,0 +1,45 @@
+"""Zip archives of networks, opened so that reading them costs little more memory than their size on the disk."""
+
+import zipfile
+from pathlib import Path
+
+from robustres.errors import ModelError
+
+# torch compresses only the code of a network.
+LARGEST_COMPRESSED = 2**26
+
+
+class Archive:
+    """The members of a zip file below its one top folder; ModelError where it is damaged.
+
+    torch stores weights as they are. Members that would unpack to a size that no code has are refused unread.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+        try:
+            self._file = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise self.unreadable(str(error)) from error
+        infos = [info for info in self._file.infolist() if not info.is_dir()]
+        packed = sum(info.file_size for info in infos if info.compress_type != zipfile.ZIP_STORED)
+        if packed > LARGEST_COMPRESSED:
+            raise self.unreadable(f"its compressed members would unpack to {packed} bytes; torch stores weights as is")
+        if sum(info.compress_size for info in infos) > path.stat().st_size:
+            raise self.unreadable("its members overlap")
+        tops = {info.filename.partition("/")[0] for info in infos}
+        if len(tops) != 1:
+            raise self.unreadable("it must hold one folder")
+        self._top = tops.pop()
+        self.names = [info.filename.partition("/")[2] for info in infos]
+
+    def read(self, name: str) -> bytes:
+        """One member; its checksum is compared."""
+        try:
+            return self._file.read(f"{self._top}/{name}")
+        except (KeyError, zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+            raise self.unreadable(str(error)) from error
+
+    def unreadable(self, reason: str) -> ModelError:
+        """The error for this file, with its cause."""
+        return ModelError(f"cannot read {self.path} as {self.kind} ({reason.strip()}); save the network again")

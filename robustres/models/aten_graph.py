@@ -1,0 +1,76 @@
+"""A network put together from a list of ATen operations, as files of traced and exported networks hold them.
+
+Only operations that compute with tensors can enter: whatever a file says, nothing else is ever called.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustres.errors import ModelError
+
+NAME = re.compile(r"[A-Za-z_]\w*")
+# Operations of ATen that touch files.
+FORBIDDEN = frozenset({"from_file", "save"})
+# What may be computed with the sizes of tensors, beside choosing one of several results.
+ARITHMETIC: Mapping[str, Callable[..., Any]] = {
+    name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
+}
+# Where the switch between training and evaluation stands among an operation's arguments.
+TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2}
+
+
+def aten_operation(name: str, overload: str) -> Callable[..., Any]:
+    """The operation torch.ops.aten.NAME.OVERLOAD; ModelError where there is none or where it is not about tensors."""
+    if NAME.fullmatch(name) and NAME.fullmatch(overload) and name not in FORBIDDEN and not name.startswith("__"):
+        packet = getattr(torch.ops.aten, name, None)
+        found = getattr(packet, overload, None)
+        if isinstance(found, torch._ops.OpOverload):
+            return found
+    raise ModelError(f"it uses aten.{name}.{overload}, which is not known here as an operation on tensors")
+
+
+class AtenGraph:
+    """Collects tensors and calls in order; `finish` makes the module."""
+
+    def __init__(self) -> None:
+        self._root = nn.Module()
+        self._graph = fx.Graph()
+
+    def input(self, name: str) -> fx.Node:
+        """The images."""
+        return self._graph.placeholder(name if NAME.fullmatch(name) else "images")
+
+    def tensor(self, name: str, value: Tensor, *, trainable: bool) -> fx.Node:
+        """A weight or a constant under a dotted name."""
+        path, _, last = name.rpartition(".")
+        owner = self._root
+        for part in path.split(".") if path else ():
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if trainable and value.is_floating_point():
+            owner.register_parameter(last, nn.Parameter(value))
+        else:
+            owner.register_buffer(last, value)
+        return self._graph.get_attr(name)
+
+    def call(
+        self, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    ) -> fx.Node:
+        """One operation; ModelError where it is switched to training."""
+        name = getattr(getattr(operation, "overloadpacket", None), "__name__", "")
+        position = TRAINING.get(name)
+        if position is not None and len(args) > position and args[position] is True:
+            raise ModelError(f"its {name} is in training mode; call model.eval() before you export it")
+        return self._graph.call_function(operation, tuple(args), dict(kwargs or {}))
+
+    def finish(self, output: fx.Node) -> nn.Module:
+        """The module, in evaluation mode."""
+        self._graph.output(output)
+        self._graph.lint()
+        return fx.GraphModule(self._root, self._graph).eval()

@@ -1,0 +1,297 @@
+"""Networks as torch.export programs and TorchScript: the same function, certified where it can be, nothing executed."""
+
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.certify import lipschitz
+from robustres.errors import ModelError
+from robustres.models import load_model
+
+SHAPE = (1, 8, 8)
+
+
+class Residual(nn.Module):
+    """A residual network with what exporters write in several ways: views, chunks, batch normalisation, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h = h + self.branch(h)
+        first, second = h.chunk(2, dim=1)
+        h = torch.cat([torch.max(first, second), torch.min(first, second)], dim=1)
+        h = nn.functional.adaptive_avg_pool2d(h, 4)
+        logits: Tensor = self.head(h.view(h.size(0), -1))
+        return logits
+
+
+class Branching(nn.Module):
+    """What no list of operations can say: it looks at the numbers before it decides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.sum() > 1):
+            x = x * 2
+        return x.flatten(1)
+
+
+def save_program(model: nn.Module, file: Path) -> None:
+    program = torch.export.export(model, (torch.rand(2, *SHAPE),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.export.save(program, file)
+
+
+def save_traced(model: nn.Module, file: Path) -> None:
+    torch.jit.trace(model, torch.rand(2, *SHAPE)).save(file)  # type: ignore[no-untyped-call]
+
+
+def save_scripted(model: nn.Module, file: Path) -> None:
+    torch.jit.script(model).save(file)
+
+
+WRITERS: dict[str, Callable[[nn.Module, Path], None]] = {
+    "net.pt2": save_program,
+    "traced.pt": save_traced,
+    "scripted.pt": save_scripted,
+}
+
+
+def quietly(write: Callable[[nn.Module, Path], None], model: nn.Module, file: Path) -> Path:
+    """torch warns that TorchScript is no longer developed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(model, file)
+    return file
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_program_file_is_the_same_network_and_gets_the_same_bound(name: str, tmp_path: Path) -> None:
+    model = Residual().eval()
+    file = quietly(WRITERS[name], model, tmp_path / name)
+    loaded = load_model(str(file), input_shape=SHAPE)
+    for batch in (1, 5):
+        x = torch.rand(batch, *SHAPE)
+        with torch.no_grad():
+            assert torch.allclose(loaded.module(x), model(x), atol=1e-6)
+    assert loaded.parameters >= sum(p.numel() for p in model.parameters())
+    assert load_model(str(file), input_shape=SHAPE).sha256 == loaded.sha256
+    bound = lipschitz(loaded.module, SHAPE, joint=False)
+    assert bound.upper == pytest.approx(lipschitz(model, SHAPE, joint=False).upper)
+
+
+def test_a_script_that_branches_can_be_attacked_and_the_refusal_says_why_it_is_not_certified(tmp_path: Path) -> None:
+    file = quietly(save_scripted, Branching(), tmp_path / "net.pt")
+    module = load_model(str(file), input_shape=SHAPE).module
+    assert torch.equal(module(torch.ones(2, *SHAPE)), torch.full((2, 64), 2.0))
+    (refusal,) = lipschitz(module, SHAPE, refuse="record").refused
+    assert "torch.export cannot write" in str(refusal)
+
+
+def test_a_network_exported_in_training_mode_is_refused(tmp_path: Path) -> None:
+    file = quietly(save_program, Residual().train(), tmp_path / "net.pt2")
+    with pytest.raises(ModelError, match=r"training mode|updated buffers"):
+        load_model(str(file))
+
+
+def test_a_program_for_a_fixed_number_of_images_is_refused_with_the_cure(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(2, -1)
+
+    torch.export.save(torch.export.export(Fixed(), (torch.rand(2, *SHAPE),)), tmp_path / "net.pt2")
+    with pytest.raises(ModelError, match=r"exactly 2 images.*dynamic_shapes"):
+        load_model(str(tmp_path / "net.pt2"))
+
+
+class Bomb:
+    """Makes a folder when it is unpickled by a careless reader."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def rewritten(file: Path, change: Callable[[str, bytes], bytes | None], *, compress: bool = False) -> None:
+    """The archive again, each member changed; None leaves it out."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            changed = change(name, content)
+            if changed is not None:
+                archive.writestr(name, changed)
+
+
+def in_json(change: Callable[[dict[str, Any]], None], end: str) -> Callable[[str, bytes], bytes]:
+    """Changes one of the JSON members."""
+
+    def edit(name: str, content: bytes) -> bytes:
+        if not name.endswith(end):
+            return content
+        values = json.loads(content)
+        change(values)
+        return json.dumps(values).encode()
+
+    return edit
+
+
+def call_the_shell(trace: Path) -> Callable[[str, bytes], bytes]:
+    def change(program: dict[str, Any]) -> None:
+        node = program["graph_module"]["graph"]["nodes"][0]
+        node["target"] = "torch.os.mkdir"
+        node["inputs"] = [{"name": "path", "arg": {"as_string": str(trace)}, "kind": 1}]
+
+    return in_json(change, "models/model.json")
+
+
+def guard_as_python(trace: Path) -> Callable[[str, bytes], bytes]:
+    code = f"__import__('os').mkdir({str(trace)!r})"
+    return in_json(lambda program: program["guards_code"].append(code), "models/model.json")
+
+
+def pickled_weight(trace: Path) -> Callable[[str, bytes], bytes]:
+    change = in_json(
+        lambda values: values["config"]["stem.weight"].update(use_pickle=True), "weights/model_weights_config.json"
+    )
+    return lambda name, content: (
+        pickle.dumps(Bomb(trace)) if name.endswith("weights/weight_0") else change(name, content)
+    )
+
+
+def pickled_inputs(trace: Path) -> Callable[[str, bytes], bytes]:
+    return lambda name, content: pickle.dumps((Bomb(trace),)) if "sample_inputs" in name else content
+
+
+HARMLESS = {guard_as_python, pickled_inputs}  # never looked at, so that the network can still be read
+
+
+@pytest.mark.parametrize("plant", [call_the_shell, guard_as_python, pickled_weight, pickled_inputs])
+def test_nothing_planted_in_an_exported_program_is_executed(
+    plant: Callable[[Path], Callable[[str, bytes], bytes]], tmp_path: Path
+) -> None:
+    file, trace = tmp_path / "net.pt2", tmp_path / "exploded"
+    save_program(Residual().eval(), file)
+    rewritten(file, plant(trace))
+    if plant in HARMLESS:
+        load_model(str(file), input_shape=SHAPE)
+    else:
+        with pytest.raises(ModelError, match="cannot read"):
+            load_model(str(file), input_shape=SHAPE)
+    assert not trace.exists()
+
+
+def larger(values: dict[str, Any]) -> None:
+    values["config"]["stem.weight"]["tensor_meta"]["sizes"][0]["as_int"] = 10**12
+
+
+def repeated(values: dict[str, Any]) -> None:
+    """A shape of which every entry is the same number in the file."""
+    meta = values["config"]["stem.weight"]["tensor_meta"]
+    meta["sizes"], meta["strides"] = [{"as_int": 10**10}], [{"as_int": 0}]
+
+
+def negative(values: dict[str, Any]) -> None:
+    values["config"]["stem.weight"]["tensor_meta"]["storage_offset"]["as_int"] = 10**6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_json(larger, "weights_config.json"),
+        in_json(repeated, "weights_config.json"),
+        in_json(negative, "weights_config.json"),
+        in_json(lambda values: values["config"].pop("head.bias"), "weights_config.json"),
+        in_json(lambda values: values.clear(), "models/model.json"),
+        lambda name, content: b"{" if name.endswith("model.json") else content,
+        lambda name, content: None if name.endswith("weight_0") else content,
+    ],
+)
+def test_wrong_shapes_missing_weights_and_broken_descriptions_are_one_sentence(
+    change: Callable[[str, bytes], bytes | None], tmp_path: Path
+) -> None:
+    file = tmp_path / "net.pt2"
+    save_program(Residual().eval(), file)
+    rewritten(file, change)
+    with pytest.raises(ModelError, match="cannot read") as refusal:
+        load_model(str(file))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_truncated_and_overblown_archives_are_refused(name: str, tmp_path: Path) -> None:
+    file = quietly(WRITERS[name], Residual().eval(), tmp_path / name)
+    whole = file.read_bytes()
+    for share in (0, 10, len(whole) // 2, len(whole) - 10):
+        file.write_bytes(whole[:share])
+        with pytest.raises(ModelError):
+            load_model(str(file))
+    file.write_bytes(whole)
+    rewritten(
+        file,
+        lambda name, content: bytes(2**26 + 1) if name.endswith(("weight_0", "version")) else content,
+        compress=True,
+    )
+    assert file.stat().st_size < 2**20
+    with pytest.raises(ModelError, match=r"unpack to|no TorchScript"):
+        load_model(str(file))
+
+
+class Saving(nn.Module):
+    """Writes a file when it is called."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.save(x, self.file)
+        return x.flatten(1)
+
+
+def test_a_script_that_would_write_files_is_refused_before_it_runs(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    file = quietly(save_scripted, nn.Sequential(Saving(str(trace))), tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=r"uses save"):
+        load_model(str(file), input_shape=SHAPE)
+    assert not trace.exists()
+
+
+def test_a_script_that_hides_the_word_is_refused_by_its_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import re
+
+    trace = tmp_path / "trace"
+    file = quietly(save_scripted, Saving(str(trace)), tmp_path / "net.pt")
+    monkeypatch.setattr("robustres.models.torchscript.HOSTILE_CODE", re.compile("nothing at all"))
+    with pytest.raises(ModelError, match=r"aten::save"):
+        load_model(str(file), input_shape=SHAPE)
+    assert not trace.exists()
+
+
+def test_pickles_in_torchscript_are_not_pythons(tmp_path: Path) -> None:
+    file = quietly(save_scripted, Residual().eval(), tmp_path / "net.pt")
+    trace = tmp_path / "exploded"
+    rewritten(file, lambda name, content: pickle.dumps(Bomb(trace)) if name.endswith("data.pkl") else content)
+    with pytest.raises(ModelError, match="cannot read"):
+        load_model(str(file), input_shape=SHAPE)
+    assert not trace.exists()
+
+
+def test_a_pickled_module_is_refused_with_the_cure(tmp_path: Path) -> None:
+    torch.save(Residual(), tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=r"pickled module.*package\.module:factory@"):
+        load_model(str(tmp_path / "net.pt"))
