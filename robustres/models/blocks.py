@@ -14,6 +14,7 @@ from robustres.models.joint_block import JointBlock, TextbookBlock
 from robustres.models.linear_residual import LinearResidualBlock
 from robustres.models.ordinary import PlainBlock, PreActivationBlock, ResidualBlock
 from robustres.models.orthogonal import OrthogonalBlock
+from robustres.models.orthogonal_convolution import OrthogonalConvolutionBlock
 from robustres.models.scaled import LearnableScaledBlock, spectral_block
 from robustres.models.site import Site
 
@@ -24,6 +25,7 @@ BLOCKS: dict[str, Callable[[Site], nn.Module]] = {
     "highway": HighwayBlock,
     "linear": LinearResidualBlock,
     "orthogonal": OrthogonalBlock,
+    "orthogonal-convolution": OrthogonalConvolutionBlock,
     "spectral": spectral_block,
     "scaled": LearnableScaledBlock,
     "convex": partial(LearnableScaledBlock, convex=True),

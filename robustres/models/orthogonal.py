@@ -1,5 +1,7 @@
 """Orthogonal matrices as parametrisations, and the residual block whose linear part is orthogonal."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -12,10 +14,47 @@ from robustres.models.site import Site
 from robustres.models.stated import residual_norm_of
 
 
+def orthonormal_rows(matrix: Tensor) -> Tensor:
+    """L^-1 W for a matrix W and the Cholesky factor L of W W^T: orthonormal rows, or columns where W is tall.
+
+    A ridge of 1e-6 of the mean square of a row keeps the factor well conditioned; with it no singular value passes 1.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthonormal_rows(matrix.T).T
+    rows: Tensor = _OrthonormalRows.apply(matrix)[0]
+    return rows
+
+
+class _OrthonormalRows(torch.autograd.Function):
+    """The same with a gradient of two products and one triangular system, L^-T (G - (P + P^T) Q).
+
+    P is the lower triangle of G Q^T with half its diagonal, G the gradient of Q = L^-1 W; the ridge counts as constant.
+    """
+
+    @staticmethod
+    def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        gram = matrix @ matrix.T
+        gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+        factor = torch.linalg.cholesky(gram)
+        return torch.linalg.solve_triangular(factor, matrix, upper=False), factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        rows, factor = ctx.saved_tensors
+        product = (gradients[0] @ rows.T).tril()
+        symmetric = product.tril(-1) + product.tril(-1).T + product.diagonal().diag()
+        return torch.linalg.solve_triangular(factor.T, gradients[0] - symmetric @ rows, upper=True)
+
+
 class SemiOrthogonal(nn.Module):
     """Kernels (out, in, k, k) whose matrix (out, in k k) has orthonormal rows, or columns where it is tall.
 
-    By the Cholesky factor L of W W^T: Q = L^-1 W (Hu et al. 2023b). For a convolution whose windows do not overlap
+    By `orthonormal_rows` (Hu et al. 2023b). For a convolution whose windows do not overlap
     (stride k, or k = 1) this matrix is the operator on every window, so its norm is exactly 1 up to rounding.
     """
 
@@ -27,13 +66,7 @@ class SemiOrthogonal(nn.Module):
 
     @full_precision
     def forward(self, weight: Tensor) -> Tensor:
-        matrix = weight.flatten(1)
-        tall = matrix.shape[0] > matrix.shape[1]
-        wide = matrix.T if tall else matrix
-        gram = wide @ wide.T
-        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram + ridge), wide, upper=False)
-        kernel: Tensor = self.shrink * (rows.T if tall else rows).reshape(weight.shape)
+        kernel: Tensor = self.shrink * orthonormal_rows(weight.flatten(1)).reshape(weight.shape)
         return kernel
 
     def right_inverse(self, weight: Tensor) -> Tensor:

@@ -38,6 +38,17 @@ CIFAR: dict[str, Architecture] = {
     "liresnet-cifar10": Architecture(
         "linear", 3, 96, (3, 32, 32), 10, activation="maxmin", stem_kernel=4, stem_stride=4, downsample=(2,)
     ),
+    "orthogonal-cifar10": Architecture(
+        "orthogonal-convolution",
+        6,
+        32,
+        (3, 32, 32),
+        10,
+        activation="maxmin",
+        stem_kernel=2,
+        stem_stride=2,
+        downsample=(2, 4),
+    ),
 }
 PRESETS: dict[str, Architecture] = {**TINY, **MNIST, **CIFAR, **FAMILIES}
 

@@ -10,10 +10,9 @@ def row_distances(head: nn.Linear, labels: Tensor) -> Tensor:
 
     The derivative at w_j = w_y (j = y) is set to 0, so that training stays finite.
     """
-    difference = head.weight[None] - head.weight[labels][:, None]
-    square = difference.square().sum(dim=2)
-    own = functional.one_hot(labels, head.out_features).bool()
-    return torch.where(own, 1.0, square).sqrt().masked_fill(own, 0.0)
+    square = (head.weight[None] - head.weight[:, None]).square().sum(dim=2)
+    own = torch.eye(head.out_features, dtype=torch.bool, device=square.device)
+    return torch.where(own, 1.0, square).sqrt().masked_fill(own, 0.0)[labels]
 
 
 def pairwise_radii(logits: Tensor, labels: Tensor, distances: Tensor, body: Tensor | float = 1.0) -> Tensor:
