@@ -18,7 +18,7 @@ TURN = 0.3
 
 
 class OrthogonalMinusIdentity(nn.Module):
-    """A 3 x 3 kernel W such that I + W is an orthogonal convolution (block convolution, Li et al. 2019; Xiao et al. 2018).
+    """A 3 x 3 kernel W such that I + W is an orthogonal convolution (Xiao et al. 2018; Li et al. 2019).
 
     For a projection P the kernel of two taps (P, I - P) is orthogonal: it moves the part I - P of the channels by one
     pixel and mixes nothing. I + W composes four of them, two along each axis, and an orthogonal matrix on the channels.

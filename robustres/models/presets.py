@@ -40,14 +40,15 @@ CIFAR: dict[str, Architecture] = {
     ),
     "orthogonal-cifar10": Architecture(
         "orthogonal-convolution",
-        6,
-        32,
+        5,
+        24,
         (3, 32, 32),
         10,
         activation="maxmin",
         stem_kernel=2,
         stem_stride=2,
         downsample=(2, 4),
+        growth=(4, 2),
     ),
 }
 PRESETS: dict[str, Architecture] = {**TINY, **MNIST, **CIFAR, **FAMILIES}

@@ -28,7 +28,8 @@ class Architecture:
     kernel: side of the blocks' convolutions, odd. activation: "relu", "maxmin" or "identity".
     stem_kernel, stem_stride: of the first convolution; a stride above 1 makes patches.
     downsample: the positions of blocks that see the image halved and twice the width: an ordinary block does so itself,
-        before a constrained one stands a `Transition`.
+        before a constrained one stands a `Transition`. growth: the factor of the width at each of these transitions, 1
+        to 4; left out, 2 at each.
     pool: side to which the features are average-pooled before the head; None flattens them as they are.
     head: "free", or "normalised" for rows of norm 1 (last-layer normalisation, Singla et al. 2022), so that each
         margin changes at most by sqrt(2) per unit of input.
@@ -45,6 +46,7 @@ class Architecture:
     stem_kernel: int = 3
     stem_stride: int = 1
     downsample: tuple[int, ...] = ()
+    growth: tuple[int, ...] = ()
     pool: int | None = None
     batch_norm: bool = False
     scale: float = 0.5
@@ -58,6 +60,13 @@ class Architecture:
             )
         if self.kernel % 2 == 0:
             raise ModelError(f"kernel must be odd, so that a block keeps its size, got {self.kernel}")
+        if self.growth and (len(self.growth) != len(self.downsample) or not set(self.growth) <= {1, 2, 3, 4}):
+            raise ModelError(
+                f"growth must give 1, 2, 3 or 4 for each of the {len(self.downsample)} positions of downsample, got "
+                f"{self.growth}"
+            )
+        if self.growth and self.block in ORDINARY:
+            raise ModelError(f"growth is for constrained blocks; {self.block!r} doubles its width where it downsamples")
         if any(side < self.stem_kernel - 2 * self.stem_padding for side in self.image_shape[1:]):
             raise ModelError(f"images {self.image_shape} are smaller than the stem's kernel {self.stem_kernel}")
 
@@ -106,11 +115,12 @@ class ResidualNet(nn.Module):
         self.architecture = architecture
         self.stem, site = _stem(architecture)
         blocks: list[nn.Module] = []
+        growth = iter(architecture.growth or (2,) * len(architecture.downsample))
         for position in range(architecture.depth):
             stride = 2 if position in architecture.downsample else 1
             if stride == 2 and architecture.block not in ORDINARY:
-                blocks.append(Transition(site))
-                site, stride = _after(site, stride), 1
+                blocks.append(transition := Transition(site, next(growth)))
+                site, stride = replace(_after(site, stride), channels=transition.convolution.out_channels), 1
             blocks.append(make_block(architecture.block, replace(site, stride=stride)))
             site = _after(site, stride)
         self.blocks = nn.Sequential(*blocks)
