@@ -10,7 +10,7 @@ RECIPES: dict[str, Recipe] = {
         loss="emma", eps=54 / 255, epochs=22, batch_size=256, learning_rate=3e-3, augmentation="shift-flip", shift=2
     ),
     "orthogonal-cifar10": Recipe(
-        loss="emma", eps=54 / 255, epochs=24, batch_size=128, learning_rate=3e-3, augmentation="shift-flip", shift=2
+        loss="emma", eps=64 / 255, epochs=24, batch_size=128, learning_rate=3e-3, augmentation="shift-flip", shift=2
     ),
     "orthogonal-mnist": Recipe(loss="emma", eps=1.58, epochs=6, batch_size=512, learning_rate=8e-3),
 }

@@ -8,6 +8,7 @@ from robustres.errors import ModelError
 from robustres.models import BLOCKS, MaxMin, materialise
 from robustres.models.blocks import make_block
 from robustres.models.operator_norm import Geometry, OperatorNorm
+from robustres.models.orthogonal import orthonormal_rows
 from robustres.models.site import Site
 from robustres.models.transition import Transition
 
@@ -60,13 +61,49 @@ def test_ordinary_blocks_halve_the_image_and_double_the_width(name: str) -> None
     assert make_block(name, site)(torch.zeros(2, *site.shape)).shape == (2, 8, 4, 3)
 
 
+@pytest.mark.parametrize("site", [Site(4, (6, 5)), Site(8, (3, 3), activation="maxmin")], ids=str)
+def test_an_orthogonal_convolution_keeps_lengths_away_from_the_border_and_never_stretches(site: Site) -> None:
+    torch.manual_seed(0)
+    block = after_random_steps(make_block("orthogonal-convolution", site), site)
+    stated = materialise(block).stated_bound(site.shape)  # type: ignore[operator]
+    plain = materialise(block).double()
+    assert max(jacobian_norms(plain, site)) <= stated.upper <= 1
+    kernel = plain.branch.weight.detach().clone()  # type: ignore[union-attr, operator]
+    kernel[:, :, 1, 1] += torch.eye(site.channels, dtype=torch.float64)
+    x = torch.randn(2, *site.shape, dtype=torch.float64)
+    inside = nn.functional.pad(x, (2, 2, 2, 2))
+    image = nn.functional.conv2d(inside, kernel, padding=1)
+    torch.testing.assert_close(image.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1), rtol=1e-4, atol=0)
+    with pytest.raises(ModelError, match="kernels of side 3"):
+        make_block("orthogonal-convolution", Site(4, (6, 5), kernel=1))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_the_gradient_of_orthonormal_rows_is_that_of_finite_differences(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    rows = orthonormal_rows(matrix)
+    gram = rows @ rows.T if shape[0] <= shape[1] else rows.T @ rows
+    torch.testing.assert_close(gram, torch.eye(min(shape), dtype=torch.float64), atol=1e-4, rtol=0)
+    assert torch.autograd.gradcheck(orthonormal_rows, (matrix,), atol=1e-5)
+
+
+def test_a_transition_that_grows_fourfold_loses_nothing() -> None:
+    torch.manual_seed(0)
+    transition = materialise(Transition(Site(2, (4, 6), activation="maxmin"), 4)).double()
+    x, y = torch.randn(2, 3, 2, 4, 6, dtype=torch.float64)
+    linear = transition.convolution
+    difference = (linear(x) - linear(y)).flatten(1).norm(dim=1)  # type: ignore[operator]
+    torch.testing.assert_close(difference, (x - y).flatten(1).norm(dim=1), rtol=1e-4, atol=0)
+
+
 def test_an_unknown_block_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match="block must be one of plain, residual"):
         make_block("dense", Site(4, (6, 5)))
 
 
 def test_constrained_blocks_refuse_to_downsample() -> None:
-    for name in ("linear", "orthogonal"):
+    for name in ("linear", "orthogonal", "orthogonal-convolution"):
         with pytest.raises(ModelError, match="keeps its size"):
             make_block(name, Site(4, (6, 6), stride=2))
 
