@@ -1,4 +1,4 @@
-"""A model as a graph of ATen operations, captured by `torch.export` and compared with the model before it is used."""
+"""A model as a graph of ATen operations, compared with the model before it is used."""
 
 import copy
 from collections import Counter
@@ -11,17 +11,12 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from robustres.certify.linear_map import Shape
-from robustres.certify.protocol import HasLipschitzBound
-from robustres.errors import ModelError, Refusal, UnsupportedOperationError
+from robustres.certify.tracing import STATED, exported, first_line
+from robustres.errors import ModelError
 from robustres.guard import random_state_kept
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
-# A module that states its own bound is captured as one call of this operation, which only has a shape.
-_LIBRARY = torch.library.Library("robustres", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("stated(Tensor x, str path, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")  # type: ignore[no-untyped-call]
-STATED = torch.ops.robustres.stated.default
 # Operations whose second argument is the shape of the whole batch. A view may meet other strides than those captured.
 RESHAPES = frozenset({torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default})
 EXPAND = torch.ops.aten.expand.default
@@ -97,10 +92,16 @@ def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, bat
 
 def float64_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
+    scripted = [path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(
+            f"{scripted[0] or 'the network'} is TorchScript, which certification cannot look into; pass the nn.Module "
+            "that it was made from"
+        )
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"the model cannot be copied, which certification needs: {_first_line(error)}") from error
+        raise ModelError(f"the model cannot be copied, which certification needs: {first_line(error)}") from error
     module = module.to(torch.float64).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -124,7 +125,7 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
     example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))
     with random_state_kept(), torch.no_grad():
         answer = _answer(module, example)
-        program = _export(module, example)
+        program = exported(module, example)
         captured = _folded(module, program)
         _compare(captured, example, answer)
         return replace(captured, rebatches=_rebatches(captured, example, answer))
@@ -133,81 +134,17 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
 def _answer(module: nn.Module, example: Tensor) -> Tensor:
     """The model's answer to the example, which must be one tensor and must not depend on the other samples."""
     try:
-        answer = module(example)
-        alone = module(example[:1])
+        answer = module(example.clone())
+        alone = module(example[:1].clone())
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(
-            f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {_first_line(error)}"
+            f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
         raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
     if not _close(answer[:1], alone, 1e-9):
         raise ModelError("the model's answer to a sample depends on the batch, or changes from call to call")
     return answer
-
-
-def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    stated = _outermost_stated(module)
-    shapes: dict[tuple[str, Shape], list[int]] = {}
-    hooks = [child.register_forward_hook(_shape_recorder(path, shapes)) for path, child in stated.items()]
-    try:
-        module(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    try:
-        for path, child in stated.items():
-            child.forward = _stated_forward(path, shapes)
-        program: torch.export.ExportedProgram = torch.export.export(_Root(module), (example,), strict=False)
-        functional: torch.export.ExportedProgram = program.run_decompositions({})
-        return functional
-    except Exception as error:  # torch.export raises its own errors and whatever the traced code raises
-        raise UnsupportedOperationError(
-            [Refusal("", f"what torch.export cannot write as a graph ({_first_line(error)})")]
-        ) from error
-    finally:
-        for child in stated.values():
-            child.__dict__.pop("forward", None)
-
-
-def _outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules that state their own bound and do not stand inside another such module."""
-    found: dict[str, nn.Module] = {}
-    child: nn.Module
-    for path, child in module.named_modules():
-        inside = any(path.startswith(other + ".") or other == "" for other in found)
-        if not inside and isinstance(child, HasLipschitzBound):
-            found[path] = child
-    return found
-
-
-def _shape_recorder(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Callable[..., None]:
-    def record(child: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
-        if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(answer, Tensor):
-            raise ModelError(f"{path or 'the network'} states its own bound, so it must map one tensor to one tensor")
-        shapes[path, tuple(args[0].shape)] = list(answer.shape)
-
-    return record
-
-
-def _stated_forward(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        answer: Tensor = STATED(x, path, shapes[path, tuple(x.shape)])
-        return answer
-
-    return forward
-
-
-class _Root(nn.Module):
-    """Lets the network itself be a module that states its own bound."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.model = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.model(x)
-        return answer
 
 
 def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Captured:
@@ -266,7 +203,7 @@ def operation_of(node: fx.Node) -> str:
 def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
     """Refuse a graph that does not answer as the model does."""
     for sample in (example, example.flip(0) - 0.5):
-        expected = answer if sample is example else captured.module(sample)
+        expected = answer if sample is example else captured.module(sample.clone())
         if not _close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
             raise ModelError("the captured graph does not answer as the model does; please report this model")
 
@@ -285,8 +222,3 @@ def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
     return left.shape == right.shape and torch.allclose(
         left, right, rtol=0, atol=tolerance * (1 + scale), equal_nan=True
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -18,10 +18,12 @@ class JacobianProducts:
     """Products with the Jacobian J of a batched function at x (B, ...), and with its transpose.
 
     The function is run once. J^T u is one backward pass; it is linear in u, so that J v is the derivative of <J^T u, v>
-    with respect to u.
+    with respect to u; where torch cannot differentiate twice (hardsigmoid), J v is taken forward.
     """
 
     def __init__(self, function: Function, x: Tensor) -> None:
+        self._function = function
+        self._twice = True
         self._x = x.detach().requires_grad_()
         with torch.enable_grad():
             self._y = function(self._x)
@@ -30,7 +32,15 @@ class JacobianProducts:
 
     def forward(self, v: Tensor) -> Tensor:
         """J v of v (B, *input shape)."""
-        return self._gradient(self._pulled, self._u, v)
+        if self._twice:
+            try:
+                return self._gradient(self._pulled, self._u, v)
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):
+                    raise
+                self._twice = False
+        product: Tensor = torch.func.jvp(self._function, (self._x.detach(),), (v,))[1]
+        return product
 
     def transpose(self, u: Tensor) -> Tensor:
         """J^T u of u (B, *output shape)."""

@@ -136,7 +136,7 @@ def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """The logits as the model itself computes them, in float64 numbers."""
     with evaluation_mode(model), random_state_kept():
         batches = torch.split(x.to(device_of(model)), batch_size)
-        return torch.cat([model(batch) for batch in batches]).to("cpu", torch.float64)
+        return torch.cat([model(batch.clone()) for batch in batches]).to("cpu", torch.float64)
 
 
 def _charge(

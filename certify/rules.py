@@ -118,6 +118,8 @@ def unbatched(value: Tensor) -> Shape:
     """Shape of one sample; the first axis must be the batch."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != BATCH:
         raise NotCoveredError("that does not keep the batch as the first axis")
+    if not value.numel():
+        raise NotCoveredError("of an empty tensor")
     return tuple(int(side) for side in value.shape[1:])
 
 

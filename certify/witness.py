@@ -46,7 +46,7 @@ class Measured:
         self._wide = float64_copy(module)
         self._narrow = copy.deepcopy(self._wide).to(torch.float32)
         with torch.no_grad(), _TypesSeen() as seen:
-            answer = self._wide(example)
+            answer = self._wide(example.clone())
         if not isinstance(answer, Tensor):
             raise ModelError(f"an audited module must return one tensor, got {type(answer).__name__}")
         if seen.narrow:
@@ -56,14 +56,14 @@ class Measured:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        answer: Tensor = self._wide(x)
+        answer: Tensor = self._wide(x.clone())  # which it may overwrite
         return answer
 
     def allowance(self, x: Tensor, answer: Tensor) -> Tensor:
         """(B,): how far the norm of `answer` to x may be from that of the exact answer."""
         rounded = x.to(torch.float32)
-        deviation = norms(self._narrow(rounded).to(torch.float64) - self._wide(rounded.to(torch.float64)))
-        repeated = norms(self._wide(x) - answer)
+        deviation = norms(self._narrow(rounded.clone()).to(torch.float64) - self(rounded.to(torch.float64)))
+        repeated = norms(self(x) - answer)
         return deviation / _FINER + repeated + gamma(64) * norms(answer)
 
 

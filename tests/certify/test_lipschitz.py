@@ -191,9 +191,86 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_refused(function: Callab
         lipschitz(Function(function), (4,))
 
 
-def test_control_flow_that_depends_on_the_data_is_refused() -> None:
-    with pytest.raises(UnsupportedOperationError, match=r"torch\.export"):
+def test_control_flow_that_depends_on_the_data_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedOperationError, match=r"looks at the values of the input.*torch\.fx"):
         lipschitz(Function(lambda self, x: x if x.sum() > 0 else 2 * x), (4,))
+    assert capfd.readouterr().err == ""
+
+
+class Rescaled(nn.Module):
+    """A residual block whose Python asks for the values of its weights, as networks with a budget do."""
+
+    def __init__(self, gate: float) -> None:
+        super().__init__()
+        self.gate, self.inner, self.outer = nn.Parameter(torch.tensor(gate)), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate.item() == 0:
+            return x
+        weight, norm = self.outer.weight, torch.linalg.matrix_norm(self.outer.weight, 2)
+        if norm > 0.1:
+            weight = weight / norm
+        return x + self.gate.item() * torch.relu(self.inner(x)) @ weight.T
+
+
+def test_python_that_depends_on_the_weights_is_traced_by_fx_with_the_weights_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Rescaled(0.0), Rescaled(0.5), nn.Linear(4, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = lipschitz(model, (4,), joint=False)
+    assert [(row.name, row.kind) for row in report.blocks] == [("1", "residual (identity)"), ("2", "head")]
+    inner = float(torch.linalg.matrix_norm(model[1].inner.weight.detach().double(), 2))
+    assert report.blocks[0].upper == pytest.approx(1 + 0.5 * inner, rel=1e-9)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    assert max(jacobian_norm(model.double(), sample) for sample in x) <= report.upper
+    assert all(torch.equal(value.float(), before[name]) for name, value in model.state_dict().items())
+
+
+def test_fx_leaves_modules_that_state_their_bound_whole() -> None:
+    inner = Stated()
+    model = Function(
+        lambda self, x: self.inner(x) if float(self.gate.weight.sum()) else x, inner=inner, gate=nn.Linear(4, 4)
+    )
+    assert lipschitz(model, (4,), lower_steps=0).upper == pytest.approx(7.0)
+    assert "forward" not in inner.__dict__
+
+
+def test_torchscript_is_named_with_its_cure() -> None:
+    scripted = torch.jit.trace(nn.Linear(4, 4), torch.rand(1, 4))  # type: ignore[no-untyped-call]
+    with pytest.raises(ModelError, match=r"1 is TorchScript.*nn\.Module that it was made from"):
+        lipschitz(nn.Sequential(nn.Linear(4, 4), scripted), (4,))
+
+
+def test_a_graph_that_answers_otherwise_than_the_model_is_refused() -> None:
+    class Forgetful(nn.Module):
+        """Answers by how often it was asked."""
+
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Forgetful.calls += 1
+            return x * (1 if Forgetful.calls < 4 else 2)
+
+    with pytest.raises(ModelError, match="does not answer as the model"):
+        lipschitz(Forgetful(), (4,))
+
+
+def test_a_network_may_overwrite_its_input() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 3))
+    x = torch.randn(5, 1, 2, 2)
+    before = x.clone()
+    assert lipschitz(model, (1, 2, 2)).upper == pytest.approx(
+        float(torch.linalg.matrix_norm(model[2].weight.detach().double(), 2)), rel=1e-9
+    )
+    certify(model, x, dtype=torch.float32)
+    assert torch.equal(x, before)
+
+
+def test_an_activation_that_torch_differentiates_only_once_gets_an_estimate() -> None:
+    torch.manual_seed(0)
+    report = lipschitz(nn.Sequential(nn.Linear(4, 4), nn.Hardsigmoid(), nn.Linear(4, 2)), (4,))
+    assert 0 < report.lower <= report.upper
 
 
 def test_random_numbers_in_the_network_are_refused() -> None:
