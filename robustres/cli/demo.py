@@ -1,4 +1,4 @@
-"""`robustres demo`: three small networks on the embedded digits, attacked and certified, in about a minute."""
+"""`robustres demo`: three small networks on the embedded digits, attacked and certified, in a minute or two."""
 
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "constrained": {"loss": "emma", "eps": 0.9, "epochs": 25},
 }
 EPS: dict["Norm", tuple[float, ...]] = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}
+ATTACKS: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {}, "fmn": {"steps": 40}}
 EFFORT = 1.0
 HEADLINE = 0.5
 
@@ -34,7 +35,7 @@ def demo(
 ) -> None:
     """Train three small networks on 1,797 scanned digits, attack and certify each, and write a report.
 
-    Takes about a minute on one core and downloads nothing. Example: robustres demo --seed 1
+    Takes a minute or two on one core and downloads nothing. Example: robustres demo --seed 1
     """
     from robustres.guard import single_thread
     from robustres.reports import write_comparison
@@ -70,7 +71,7 @@ def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, prog
     )  # fmt: skip
     checkpoint = folder / "model.safetensors"
     save_checkpoint(model, checkpoint)
-    settings = Settings(eps=EPS, seed=seed, effort=EFFORT)
+    settings = Settings(eps=EPS, attacks=tuple(ATTACKS), attack_settings=ATTACKS, seed=seed, effort=EFFORT)
     run = evaluate(
         load_model(str(checkpoint)), load_data("digits"), folder, settings, name=name, device=device,
         overwrite=True, command=sys.argv,
