@@ -1,9 +1,11 @@
 """The loop that every iterative attack shares: an active set that is refilled from a queue.
 
-A batch holds slots, each working on one (sample, restart). A slot whose sample is fooled, or whose search is over, is
-freed at once and taken by the next sample in the queue, so the batch stays full while there is work. A sample whose
-restart failed goes back to the end of the queue with the next restart; two restarts of one sample never run at the
-same time, so the outcome does not depend on the batch size.
+A batch holds slots, each working on one (sample, restart). A slot that found something, or whose search is over,
+leaves the batch at once and its place is taken by the next sample in the queue, so the batch stays full while there is
+work. Those who left wait until there are enough of them for one run of the model as given: what it confirms is entered
+and retired, a slot whose find it does not confirm resumes where it stopped. A sample whose restart failed goes to the
+end of the queue with the next restart; two restarts of one sample never run at the same time, so the outcome does not
+depend on the batch size.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustres.attacks.ball import per_sample
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem, vanished
 
@@ -22,7 +25,8 @@ class Slots(dict[str, Tensor]):
 
     Always there: sample (position in the problem), restart, index, x, low, high, classes, age (updates so far),
     points (what the model sees next), runs (of the model), stuck (whether the last gradient was exactly zero), zeros
-    (how many were), kept (the nearest miss) with its margin. Everything else belongs to the search.
+    (how many were) and, where misses are kept, the nearest one as `kept` with its margin. Everything else belongs to
+    the search. The tensors belong to the slots: `drop` writes into them, so a search stores none that it shares.
     """
 
     @property
@@ -35,19 +39,36 @@ class Slots(dict[str, Tensor]):
 
     def joined(self, others: "Slots") -> "Slots":
         """These slots followed by others."""
+        if not self.count or not others.count:
+            return self if self.count else others
         return Slots({name: torch.cat([values, others[name]]) for name, values in self.items()})
+
+    def split(self, count: int) -> tuple["Slots", "Slots"]:
+        """The first `count` slots and the others."""
+        first = Slots({name: values[:count] for name, values in self.items()})
+        return first, Slots({name: values[count:] for name, values in self.items()})
+
+    def drop(self, gone: Tensor) -> None:
+        """Remove the slots in the mask: the last ones move into the gaps, so that only few rows are copied."""
+        count = self.count - int(gone.sum())
+        gaps = gone[:count].nonzero().flatten()
+        movers = count + (~gone[count:]).nonzero().flatten()
+        for name, values in self.items():
+            if len(gaps):
+                values[gaps] = values[movers]
+            self[name] = values[:count]
 
 
 class Search(ABC):
     """One way of searching, for many samples at once: where to start, what to maximise, how to move.
 
     uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
-    stays_inside: whether `points` are always in the ball, so that a near miss is worth keeping.
+    keeps_misses: whether `points` are always in the ball, so that the engine keeps the one nearest to a success.
     minimises: whether further restarts are of use for a sample that is fooled already.
     """
 
     uses_gradient: ClassVar[bool] = True
-    stays_inside: ClassVar[bool] = True
+    keeps_misses: ClassVar[bool] = True
     minimises: bool = False
 
     @abstractmethod
@@ -64,7 +85,7 @@ class Search(ABC):
 
     @abstractmethod
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Update the state and `points` in place; returns a mask (B,) of the slots that have ended.
+        """Update the state, put new `points` in the place of the old; returns a mask (B,) of the slots that have ended.
 
         The `points` of a slot that ends are offered to the model once more, without a gradient.
         """
@@ -74,23 +95,44 @@ def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batc
     """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there."""
     queue = deque((int(sample), 0) for sample in (~ledger.fooled).nonzero().flatten())
     slots = _fresh(problem, search, ledger, queue, batch_size)
+    nobody, _ = slots.split(0)
+    left = paused = nobody
     while slots.count:
-        logits, loss, gradient = _evaluated(problem, search, slots)
-        finite = torch.isfinite(logits).all(dim=1)
-        hit = problem.answered(logits, slots["classes"]) & finite
-        fooled = _offered(search, ledger, slots, hit)
-        if search.stays_inside:
-            _keep_nearest_miss(slots, problem.margin(logits, slots["classes"]), finite & ~hit)
-        over = (search.move(slots, logits, loss, gradient) | ~finite) & ~fooled
-        slots["age"] = slots["age"] + 1
-        done = over | fooled
-        if bool(done.any()):
-            again = _retire(search, ledger, slots.taken(done), over[done], finite[done], restarts)
+        left = left.joined(_stepped(problem, search, slots))
+        if left.count and left.count >= slots.count:
+            resumed, again = _settled(search, ledger, left, restarts, batch_size)
+            left, paused = nobody, paused.joined(resumed)
             queue.extend(again)
-            slots = slots.taken(~done)
-            if queue and (not slots.count or batch_size - slots.count >= batch_size // 8):
-                fresh = _fresh(problem, search, ledger, queue, batch_size - slots.count)
-                slots = slots.joined(fresh) if slots.count else fresh
+        room = batch_size - slots.count
+        if paused.count and room:
+            resumed, paused = paused.split(room)
+            slots, room = slots.joined(resumed), room - resumed.count
+        if queue and (not slots.count or room >= batch_size // 8):
+            slots = slots.joined(_fresh(problem, search, ledger, queue, room))
+
+
+def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots:
+    """One evaluation and move of every slot; takes out of the batch, and returns, those that found something or ended.
+
+    They carry `offered`, the points to verify: what they found or else where they ended, `hit`, `over` and `finite`.
+    """
+    points = slots["points"]
+    logits, loss, gradient = _evaluated(problem, search, slots)
+    finite = torch.isfinite(logits).all(dim=1)
+    answered = problem.answered(logits, slots["classes"]) & finite
+    hit = search.worth_offering(slots, answered)
+    if search.keeps_misses:
+        _keep_nearest_miss(slots, problem.margin(logits, slots["classes"]), finite & ~answered)
+    over = search.move(slots, logits, loss, gradient) | ~finite
+    slots["age"] = slots["age"] + 1
+    leaving = hit | over
+    if not bool(leaving.any()):
+        return slots.split(0)[0]
+    left = slots.taken(leaving)
+    left |= {"hit": hit[leaving], "over": over[leaving], "finite": finite[leaving]}
+    left["offered"] = torch.where(per_sample(left["hit"], points), points[leaving], left["points"])
+    slots.drop(leaving)
+    return left
 
 
 def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,15 +148,6 @@ def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, 
     return logits, loss, gradient
 
 
-def _offered(search: Search, ledger: Ledger, slots: Slots, hit: Tensor) -> Tensor:
-    """Enter successes; returns the mask of slots to retire as fooled."""
-    candidate = search.worth_offering(slots, hit)
-    retired = torch.zeros_like(candidate)
-    if bool(candidate.any()):
-        retired[candidate] = ledger.offer(slots["sample"][candidate], slots["points"][candidate])
-    return retired
-
-
 def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
     """Keep the points in the mask `miss` that come closer to a success than all before."""
     better = miss & (margin > slots["kept_margin"])
@@ -126,23 +159,43 @@ def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
         slots["kept_margin"].index_copy_(0, chosen, margin[chosen].to(slots["kept_margin"].dtype))
 
 
-def _retire(
-    search: Search, ledger: Ledger, slots: Slots, over: Tensor, finite: Tensor, restarts: int
-) -> list[tuple[int, int]]:
-    """Enter what the slots have spent and, where the search is over, found; returns the restarts that are left."""
-    samples = slots["sample"]
-    ledger.steps[samples] += slots["age"] - (~over).to(torch.int64)  # the success was found before the last update
+def _settled(
+    search: Search, ledger: Ledger, left: Slots, restarts: int, batch_size: int
+) -> tuple[Slots, list[tuple[int, int]]]:
+    """Verify and retire those who left the batch; returns the slots to resume and the restarts that remain to do."""
+    fooled = _confirmed(ledger, left, left["offered"], left["finite"], batch_size)
+    found = left["hit"] & fooled
+    ended = left["over"] & ~found
+    # A find that was not confirmed, at the end of the search: what the last step led to has not been looked at yet.
+    _confirmed(ledger, left, left["points"], ended & left["hit"] & left["finite"], batch_size)
+    again = _retire(search, ledger, left.taken(found | ended), found[found | ended], restarts)
+    resumed = left.taken(~(found | ended))
+    for name in ("offered", "hit", "over", "finite"):
+        del resumed[name]
+    return resumed, again
+
+
+def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch_size: int) -> Tensor:
+    """Which of the slots in the mask have points that fool the model as given, (B,); what does is entered."""
+    fooled = torch.zeros_like(mask)
+    for part in torch.split(mask.nonzero().flatten(), batch_size):
+        if len(part):
+            fooled[part] = ledger.offer(slots["sample"][part], points[part])
+    return fooled
+
+
+def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restarts: int) -> list[tuple[int, int]]:
+    """Enter what the slots have spent and the misses they kept; returns the restarts that are left."""
+    samples, ended = slots["sample"], ~found
+    ledger.steps[samples] += slots["age"] - found.to(torch.int64)  # the success was found before the last update
     ledger.evaluations[samples] += slots["runs"]
-    ledger.nonfinite[samples] |= ~finite
+    ledger.nonfinite[samples] |= ~slots["finite"]
     if search.uses_gradient:
         ledger.gradients[samples] += slots["runs"]
         ledger.zero_gradients[samples] += slots["zeros"]
-    if search.stays_inside:
-        ledger.note(samples[over], slots["kept"][over], slots["kept_margin"][over])
-    last = over & finite
-    if bool(last.any()):
-        ledger.offer(samples[last], slots["points"][last])
-    again = over & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
+    if search.keeps_misses:
+        ledger.note(samples[ended], slots["kept"][ended], slots["kept_margin"][ended])
+    again = ended & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
     return list(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
 
 
@@ -164,7 +217,7 @@ def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[
         stuck=torch.zeros_like(sample, dtype=torch.bool),
     )
     search.begin(slots)
-    if search.stays_inside:
+    if search.keeps_misses:
         slots["kept"] = slots["x"].clone()
         slots["kept_margin"] = torch.full_like(sample, -torch.inf, dtype=problem.x.dtype)
     return slots

@@ -17,7 +17,7 @@ class MinimumNormSearch(Search):
     Where the threat has a finite eps and `stops_inside`, a sample retires once an example lies in the ball.
     """
 
-    stays_inside = False
+    keeps_misses = False
 
     def __init__(self, problem: Problem, *, steps: int, stops_inside: bool = False) -> None:
         self.problem, self.steps = problem, steps

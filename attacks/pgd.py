@@ -56,7 +56,7 @@ class PGD(Attack):
 
     steps: updates per restart.
     step_size: length of the first step in pixel units; None ties it to eps and steps (see `step_length`).
-    schedule: "constant", or "cosine" for steps that fall to 0 along half a cosine.
+    schedule: "cosine" for steps that fall to 0 along half a cosine, or "constant".
     restarts: how often a sample that was not fooled starts again from another point.
     random_start: start at a random point of the ball instead of at the image.
     loss: "ce", "margin" or "dlr".
@@ -67,7 +67,7 @@ class PGD(Attack):
     _: KW_ONLY
     steps: int = 20
     step_size: float | None = None
-    schedule: Schedule = "constant"
+    schedule: Schedule = "cosine"
     restarts: int = 1
     random_start: bool = True
     loss: LossName = "ce"
@@ -85,8 +85,14 @@ class PGD(Attack):
 
     @property
     def step_length(self) -> float:
-        """The first step: as set, or 2.5 eps / steps (Madry et al.), which can cross the ball from any start."""
-        return self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
+        """The first step: as set, or else what its schedule asks for.
+
+        cosine: eps, so that most samples that fall at all fall in the first few steps; the sum of all steps is
+        eps * steps / 2. constant: 2.5 eps / steps (Madry et al.), which can cross the ball from any start.
+        """
+        if self.step_size is not None:
+            return self.step_size
+        return self.threat.eps if self.schedule == "cosine" else 2.5 * self.threat.eps / self.steps
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         search = _Pgd(problem, self)
