@@ -83,7 +83,7 @@ class Attack(ABC):
                 self._try_out(problem, clean)
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)
-            return ledger.result()
+            return ledger.result(self.batch_size)
 
     def _try_out(self, problem: Problem, clean: Tensor) -> None:
         """Whether the model answers the same twice, and whether there are gradients for those who follow them."""

@@ -24,11 +24,12 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def pixel_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The smallest and largest image of x's dtype inside the linf ball and [0, 1], exact when checked in float64."""
     exact = x.to(torch.float64)
-    low = (exact - eps).clamp(min=0.0).to(x.dtype)
-    low = torch.where(exact - low.to(torch.float64) > eps, torch.nextafter(low, x), low)
-    high = (exact + eps).clamp(max=1.0).to(x.dtype)
-    high = torch.where(high.to(torch.float64) - exact > eps, torch.nextafter(high, x), high)
-    return low, high
+    bounds = []
+    for end in (exact - eps, exact + eps):
+        bound = end.clamp_(0.0, 1.0).to(x.dtype)
+        outside = (exact - bound).abs_() > eps
+        bounds.append(torch.where(outside, torch.nextafter(bound, x), bound))
+    return bounds[0], bounds[1]
 
 
 def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:

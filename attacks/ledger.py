@@ -22,6 +22,7 @@ class Ledger:
         self.prediction = problem.classes.clone()
         self.loss = torch.full((count,), -torch.inf, dtype=problem.x.dtype, device=device)
         self.nonfinite = torch.zeros_like(self.fooled)
+        self._noted = torch.zeros_like(self.fooled)  # whose example only the search has evaluated so far
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
         self.steps, self.gradients, self.evaluations, self.zero_gradients = (zeros.clone() for _ in range(4))
 
@@ -41,13 +42,14 @@ class Ledger:
     def note(self, samples: Tensor, points: Tensor, margin: Tensor) -> None:
         """Keep misses (B, ...) that come closer to a success than what is kept; `margin` (B,) is the search's."""
         better = (margin > self.loss[samples]) & ~self.fooled[samples]
-        self.examples[samples[better]] = points[better].to(self.examples.dtype)
-        self.loss[samples[better]] = margin[better].to(self.loss.dtype)
+        chosen = samples[better]
+        self.examples[chosen] = points[better].to(self.examples.dtype)
+        self.loss[chosen] = margin[better].to(self.loss.dtype)
+        self._noted[chosen] = True
 
-    def result(self) -> AttackResult:
-        """What is known now. Failed attempts are evaluated once more, so that every entry is the model's own answer."""
-        rest = (~self.fooled).nonzero().flatten()
-        if len(rest):
+    def result(self, batch_size: int) -> AttackResult:
+        """What is known now, after the misses that only the search has seen: every entry is the model's own answer."""
+        for rest in torch.split((self._noted & ~self.fooled).nonzero().flatten(), batch_size):
             self.loss[rest] = -torch.inf
             self.offer(rest, self.examples[rest])
         return AttackResult(
@@ -70,13 +72,15 @@ class Ledger:
         finite = torch.isfinite(logits).all(dim=1)
         hit = problem.succeeded(logits, classes)
         margin = problem.margin(logits, classes).to(self.loss.dtype)
-        away = distance(points.double() - problem.x[samples].double(), problem.threat.norm)
+        away = torch.full_like(self.distance[samples], torch.inf)
+        away[hit] = distance(points[hit].double() - problem.x[samples[hit]].double(), problem.threat.norm)
         closer = hit & (away < self.distance[samples])
         better = closer | (finite & ~hit & ~self.fooled[samples] & (margin > self.loss[samples]))
         chosen = samples[better]
         self.examples[chosen] = points[better]
         self.loss[chosen] = margin[better]
         self.prediction[chosen] = logits.argmax(dim=1)[better]
+        self._noted[chosen] = False
         self.distance[samples[closer]] = away[closer]
         self.fooled[samples] |= hit
         self.nonfinite[samples] |= ~finite

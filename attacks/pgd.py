@@ -25,6 +25,9 @@ class _Pgd(GradientSearch):
     def __init__(self, problem: Problem, settings: "PGD") -> None:
         super().__init__(problem, settings.loss)
         self.settings = settings
+        ages = torch.arange(settings.steps, dtype=torch.float64)
+        fall = 0.5 * (1 + torch.cos(math.pi * ages / settings.steps)) if settings.schedule == "cosine" else ages * 0 + 1
+        self.sizes = (settings.step_length * fall).to(problem.x)
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
@@ -38,16 +41,9 @@ class _Pgd(GradientSearch):
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
         threat, age = self.problem.threat, slots["age"]
         direction = ball.unit_direction(gradient, slots["points"], threat.norm)
-        moved = self._moved(slots["points"], direction, age)
+        moved = torch.addcmul(slots["points"], direction, per_sample(self.sizes[age], direction))
         slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
         return age + 1 >= self.settings.steps
-
-    def _moved(self, points: Tensor, direction: Tensor, age: Tensor) -> Tensor:
-        size = self.settings.step_length
-        if self.settings.schedule == "constant":
-            return torch.add(points, direction, alpha=size)
-        fall = 0.5 * (1 + torch.cos(math.pi * age.to(points.dtype) / self.settings.steps))
-        return torch.addcmul(points, direction, per_sample(size * fall, points))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import losses, preflight
+from robustres.attacks.strided import CheaperGradients
 from robustres.threat import ThreatModel
 
 
@@ -28,6 +29,7 @@ class Problem:
     targeted: bool = False
     search_dtype: torch.dtype | None = None
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    _cheaper: CheaperGradients | None = field(default_factory=CheaperGradients)
 
     def answers(self, points: Tensor) -> Tensor:
         """Logits (N, K) of the model as given, without a gradient."""
@@ -52,8 +54,10 @@ class Problem:
         """
         with torch.enable_grad():
             leaf = points.detach().requires_grad_(True)
-            with self._precision():
+            with self._precision(), self._cheaper or nullcontext():
                 logits = _at_least_float32(self.model(leaf))
+            if self._cheaper is not None and not self._cheaper.met:
+                self._cheaper = None  # this model has no use for it
             value = loss(logits)
             gradient = None
             if value.requires_grad:

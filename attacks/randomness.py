@@ -17,14 +17,14 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """Logical shift to the right; torch's own is arithmetic."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mixed(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, elementwise on int64 with wrap-around."""
-    z = (z ^ _shifted(z, 30)) * _FIRST
-    z = (z ^ _shifted(z, 27)) * _SECOND
-    return z ^ _shifted(z, 31)
+    z = (z ^ _shifted(z, 30)).mul_(_FIRST)
+    z = z.bitwise_xor_(_shifted(z, 27)).mul_(_SECOND)
+    return z.bitwise_xor_(_shifted(z, 31))
 
 
 def sample_keys(seed: int, index: Tensor, restart: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def _bits(keys: Tensor, shape: tuple[int, ...], draw: Tensor | int) -> Tensor:
 def uniform(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0, dtype: torch.dtype) -> Tensor:
     """Numbers uniform on [0, 1), (N, *shape), from keys (N,)."""
     bits = 53 if dtype == torch.float64 else 24
-    return _shifted(_bits(keys, shape, draw), 64 - bits).to(dtype) * 2.0**-bits
+    return _shifted(_bits(keys, shape, draw), 64 - bits).to(dtype).mul_(2.0**-bits)
 
 
 def integers(keys: Tensor, high: Tensor | int, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
