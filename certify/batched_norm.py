@@ -100,28 +100,29 @@ def largest_eigenvalue(
         return max(at_least, _top_eigenvalue(hermitian) + error)
     tolerance = 1 + 8 * size * definiteness_slack(size)
     accepted = at_least
-    open_ = hermitian if accepted == 0 else hermitian[~_proved_below(hermitian, accepted, error)]
+    open_ = hermitian if accepted == 0 else hermitian[~proved_below(hermitian, accepted, error)]
     stride = max(1, len(open_) // SAMPLED)
     while len(open_):
-        best = stride * int(_rayleigh_quotients(open_[::stride]).argmax())
+        best = stride * int(rayleigh_quotients(open_[::stride]).argmax())
         stride = 1
         accepted = max(accepted, (_top_eigenvalue(open_[best : best + 1]) + 4 * error) * tolerance)
         if accepted > stop_above:
             return math.inf
-        dismissed = _proved_below(open_, accepted, error)
+        dismissed = proved_below(open_, accepted, error)
         dismissed[best] = True
         open_ = open_[~dismissed]
     return accepted
 
 
-def _proved_below(hermitian: Tensor, value: float, error: float) -> Tensor:
+def proved_below(hermitian: Tensor, value: float, error: float) -> Tensor:
+    """(F,) bool: True where no eigenvalue of a matrix within `error` of the stored one exceeds `value`."""
     shifted = -hermitian
     shifted.diagonal(dim1=-2, dim2=-1).add_(value)
     return proved_definite(shifted, error=error + 4 * 2.0**-53 * value)
 
 
-def _rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:
-    """A cheap guess of each largest eigenvalue, from below, by power iteration from the largest column."""
+def rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:
+    """(F,) cheap guesses of the largest eigenvalues, from below, by power iteration from the largest column."""
     quotient = grams.new_zeros(len(grams), dtype=torch.float64)
     column = grams.diagonal(dim1=-2, dim2=-1).real.argmax(-1)
     vector = grams.gather(-1, column[:, None, None].expand(-1, grams.shape[-2], 1))

@@ -42,6 +42,7 @@ class Bounder:
     delta: float | None = None
     _dominator: dict[Node, Node] = field(init=False)
     _rows: dict[Node, BlockRow] = field(init=False, default_factory=dict)
+    _norms: dict[LinearMap, Bound] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._dominator = dominators(self.order)
@@ -64,10 +65,21 @@ class Bounder:
         return self._rows[node]
 
     def norm_of(self, map_: LinearMap) -> Bound:
-        """The norm of a linear map in this bounder's norm."""
-        if self.norm == "l2":
-            return spectral_norm(map_, delta=self.delta, seconds=self.seconds)
-        return Bound(0.0, linf_norm(map_), "row sums")
+        """The norm of a linear map in this bounder's norm; every map is bounded once."""
+        if map_ not in self._norms:
+            if self.norm == "l2":
+                self._norms[map_] = spectral_norm(map_, delta=self.delta, seconds=self.seconds)
+            else:
+                self._norms[map_] = Bound(0.0, linf_norm(map_), "row sums")
+        return self._norms[map_]
+
+    def _certain_norm(self, map_: LinearMap) -> float:
+        """A deterministic bound of the norm, shared with the rows where they have one."""
+        known = self._norms.get(map_)
+        if known is None or known.guarantee != Guarantee():
+            known = spectral_norm(map_, seconds=self.seconds, lower_steps=1)
+            self._norms.setdefault(map_, known)
+        return known.upper
 
     def _piece_row(self, node: Node) -> BlockRow:
         name = node.path or node.origin.name
@@ -146,7 +158,7 @@ class Bounder:
         holds = {"textbook": guarantee}
         lower = 0.0
         if self.joint and self.norm == "l2" and found.is_sum:
-            joint = residual_bound(found, effort=self.effort)
+            joint = residual_bound(found, effort=self.effort, norm_of=self._certain_norm)
             if joint is not None:
                 lower = joint.lower
                 for name, value in joint.candidates.items():

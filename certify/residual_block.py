@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.convolution import Convolution, TransposedConvolution
+from robustres.certify.direct_search import DirectSearch
 from robustres.certify.incremental_form import IncrementalForm, nominal_cost
 from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Shape, Sum
 from robustres.certify.product_rounding import ALGORITHM_FACTOR, absolute_norm, product_roundings
@@ -46,7 +47,7 @@ class ResidualBlock:
             )
 
 
-class TorusForm:
+class TorusForm(DirectSearch):
     """The block's incremental form at the frequencies of one torus, in chunks of bounded memory."""
 
     def __init__(self, block: ResidualBlock, embedding: Embedding, torus: Torus) -> None:
@@ -88,7 +89,7 @@ class TorusForm:
             yield self.form(chunk)
 
 
-class DenseForm:
+class DenseForm(DirectSearch):
     """The block's incremental form as one real matrix, with a multiplier per neuron: for small blocks."""
 
     def __init__(self, block: ResidualBlock) -> None:

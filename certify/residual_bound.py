@@ -2,21 +2,24 @@
 
 from robustres.certify.bound import JointBound
 from robustres.certify.fold import composed
-from robustres.certify.joint import branch_bound
+from robustres.certify.joint import NormOf, branch_bound
 from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.network import Elementwise, Linear, Node, Opaque
 from robustres.certify.regions import Region
 from robustres.certify.sector import Slopes
 
 
-def residual_bound(found: Region, *, effort: float) -> JointBound | None:
+def residual_bound(found: Region, *, effort: float, norm_of: NormOf) -> JointBound | None:
     """The smallest bound of a block with one nonlinear branch; None where something else than
-    linear maps, elementwise activations and sorts of channels stands in the branch."""
+    linear maps, elementwise activations and sorts of channels stands in the branch.
+
+    norm_of: a deterministic bound of a linear map's norm.
+    """
     turns = alternating(found)
     if found.shortcut is None or turns is None:
         return None
     layers, slopes = turns
-    return branch_bound(found.shortcut, layers, slopes=slopes, effort=effort)
+    return branch_bound(found.shortcut, layers, slopes=slopes, effort=effort, norm_of=norm_of)
 
 
 def alternating(found: Region) -> tuple[list[LinearMap], list[Slopes]] | None:

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustres.certify import joint
+from robustres.certify import joint, joint_search
 from robustres.certify.convolution import Convolution, average_pool
 from robustres.certify.joint import branch_bound, joint_bound, joint_bound_at
 from robustres.certify.linear_map import Composition, Dense, Identity, LinearMap, Scaled
@@ -118,7 +118,7 @@ def convolutional_blocks(draw: st.DrawFn) -> ResidualBlock:
 @given(convolutional_blocks())
 def test_no_pattern_and_no_pair_exceeds_the_bound_on_any_torus(block: ResidualBlock) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joint, "DENSE_WIDTH", 0)
+        patch.setattr(joint_search, "DENSE_WIDTH", 0)
         bound = branch_bound(block.shortcut, block.layers, slopes=block.slopes, effort=TINY)
     slack = 1 + 1e-12
     for value in bound.candidates.values():
@@ -196,7 +196,7 @@ def test_bottleneck_branches_are_bounded(slopes: Slopes, dense: bool) -> None:
     )
     block = ResidualBlock(Identity(image), layers, (slopes, slopes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joint, "DENSE_WIDTH", 1000 if dense else 0)
+        patch.setattr(joint_search, "DENSE_WIDTH", 1000 if dense else 0)
         bound = branch_bound(block.shortcut, layers, slopes=block.slopes, effort=1.0)
     assert mask_ascent(block, steps=60, restarts=4).value <= bound.upper
     assert stretch(block) <= bound.upper
@@ -214,7 +214,7 @@ def test_hidden_units_that_the_image_cuts_off_count_with_the_slope_zero() -> Non
     inner = Convolution(torch.tensor([0.45, 1.0, 0.45]).reshape(1, 1, 1, 3), image, padding=((0, 0), (1, 1)))
     outer = Convolution(-taps.reshape(1, 1, 1, 9), image, padding=((0, 0), (4, 4)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joint, "DENSE_WIDTH", 0)
+        patch.setattr(joint_search, "DENSE_WIDTH", 0)
         bound = joint_bound(Identity(image), inner, outer, slopes=(0.98, 1.0), effort=TINY)
     block = ResidualBlock(Identity(image), (inner, outer), ((0.98, 1.0),))
     attained = mask_ascent(block, steps=60).value

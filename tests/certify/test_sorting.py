@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.certify import Bound, certify, joint, lipschitz
+from robustres.certify import Bound, certify, joint_search, lipschitz
 from robustres.certify.capture import capture
 from robustres.certify.joint import joint_bound
 from robustres.certify.linear_map import Dense
@@ -110,7 +110,7 @@ def test_a_sort_in_a_branch_is_recognised_and_bounded_jointly(
 ) -> None:
     model = Sorted(sort, image)
     shape = (3, 8, 8) if image else (5,)
-    monkeypatch.setattr(joint, "DENSE_WIDTH", 0 if image else 100)
+    monkeypatch.setattr(joint_search, "DENSE_WIDTH", 0 if image else 100)
     (row,) = lipschitz(model, shape, effort=0.3, lower_steps=2).blocks
     assert row.kind == "residual (identity)"
     assert row.method.startswith("joint")

@@ -1,0 +1,209 @@
+"""The reduced form of a block against the whole form, and the polynomials it is made of against symbols."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from robustres.certify.convolution import Convolution, average_pool
+from robustres.certify.incremental_form import gain
+from robustres.certify.joint import branch_bound
+from robustres.certify.linear_map import ChannelScale, Identity, LinearMap, Scaled
+from robustres.certify.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
+from robustres.certify.reduced_block import ReducedBlock, inverse_from_above, reduced_block
+from robustres.certify.reduced_search import ReducedForm
+from robustres.certify.residual_block import ResidualBlock, TorusForm, block_embedding
+from robustres.certify.sector import GroupSort
+from robustres.certify.symbol import coarse_frequencies, symbol
+from robustres.certify.torus import Torus, embed
+from tests.certify.strategies import convolutions
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=30)
+@given(convolutions(("zeros", "circular")))
+def test_a_polynomial_has_the_singular_values_of_the_symbol(map_: Convolution) -> None:
+    embedding = embed([[map_]])
+    assume(embedding is not None)
+    assert embedding is not None
+    found = polynomial(map_, embedding.multiplicity)
+    assert found is not None
+    for torus in embedding.tori()[::3]:
+        frequencies = coarse_frequencies(torus)
+        symbols, multiplicity = symbol(map_, torus, frequencies, embedding.multiplicity)
+        values = evaluated(found[0], torus, frequencies)
+        assert found[1] == multiplicity
+        expected = torch.linalg.svdvals(symbols)
+        assert torch.allclose(torch.linalg.svdvals(values), expected, atol=1e-12 * float(expected.max() + 1))
+        gram = HermitianPolynomial.gram(found[0])
+        difference = gram.at(torus, frequencies) - values.mH @ values
+        assert float(torch.linalg.matrix_norm(difference, 2).max()) <= 2 * gram.error
+
+
+def evaluated(found: MatrixPolynomial, torus: Torus, frequencies: Tensor) -> Tensor:
+    eye = torch.eye(found.magnitude.shape[1], dtype=torch.complex128)
+    return found.apply(torus, frequencies, eye.expand(len(frequencies), -1, -1).contiguous())
+
+
+def test_sums_products_and_transposes_of_polynomials_are_those_of_their_values() -> None:
+    maps = [Convolution(normal(3, 2, 3, 3), (2, 8, 8), padding=1), Convolution(normal(4, 3, 2, 1), (3, 8, 8))]
+    first, second = (polynomial(map_, (1, 1)) for map_ in maps)
+    assert first is not None
+    assert second is not None
+    torus = Torus((9, 10))
+    frequencies = coarse_frequencies(torus)
+    W, V = evaluated(first[0], torus, frequencies), evaluated(second[0], torus, frequencies)
+    product = second[0] @ first[0]
+    assert torch.allclose(evaluated(product, torus, frequencies), V @ W)
+    assert torch.allclose(evaluated(first[0].transposed(), torus, frequencies), W.mH)
+    both = HermitianPolynomial.twice_real(first[0].transposed() @ first[0])
+    assert torch.allclose(both.at(torus, frequencies), 2 * W.mH @ W)
+    assert bool((product.magnitude >= torch.stack(list(product.parts.values())).abs().sum(0)).all())
+
+
+@st.composite
+def reducible_blocks(draw: st.DrawFn) -> ResidualBlock:
+    """Basic blocks, bottlenecks and blocks that begin with an activation; identity, projection and pooled shortcuts."""
+    channels, hidden, side = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(2, 4))
+    stride, kernel, seed = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3])), draw(st.integers(0, 999))
+    image, size = (channels, side, side), draw(st.floats(0.2, 1.5))
+    layers: list[LinearMap] = []
+    shape = image
+    if draw(st.booleans()):
+        first = Convolution(size * normal(hidden, channels, 1, 1, seed=seed + 3), image)
+        layers.append(draw(st.sampled_from([first, Identity(image)])))
+        shape = layers[0].out_shape
+    pads = ((kernel - 1) // 2, kernel // 2)
+    layers.append(Convolution(size * normal(hidden, shape[0], kernel, kernel, seed=seed), shape, stride, (pads, pads)))
+    shape = layers[-1].out_shape
+    last = draw(st.sampled_from([1, 3]))
+    layers.append(Convolution(normal(channels, hidden, last, last, seed=seed + 1), shape, 1, last // 2))
+    pointwise = Convolution(normal(channels, channels, 1, 1, seed=seed + 2), image, stride)
+    shortcuts: list[LinearMap] = [pointwise]
+    if stride == 1:
+        shortcuts += [Identity(image), Scaled(-0.5, Identity(image)), ChannelScale(normal(channels).abs(), image)]
+    else:
+        pool = average_pool(image, 2)
+        shortcuts.append(Convolution(normal(channels, channels, 1, 1, seed=seed + 2), pool.out_shape) @ pool)
+    slopes = draw(st.sampled_from([(0.0, 1.0), (0.0, 0.5)]))
+    return ResidualBlock(draw(st.sampled_from(shortcuts)), tuple(layers), (slopes,) * (len(layers) - 1))
+
+
+def both_forms(block: ResidualBlock, twist: int = 0) -> tuple[ReducedBlock, Torus, TorusForm]:
+    embedding = block_embedding(block)
+    assert embedding is not None
+    torus = embedding.tori(enlargements=0)[twist]
+    reduced = reduced_block(block, embedding)
+    assert reduced is not None
+    return reduced, torus, TorusForm(block, embedding, torus)
+
+
+def admissible(whole: TorusForm, ties: int, first: int | None) -> tuple[Tensor, float]:
+    """Random multipliers with a finite gain, and that gain."""
+    form = whole.form(whole.frequencies)
+    values = normal(ties, seed=5).abs() + 0.5
+    for _ in range(60):
+        found = float(gain(form, values).max())
+        if math.isfinite(found):
+            return values, found
+        values = 1.5 * values
+        if first is not None:
+            values[:first] *= 1.5
+    return values, math.inf
+
+
+@settings(deadline=None, max_examples=25)
+@given(reducible_blocks(), st.integers(0, 3))
+def test_the_reduced_inequality_holds_exactly_where_the_whole_one_does(block: ResidualBlock, twist: int) -> None:
+    reduced, torus, whole = both_forms(block, twist)
+    values, value = admissible(whole, reduced.ties, reduced.channels[0] if len(block.slopes) == 2 else None)
+    assume(math.isfinite(value) and value > 1.001 * reduced.floor)
+    above = reduced.inequality(values, value * (1 + 1e-6))
+    assert above is not None
+    assert float(torch.linalg.eigvalsh(above.gram.at(torus, whole.frequencies)).max()) < 1
+    below = reduced.inequality(values, value * (1 - 1e-6))
+    assert below is None or float(torch.linalg.eigvalsh(below.gram.at(torus, whole.frequencies)).max()) > 1
+
+
+@settings(deadline=None, max_examples=15)
+@given(reducible_blocks())
+def test_gain_slope_and_proof_of_the_reduced_form_are_those_of_the_whole_form(block: ResidualBlock) -> None:
+    reduced, torus, whole = both_forms(block)
+    values, value = admissible(whole, reduced.ties, reduced.channels[0] if len(block.slopes) == 2 else None)
+    assume(math.isfinite(value) and value > 1.01 * reduced.floor)
+    form = ReducedForm(reduced, torus)
+    assert form.evaluate(values, 4 * value).value == pytest.approx(value, rel=1e-5)
+    proved = form.proved_value(values, value, math.inf)
+    assert value * (1 - 1e-12) <= proved <= value * (1 + 2e-3)
+    assert form.gain(values, form.frequencies, near=0.9 * value, limit=0.9 * value) == math.inf
+    _, slope = form.gain_slope(values, form.frequencies, near=value * (1 + 1e-9), sharpness=1e9)
+    _, expected = whole.gain_slope(values, whole.frequencies, near=value, sharpness=1e9)
+    assert torch.allclose(slope, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max() + value))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 12), st.integers(0, 999), st.floats(-10, 0))
+def test_the_inverse_from_above_is_above(size: int, seed: int, exponent: float) -> None:
+    factor = normal(size, size, seed=seed)
+    matrix = factor @ factor.mT + 10**exponent * torch.eye(size, dtype=torch.float64)
+    above = inverse_from_above(matrix, matrix.abs(), 4)
+    if above is None:
+        assert exponent < -3
+        return
+    assert above.root is not None
+    assert above.factor >= 1
+    whitened = above.root @ matrix @ above.root.mT  # factor root^T root >= matrix^-1 says that this is >= 1 / factor
+    assert float(torch.linalg.eigvalsh(whitened).min()) * above.factor >= 1 - 1e-12
+    assert inverse_from_above(matrix - 2 * torch.diag(matrix.diagonal()), matrix.abs(), 4) is None
+
+
+def test_the_charged_error_loosens_the_inverse() -> None:
+    matrix = 4 * torch.eye(3, dtype=torch.float64)
+    exact, rough = (inverse_from_above(matrix, matrix, count) for count in (0, 10**12))
+    assert exact is not None
+    assert rough is not None
+    assert exact.factor < 1 + 1e-13 < 1 + 1e-5 < rough.factor
+
+
+IMAGE = (2, 6, 6)
+INNER, OUTER = Convolution(normal(3, 2, 3, 3), IMAGE, padding=1), Convolution(normal(2, 3, 3, 3), (3, 6, 6), padding=1)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ResidualBlock(Identity(IMAGE), (INNER, OUTER), ((0.1, 1.0),)),
+        ResidualBlock(
+            Identity(IMAGE),
+            (Convolution(normal(4, 2, 1, 1), IMAGE), Convolution(normal(2, 4, 1, 1), (4, 6, 6))),
+            (GroupSort(2),),
+        ),
+        ResidualBlock(Convolution(normal(2, 2, 3, 3), IMAGE, padding=1), (INNER, OUTER), ((0.0, 1.0),)),
+        ResidualBlock(Identity(IMAGE), (INNER, OUTER @ Identity((3, 6, 6)), INNER, OUTER), ((0.0, 1.0),) * 3),
+        ResidualBlock(
+            Identity(IMAGE), (Convolution(normal(2, 2, 3, 3), IMAGE, padding=1), INNER, OUTER), ((0.0, 1.0),) * 2
+        ),
+    ],
+    ids=["leaky", "sorted", "3x3 shortcut", "three activations", "3x3 first of two"],
+)
+def test_other_blocks_keep_the_whole_form(block: ResidualBlock) -> None:
+    embedding = block_embedding(block)
+    assert embedding is not None
+    assert reduced_block(block, embedding) is None
+
+
+def test_the_same_effort_gives_the_same_bound_and_a_cut_one_is_still_proved() -> None:
+    image = (6, 16, 16)
+    layers = [Convolution(0.3 * normal(6, 6, 3, 3, seed=seed), image, padding=1) for seed in (1, 2)]
+    bounds = [
+        branch_bound(Identity(image), layers, slopes=[(0.0, 1.0)], effort=effort) for effort in (1e-3, 0.1, 0.1, 0.6)
+    ]
+    assert bounds[1].upper == bounds[2].upper
+    assert all(bounds[3].lower <= bound.upper <= bound.candidates["textbook"] for bound in bounds)
+    assert bounds[3].upper < bounds[0].upper
