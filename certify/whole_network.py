@@ -14,12 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustres.certify.direct_search import DirectSearch
 from robustres.certify.incremental_form import IncrementalForm, hidden_matrix, nominal_cost
 from robustres.certify.linear_map import LinearMap
 from robustres.certify.network import Elementwise, Linear, Merge, Node, Opaque, Source
 from robustres.certify.product_rounding import ALGORITHM_FACTOR, product_roundings
 from robustres.certify.residual_block import absolute_dense, absolute_sector, sector_per_neuron, ties_of
-from robustres.certify.scaling_search import Scaling, descend, evaluate, prove
+from robustres.certify.scaling import Scaling
+from robustres.certify.scaling_search import descend, prove
 from robustres.certify.sector import Sector, Slopes
 from robustres.numerics import rounded_up
 
@@ -68,13 +70,13 @@ def whole_network(output: Node, *, effort: float) -> WholeNetwork | None:
 def _pair_bound(form: IncrementalForm, i: int, j: int, multipliers: Tensor, effort: float) -> float:
     """Of z_i - z_j, from multipliers for all logits: |z_i - z_j|^2 <= 2 |z|^2, so that twice them are admissible."""
     source = _Single(_difference(form, i, j))
-    scaling = evaluate(source, 2 * multipliers)
+    scaling = source.evaluate(2 * multipliers)
     if not math.isfinite(scaling.value):
         return math.inf
     return prove(source, descend(source, scaling, effort=effort))
 
 
-class _Single:
+class _Single(DirectSearch):
     """One form, as the search wants it."""
 
     def __init__(self, form: IncrementalForm) -> None:
@@ -93,7 +95,7 @@ class _Single:
 def _searched(form: IncrementalForm, effort: float) -> Scaling:
     """The best of the first multipliers, then descent."""
     source = _Single(form)
-    starts = [evaluate(source, values) for values in _first_multipliers(form)]
+    starts = [source.evaluate(values) for values in _first_multipliers(form)]
     best = min(starts, key=lambda scaling: scaling.value)
     return descend(source, best, effort=effort) if math.isfinite(best.value) else best
 
