@@ -1,29 +1,17 @@
 """`robustres attack`: the right side of the sandwich alone."""
 
 from robustres.cli import options
-from robustres.cli.evaluate import AttackNames, Steps
 from robustres.cli.run import run_and_report
 
 
 def attack(
     model: options.Model,
     data: options.Data,
+    source: options.Source,
+    attacking: options.Attacking,
+    running: options.Running,
     norm: options.NormOption = "linf",
     eps: options.Eps = None,
-    attacks: AttackNames = "fgsm,pgd",
-    steps: Steps = 20,
-    diagnose: options.Diagnose = 0,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 256,
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    data_root: options.DataRoot = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = False,
-    keep_going: options.KeepGoing = False,
-    json: options.Json = False,
 ) -> None:
     """Attack MODEL on DATA without certifying; works for any network.
 
@@ -32,16 +20,6 @@ def attack(
     from robustres.evaluation import Settings
 
     settings = Settings(
-        eps=options.budgets(norm, eps),
-        attacks=tuple(attacks.split(",")),
-        attack_settings={"pgd": {"steps": steps}},
-        certify=False,
-        batch_size=batch_size,
-        seed=seed,
-        diagnose=diagnose,
-        keep_going=keep_going,
-    )
-    run_and_report(
-        model, data, settings, mean=mean, std=std, data_root=data_root, limit=limit, device=device, out=out,
-        overwrite=overwrite, json=json,
+        eps=options.budgets(norm, eps), certify=False, **attacking.settings(), **running.settings()
     )  # fmt: skip
+    run_and_report(model, data, settings, source, running)

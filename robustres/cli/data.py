@@ -8,13 +8,11 @@ from robustres.cli import console, options
 
 
 def data(
-    spec: Annotated[str, typer.Argument(help="digits | mnist | folder:DIR | npy:DIR")],
+    spec: Annotated[str, typer.Argument(help=options.DATA_FORMS)],
     data_root: options.DataRoot = None,
-    split: Annotated[str, typer.Option("--split", help="train | validation | test")] = "test",
+    split: options.Split = "test",
     limit: options.Limit = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch mnist into --data-root if it is missing.")
-    ] = False,
+    download: options.Download = False,
     json: options.Json = False,
 ) -> None:
     """Read and check DATA as every command does: shape, range, labels, classes, digest.

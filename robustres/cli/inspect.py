@@ -11,8 +11,8 @@ from robustres.cli import console, options
 if TYPE_CHECKING:
     from robustres.dynamics import Claim
 
-Subject = Annotated[str | None, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
-DataSpec = Annotated[str, typer.Option("--data", help="digits | mnist | folder:DIR | npy:DIR")]
+Subject = Annotated[str | None, typer.Argument(help="A model as `evaluate` takes it.")]
+DataSpec = Annotated[str, typer.Option("--data", help=options.DATA_FORMS)]
 Builtin = Annotated[
     str | None,
     typer.Option("--builtin", help="Show a claim on small built-in networks instead of MODEL: its name, or all."),
@@ -31,6 +31,7 @@ def inspect(
         typer.Option("--limit", min=2, help="Images to look at (60); with --builtin to train and to test on (all)."),
     ] = None,
     data_root: options.DataRoot = None,
+    download: options.Download = False,
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
@@ -49,10 +50,10 @@ def inspect(
     sections = []
     with console.progress_bar(quiet=json) as progress:
         if builtin is not None:
-            subject, results, total = _builtin(builtin, data, data_root, limit)
+            subject, results, total = _builtin(builtin, data, data_root, limit, download)
         else:
             subject, results, total = _model(
-                str(model), data, data_root, limit or 60, joint=joint, **options.statistics(mean, std)
+                str(model), data, data_root, limit or 60, download, joint=joint, **options.statistics(mean, std)
             )
         progress("claims", 0, total)
         for done, claim in enumerate(results, 1):
@@ -70,26 +71,28 @@ def inspect(
     console.output.print(f"report: {page}")
 
 
-def _builtin(name: str, data: str, data_root: Path | None, limit: int | None) -> tuple[str, Any, int]:
+def _builtin(name: str, data: str, data_root: Path | None, limit: int | None, download: bool) -> tuple[str, Any, int]:
     """Words for the subject, the claims one after the other, and how many there are."""
     from robustres.data import load_data
     from robustres.dynamics import NAMES, Parts, demonstrate
 
     names = NAMES if name == "all" else tuple(name.split(","))
-    train, test = (load_data(data, root=data_root, split=split, limit=limit) for split in ("train", "test"))
+    train, test = (
+        load_data(data, root=data_root, split=split, limit=limit, download=download) for split in ("train", "test")
+    )
     return f"Small networks on {data}", demonstrate(names, Parts(train, test)), len(names)
 
 
 def _model(
-    model: str, data: str, data_root: Path | None, limit: int, *, joint: bool, **statistics: Any
+    model: str, data: str, data_root: Path | None, limit: int, download: bool, *, joint: bool, **statistics: Any
 ) -> tuple[str, Any, int]:
     """The same for a network at hand."""
     from robustres.data import load_data
     from robustres.dynamics import NAMES, inspect_model
     from robustres.models import load_model
 
-    images = load_data(data, root=data_root, limit=limit)
-    loaded = load_model(model, input_shape=images.image_shape, **statistics)
+    images = load_data(data, root=data_root, limit=limit, download=download)
+    loaded = load_model(model, input_shape=images.image_shape, download=download, **statistics)
     subject = f"{Path(model).name} on {len(images)} images of {images.source}"
     return subject, inspect_model(loaded.module, images, joint=joint), len(NAMES)
 

@@ -17,6 +17,7 @@ def lipschitz(
     std: options.Std = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
+    download: options.Download = False,
     json: options.Json = False,
 ) -> None:
     """Bound the l2 Lipschitz constant of MODEL and of each of its blocks, from above and from below.
@@ -28,7 +29,7 @@ def lipschitz(
     from robustres.results import block_records, json_text
 
     shape = parse_shape(input_shape)
-    loaded = load_model(model, input_shape=shape, **options.statistics(mean, std))
+    loaded = load_model(model, input_shape=shape, download=download, **options.statistics(mean, std))
     with console.progress_bar(quiet=json) as progress:
         progress("bound", 0, 1)
         report = bound(loaded.module, shape, **options.thoroughness(joint, effort))

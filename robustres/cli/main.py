@@ -19,6 +19,7 @@ from robustres.cli.enforce import enforce
 from robustres.cli.evaluate import evaluate
 from robustres.cli.inspect import inspect
 from robustres.cli.lipschitz import lipschitz
+from robustres.cli.options import spread
 from robustres.cli.report import report
 from robustres.cli.train import train
 from robustres.errors import DefectiveBoundError, RobustresError, SandwichViolationError
@@ -46,7 +47,7 @@ def options(
 
 
 for command in (demo, evaluate, attack, certify, lipschitz, audit, inspect, train, enforce, compare, report, data):
-    commands.command()(command)
+    commands.command()(spread(command))
 
 
 def app() -> None:

@@ -1,28 +1,43 @@
 """Options that several commands share, each declared once, and what they mean."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
+
+from robustres.cli import console
 
 if TYPE_CHECKING:
     from robustres.certify import RandomisedSmoothing
     from robustres.certify.routes import Choice
+    from robustres.data import ImageSet
+    from robustres.models import LoadedModel
     from robustres.threat import Norm
 
-Model = Annotated[str, typer.Argument(help="checkpoint.safetensors | package.module:factory | FILE.onnx")]
-Data = Annotated[
+Model = Annotated[
     str,
-    typer.Option(
-        "--data",
-        help="digits | mnist | cifar10 | folder:DIR (a directory per class) | npy:DIR | npz:FILE | hf-disk:DIR",
+    typer.Argument(
+        help="FILE.safetensors | FILE.onnx | FILE.pt2 | FILE.pt | torchvision:NAME | timm:NAME | hf:ORG/NAME | "
+        "package.module:factory; names also with @WEIGHTS"
     ),
 ]
+DATA_FORMS = "digits | mnist | cifar10 | folder:DIR (a directory per class) | npy:DIR | npz:FILE | hf-disk:DIR"
+Data = Annotated[str, typer.Option("--data", help=DATA_FORMS)]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Where torchvision's layout lies (mnist, cifar10 and the like).")
 ]
+Split = Annotated[str, typer.Option("--split", help="train | validation | test")]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch published data and weights that are missing here; never without.")
+]
 NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
+AttackNames = Annotated[str, typer.Option("--attacks", help="Comma-separated attack names.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
 Mean = Annotated[str | None, typer.Option("--mean", help="Normalisation that the network expects, per channel.")]
 Std = Annotated[str | None, typer.Option("--std", help="Standard deviations, per channel; with --mean.")]
 Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jointly (tighter) or by 1 + K_F alone.")]
@@ -56,6 +71,117 @@ Cache = Annotated[
 ]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and go on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which samples, and how the network wants them."""
+
+    mean: Mean = None
+    std: Std = None
+    split: Split = "test"
+    limit: Limit = None
+    data_root: DataRoot = None
+    download: Download = False
+
+    def load(self, model: str, data: str) -> "tuple[LoadedModel, ImageSet]":
+        """The model and the data that the command names."""
+        from robustres.data import load_data
+        from robustres.models import load_model
+
+        images = load_data(
+            data, root=self.data_root, split=cast(Any, self.split), limit=self.limit, download=self.download
+        )
+        shape, normalisation = images.image_shape, statistics(self.mean, self.std)
+        return load_model(model, input_shape=shape, download=self.download, **normalisation), images
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """How to attack."""
+
+    attacks: AttackNames = "fgsm,pgd"
+    steps: Steps = 20
+    diagnose: Diagnose = 0
+
+    def settings(self) -> dict[str, Any]:
+        """As `Settings` takes it."""
+        names = tuple(self.attacks.split(","))
+        return {"attacks": names, "attack_settings": {"pgd": {"steps": self.steps}}, "diagnose": self.diagnose}
+
+
+@dataclass(frozen=True)
+class Bounding:
+    """How to certify."""
+
+    joint: Joint = True
+    effort: Effort = None
+    certificate: Certificate = "lipschitz"
+    smoothing: Smoothing = None
+    smoothing_samples: SmoothingSamples = 10_000
+    cache: Cache = True
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """As `Settings` takes it."""
+        return {
+            **thoroughness(self.joint, self.effort),
+            "certificate": certificate(self.certificate),
+            "smoothing": smoothing(self.smoothing, self.smoothing_samples, seed),
+        }
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where and how to run, and what to say."""
+
+    batch_size: BatchSize = 256
+    device: Device = "auto"
+    seed: Seed = 0
+    out: Out = None
+    overwrite: Overwrite = False
+    keep_going: KeepGoing = False
+    json: Json = False
+
+    def settings(self) -> dict[str, Any]:
+        """As `Settings` takes it."""
+        return {"batch_size": self.batch_size, "seed": self.seed, "keep_going": self.keep_going}
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with every group of options among its parameters replaced by the options of the group.
+
+    Typer reads options from a function's signature; so that several commands can share a group, the signature that it
+    sees is put together here.
+    """
+    groups: dict[str, type] = {}
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            groups[parameter.name] = group
+            hints = get_type_hints(group, include_extras=True)
+            parameters += [
+                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+                for field in fields(group)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def flat(**given: Any) -> None:
+        built = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        try:
+            command(**given, **built)
+        except KeyboardInterrupt:
+            console.notes.print("interrupted; give the same command again to start over")
+            raise typer.Exit(130) from None
+
+    flat.__dict__["__signature__"] = Signature(parameters)
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
 
 
 def pick_device(name: str) -> str:

@@ -12,7 +12,10 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/demo/constrained.")],
     json: Json = False,
 ) -> None:
-    """Write report.html, report.md, the CSV tables and the figures again, from the tables of a run alone."""
+    """Write report.html, report.md, the CSV tables and the figures again, from the tables of a run alone.
+
+    Example: robustres report runs/demo/constrained
+    """
     from robustres.reports import write_report
 
     page = write_report(folder)

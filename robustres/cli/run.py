@@ -1,5 +1,6 @@
 """What evaluate, attack and certify share: run, report, print."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from robustres.cli import console
-from robustres.cli.options import pick_device, statistics
+from robustres.cli.options import Running, Source, pick_device
 
 if TYPE_CHECKING:
     from robustres.evaluation import Settings
@@ -17,38 +18,34 @@ def run_and_report(
     model: str,
     data: str,
     settings: "Settings",
+    source: Source,
+    running: Running,
     *,
-    mean: str | None,
-    std: str | None,
-    data_root: Path | None,
-    limit: int | None,
-    device: str,
-    out: Path | None,
-    overwrite: bool,
-    json: bool,
     cache: bool = True,
 ) -> None:
     """Evaluate the model on the data, write the run folder with its report, and print the summary."""
-    from robustres.data import load_data
     from robustres.evaluation import evaluate
-    from robustres.models import load_model
     from robustres.reports import write_report
 
-    where = pick_device(device)
-    images = load_data(data, root=data_root, limit=limit)
-    loaded = load_model(model, input_shape=images.image_shape, **statistics(mean, std))
-    folder = out or Path("runs") / f"{slug(model)}-{slug(data)}"
+    where, json = pick_device(running.device), running.json
+    loaded, images = source.load(model, data)
+    folder = running.out or Path("runs") / f"{slug(model)}-{slug(data)}"
     try:
         with console.progress_bar(quiet=json) as progress:
             run = evaluate(
-                loaded, images, folder, settings, device=where, overwrite=overwrite, cache=cache, command=sys.argv,
-                progress=progress,
+                loaded, images, folder, settings, device=where, overwrite=running.overwrite, cache=cache,
+                command=sys.argv, progress=progress,
             )  # fmt: skip
+            if not run.first:
+                return
             progress("report", 0, 1)
             page = write_report(folder)
             progress("report", 1, 1)
     except KeyboardInterrupt:
-        console.notes.print(f"interrupted; run the same command again to resume from {folder}")
+        again = shlex.join(["robustres", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        console.notes.print(
+            f"interrupted; what is finished is kept in {folder}: go on with {again}", markup=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
     if json:
         typer.echo((folder / "summary.json").read_text(), nl=False)
@@ -59,7 +56,9 @@ def run_and_report(
 
 def slug(spec: str) -> str:
     """A model or data specification as part of a folder's name."""
-    stem = Path(spec.split(":", 1)[-1]).name.removesuffix(".onnx").removesuffix(".safetensors")
+    stem = Path(spec.split(":", 1)[-1]).name
+    for ending in (".onnx", ".safetensors", ".pt2", ".pt", ".pth"):
+        stem = stem.removesuffix(ending)
     return "".join(character if character.isalnum() or character in "._-" else "-" for character in stem)
 
 

@@ -14,6 +14,9 @@ from robustres.errors import DataError
 
 Array = NDArray[np.generic]
 
+# Bytes of a compressed array, which has to be unpacked into memory.
+LARGEST_UNPACKED = 2**33
+
 
 def numpy_folder(folder: Path, split: Split = "test", *, limit: int | None = None) -> ImageSet:
     """images.npy, (N, H, W, C) as uint8 or as floats in [0, 1], and labels.npy, (N,) integers.
@@ -120,6 +123,10 @@ def _member(file: Path, name: str) -> Array:
                     order = "F" if fortran else "C"
                     mapped: Array = np.memmap(file, dtype, "r", start, shape, order)  # type: ignore[call-overload]
                     return mapped
+        if info.file_size > LARGEST_UNPACKED:
+            raise _unreadable(
+                file, ValueError(f"{name} is compressed and would unpack to {info.file_size} bytes in memory")
+            )
         with np.load(file, allow_pickle=False) as arrays:
             unpacked: Array = arrays[name]
             return unpacked

@@ -45,11 +45,35 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished evaluation: its folder, its summary, and the bound of the network where one was asked for."""
+    """A finished evaluation: its folder, its summary, and the bound of the network where one was asked for.
+
+    first: whether this process is the one of several that reports; the summary is the same in all of them.
+    """
 
     folder: RunFolder
     summary: dict[str, Any]
     lipschitz: LipschitzReport | None
+    first: bool = True
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """One row per sample: label, prediction, margin."""
+        return self.folder.table("samples")
+
+    @property
+    def attacks(self) -> pd.DataFrame:
+        """One row per sample, attack, norm and eps: whether it was fooled, and at which distance."""
+        return self.folder.table("attacks")
+
+    @property
+    def certificates(self) -> pd.DataFrame:
+        """One row per sample, certificate and norm: the radius inside which nothing changes the answer."""
+        return self.folder.table("certificates")
+
+    @property
+    def blocks(self) -> pd.DataFrame:
+        """One row per block of the network: its bounds and the estimate from below."""
+        return self.folder.table("blocks")
 
 
 def evaluate(
@@ -119,10 +143,10 @@ def evaluate(
                 rows = typed_table("diagnosis", diagnosis_rows(module, data, settings, device=device))
                 folder.finish_part(DIAGNOSED, {"diagnosis": rows})
             shard.wait()
-            summary = folder.write_summary() if shard.first else {}
+            summary = shard.from_first(folder.write_summary)
             _stop_at_violation(folder.table("attacks"), folder.table("certificates"))
             shard.wait()
-    return Run(folder, summary, report)
+    return Run(folder, summary, report, first=shard.first)
 
 
 def _spans(total: int, size: int) -> list[range]:

@@ -1,7 +1,7 @@
 """Which parts of the samples this process computes, alone or as one of several that torchrun started."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +38,14 @@ class Shard:
         values: list[T | None] = [None] * self.world
         dist.all_gather_object(values, value)
         return cast(list[T], values)
+
+    def from_first(self, value: Callable[[], T]) -> T:
+        """What the first process computes, for all of them; every process must come here."""
+        if self.world == 1:
+            return value()
+        values: list[T | None] = [value() if self.first else None]
+        dist.broadcast_object_list(values, src=0)
+        return cast(T, values[0])
 
     def wait(self) -> None:
         """Return once every process has come here."""

@@ -1,6 +1,7 @@
 """Plain files of weights for a network that something else builds. Reading them never executes code."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.errors import ModelError
+from robustres.models.archive import Archive
 from robustres.models.checkpoint import load_tensors, read_tensors
 
 # Names under which training scripts keep the weights inside their checkpoints.
@@ -34,6 +36,8 @@ def _without_wrapper(tensors: dict[str, Tensor], expected: set[str]) -> dict[str
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:
     """With weights_only: a pickle that would execute anything is refused by torch itself."""
+    if zipfile.is_zipfile(file):
+        Archive(file, "plain weights")  # refuses what would unpack to more than the file's size
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError) as error:

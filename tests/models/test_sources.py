@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_weights_that_do_not_fit_are_refused(factory: str, tmp_path: Path, conte
     torch.save(content(), tmp_path / "weights.pth")
     with pytest.raises(ModelError, match=sentence):
         load_model(f"{factory}@{tmp_path / 'weights.pth'}")
+
+
+def test_weights_that_would_unpack_to_much_more_than_their_file_are_refused(factory: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data/0", bytes(2**26 + 1))
+    with pytest.raises(ModelError, match="would unpack to"):
+        load_model(f"{factory}@{file}")
 
 
 def test_truncated_and_missing_weights_are_refused(factory: str, tmp_path: Path) -> None:
