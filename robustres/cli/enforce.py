@@ -28,27 +28,23 @@ def enforce(
 ) -> None:
     """Write a copy of MODEL whose layers or blocks provably stay within a budget; accuracy and bound before and after.
 
-    spectral and clip bound every layer; scale and joint bound every residual block. MODEL is a checkpoint of this
-    project; for any other module call robustres.training.enforce, which returns an ordinary module.
+    spectral and clip bound every layer, a batch normalisation together with the convolution before it; scale and joint
+    bound every residual block of the network's graph. Only weights change: another network than a checkpoint of this
+    project is written as weights for the same MODEL and loaded as MODEL@FILE.
 
-    Example: robustres enforce runs/demo/residual/model.safetensors --lipschitz 1 --method joint --data digits
+    Example: robustres enforce runs/demo/residual/model.safetensors --lipschitz 1 --data digits
+
+    Example: robustres enforce torchvision:resnet18@weights.pth --lipschitz 2 --method joint --data folder:DIR
     """
     from robustres.certify import lipschitz as bound
     from robustres.data import load_data
-    from robustres.errors import ModelError
-    from robustres.models import Normalised, ResidualNet, load_model, save_checkpoint
+    from robustres.models import load_model, save_model
     from robustres.results import json_text
     from robustres.training import enforce as run_enforcement
 
     where = options.pick_device(device)
     images = load_data(data, root=data_root, limit=limit)
     loaded = load_model(model, input_shape=images.image_shape, **options.statistics(mean, std))
-    network = loaded.module.model if isinstance(loaded.module, Normalised) else loaded.module
-    if not isinstance(network, ResidualNet):
-        raise ModelError(
-            f"only checkpoints of this project can be written again, {model} is a {type(network).__name__}; "
-            "call robustres.training.enforce in Python and keep the module that it returns"
-        )
     with console.progress_bar(quiet=json) as progress:
         progress("enforce", 0, 1)
         enforced = run_enforcement(
@@ -63,9 +59,9 @@ def enforce(
                 "lipschitz": bound(network, images.image_shape, lower_steps=0).upper,
             }
         progress("accuracy and bound", 2, 2)
-    written = save_checkpoint(enforced.cpu(), out / "model.safetensors")
+    written = save_model(enforced.cpu(), out, source=model)
     if json:
-        typer.echo(json_text({**facts, "model": str(written)}), nl=False)
+        typer.echo(json_text({**facts, "model": written}), nl=False)
         return
     rows = [(name, console.percent(fact["accuracy"]), f"{fact['lipschitz']:.4g}") for name, fact in facts.items()]
     console.print_table(f"{method} budget {lipschitz:g}", ("", "correct", "Lipschitz bound (l2)"), rows)

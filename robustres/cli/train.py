@@ -35,15 +35,26 @@ Loss = Annotated[
 ]
 Eps = Annotated[str | None, typer.Option("--eps", help="Radius in pixel units, of the attack or the margin: 36/255")]
 Norm = Annotated[str | None, typer.Option("--norm", help="l2 | linf, of adversarial and trades.")]
+EpsWarmup = Annotated[
+    float | None, typer.Option("--eps-warmup", help="Share of all steps over which eps grows to its full size.")
+]
+AttackSteps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="Of the attack inside training.")]
+TradesBeta = Annotated[float | None, typer.Option("--trades-beta", help="Weight of the TRADES term.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training split.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The largest, between warm-up and cosine.")]
+Warmup = Annotated[
+    float | None, typer.Option("--warmup", help="Share of all steps over which the learning rate grows.")
+]
 Optimiser = Annotated[str | None, typer.Option("--optimiser", help="nadam | adamw")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Decoupled weight decay.")]
 Ema = Annotated[float | None, typer.Option("--ema", help="Decay of the averaged weights that are kept, such as 0.99.")]
 Augmentation = Annotated[str | None, typer.Option("--augmentation", help="none | shift | shift-flip")]
 Shift = Annotated[int | None, typer.Option("--shift", min=0, help="Pixels that images move at most.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the logits of the margin losses.")]
+Annealing = Annotated[
+    float | None, typer.Option("--annealing", help="Power of (1 - probability of the label) in the loss annealing.")
+]
 ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of a gradient.")]
 LipschitzWeight = Annotated[
     float | None, typer.Option("--lipschitz-weight", help="Weight of log L in the loss, for ordinary networks.")
@@ -68,15 +79,20 @@ def train(
     loss: Loss = None,
     eps: Eps = None,
     norm: Norm = None,
+    eps_warmup: EpsWarmup = None,
+    attack_steps: AttackSteps = None,
+    trades_beta: TradesBeta = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
+    warmup: Warmup = None,
     optimiser: Optimiser = None,
     weight_decay: WeightDecay = None,
     ema: Ema = None,
     augmentation: Augmentation = None,
     shift: Shift = None,
     temperature: Temperature = None,
+    annealing: Annealing = None,
     clip_norm: ClipNorm = None,
     lipschitz_weight: LipschitzWeight = None,
     patience: Patience = None,
@@ -94,8 +110,9 @@ def train(
 ) -> None:
     """Train NETWORK on the training split of DATA and keep the epoch that is best on the validation split.
 
-    Without --recipe a preset brings its own recipe where it has one. Every setting of a recipe can stand in the TOML
-    file; --out keeps the recipe that was used as recipe.toml. Ctrl-C and kills lose at most one epoch: see --resume.
+    Without --recipe a preset brings its own recipe where it has one. Every setting of a recipe is an option here, and a
+    line of the TOML file by the same name with _ for -; --out keeps the recipe that was used as recipe.toml. Ctrl-C and
+    kills lose at most one epoch: see --resume.
 
     Example: robustres train constrained-tiny --data digits --loss emma --eps 0.9 --epochs 30
 
@@ -106,10 +123,12 @@ def train(
     from robustres.training import plan_of
 
     given = {
-        "loss": loss, "eps": options.number(eps), "norm": norm, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "optimiser": optimiser, "weight_decay": weight_decay, "ema": ema,
-        "augmentation": augmentation, "shift": shift, "temperature": temperature, "clip_norm": clip_norm,
-        "lipschitz_weight": lipschitz_weight, "patience": patience, "mixed_precision": mixed_precision, "seed": seed,
+        "loss": loss, "eps": options.number(eps), "norm": norm, "eps_warmup": eps_warmup,
+        "attack_steps": attack_steps, "trades_beta": trades_beta, "epochs": epochs, "batch_size": batch_size,
+        "learning_rate": learning_rate, "warmup": warmup, "optimiser": optimiser, "weight_decay": weight_decay,
+        "ema": ema, "augmentation": augmentation, "shift": shift, "temperature": temperature, "annealing": annealing,
+        "clip_norm": clip_norm, "lipschitz_weight": lipschitz_weight, "patience": patience,
+        "mixed_precision": mixed_precision, "seed": seed,
     }  # fmt: skip
     plan = plan_of(network, recipe, {name: value for name, value in given.items() if value is not None})
     _refuse_to_overwrite(out, resume=resume)

@@ -48,9 +48,9 @@ def load_model(
 
     spec: a checkpoint `FILE.safetensors` (with FILE.json), `FILE.onnx`, `FILE.pt2` (torch.export), TorchScript as
         `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME`,
-        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). A name
-        may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors. Only a factory executes code that is not
-        part of an installed library; opening a file never does.
+        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). All but
+        TorchScript may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors, which replaces the weights.
+        Only a factory executes code that is not part of an installed library; opening a file never does.
     download: whether published weights may be fetched when they are not on this machine.
     mean, std: the normalisation that the network expects, per channel; it becomes part of the network. Only one given:
         the other is 0 or 1.
@@ -89,13 +89,16 @@ def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.
         ".safetensors": load_checkpoint, ".onnx": load_onnx, ".pt2": load_exported,
     }  # fmt: skip
     reader = readers.get(Path(source).suffix)
-    if reader is not None and file is None:
-        return reader(Path(source))
+    if reader is not None:
+        module = reader(Path(source))
+        if file is not None:
+            load_weights(module, file)
+        return module
     kind, colon, name = source.partition(":")
     if not (colon and kind and name):
         raise ModelError(
             "a model must be FILE.safetensors, FILE.onnx, FILE.pt2, FILE.pt (TorchScript), torchvision:NAME, "
-            f"timm:NAME, hf:ORG/NAME or package.module:factory, the last four also with @WEIGHTS, got {spec!r}"
+            f"timm:NAME, hf:ORG/NAME or package.module:factory, all but TorchScript also with @WEIGHTS, got {spec!r}"
         )
     if kind in ZOOS:
         return ZOOS[kind](name, file, download)

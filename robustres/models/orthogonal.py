@@ -48,7 +48,8 @@ class _OrthonormalRows(torch.autograd.Function):
         rows, factor = ctx.saved_tensors
         product = (gradients[0] @ rows.T).tril()
         symmetric = product.tril(-1) + product.tril(-1).T + product.diagonal().diag()
-        return torch.linalg.solve_triangular(factor.T, gradients[0] - symmetric @ rows, upper=True)
+        gradient: Tensor = torch.linalg.solve_triangular(factor.T, gradients[0] - symmetric @ rows, upper=True)
+        return gradient
 
 
 class SemiOrthogonal(nn.Module):

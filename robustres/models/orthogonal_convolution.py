@@ -38,7 +38,7 @@ class OrthogonalMinusIdentity(nn.Module):
     @full_precision
     def forward(self, weight: Tensor) -> Tensor:
         channels = self.channels
-        matrix, *frames = weight.split((channels, *(channels // 2,) * PROJECTIONS))
+        matrix, *frames = torch.split(weight, [channels, *(channels // 2,) * PROJECTIONS])
         eye = torch.eye(channels, dtype=weight.dtype, device=weight.device)
         first, second, third, fourth = (rows.T @ rows for rows in map(orthonormal_rows, frames))
         down = _composed((first, eye - first), (eye - second, second))

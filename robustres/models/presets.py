@@ -21,7 +21,9 @@ MNIST: dict[str, Architecture] = {
 }
 _DIGITS: dict[str, Any] = {"image_shape": (1, 8, 8), "classes": 10, "stem_kernel": 8, "stem_stride": 8, "kernel": 1}
 _COLOUR: dict[str, Any] = {"image_shape": (3, 32, 32), "classes": 10, "stem_kernel": 5, "stem_stride": 2}
-# The families by size: tiny for the digits; small has about 0.8 million parameters, for 32 x 32 colour images.
+# The families by size: tiny for the digits; small has about 0.8 million parameters, for 32 x 32 colour images; large
+# has the convolutions of published networks (L12W256 of Hu et al. 2023; 50 of width 90, the large SLL of Araujo et al.
+# 2023, for the others), without the dense layers behind them. A joint block holds two layers.
 FAMILIES: dict[str, Architecture] = {
     "liresnet-tiny": Architecture("linear", 4, 128, activation="maxmin", **_DIGITS),
     "cpl-tiny": Architecture("cpl", 4, 128, **_DIGITS),
@@ -32,6 +34,10 @@ FAMILIES: dict[str, Architecture] = {
     "cpl-small": Architecture("cpl", 20, 64, pool=8, **_COLOUR),
     "sll-small": Architecture("sll", 20, 64, pool=8, **_COLOUR),
     "joint-small": Architecture("joint", 10, 64, pool=8, **_COLOUR),
+    "liresnet-large": Architecture("linear", 12, 256, activation="maxmin", pool=8, **_COLOUR),
+    "cpl-large": Architecture("cpl", 50, 90, pool=8, **_COLOUR),
+    "sll-large": Architecture("sll", 50, 90, pool=8, **_COLOUR),
+    "joint-large": Architecture("joint", 25, 90, pool=8, **_COLOUR),
 }
 # For one core of a CPU: most parameters stand where few positions see them.
 CIFAR: dict[str, Architecture] = {

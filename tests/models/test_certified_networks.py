@@ -1,12 +1,15 @@
 """Whole networks of every block, read by the certifier: never above what the parametrisations promise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from robustres.certify import certify, lipschitz
 from robustres.errors import UnsupportedOperationError
-from robustres.models import BLOCKS, materialise, residual_net
+from robustres.models import BLOCKS, PRESETS, build, materialise, residual_net
 from robustres.models.blocks import ORDINARY
+from robustres.models.presets import FAMILIES
 
 SHAPE = (1, 5, 4)
 
@@ -29,3 +32,37 @@ def test_a_highway_network_is_refused_by_name() -> None:
     network = residual_net(block="highway", depth=1, width=4, image_shape=SHAPE, classes=3).eval()
     with pytest.raises(UnsupportedOperationError, match=r"blocks\.0"):
         lipschitz(network, SHAPE)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_size_of_every_family_is_certified_at_full_width(name: str) -> None:
+    """One block of each, on an image of which the features are 2 x 2."""
+    tiny = FAMILIES[name].image_shape[0] == 1
+    small = {} if tiny else {"image_shape": (3, 4, 4), "pool": 2}
+    plain = materialise(build(replace(FAMILIES[name], depth=1, **small)))
+    report = lipschitz(plain, (1, 8, 8) if tiny else (3, 4, 4), effort=0.1, lower_steps=0)
+    before_head = 1.0
+    for row in report.blocks[:-1]:
+        before_head *= row.upper
+    assert 0.5 < before_head <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"plain-tiny", "residual-tiny"}))
+def test_constrained_presets_are_certified_as_they_are(name: str) -> None:
+    network = build(PRESETS[name])
+    plain = materialise(network)
+    found = certify(plain, torch.rand(2, *PRESETS[name].image_shape))
+    assert (found.radius > 0).all()
+
+
+def test_the_families_come_in_three_sizes() -> None:
+    sizes = {
+        name: sum(parameter.numel() for parameter in build(architecture).parameters())
+        for name, architecture in FAMILIES.items()
+    }
+    for family in ("liresnet", "cpl", "sll", "joint"):
+        tiny, small, large = (sizes[f"{family}-{size}"] for size in ("tiny", "small", "large"))
+        assert tiny < 0.08e6
+        assert 0.7e6 < small < 0.9e6
+        assert large > 3e6

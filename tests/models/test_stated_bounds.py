@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from robustres.certify import HasLipschitzBound
+from robustres.certify import HasLipschitzBound, lipschitz
 from robustres.errors import ModelError
 from robustres.models import BLOCKS, materialise
 from robustres.models.backward_euler import BackwardEulerBlock, _BackwardEuler
@@ -14,10 +16,12 @@ from robustres.models.euler import InvertibleBlock
 from robustres.models.highway import HighwayBlock
 from robustres.models.joint_block import JointBlock
 from robustres.models.operator_norm import Geometry
+from robustres.models.orthogonal_convolution import SIDE
 from robustres.models.site import Site
 from robustres.models.stated import map_of
 
 CONSTRAINED = sorted(BLOCKS.keys() - ORDINARY)
+MAXMIN = {"linear", "orthogonal", "orthogonal-convolution", "spectral", "scaled", "convex", "euler", "invertible"}
 SITES = [Site(4, (5, 4)), Site(6, (1, 1))]
 
 
@@ -172,3 +176,47 @@ def test_learnt_shares_keep_the_exact_budget() -> None:
 def test_maps_of_other_layers_are_refused() -> None:
     with pytest.raises(ModelError, match=r"only nn\.Linear and nn\.Conv2d"):
         map_of(nn.ReLU(), (2,))
+
+
+def sites(name: str) -> st.SearchStrategy[Site]:
+    sides = st.integers(1, 4)
+    return st.builds(
+        Site,
+        channels=st.sampled_from([2, 4]),
+        size=st.tuples(sides, sides),
+        kernel=st.just(SIDE) if name == "orthogonal-convolution" else st.sampled_from([1, 3]),
+        activation=st.sampled_from(["relu", "maxmin"] if name in MAXMIN else ["relu"]),
+        scale=st.floats(0.1, 0.9),
+    )
+
+
+def largest_ratio(block: nn.Module, site: Site, generator: torch.Generator) -> float:
+    """|f(x) - f(x')| / |x - x'| over pairs far apart and close together."""
+    x = torch.randn(32, *site.shape, generator=generator, dtype=torch.float64)
+    scales = torch.logspace(-4, 1, 32, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    other = x + scales * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+
+    def lengths(values: Tensor) -> Tensor:
+        return values.flatten(1).norm(dim=1)
+
+    with torch.no_grad():
+        return float((lengths(block(x) - block(other)) / lengths(x - other)).max())
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+@settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(data=st.data(), seed=st.integers(0, 2**16), steps=st.integers(0, 10), rate=st.floats(0.01, 0.5))
+def test_truth_stated_bound_and_budget_come_in_this_order(
+    name: str, data: st.DataObject, seed: int, steps: int, rate: float
+) -> None:
+    site = data.draw(sites(name))
+    torch.manual_seed(seed)
+    block = materialise(trained_on_noise(make_block(name, site), site, steps=steps, rate=rate)).double()
+    said = stated(block, site)
+    truth = max(attained(block, site), largest_ratio(block, site, torch.Generator().manual_seed(seed)))
+    assert truth <= said * (1 + 1e-9)
+    assert said <= block.budget + 1e-9  # type: ignore[operator]
+    report = lipschitz(block, site.shape, effort=0.05, lower_steps=4)
+    assert truth <= report.upper * (1 + 1e-9)
+    assert report.lower <= said * (1 + 1e-9)
+    assert report.upper <= said * (1 + 1e-2)

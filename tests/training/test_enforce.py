@@ -2,20 +2,25 @@
 
 import copy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from robustres.certify import lipschitz, spectral_norm
 from robustres.certify.joint import joint_bound
 from robustres.certify.linear_map import Identity
 from robustres.data import load_data
 from robustres.errors import InputError, ModelError
-from robustres.models import ResidualNet, load_model, materialise, residual_net, save_checkpoint
+from robustres.models import ResidualNet, load_model, materialise, residual_net, save_checkpoint, save_model
 from robustres.models.stated import map_of
 from robustres.training import Recipe, enforce, train
-from robustres.training.enforce import Method, _input_shapes
+from robustres.training.block_budget import residual_blocks
+from robustres.training.enforce import Method
+from robustres.training.folded_layer import folded_layers
+from robustres.training.singular_value_clipping import clipped
 
 SHAPE = (1, 8, 8)
 SMALL = (1, 5, 4)
@@ -38,9 +43,8 @@ def small() -> ResidualNet:
 
 
 def norms(model: nn.Module) -> list[float]:
-    shapes = _input_shapes(model, SHAPE)
-    layers = [layer for layer in shapes if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return [float(torch.linalg.matrix_norm(map_of(layer, shapes[layer]).dense(), ord=2)) for layer in layers]
+    layers = folded_layers(model, SHAPE)
+    return [float(torch.linalg.matrix_norm(layer.map.dense(), ord=2)) for layer in layers]
 
 
 def test_spectral_brings_every_layer_below_the_budget_and_no_further() -> None:
@@ -105,27 +109,122 @@ def test_training_goes_on_below_the_budget_and_the_result_is_saved(tmp_path: Pat
     assert max(norms(loaded)) <= 1.2
 
 
-def test_batch_normalisation_is_folded_first() -> None:
+def test_batch_normalisation_counts_with_the_convolution_before_it() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
     with torch.no_grad():
         model(2 * torch.rand(16, *SHAPE))
         model[1].weight.fill_(5.0)  # type: ignore[union-attr, operator]
-    enforced = enforce(model, lipschitz=1.0, input_shape=SHAPE)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in enforced.modules())
-    assert max(norms(enforced)) <= 1.0
-    assert lipschitz(enforced, SHAPE).upper <= 1.0 * 2**0.5 + 1e-6
+        model[1].weight[0] = 0.0  # type: ignore[union-attr, index]
+    for method in ("spectral", "clip"):
+        enforced = enforce(model, lipschitz=1.0, input_shape=SHAPE, method=method)  # type: ignore[arg-type]
+        assert enforced.state_dict().keys() == model.state_dict().keys()
+        assert 0.9 < max(norms(enforced)) <= 1.0
+        assert lipschitz(enforced, SHAPE).upper <= 1.0 * 2**0.5 + 1e-6
+    below = enforce(model, lipschitz=1.0, input_shape=SHAPE, trainable=True)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in below.modules())
     with pytest.raises(ModelError, match="without a convolution before it"):
         enforce(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2)), lipschitz=1.0, input_shape=SHAPE)
 
 
-def test_the_published_network_is_brought_below_a_budget(shared: Path) -> None:
+def foreign() -> nn.Module:
+    """Two blocks of torchvision, the second one with a projection of stride 2, batch normalisation in use."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        BasicBlock(4, 4),
+        BasicBlock(4, 6, 2, nn.Sequential(nn.Conv2d(4, 6, 1, 2, bias=False), nn.BatchNorm2d(6))),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 10),
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.rand(32, *SHAPE))
+    return model.eval()
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_blocks_of_torchvision_keep_a_budget_by_the_certifier(method: Method) -> None:
+    model, budget = foreign(), 0.8 if method in {"spectral", "clip"} else 1.6
+    enforced = enforce(model, lipschitz=budget, input_shape=SHAPE, method=method)
+    again = enforce(enforced, lipschitz=budget, input_shape=SHAPE, method=method)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in enforced.state_dict().items())
+    assert {n: v.shape for n, v in enforced.state_dict().items()} == {n: v.shape for n, v in model.state_dict().items()}
+    if method in {"spectral", "clip"}:
+        assert 0.98 * budget < max(norms(enforced)) <= budget
+        return
+    joint = method == "joint"
+    before = lipschitz(model, SHAPE, joint=False, lower_steps=0).blocks
+    after = lipschitz(enforced, SHAPE, joint=joint, effort=0.2, lower_steps=0).blocks
+    assert min(row.textbook for row in before if row.is_residual) > 1.2 * budget
+    tops = [row.upper if joint else row.textbook for row in after if row.is_residual]
+    assert len(tops) == 2
+    assert 0.95 * budget < min(tops) <= max(tops) <= budget
+
+
+def test_a_projection_above_the_budget_shrinks_with_its_branch() -> None:
+    enforced = enforce(foreign()[4], lipschitz=0.2, input_shape=(4, 8, 8), method="scale")  # type: ignore[index]
+    (block,) = residual_blocks(enforced, (4, 8, 8))
+    assert 0.19 < block.bound(1.0, joint=False) <= 0.2
+
+
+def test_a_foreign_network_goes_on_training_below_its_budget() -> None:
+    below = enforce(foreign(), lipschitz=1.1, input_shape=SHAPE, trainable=True)
+    data = load_data("digits", split="train", limit=100), load_data("digits", split="validation", limit=40)
+    start = copy.deepcopy(below.state_dict())
+    train(below, *data, Recipe(epochs=2, learning_rate=2e-2))
+    assert any(not torch.equal(value, start[name]) for name, value in below.state_dict().items())
+    assert max(norms(materialise(below))) <= 1.1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 6, 3, 2, 1),
+        nn.Conv2d(3, 6, 4, 3, 0),
+        nn.Conv2d(3, 5, 1, 2),
+        nn.Conv2d(4, 6, 3, 1, 1, groups=2),
+        nn.Conv2d(3, 6, 3, 1, 2, dilation=2),
+    ],
+    ids=str,
+)
+def test_clipping_knows_strides_groups_and_dilations(layer: nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    shape = (layer.in_channels, 8, 7)
+    with torch.no_grad():
+        layer.weight.normal_()
+        dense = torch.linalg.svdvals(map_of(layer, shape).dense())
+        budget = 0.6 * float(dense[0])
+        cut = copy.deepcopy(layer)
+        cut.weight.copy_(clipped(layer, shape, budget))
+    values = torch.linalg.svdvals(map_of(cut, shape).dense())
+    assert values[0] < 1.1 * budget  # the support cuts a little of each projection away
+    assert values.square().sum() > 1.1 * (dense * budget / dense[0]).square().sum()  # more than division leaves
+
+
+def test_clipping_leaves_what_is_small_as_it_is() -> None:
+    torch.manual_seed(0)
+    for layer in (nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(2, 3, 5, 3, 2)):
+        torch.testing.assert_close(clipped(layer, (layer.in_channels, 9, 8), 1e3), layer.weight.detach())
+
+
+@pytest.mark.parametrize("method", ["spectral", pytest.param("joint", marks=pytest.mark.slow)])
+def test_the_published_network_is_brought_below_a_budget_and_loads_again(
+    shared: Path, tmp_path: Path, method: Method
+) -> None:
     pytest.importorskip("onnx2torch")
-    model = load_model(str(shared / "models" / "resnet_2b.onnx")).module
-    enforced = enforce(model, lipschitz=1.0, input_shape=(3, 32, 32))
-    shapes = _input_shapes(enforced, (3, 32, 32))
-    uppers = [spectral_norm(map_of(layer, shape)).upper for layer, shape in shapes.items()]
-    assert len(uppers) == 8
-    assert max(uppers) <= 1.0
+    source = str(shared / "models" / "resnet_2b.onnx")
+    enforced = enforce(load_model(source).module, lipschitz=3.0, input_shape=(3, 32, 32), method=method)
+    loaded = load_model(save_model(enforced, tmp_path, source=source)).module
+    if method == "spectral":
+        uppers = [spectral_norm(place.map).upper for place in folded_layers(loaded, (3, 32, 32))]
+        assert len(uppers) == 8
+    else:
+        uppers = [block.bound(1.0, joint=True) for block in residual_blocks(loaded, (3, 32, 32))]
+        assert len(uppers) == 2
+    assert max(uppers) <= 3.0
 
 
 def test_impossible_budgets_and_methods_are_refused() -> None:
@@ -139,5 +238,10 @@ def test_impossible_budgets_and_methods_are_refused() -> None:
         enforce(network(), lipschitz=1.0, input_shape=SHAPE, method="scale")
     with pytest.raises(ModelError, match="no residual block"):
         enforce(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), lipschitz=1.0, input_shape=SHAPE, method="joint")
-    with pytest.raises(ModelError, match="stride 1"):
-        enforce(network(), lipschitz=0.1, input_shape=SHAPE, method="clip")
+    with pytest.raises(ModelError, match="stride with a dilation"):
+        enforce(
+            nn.Sequential(nn.Conv2d(1, 2, 3, 2, 2, 2), nn.Flatten(), nn.Linear(32, 2)),
+            lipschitz=0.1,
+            input_shape=SHAPE,
+            method="clip",
+        )

@@ -1,0 +1,92 @@
+"""Layers as a network applies them: the batch normalisation right after a convolution is a part of its map."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustres.certify.linear_map import LinearMap
+from robustres.errors import ModelError
+from robustres.models.stated import map_of
+
+Layer = nn.Conv2d | nn.Linear
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedLayer:
+    """A convolution or dense layer at one image size, with the batch normalisation that takes its output, if any.
+
+    shape: unbatched, of what it receives. The map is that of evaluation mode: row by row, the layer's weight times
+    gamma / sqrt(var + eps).
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    norm: BatchNorm | None = None
+
+    @property
+    def folded(self) -> Layer:
+        """A float64 copy of the layer with the normalisation's gains in its weight."""
+        plain = copy.deepcopy(self.layer).double()
+        with torch.no_grad():
+            plain.weight.mul_(self._gains())
+        return plain
+
+    @property
+    def map(self) -> LinearMap:
+        """For the certifier."""
+        return map_of(self.folded, self.shape)
+
+    def replace(self, weight: Tensor) -> None:
+        """Store a weight of the folded form; a channel whose gain is 0 keeps its own, which nothing sees."""
+        gains = self._gains()
+        with torch.no_grad():
+            seen = torch.where(gains == 0, self.layer.weight.double(), weight / gains.where(gains != 0, 1))
+            self.layer.weight.copy_(seen)
+
+    def _gains(self) -> Tensor:
+        """One factor per row of the weight, float64, shaped to multiply it."""
+        rows = torch.ones(len(self.layer.weight), dtype=torch.float64, device=self.layer.weight.device)
+        if self.norm is not None:
+            assert self.norm.running_var is not None
+            rows = (self.norm.running_var.double() + self.norm.eps).rsqrt()
+            rows = rows if self.norm.weight is None else rows * self.norm.weight.detach().double()
+        return rows.reshape(-1, *(1,) * (self.layer.weight.ndim - 1))
+
+
+def folded_layers(network: nn.Module, input_shape: tuple[int, ...]) -> list[FoldedLayer]:
+    """Every convolution and dense layer of the network, from one pass of an image of zeros.
+
+    Raises ModelError where a layer is used twice, or a batch normalisation does not follow a layer directly.
+    """
+    shapes: dict[Layer, tuple[int, ...]] = {}
+    norms: dict[Layer, BatchNorm] = {}
+    makers: dict[int, tuple[Tensor, Layer]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if module in shapes:
+                raise ModelError(f"a {type(module).__name__} is used twice; it has two norms and no budget of its own")
+            shapes[module] = tuple(inputs[0].shape[1:])
+            makers[id(output)] = (output, module)
+            return
+        if not isinstance(module, BatchNorm) or id(inputs[0]) not in makers:
+            raise ModelError(
+                f"a {type(module).__name__} is without a convolution before it; it has no budget here, fold it first"
+            )
+        if module.running_var is None:
+            raise ModelError("a batch normalisation without running statistics depends on the batch; it has no norm")
+        norms[makers[id(inputs[0])][1]] = module
+
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    hooks = [module.register_forward_hook(record) for module in network.modules() if isinstance(module, kinds)]
+    probe = next(network.parameters())
+    try:
+        with torch.no_grad():
+            network(probe.new_zeros(1, *input_shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [FoldedLayer(layer, shape, norms.get(layer)) for layer, shape in shapes.items()]
