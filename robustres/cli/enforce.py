@@ -17,12 +17,9 @@ def enforce(
     model: options.Model,
     lipschitz: Annotated[float, typer.Option("--lipschitz", help="Budget of every layer (spectral, clip) or block.")],
     data: options.Data,
+    source: options.Source,
     method: Annotated[str, typer.Option("--method", help="spectral | clip | scale | joint")] = "spectral",
-    mean: options.Mean = None,
-    std: options.Std = None,
-    limit: options.Limit = None,
     device: options.Device = "auto",
-    data_root: options.DataRoot = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the new network.")] = Path("runs/enforced"),
     json: options.Json = False,
 ) -> None:
@@ -37,14 +34,12 @@ def enforce(
     Example: robustres enforce torchvision:resnet18@weights.pth --lipschitz 2 --method joint --data folder:DIR
     """
     from robustres.certify import lipschitz as bound
-    from robustres.data import load_data
-    from robustres.models import load_model, save_model
+    from robustres.models import save_model
     from robustres.results import json_text
     from robustres.training import enforce as run_enforcement
 
     where = options.pick_device(device)
-    images = load_data(data, root=data_root, limit=limit)
-    loaded = load_model(model, input_shape=images.image_shape, **options.statistics(mean, std))
+    loaded, images = source.load(model, data)
     with console.progress_bar(quiet=json) as progress:
         progress("enforce", 0, 1)
         enforced = run_enforcement(
