@@ -5,15 +5,15 @@ from time import perf_counter
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustres.certify import rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape
 from robustres.certify.analysis import Analysis
 from robustres.certify.block_row import BlockRow
 from robustres.certify.blocks import unique_names
-from robustres.certify.capture import BATCH, Captured, capture, device_of
+from robustres.certify.capture import capture, device_of
+from robustres.certify.estimates import Piece, block_estimates, estimate, start_images
 from robustres.certify.head import Head
-from robustres.certify.jacobian import steepest_directions
 from robustres.certify.joint import DEFAULT_EFFORT
 from robustres.certify.linear_map import Shape
 from robustres.certify.network import Linear, Node
@@ -25,7 +25,6 @@ from robustres.errors import DefectiveBoundError, InputError, Refusal, Unsupport
 from robustres.numerics import require_certifiable_arithmetic
 
 Norm = Literal["l2", "linf"]
-Piece = tuple[Node, Node, BlockRow]
 RULE_FILES = (rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape)
 Refuse = Literal["raise", "record"]
 
@@ -41,6 +40,7 @@ def lipschitz(
     delta: float | None = None,
     lower_steps: int = 8,
     refuse: Refuse = "raise",
+    images: Tensor | None = None,
     generator: torch.Generator | None = None,
     store: BoundMemory | None = None,
 ) -> LipschitzReport:
@@ -54,7 +54,8 @@ def lipschitz(
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
     seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
     delta: failure probability that each probabilistic bound may spend; None allows deterministic methods only.
-    lower_steps: power iterations of the lower estimates; 0 leaves them out.
+    lower_steps: steps of the searches for the lower estimates; 0 leaves them out.
+    images: (N, *input_shape) from which the lower estimates of network and blocks start; random ones where left out.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
         report, whose `upper` is then infinite.
     store: where bounds of the very same network, settings and certifier are looked for, and kept.
@@ -83,9 +84,10 @@ def lipschitz(
     output = simplified(network)
     order = output.ordered()
     steps = lower_steps if norm == "l2" else 0
+    starts = start_images(_fitting(images, input_shape))
     settings = {
         "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta, "steps": steps,
-        "device": device_of(model).type,
+        "device": device_of(model).type, "images": starts,
     }  # fmt: skip
     key = network_key(captured, order, settings) if store is not None and generator is None else None
     known = Known.from_text(store.load(key)) if store is not None and key is not None else Known()
@@ -101,8 +103,8 @@ def lipschitz(
         whole = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
         head = _head(output, bounders)
     if not remembered:
-        known.lower = _estimate(captured, order[0], output, steps, generator)
-        known.block_lower = _block_estimates(captured, pieces[norm], steps, generator)
+        known.lower = estimate(captured, order[0], output, starts, steps, generator)
+        known.block_lower = block_estimates(captured, pieces[norm], starts, steps, generator)
     upper, guarantee = whole[norm]
     report = LipschitzReport(
         input_shape=input_shape,
@@ -122,6 +124,12 @@ def lipschitz(
     return report
 
 
+def _fitting(images: Tensor | None, shape: Shape) -> Tensor | None:
+    if images is not None and (tuple(images.shape[1:]) != shape or not len(images)):
+        raise InputError(f"images must have the shape (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
+    return images
+
+
 def _refusal(shape: Shape, norm: Norm, refused: tuple[Refusal, ...], seconds: float) -> LipschitzReport:
     return LipschitzReport(shape, norm, (), float("inf"), 0.0, refused, seconds=seconds)
 
@@ -135,45 +143,21 @@ def _head(output: Node, bounders: dict[str, RememberingBounder]) -> Head | None:
     return Head(output.piece.map, body["l2"], body["linf"])
 
 
-def _block_estimates(
-    captured: Captured, pieces: list[Piece], steps: int, generator: torch.Generator | None
-) -> list[float]:
-    """For each row without a lower estimate the Jacobian norm at random points, 0 for the others."""
-    wanted = [row.lower == 0 and row.kind not in ("linear", "activation") for _, _, row in pieces]
-    return [
-        _estimate(captured, entry, end, steps, generator) if missing else 0.0
-        for missing, (entry, end, _) in zip(wanted, pieces, strict=True)
-    ]
-
-
 def _with_estimates(pieces: list[Piece], estimates: list[float]) -> tuple[BlockRow, ...]:
     """The rows under unique names with their estimates."""
     named = zip(pieces, unique_names(pieces), estimates, strict=True)
     rows = [with_lower(row, name, _checked(estimate, row.upper, name)) for (_, _, row), name, estimate in named]
-    if pieces and isinstance(pieces[-1][1].piece, Linear):
+    if pieces and rows[-1].kind == "linear":
         rows[-1] = replace(rows[-1], kind="head")
     return tuple(rows)
 
 
-def _estimate(captured: Captured, entry: Node, end: Node, steps: int, generator: torch.Generator | None) -> float:
-    """The largest Jacobian norm from `entry` to `end` at what random images lead to; 0 for no steps."""
-    if steps == 0:
-        return 0.0
-    shape = (1 if captured.rebatches else BATCH, *captured.source.meta["val"].shape[1:])
-    draw = generator or torch.Generator().manual_seed(0)
-    images = torch.rand(shape, dtype=torch.float64, generator=draw)
-    with torch.no_grad():
-        points = captured.run({captured.source: images.to(device_of(captured.module))}, entry.origin)
-    start = torch.randn(points.shape, dtype=torch.float64, generator=draw).to(points.device)
-    slopes = steepest_directions(
-        lambda values: captured.run({entry.origin: values}, end.origin), points, start, steps=steps
-    )
-    return float(slopes.stretch.nan_to_num(0, 0, 0).max())
-
-
 def _checked(estimate: float, upper: float, name: str) -> float:
-    """The estimate, cut at the bound where rounding took it there; an estimate that is larger proves a defect."""
-    if estimate > upper * (1 + 1e-9):
+    """The estimate, cut at the bound where rounding took it there; an estimate that is larger proves a defect.
+
+    Derivatives are as exact as torch's: that of hardsigmoid is 3e-8 too large, as its constant 1/6 is in float32.
+    """
+    if estimate > upper * (1 + 1e-6):
         raise DefectiveBoundError(
             f"{name}: the bound {upper:.17g} lies below the constant {estimate:.17g} that was attained; "
             "robustres is defective here: please report this model"

@@ -12,6 +12,7 @@ from robustres.certify.block_row import BlockRow
 from robustres.certify.bound import Guarantee
 from robustres.certify.head import Head
 from robustres.certify.linear_map import Shape
+from robustres.certify.rescaled import rescaled_candidates
 from robustres.errors import InputError, Refusal
 from robustres.numerics import rounded_up
 from robustres.results import typed_table
@@ -79,27 +80,34 @@ class LipschitzReport:
     def what_if(self, name: str, factor: float) -> "WhatIf":
         """What the network's bound would be with one piece rescaled; nothing here is a bound of the network as it is.
 
-        Of a residual block, `factor` multiplies the branch (F becomes factor F, the textbook bound); of any other
-        piece, its constant.
+        Of a residual block, `factor` multiplies the branch (F becomes factor F), and the block is bounded anew by
+        every method that bounded it, the joint one with its own T; of any other piece, `factor` multiplies its
+        constant. `network_upper` is a valid bound of the network rescaled so.
         """
         if not (math.isfinite(factor) and factor >= 0):
             raise InputError(f"factor must be a finite number of at least 0, got {factor}")
         row = self.block(name)
-        upper = row.shortcut + factor * row.branch if row.is_residual else factor * row.upper
-        block = min(upper, row.upper) if factor <= 1 else upper
-        network = self.upper / row.upper * block if row.upper > 0 else self.upper
-        return WhatIf(name, factor, block, network, self.upper / network if network > 0 else math.inf)
+        candidates = {row.method: factor * row.upper}
+        if row.is_residual:
+            analysis = self.analysis if self.norm == "l2" else None
+            candidates = rescaled_candidates(analysis, self.blocks.index(row), row, factor)
+        method = min(candidates, key=lambda key: candidates[key])
+        block = candidates[method]
+        network, _ = multiplied([replace(other, upper=block) if other is row else other for other in self.blocks])
+        return WhatIf(name, factor, block, network, self.upper / network if network > 0 else math.inf, method)
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A supposition: the bound of one block and of the network after rescaling, and the factor that all radii gain."""
+    """A supposition: the bounds of one block and of the network after rescaling, the factor that all radii gain by it,
+    and the method that bounds the block."""
 
     name: str
     factor: float
     block_upper: float
     network_upper: float
     radius_gain: float
+    method: str
 
 
 def multiplied(rows: Sequence[BlockRow]) -> tuple[float, Guarantee]:

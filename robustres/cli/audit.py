@@ -74,7 +74,7 @@ def audit(
     where = options.pick_device(device)
     if data is None and input_shape is None:
         raise InputError("an audit needs --data DATA, or --input-shape such as 3,32,32 to start from random images")
-    images = None if data is None else load_data(data, root=data_root).images
+    images = None if data is None else load_data(data, root=data_root).spaced(restarts)
     shape = parse_shape(input_shape) if input_shape is not None else tuple(images[0].shape)  # type: ignore[index]
     loaded = load_model(model, input_shape=shape, **options.statistics(mean, std))
     report = run_audit(

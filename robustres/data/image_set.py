@@ -69,6 +69,10 @@ class ImageSet:
         """The images at `indices` (M,) int64, as float32 (M, C, H, W), in that order; nothing else is read."""
         return self.pixels[indices]
 
+    def spaced(self, count: int) -> Tensor:
+        """At most so many images, evenly spaced over the set, as `batch` gives them."""
+        return self.batch(torch.linspace(0, len(self) - 1, min(count, len(self))).round().long())
+
     def extremes(self) -> tuple[float, float]:
         """The smallest and the largest pixel."""
         bounds = [torch.aminmax(self.batch(index)) for index in chunks(self.pixels.shape)]

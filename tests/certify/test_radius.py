@@ -220,12 +220,57 @@ def test_the_certified_accuracy_counts_only_what_is_correct() -> None:
     assert certified_accuracy_curve(radius, correct, [0.0, 0.25, 0.5]) == pytest.approx([2 / 3, 1 / 3, 0.0])
 
 
-def test_rescaling_a_branch_shows_what_it_would_buy() -> None:
-    report = lipschitz(mixed_network(), (3, 8, 8), joint=False)
+@pytest.mark.parametrize(("joint", "factor"), [(False, 0.5), (False, 2.0), (True, 0.0), (True, 0.3), (True, 2.5)])
+def test_rescaling_a_branch_shows_what_it_would_buy(joint: bool, factor: float) -> None:
+    model = mixed_network()
+    report = lipschitz(model, (3, 8, 8), joint=joint, effort=0.05)
     (block,) = report.residual_blocks
-    supposed = report.what_if(block.name, 0.5)
-    assert supposed.block_upper == pytest.approx(1 + block.branch / 2)
-    assert supposed.radius_gain == pytest.approx(block.upper / supposed.block_upper)
+    supposed = report.what_if(block.name, factor)
+    assert supposed.block_upper <= 1 + block.branch * factor + 1e-9
+    assert supposed.radius_gain == pytest.approx(report.upper / supposed.network_upper)
+    with torch.no_grad():
+        model.outer.weight *= factor
+        model.outer.bias *= factor  # type: ignore[operator]
+    anew = lipschitz(model, (3, 8, 8), joint=joint, effort=0.05)
+    assert supposed.network_upper >= anew.lower
+    if joint:
+        assert supposed.network_upper <= anew.upper * 1.05
+        assert factor == 0 or supposed.method == "joint"
+    x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    near = x + 0.01 * torch.randn_like(x)
+    with torch.no_grad():
+        ratios = (model.double()(near) - model(x)).norm(dim=1) / (near - x).flatten(1).norm(dim=1)
+    assert float(ratios.max()) <= supposed.network_upper
+
+
+def test_rescaling_another_piece_multiplies_its_constant_and_a_linear_branch_is_added_up() -> None:
+    report = lipschitz(mixed_network(), (3, 8, 8), joint=False)
     assert report.what_if(report.blocks[0].name, 0.5).radius_gain == pytest.approx(2)
     with pytest.raises(InputError, match="the blocks are"):
         report.what_if("nowhere", 0.5)
+    with pytest.raises(InputError, match="at least 0"):
+        report.what_if(report.blocks[0].name, -1.0)
+
+    class Negative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3, bias=False)
+            self.layer.weight.data = -torch.eye(3)
+
+        def forward(self, x: Tensor) -> Any:
+            return x + self.layer(x)
+
+    supposed = lipschitz(nn.Sequential(Negative(), nn.ReLU()), (3,)).what_if("0", 0.25)
+    assert supposed.block_upper == pytest.approx(0.75)
+
+
+def test_estimates_from_images_are_higher_and_below_the_bounds() -> None:
+    model = mixed_network()
+    plain = lipschitz(model, (3, 8, 8), joint=False)
+    found = lipschitz(model, (3, 8, 8), joint=False, images=torch.rand(20, 3, 8, 8))
+    assert plain.lower < found.lower <= found.upper == plain.upper
+    for before, after in zip(plain.blocks, found.blocks, strict=True):
+        assert after.lower <= after.upper
+        assert after.lower >= 0.9 * before.lower
+    with pytest.raises(InputError, match="images must have the shape"):
+        lipschitz(model, (3, 8, 8), images=torch.rand(2, 3, 4, 4))

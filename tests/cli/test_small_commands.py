@@ -34,6 +34,21 @@ def test_lipschitz_prints_the_ledger_without_data(
     assert report["lower"] <= report["upper"]
 
 
+def test_lipschitz_searches_from_images_and_says_what_a_smaller_branch_would_buy(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lipschitz", checkpoint, "--data", "digits", "--effort", "0.1", "--json"], monkeypatch) == 0
+    plain = json.loads(capsys.readouterr().out)
+    name = next(row["name"] for row in plain["blocks"] if row["shortcut"] is not None)
+    command = ["lipschitz", checkpoint, "--data", "digits", "--effort", "0.1", "--what-if", f"{name}=1/2", "--json"]
+    assert run(command, monkeypatch) == 0
+    (supposed,) = json.loads(capsys.readouterr().out)["what_if"]
+    assert supposed["network_upper"] < plain["upper"]
+    assert supposed["radius_gain"] == pytest.approx(plain["upper"] / supposed["network_upper"])
+    assert run([*command[:-3], "--what-if", name], monkeypatch) == 2
+    assert "BLOCK=FACTOR" in capsys.readouterr().err
+
+
 def test_a_wrong_shape_is_refused_with_an_example(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
