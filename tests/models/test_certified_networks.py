@@ -59,6 +59,7 @@ def test_constrained_presets_are_certified_as_they_are(name: str) -> None:
     assert (found.radius > 0).all()
 
 
+@pytest.mark.slow
 def test_the_families_come_in_three_sizes() -> None:
     sizes = {
         name: sum(parameter.numel() for parameter in build(architecture).parameters())

@@ -33,7 +33,9 @@ def test_a_network_for_large_images_downsamples_and_pools() -> None:
     assert network.head.in_features == 16
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "large" in name else ()) for name in sorted(PRESETS)]
+)
 def test_presets_build_and_say_their_classes(name: str) -> None:
     network = preset(name).eval()
     shape = PRESETS[name].image_shape
