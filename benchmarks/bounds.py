@@ -1,47 +1,96 @@
-"""How tight and how fast every bound is: norms by layer size, blocks beside the textbook bound.
+"""How tight and how fast every bound is: norms by layer size, blocks beside the textbook bound, whole networks.
 
-    python benchmarks/bounds.py [--quick] [--out bounds.csv] [--device cuda]
+    python benchmarks/bounds.py [--quick] [--only layers,blocks,networks] [--out bounds.csv] [--device cuda]
+                                [--resnet2b FILE.onnx] [--networks resnet18,resnet50]
 
-Ratios are to the reference of each row: the exact zero-padded norm (dense decomposition) where it is affordable, else
-the smallest bound at failure probability 1e-12. Estimates from below stand beside the bounds and are marked as such.
+Ratios of layers are to the exact zero-padded norm (the whole matrix, decomposed or proved to 1e-4) where it is
+affordable, else to the smallest bound there is, Lanczos at failure probability 1e-12 among them; each row says which.
+Ratios of blocks are to the best slopes that were found, those of networks to the smallest bound. Estimates from below
+stand beside the bounds and are marked. Weights are random (seed 0) but for --resnet2b.
 """
 
 import argparse
 import csv
+import importlib
+import resource
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
+from torch import nn
 
+from robustres.certify import lipschitz
 from robustres.certify.convolution import Convolution
-from robustres.certify.exact_norm import dense_bound
+from robustres.certify.half_torus import kept_axes_bound
 from robustres.certify.joint import joint_bound
 from robustres.certify.linear_map import Identity, LinearMap
 from robustres.certify.power_iteration import power_iteration
 from robustres.certify.spectral_norm import spectral_norm
 
-EXACT_SIDE = 2500  # smaller side of an operator that is decomposed as the reference
+EXACT_SECONDS = 5.0  # nominal seconds that the exact norm of a layer may take
+GRAM_ENTRIES = 2**14  # weights of a kernel up to which Gram iteration is timed at every frequency
+HALF_ENTRIES, HALF_SIDE = 2**16, 16  # ... and the half torus, with the image side up to which it is timed
 
 # channels in, channels out, image side, stride
-LAYERS = [(3, 16, 32, 1), (16, 16, 32, 1), (16, 32, 16, 2), (32, 32, 8, 1), (64, 64, 4, 1), (64, 64, 56, 1)]
-LAYERS += [(128, 128, 28, 1), (128, 256, 28, 2), (256, 256, 14, 1), (512, 512, 7, 1)]
+LAYERS = [(3, 16, 32, 1), (16, 16, 32, 1), (16, 32, 16, 2), (32, 32, 8, 1), (64, 64, 4, 1), (16, 16, 7, 1)]
+LAYERS += [(64, 64, 7, 1), (64, 64, 56, 1), (128, 128, 28, 1), (128, 256, 28, 2), (256, 256, 14, 1), (512, 512, 7, 1)]
+LAYERS += [(512, 512, 4, 1)]
 BLOCKS = [(8, 16, 8, 1), (8, 16, 16, 2), (16, 16, 8, 1), (32, 32, 16, 1), (64, 64, 28, 1), (64, 128, 28, 2)]
-QUICK = 6
+QUICK_LAYERS, QUICK_BLOCKS = 6, 3
+
+# The reach goals: CPU seconds of two cores in two minutes, GiB, seconds.
+NETWORK_SECONDS, NETWORK_GIB, RESNET2B_SECONDS = 240.0, 8.0, 20.0
+RESNET2B_BLOCKS = (4.15, 6.0)
+BOUND, PROBABLE, ESTIMATE = "bound", "bound 1 - 1e-12", "estimate from below"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one layer or block. kind: "bound", "bound 1 - 1e-12" or "estimate from below"."""
+    """One method on one layer, block or network. reference: what `ratio` is to. cpu_seconds: of all threads."""
 
+    part: str
     subject: str
     method: str
     kind: str
     value: float
     ratio: float
+    reference: str
     seconds: float
+    cpu_seconds: float
+    peak_gib: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value with what it took; peak memory is the process's until then."""
+
+    value: float
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def of(cls, compute: Callable[[], float], device: str) -> "Measured":
+        """Run it once."""
+        start, cpu = perf_counter(), process_time()
+        value = compute()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return cls(value, perf_counter() - start, process_time() - cpu)
+
+    def row(self, part: str, subject: str, method: str, kind: str, reference: tuple[float, str]) -> Row:
+        """With the ratio to a reference."""
+        ratio = self.value / reference[0]
+        return Row(
+            part, subject, method, kind, self.value, ratio, reference[1], self.seconds, self.cpu_seconds, peak_gib()
+        )
+
+
+def peak_gib() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def random_convolution(c_in: int, c_out: int, side: int, stride: int, seed: int, device: str) -> Convolution:
@@ -51,37 +100,42 @@ def random_convolution(c_in: int, c_out: int, side: int, stride: int, seed: int,
     return Convolution(weight.to(device), (c_in, side, side), stride, 1)
 
 
-def timed(compute: Callable[[], float]) -> tuple[float, float]:
-    """The value and its wall-clock seconds."""
-    start = perf_counter()
-    value = compute()
-    return value, perf_counter() - start
-
-
 def layer_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> Iterator[Row]:
     """Every method on one convolution."""
     layer = random_convolution(c_in, c_out, side, stride, 0, device)
     kernel = layer.weight
     methods: dict[str, tuple[str, Callable[[], float]]] = {
-        "frequency": ("bound", lambda: spectral_norm(layer, method="frequency", lower_steps=0).upper),
-        "frequency, Gram": ("bound", lambda: spectral_norm(layer, method="gram", lower_steps=0).upper),
-        "auto": ("bound", lambda: spectral_norm(layer, lower_steps=0).upper),
-        "Lanczos": ("bound 1 - 1e-12", lambda: spectral_norm(layer, method="lanczos", lower_steps=0).upper),
-        "power": ("bound 1 - 1e-12", lambda: spectral_norm(layer, method="power", lower_steps=0).upper),
-        "power, 100 steps": ("estimate from below", lambda: power_iteration(layer, steps=100).value),
-        "reshaped kernel": ("estimate from below", lambda: float(torch.linalg.matrix_norm(kernel.flatten(1), 2))),
+        "frequency": (BOUND, lambda: spectral_norm(layer, method="frequency", lower_steps=0).upper),
+        "frequency, Gram": (BOUND, lambda: spectral_norm(layer, method="gram", lower_steps=0).upper),
+        "half torus": (BOUND, lambda: spectral_norm(layer, method="half torus", lower_steps=0).upper),
+        "auto": (BOUND, lambda: spectral_norm(layer, lower_steps=0).upper),
+        "Lanczos": (PROBABLE, lambda: spectral_norm(layer, method="lanczos", lower_steps=0).upper),
+        "power": (PROBABLE, lambda: spectral_norm(layer, method="power", lower_steps=0).upper),
+        "power, 100 steps": (ESTIMATE, lambda: power_iteration(layer, steps=100).value),
+        "reshaped kernel": (ESTIMATE, lambda: float(torch.linalg.matrix_norm(kernel.flatten(1), 2))),
     }
-    if c_in * c_out > 2**14:
+    if c_in * c_out > GRAM_ENTRIES:
         del methods["frequency, Gram"]
-    results = {name: timed(compute) for name, (_, compute) in methods.items()}
-    reference = min(value for name, (value, _) in results.items() if methods[name][0] != "estimate from below")
-    if min(layer.in_size, layer.out_size) <= EXACT_SIDE:
-        reference, seconds = timed(lambda: dense_bound(layer))
-        results["dense"] = (reference, seconds)
-        methods["dense"] = ("bound", lambda: reference)
-    name = f"{c_in}->{c_out} {side}x{side} stride {stride}"
-    for method, (value, seconds) in results.items():
-        yield Row(name, method, methods[method][0], value, value / reference, seconds)
+    if side > HALF_SIDE or c_in * c_out > HALF_ENTRIES:
+        del methods["half torus"]
+    results = {name: Measured.of(compute, device) for name, (_, compute) in methods.items()}
+    exact = Measured.of(lambda: exact_norm(layer), device)
+    if exact.value < float("inf"):
+        results["exact"], methods["exact"] = exact, (BOUND, lambda: exact.value)
+        reference = exact.value, "exact"
+    else:
+        method = min((name for name in methods if methods[name][0] != ESTIMATE), key=lambda name: results[name].value)
+        reference = results[method].value, f"smallest bound ({method})"
+    for method, found in results.items():
+        yield found.row("layer", f"{c_in}->{c_out} {side}x{side} s{stride}", method, methods[method][0], reference)
+
+
+def exact_norm(layer: Convolution) -> float:
+    """The zero-padded norm, proved to about 1e-4 at worst; infinite where it takes too long."""
+    if min(layer.in_size, layer.out_size) <= 768:
+        return spectral_norm(layer, method="dense", lower_steps=0).upper
+    found = kept_axes_bound(layer, seconds=EXACT_SECONDS)
+    return found[0] if found is not None and found[1] == "dense" else float("inf")
 
 
 def block_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> Iterator[Row]:
@@ -93,43 +147,132 @@ def block_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> It
         generator = torch.Generator().manual_seed(3)
         weight = torch.randn(c_out, c_in, 1, 1, generator=generator, dtype=torch.float64) * c_in**-0.5
         shortcut = Convolution(weight.to(device), inner.in_shape, stride)
-    bound, seconds = None, 0.0
-    start = perf_counter()
+    start, cpu = perf_counter(), process_time()
     bound = joint_bound(shortcut, inner, outer)
-    seconds = perf_counter() - start
-    name = f"block {c_in}->{c_out} {side}x{side} stride {stride}"
+    took = perf_counter() - start, process_time() - cpu
+    name = f"block {c_in}->{c_out} {side}x{side} s{stride}"
     for method, value in bound.candidates.items():
-        yield Row(name, method, "bound", value, value / bound.lower, seconds)
-    yield Row(name, "free slopes", "estimate from below", bound.lower, 1.0, seconds)
+        yield Measured(value, *took).row("block", name, method, BOUND, (bound.lower, "free slopes"))
+    yield Measured(bound.lower, *took).row("block", name, "free slopes", ESTIMATE, (bound.lower, "free slopes"))
+
+
+def network_rows(name: str, model: nn.Module, shape: tuple[int, int, int], device: str) -> Iterator[Row]:
+    """The default bound of a whole network, its blocks, and the product of the textbook bounds."""
+    start, cpu = perf_counter(), process_time()
+    report = lipschitz(model.to(device).eval(), shape)
+    took = perf_counter() - start, process_time() - cpu
+    smallest = report.upper, "default bound"
+    yield Measured(report.upper, *took).row("network", name, "lipschitz", BOUND, smallest)
+    textbook = report.upper
+    for row in report.residual_blocks:
+        textbook *= row.textbook / row.upper
+    yield Measured(textbook, *took).row("network", name, "textbook", BOUND, smallest)
+    yield Measured(report.lower, *took).row("network", name, "Jacobian", ESTIMATE, smallest)
+    for row in report.residual_blocks:
+        for method, value in row.candidates.items():
+            found = Measured(value, row.seconds, float("nan"))
+            yield found.row("network block", f"{name} {row.name}", method, BOUND, (row.lower, "free slopes"))
+
+
+def networks(names: list[str], resnet2b: Path | None, device: str) -> Iterator[Row]:
+    """torchvision's networks at 224x224 with random weights, and the network of the ONNX file."""
+    if resnet2b is None or not resnet2b.is_file():
+        print(f"resnet_2b skipped: {'no --resnet2b FILE.onnx was given' if resnet2b is None else f'no {resnet2b}'}")
+    else:
+        loading = importlib.import_module("robustres.models.load_model")
+        yield from network_rows("resnet_2b", loading.load_model(str(resnet2b)).module, (3, 32, 32), device)
+    for name in names:
+        torch.manual_seed(0)
+        model = getattr(importlib.import_module("torchvision.models"), name)()
+        yield from network_rows(name, model, (3, 224, 224), device)
+
+
+def summary(rows: list[Row]) -> Iterator[str]:
+    """In words, which of the goals are met."""
+    for method in ("frequency", "auto"):
+        found = [row for row in rows if row.part == "layer" and row.method == method]
+        for exact in (True, False):
+            loose = [100 * (row.ratio - 1) for row in found if exact == (row.reference == "exact")]
+            if loose:
+                said = "the exact norm" if exact else "the smallest bound"
+                yield (
+                    f"{method}: median {statistics.median(loose):.2f} %, largest {max(loose):.2f} % above {said} "
+                    f"({len(loose)} layers)"
+                )
+    auto = [100 * (row.ratio - 1) for row in rows if row.part == "layer" and row.method == "auto"]
+    if auto:
+        yield verdict(
+            statistics.median(auto) <= 2, "convolutions within 2 % in the median", f"{statistics.median(auto):.2f} %"
+        )
+    for row in rows:
+        if row.part != "network" or row.method != "lipschitz":
+            continue
+        took = f"{row.seconds:.0f} s wall, {row.cpu_seconds:.0f} s CPU, {row.peak_gib:.1f} GiB"
+        if row.subject == "resnet18":
+            met = row.cpu_seconds <= NETWORK_SECONDS and row.peak_gib <= NETWORK_GIB
+            yield verdict(met, "resnet18 at 224x224 in two minutes of two cores and 8 GiB", took)
+        elif row.subject == "resnet_2b":
+            blocks = joint_of_blocks(rows, "resnet_2b")
+            met = row.cpu_seconds <= RESNET2B_SECONDS
+            met = met and all(value <= goal for value, goal in zip(blocks, RESNET2B_BLOCKS, strict=True))
+            said = ", ".join(f"{value:.3f}" for value in blocks)
+            yield verdict(met, f"resnet_2b in {RESNET2B_SECONDS:.0f} s, blocks at most 4.15 and 6.0", f"{took}; {said}")
+        else:
+            yield f"{row.subject} at 224x224: {took}, bound {row.value:.4g}"
+
+
+def joint_of_blocks(rows: list[Row], name: str) -> list[float]:
+    """The joint bounds of a network's blocks, in order."""
+    return [
+        row.value
+        for row in rows
+        if row.part == "network block" and row.subject.startswith(name) and row.method.startswith("joint")
+    ]
+
+
+def verdict(met: bool, goal: str, figures: str) -> str:
+    """A goal with its figures."""
+    return f"{'met' if met else 'NOT MET'}: {goal}: {figures}"
+
+
+def all_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Everything that was asked for."""
+    if "layers" in options.only:
+        for size in LAYERS[:QUICK_LAYERS] if options.quick else LAYERS:
+            yield from layer_rows(*size, options.device)
+    if "blocks" in options.only:
+        for size in BLOCKS[:QUICK_BLOCKS] if options.quick else BLOCKS:
+            yield from block_rows(*size, options.device)
+    if "networks" in options.only:
+        yield from networks([] if options.quick else options.networks, options.resnet2b, options.device)
 
 
 def main() -> None:
-    """Print the table and write the CSV."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the small sizes")
+    """Print the table and write the CSV, row by row."""
+    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only the small sizes, no network but resnet_2b")
+    parser.add_argument("--only", type=words, default=["layers", "blocks", "networks"])
+    parser.add_argument("--networks", type=words, default=["resnet18", "resnet50"], help="of torchvision")
+    parser.add_argument("--resnet2b", type=Path, help="resnet_2b.onnx of VNN-COMP 2021")
     parser.add_argument("--out", type=Path, default=Path("bounds.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    layers = LAYERS[: QUICK - 1] if options.quick else LAYERS
-    blocks = BLOCKS[: QUICK // 2] if options.quick else BLOCKS
     rows: list[Row] = []
-    print(f"{'subject':<28}{'method':<22}{'kind':<22}{'value':>10}{'ratio':>9}{'seconds':>9}")
-    for make, sizes in ((layer_rows, layers), (block_rows, blocks)):
-        for size in sizes:
-            for row in make(*size, options.device):
-                rows.append(row)
-                print(
-                    f"{row.subject:<28}{row.method:<22}{row.kind:<22}{row.value:>10.4f}{row.ratio:>9.4f}"
-                    f"{row.seconds:>9.2f}",
-                    flush=True,
-                )
-    exact = {row.subject for row in rows if row.method == "dense"}
-    looseness = [row.ratio - 1 for row in rows if row.method == "frequency" and row.subject in exact]
-    print(f"frequency bound over the exact zero-padded norm, median: {100 * statistics.median(looseness):.2f} %")
+    print(f"{'subject':<26}{'method':<20}{'kind':<21}{'value':>12}{'ratio':>9}{'seconds':>9}{'cpu':>8}{'GiB':>6}")
     with options.out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(list(Row.__dataclass_fields__))
-        writer.writerows([list(vars(row).values()) for row in rows])
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        for row in all_rows(options):
+            rows.append(row)
+            writer.writerow(asdict(row))
+            file.flush()
+            print(
+                f"{row.subject:<26}{row.method:<20}{row.kind:<21}{row.value:>12.5g}{row.ratio:>9.4f}"
+                f"{row.seconds:>9.2f}{row.cpu_seconds:>8.2f}{row.peak_gib:>6.1f}",
+                flush=True,
+            )
+    print(*summary(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -129,11 +129,13 @@ def top_ritz_pair(hermitian: Tensor, *, steps: int = 30) -> tuple[Tensor, Tensor
     vector = torch.randn(1, size, 1, dtype=torch.float64, generator=generator).to(hermitian)
     vector = (vector / torch.linalg.vector_norm(vector)).expand(count, -1, -1)
     basis, images = vector, hermitian @ vector
+    noise = 1e-12 * torch.linalg.vector_norm(images, dim=-2, keepdim=True)  # beyond it the space is exhausted
     for _ in range(min(steps, size) - 1):
         image = images[..., -1:]
         for _ in range(2):
             image = image - basis @ (basis.mH @ image)
-        vector = image / torch.linalg.vector_norm(image, dim=-2, keepdim=True).clamp_min(1e-300)
+        length = torch.linalg.vector_norm(image, dim=-2, keepdim=True)
+        vector = image / torch.where(length > noise, length, torch.inf)
         basis = torch.cat((basis, vector), dim=-1)
         images = torch.cat((images, hermitian @ vector), dim=-1)
     values, vectors = torch.linalg.eigh(basis.mH @ images)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustres.certify.convolution import Convolution, average_pool
-from robustres.certify.incremental_form import gain
+from robustres.certify.incremental_form import gain, top_ritz_pair
 from robustres.certify.joint import branch_bound
 from robustres.certify.linear_map import ChannelScale, Identity, LinearMap, Scaled
 from robustres.certify.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
@@ -207,3 +207,8 @@ def test_the_same_effort_gives_the_same_bound_and_a_cut_one_is_still_proved() ->
     assert bounds[1].upper == bounds[2].upper
     assert all(bounds[3].lower <= bound.upper <= bound.candidates["textbook"] for bound in bounds)
     assert bounds[3].upper < bounds[0].upper
+
+
+def test_the_ritz_value_of_a_multiple_of_the_identity_is_its_factor() -> None:
+    identity = 3 * torch.eye(8, dtype=torch.complex128).expand(2, -1, -1)
+    assert torch.allclose(top_ritz_pair(identity)[0], torch.full((2,), 3.0, dtype=torch.float64), rtol=1e-14)
