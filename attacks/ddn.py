@@ -42,9 +42,9 @@ class _Ddn(MinimumNormSearch):
         value = losses.cross_entropy(logits * scale, slots["classes"])
         return -value if self.problem.targeted else value
 
-    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x = slots["x"]
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(away.dtype) / self.steps))
+        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(x.dtype) / self.steps))
         step = LAST_STEP + (1 - LAST_STEP) * fall
         gamma = LAST_GAMMA + (self.settings.gamma - LAST_GAMMA) * fall
         direction = ball.unit_direction(gradient, slots["points"], "l2")

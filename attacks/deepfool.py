@@ -34,7 +34,7 @@ class _DeepFool(MinimumNormSearch):
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         return super().move(slots, logits, loss, gradient) | torch.isfinite(slots["best_distance"])
 
-    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         move = nearest_on_hyperplane(slots["points"], gradient, -loss, self.problem.threat.norm)
         onwards = (slots["points"] + (1 + self.overshoot) * move).clamp(0, 1)
         return torch.where(per_sample(hit, onwards), slots["points"], onwards)

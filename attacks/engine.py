@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustres.attacks.ball import per_sample
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem, vanished
 
@@ -63,7 +62,7 @@ class Search(ABC):
     """One way of searching, for many samples at once: where to start, what to maximise, how to move.
 
     uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
-    keeps_misses: whether `points` are always in the ball, so that the engine keeps the one nearest to a success.
+    keeps_misses: whether the engine keeps the points nearest to a success, which must then always be in the ball.
     minimises: whether further restarts are of use for a sample that is fooled already.
     """
 
@@ -85,10 +84,14 @@ class Search(ABC):
 
     @abstractmethod
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Update the state, put new `points` in the place of the old; returns a mask (B,) of the slots that have ended.
+        """Update the state and `points`; returns a mask (B,) of the slots that have ended.
 
         The `points` of a slot that ends are offered to the model once more, without a gradient.
         """
+
+    def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor] | None:
+        """Points (B, ...) and margins (B,) of slots that have ended, kept where nothing better is known."""
+        return (slots["kept"], slots["kept_margin"]) if self.keeps_misses else None
 
 
 def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batch_size: int) -> None:
@@ -116,13 +119,13 @@ def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots:
 
     They carry `offered`, the points to verify: what they found or else where they ended, `hit`, `over` and `finite`.
     """
-    points = slots["points"]
     logits, loss, gradient = _evaluated(problem, search, slots)
     finite = torch.isfinite(logits).all(dim=1)
     answered = problem.answered(logits, slots["classes"]) & finite
     hit = search.worth_offering(slots, answered)
     if search.keeps_misses:
         _keep_nearest_miss(slots, problem.margin(logits, slots["classes"]), finite & ~answered)
+    found = slots["points"][hit]
     over = search.move(slots, logits, loss, gradient) | ~finite
     slots["age"] = slots["age"] + 1
     leaving = hit | over
@@ -130,7 +133,7 @@ def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots:
         return slots.split(0)[0]
     left = slots.taken(leaving)
     left |= {"hit": hit[leaving], "over": over[leaving], "finite": finite[leaving]}
-    left["offered"] = torch.where(per_sample(left["hit"], points), points[leaving], left["points"])
+    left["offered"] = left["points"].index_put((left["hit"],), found)
     slots.drop(leaving)
     return left
 
@@ -193,8 +196,8 @@ def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restart
     if search.uses_gradient:
         ledger.gradients[samples] += slots["runs"]
         ledger.zero_gradients[samples] += slots["zeros"]
-    if search.keeps_misses:
-        ledger.note(samples[ended], slots["kept"][ended], slots["kept_margin"][ended])
+    if (miss := search.nearest_miss(slots)) is not None:
+        ledger.note(samples[ended], miss[0][ended], miss[1][ended])
     again = ended & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
     return list(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
 

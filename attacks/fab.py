@@ -34,13 +34,12 @@ ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, way back, largest weight of 
 class BoundarySearch(MinimumNormSearch):
     """The published loop on one difference of logits; children say on which."""
 
-    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         norm, x, tested = self.problem.threat.norm, slots["x"], slots["points"]
-        points = torch.where(per_sample(hit, x), torch.lerp(x, tested, BETA), tested)
+        points = torch.where(per_sample(hit, x), torch.lerp(tested, x, 1 - BETA), tested) if bool(hit.any()) else tested
         # The boundary, linearised at the tested point: loss + <gradient, z - tested> = 0.
-        normal = gradient.flatten(1)
-        gap = -(loss + (normal * (points - tested).flatten(1)).sum(dim=1))
-        gap_of_x = -(loss + (normal * (x - tested).flatten(1)).sum(dim=1))
+        rise = torch.linalg.vecdot(gradient.flatten(1), (x - tested).flatten(1))
+        gap, gap_of_x = -(loss + torch.where(hit, (1 - BETA) * rise, 0)), -(loss + rise)
         from_points = nearest_on_hyperplane(points, gradient, gap, norm, tolerance=TOLERANCE)
         from_x = nearest_on_hyperplane(x, gradient, gap_of_x, norm, tolerance=TOLERANCE)
         near, far = self.lengths(from_points).clamp(min=1e-8), self.lengths(from_x).clamp(min=1e-8)

@@ -28,11 +28,12 @@ class _Fmn(MinimumNormSearch):
         super().begin(slots)
         slots["radius"] = torch.full_like(slots["best_distance"], torch.inf)
 
-    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x, norm = slots["x"], self.problem.threat.norm
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(away.dtype) / self.steps))
+        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(x.dtype) / self.steps))
         gamma = 0.001 + (self.settings.gamma - 0.001) * fall
         slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1).clamp(min=1e-12)
+        away = self.lengths(slots["points"] - x)
         estimated = away + loss.abs() / slope  # distance to the boundary if the loss were linear
         wider = slots["radius"] * (1 + gamma)
         searching = torch.where(torch.isfinite(wider), torch.maximum(wider, estimated), estimated)

@@ -37,14 +37,18 @@ def _newton(x: Tensor, normal: Tensor, direction: Tensor, gap: Tensor, tolerance
     t = gap / rate.sum(dim=1).clamp(min=smallest)
     for _ in range(_NEWTON_STEPS):
         free = torch.addcmul(x, direction, t[:, None])
-        moved = free.clamp(0, 1)
-        missing = gap - torch.linalg.vecdot(normal, moved - x)
-        slope = torch.linalg.vecdot(rate, (moved == free).to(x.dtype))
-        going = (missing > tolerance * gap) & (slope > 0)
+        inside = free.clamp(0, 1)
+        move = inside - x
+        missing = gap - torch.linalg.vecdot(normal, move)
+        going = missing > tolerance * gap
+        if not bool(going.any()):
+            break
+        slope = torch.where(inside == free, rate, 0).sum(dim=1)
+        going &= slope > 0
         if not bool(going.any()):
             break
         t = torch.where(going, t + missing / slope.clamp(min=smallest), t)
-    return moved - x
+    return move
 
 
 def _l1_move(x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:

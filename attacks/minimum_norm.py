@@ -33,22 +33,29 @@ class MinimumNormSearch(Search):
         return self.problem.margin(logits, slots["classes"])
 
     def worth_offering(self, slots: Slots, hit: Tensor) -> Tensor:
-        if not self.stops_inside:
+        if not self.stops_inside or not bool(hit.any()):
             return torch.zeros_like(hit)
-        return hit & (self.lengths(slots["points"] - slots["x"]) <= self.problem.threat.eps)
+        return hit & (self._lengths_where(hit, slots) <= self.problem.threat.eps)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         hit = self.problem.succeeded(logits, slots["classes"])
-        away = self.lengths(slots["points"] - slots["x"])
-        closer = hit & (away < slots["best_distance"])
-        slots["best_distance"] = torch.where(closer, away, slots["best_distance"])
-        slots["best"][closer] = slots["points"][closer]
-        slots["points"] = self.next_points(slots, hit, away, loss, gradient)
+        if bool(hit.any()):
+            away = self._lengths_where(hit, slots)
+            closer = away < slots["best_distance"]
+            slots["best_distance"] = torch.where(closer, away, slots["best_distance"])
+            slots["best"][closer] = slots["points"][closer]
+        slots["points"] = self.next_points(slots, hit, loss, gradient)
         over = slots["age"] + 1 >= self.steps
         found = over & torch.isfinite(slots["best_distance"])
         if bool(found.any()):
             slots["points"] = torch.where(per_sample(found, slots["x"]), slots["best"], slots["points"])
         return over
+
+    def _lengths_where(self, mask: Tensor, slots: Slots) -> Tensor:
+        """Distance of the points from the images in the mask (B,), infinite elsewhere."""
+        away = torch.full_like(slots["best_distance"], torch.inf)
+        away[mask] = self.lengths(slots["points"][mask] - slots["x"][mask])
+        return away
 
     def lengths(self, difference: Tensor) -> Tensor:
         """Norm of each sample's difference (B,), in the search's own precision."""
@@ -60,5 +67,5 @@ class MinimumNormSearch(Search):
         return length
 
     @abstractmethod
-    def next_points(self, slots: Slots, hit: Tensor, away: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Where to look next, from whether the points (at distance `away`) fool the model, and the loss there."""
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Where to look next, from whether the points fool the model, and the loss there."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from robustres.attacks import engine, prospects
 from robustres.attacks.apgd import check_counts
 from robustres.attacks.attack import Attack
+from robustres.attacks.ball import per_sample
 from robustres.attacks.engine import Search, Slots
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem
@@ -41,6 +42,7 @@ def window_sides(steps: int, first_share: float, shape: tuple[int, ...], norm: N
 
 class _Square(Search):
     uses_gradient = False
+    keeps_misses = False
     gives_up = False
 
     def __init__(self, problem: Problem, *, steps: int, seed: int, first_share: float) -> None:
@@ -53,26 +55,36 @@ class _Square(Search):
         slots["keys"] = sample_keys(self.seed, slots["index"], slots["restart"])
         slots["points"] = self._start(slots)
         slots["best"] = slots["points"].clone()
+        slots["corner"] = torch.zeros_like(slots["keys"])[:, None].repeat(1, 2)  # of the window last proposed
         prospects.begin(slots)
-        slots["best_loss"] = torch.full_like(slots["x"].flatten(1)[:, 0], -torch.inf)
+        slots["best_loss"] = torch.full_like(slots["sample"], -torch.inf, dtype=slots["x"].dtype)
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return self.problem.margin(logits, slots["classes"])
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        better = loss >= slots["best_loss"]
-        slots["best"][better] = slots["points"][better]
-        slots["best_loss"][better] = loss[better].to(slots["best_loss"].dtype)
-        sides = self.sides[slots["age"]]
-        points = slots["best"].clone()
-        for side in sorted(set(sides.tolist())):
-            chosen = (sides == side).nonzero().flatten()
-            self._propose(slots, points, chosen, side)
-        slots["points"] = points
+        self._accept(slots, loss >= slots["best_loss"])
+        slots["best_loss"] = torch.maximum(slots["best_loss"], loss.to(slots["best_loss"].dtype))
+        for chosen, side in _by_side(self.sides[slots["age"]]):
+            self._propose(slots, chosen, side)
         over = slots["age"] + 1 >= self.steps
         if self.gives_up:
             over = over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=10)
         return over
+
+    def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor]:
+        return slots["best"], slots["best_loss"]
+
+    def _accept(self, slots: Slots, better: Tensor) -> None:
+        """Make `best` and `points` agree: on the points where they are better, else on the best."""
+        best, points = slots["best"], slots["points"]
+        if self.problem.threat.norm == "l2":
+            best[better] = points[better]
+            slots["points"] = best.clone()
+            return
+        for chosen, side in _by_side(self.sides[(slots["age"] - 1).clamp(min=0)]):
+            window = window_index(chosen, *slots["corner"][chosen].unbind(1), self.shape[0], side)
+            best[window] = points[window] = torch.where(per_sample(better[chosen], best), points[window], best[window])
 
     def _start(self, slots: Slots) -> Tensor:
         threat, shape = self.problem.threat, self.shape
@@ -81,18 +93,24 @@ class _Square(Search):
         up = integers(slots["keys"], 2, (shape[0], 1, shape[2])).bool().expand(-1, -1, shape[1], -1)
         return torch.where(up, slots["high"], slots["low"])
 
-    def _propose(self, slots: Slots, points: Tensor, chosen: Tensor, side: int) -> None:
-        """Change one window of each chosen point, in place."""
+    def _propose(self, slots: Slots, chosen: Tensor, side: int) -> None:
+        """Change one window of each chosen slot's points."""
         keys, draw, (channels, height, width) = slots["keys"][chosen], slots["age"][chosen] + 1, self.shape
-        extent = torch.tensor([height - side + 1, width - side + 1] * 2 + [2] * channels, device=points.device)
+        extent = torch.tensor([height - side + 1, width - side + 1] * 2 + [2] * channels, device=keys.device)
         drawn = integers(keys, extent, (4 + channels,), draw=draw)
-        signs = drawn[:, 4:] * 2 - 1
+        signs, points = drawn[:, 4:] * 2 - 1, slots["points"]
         if self.problem.threat.norm == "l2":
             points[chosen] = propose_l2(points[chosen], slots["x"][chosen], drawn[:, :4], signs, side, self.problem)
             return
+        slots["corner"][chosen] = drawn[:, :2]
         window = window_index(chosen, drawn[:, 0], drawn[:, 1], channels, side)
         up = signs[:, :, None, None] > 0
         points[window] = torch.where(up, slots["high"][window], slots["low"][window])
+
+
+def _by_side(sides: Tensor) -> list[tuple[Tensor, int]]:
+    """The slots that have each side of the window: positions and side."""
+    return [((sides == side).nonzero().flatten(), side) for side in sides.unique().tolist()]
 
 
 @dataclass(frozen=True)
