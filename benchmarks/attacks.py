@@ -1,10 +1,14 @@
 """What our attacks cost and find beside torchattacks, foolbox and the bare loop.
 
-    python benchmarks/attacks.py [--quick] [--rounds 3] [--shared DIR] [--out attacks.csv] [--only pgd,ensemble,norm]
+    python benchmarks/attacks.py [--quick] [--rounds 3] [--shared DIR] [--out attacks.csv] [--device cpu]
+                                 [--only pgd,norm,throughput,ensemble]
 
 Candidates alternate in one process on one thread; CPU seconds are compared as ratios to the reference of each table,
 the median over the rounds with the smallest and largest beside it. Gradients are counted per sample by a wrapper
 around the model. The network is VNN-COMP 2021's resnet_2b on 100 CIFAR-10 images where the shared folder has it.
+
+`throughput` needs no files: a ResNet-18 for 32 x 32 with random weights on random images, in wall-clock seconds, meant
+for `--device cuda`; on a CPU give `--quick`.
 """
 
 import argparse
@@ -15,12 +19,13 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchattacks
+import torchvision
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, DDN, FMN, PGD, Ensemble
@@ -33,14 +38,14 @@ PIXEL_EPS = (2 / 255, 4 / 255, 8 / 255)
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate of one table. ratio: reference's CPU seconds over this one's, so larger is faster."""
+    """One candidate of one table. ratio: reference's seconds over this one's, so larger is faster."""
 
     table: str
     eps: float
     candidate: str
     found: str
     gradients: int
-    cpu_seconds: float
+    seconds: float
     ratio: float
     ratio_low: float
     ratio_high: float
@@ -61,6 +66,7 @@ class Counted(nn.Module):
 
 
 Candidate = Callable[[nn.Module], str]
+Clock = Callable[[], float]
 
 
 def load(shared: Path) -> tuple[nn.Module, Tensor, Tensor]:
@@ -74,7 +80,14 @@ def load(shared: Path) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def compare(
-    table: str, eps: float, model: nn.Module, candidates: dict[str, Candidate], *, rounds: int, reference: str
+    table: str,
+    eps: float,
+    model: nn.Module,
+    candidates: dict[str, Candidate],
+    *,
+    rounds: int,
+    reference: str,
+    clock: Clock = time.process_time,
 ) -> Iterator[Row]:
     """Run all candidates in turn, `rounds` times; ratios are to the reference within the same round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -82,9 +95,9 @@ def compare(
     for _ in range(rounds):
         for name, candidate in candidates.items():
             counted = Counted(model).eval()
-            start = time.process_time()
+            start = clock()
             found[name] = candidate(counted)
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(clock() - start)
             gradients[name] = counted.gradients
     for name, own in seconds.items():
         ratios = [theirs / ours for theirs, ours in zip(seconds[reference], own, strict=True)]
@@ -140,6 +153,9 @@ def pgd_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int) -
             "torchattacks": lambda m, s=settings: left(m, torchattacks.PGD(m, **s)(x, y), y),
             "bare loop": lambda m, e=eps: left(m, bare_loop(m, x, y, e, steps), y),
             "robustres": lambda m, t=linf: f"{PGD(t, steps=steps)(m, x, y).robust} robust",
+            "robustres, same steps": lambda m, t=linf: (
+                f"{PGD(t, steps=steps, schedule='constant')(m, x, y).robust} robust"
+            ),
             "foolbox": lambda m, e=eps, a=alpha: left(
                 m, foolbox_examples(m, x, y, "LinfPGD", e, abs_stepsize=a, steps=steps), y
             ),
@@ -215,10 +231,54 @@ def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[
     yield from compare("minimum l2", math.inf, model, candidates, rounds=rounds, reference="foolbox DDN")
 
 
+def resnet18(device: torch.device) -> nn.Module:
+    """torchvision's ResNet-18 for 32 x 32: first convolution 3 x 3, no pooling; random weights."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model.eval().requires_grad_(False).to(device)
+
+
+def throughput_table(device: torch.device, rounds: int, samples: int, steps: int) -> Iterator[Row]:
+    """Samples per second of whole attacks; at the tiny eps nobody is fooled and everybody stays to the end."""
+    model = resnet18(device)
+    x = torch.rand(samples, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        y = torch.cat([model(part).argmax(dim=1) for part in x.split(256)])
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def rate(run: Callable[[nn.Module], object]) -> Candidate:
+        def candidate(model: nn.Module) -> str:
+            start = clock()
+            run(model)
+            return f"{samples / (clock() - start):.1f} samples/s"
+
+        return candidate
+
+    for eps in (1e-5, 8 / 255):
+        alpha = 2.5 * eps / steps
+        ours = PGD(ThreatModel("linf", eps), steps=steps, batch_size=1024)
+        candidates = {
+            "bare loop": rate(lambda m, e=eps: bare_loop(m, x, y, e, steps)),
+            "torchattacks": rate(lambda m, e=eps, a=alpha: torchattacks.PGD(m, eps=e, alpha=a, steps=steps)(x, y)),
+            "robustres": rate(lambda m, attack=ours: attack(m, x, y)),
+        }
+        if device.type == "cuda":  # on a CPU bfloat16 is emulated, thirty times slower
+            half = replace(ours, precision="bfloat16")
+            candidates["robustres, bfloat16"] = rate(lambda m, attack=half: attack(m, x, y))
+        table = f"ResNet-18 PGD-{steps} {device.type}"
+        yield from compare(table, eps, model, candidates, rounds=rounds, reference="torchattacks", clock=clock)
+
+
 def show(row: Row) -> None:
     print(
         f"{row.table:22} eps {row.eps:8.5f}  {row.candidate:22} {row.found:18} {row.gradients:8d} gradients "
-        f"{row.cpu_seconds:8.2f} s  ratio {row.ratio:5.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
+        f"{row.seconds:8.2f} s  ratio {row.ratio:5.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
         flush=True,
     )
 
@@ -227,31 +287,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 images, fewer steps: a check that everything runs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="pgd,norm,ensemble", help="comma-separated tables")
+    parser.add_argument("--only", default="pgd,norm,throughput,ensemble", help="comma-separated tables")
+    parser.add_argument("--device", default="cpu", help="of the throughput table")
     default = os.environ.get("ROBUSTRES_SHARED", Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--shared", type=Path, default=Path(default))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/attacks.csv"))
     options = parser.parse_args()
-    if not (options.shared / "models").is_dir():
-        print(f"{options.shared} does not hold the network and the images; name their folder with --shared")
-        return
+    names = options.only.split(",")
     torch.set_num_threads(1)
-    model, x, y = load(options.shared)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if options.quick:
-        x, y = x[:20], y[:20]
+    device = torch.device(options.device)
     steps, ensemble_steps, queries = (10, 10, 50) if options.quick else (50, 100, 5000)
-    tables = {
-        "pgd": lambda: pgd_table(model, x, y, options.rounds, steps),
-        "norm": lambda: norm_table(model, x, y, options.rounds),
-        "ensemble": lambda: ensemble_table(model, x, y, options.rounds, ensemble_steps, queries),
-    }
+    samples = 8 if options.quick else 1024
+    tables = {"throughput": lambda: throughput_table(device, options.rounds, samples, 3 if options.quick else steps)}
+    if (options.shared / "models").is_dir():
+        model, x, y = load(options.shared)
+        model.requires_grad_(False)
+        if options.quick:
+            x, y = x[:20], y[:20]
+        tables |= {
+            "pgd": lambda: pgd_table(model, x, y, options.rounds, steps),
+            "norm": lambda: norm_table(model, x, y, options.rounds),
+            "ensemble": lambda: ensemble_table(model, x, y, options.rounds, ensemble_steps, queries),
+        }
+    elif names != ["throughput"]:
+        print(f"{options.shared} does not hold the network and the images; name their folder with --shared")
+        names = [name for name in names if name == "throughput"]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Row)])
-        for name in options.only.split(","):
+        for name in names:
             for row in tables[name]():
                 show(row)
                 writer.writerow(astuple(row))
