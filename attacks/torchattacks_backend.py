@@ -23,6 +23,7 @@ from robustres.attacks.problem import Problem
 from robustres.errors import InputError
 
 PREFIX = "torchattacks:"
+TEN_CLASSES = ("JSMA",)  # they aim at (label + 1) % 10
 NORM_NAMES = {"linf": "Linf", "l2": "L2"}
 # The norm of the ball that an attack with a parameter eps, but none called norm, means; linf for all others.
 OTHER_BALLS = {"PGDL2": "l2", "PGDRSL2": "l2"}
@@ -83,6 +84,10 @@ class Torchattacks(Attack):
         return f"{PREFIX}{self.method}"
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        if self.method in TEN_CLASSES and clean.shape[1] != 10:
+            raise InputError(
+                f"torchattacks.{self.method} assumes 10 classes, the model has {clean.shape[1]}; use apgd-t or pgd"
+            )
         samples = (~ledger.fooled).nonzero().flatten()
         for batch in torch.split(samples, self.batch_size):
             model = _Counted(problem.model)

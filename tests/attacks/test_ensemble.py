@@ -61,6 +61,7 @@ def test_square_needs_no_gradients_and_more_queries_never_lower_its_loss(norm: s
     assert (many.gradient_evaluations == 0).all()
     assert many.fooled.any()
     assert many.robust <= few.robust
+    assert (many.loss >= few.loss)[~many.fooled].all()
 
 
 def test_targeted_apgd_with_targets_of_the_caller(small: Case) -> None:

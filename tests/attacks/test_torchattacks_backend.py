@@ -1,14 +1,22 @@
 """torchattacks behind our interface: same names, our guarantees."""
 
+import inspect
+
 import pytest
 import torch
+import torchattacks
 
 from robustres.attacks import make_attack, torchattacks_names
+from robustres.attacks.torchattacks_backend import OTHER_BALLS
 from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import ThreatModel
 
-from .conftest import Case
+from .conftest import Case, make_case
+from .test_state_safety import same, snapshot
+
+# What makes the slow ones quick; an attack gets those that it takes.
+FEW = {"steps": 3, "n_queries": 4, "max_iterations": 10, "binary_search_steps": 2, "inf_batch": 2, "popsize": 2}
 
 LINF = ThreatModel("linf", 0.03)
 
@@ -51,3 +59,21 @@ def test_unknown_methods_settings_and_norms_are_refused() -> None:
 
 def test_every_attack_of_the_package_is_offered() -> None:
     assert len(torchattacks_names()) == 37
+
+
+@pytest.mark.parametrize("method", torchattacks_names())
+def test_every_attack_of_the_package_works_and_leaves_everything_as_it_was(method: str) -> None:
+    case = make_case(classes=10, count=4)  # JSMA works with ten classes only
+    known = inspect.signature(getattr(torchattacks, method)).parameters
+    threat = ThreatModel(OTHER_BALLS.get(method, "linf"), 0.02)  # type: ignore[arg-type]
+    attack = make_attack(f"torchattacks:{method}", threat, **{k: v for k, v in FEW.items() if k in known})
+    before = snapshot(case.model)
+    result = attack(*case)
+    assert same(before, snapshot(case.model))
+    assert (distance(result.examples.double() - case.x.double(), threat.norm) <= threat.eps).all()
+    assert torch.equal(case.model(result.examples).argmax(dim=1) != case.y, result.fooled)
+
+
+def test_an_attack_that_assumes_ten_classes_says_so(small: Case) -> None:
+    with pytest.raises(InputError, match=r"assumes 10 classes, the model has 4"):
+        make_attack("torchattacks:JSMA", LINF)(*small)

@@ -1,0 +1,95 @@
+"""The shared loop: finds that are not confirmed, restarts, refilling from the queue."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks import APGD, PGD, Square, make_attack
+from robustres.attacks.engine import Slots
+from robustres.threat import ThreatModel
+
+from .conftest import Case, make_case
+
+LINF = ThreatModel("linf", 0.01)
+
+
+class WrongInTheSearch(nn.Module):
+    """Answers the next class wherever a gradient is asked for, and honestly everywhere else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        if torch.is_grad_enabled():
+            lie = torch.nn.functional.one_hot((logits.argmax(dim=1) + 1) % logits.shape[1], logits.shape[1])
+            return logits + 1000.0 * lie
+        return logits
+
+
+@pytest.mark.parametrize("batch_size", [3, 256])
+def test_a_find_that_the_model_as_given_does_not_confirm_is_no_success_and_the_search_resumes(batch_size: int) -> None:
+    case = make_case(dtype=torch.float64)
+    model = WrongInTheSearch(case.model).eval()
+    result = PGD(LINF, steps=7, batch_size=batch_size)(model, case.x, case.y)
+    with torch.no_grad():
+        assert torch.equal(model(result.examples).argmax(dim=1) != case.y, result.fooled)
+    assert not result.fooled.all()
+    assert (result.steps[~result.fooled] == 7).all()
+    assert (result.gradient_evaluations[~result.fooled] == 7).all()
+
+
+def test_every_restart_is_spent_on_a_robust_sample_and_starts_elsewhere() -> None:
+    case = make_case(dtype=torch.float64)
+    tiny = ThreatModel("linf", 1e-4)
+    once, thrice = (PGD(tiny, steps=4, restarts=restarts)(*case) for restarts in (1, 3))
+    robust = ~thrice.fooled
+    assert robust.any()
+    assert (thrice.gradient_evaluations[robust] == 12).all()
+    assert (thrice.loss >= once.loss)[robust].all()
+
+
+def test_slots_that_are_dropped_leave_the_others_as_they_were() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        count = int(torch.randint(1, 12, (), generator=generator))
+        slots = Slots(sample=torch.arange(count), points=torch.rand(count, 2, generator=generator))
+        gone = torch.rand(count, generator=generator) < 0.4
+        kept = {int(s): p.clone() for s, p in zip(slots["sample"][~gone], slots["points"][~gone], strict=True)}
+        slots.drop(gone)
+        assert {int(s) for s in slots["sample"]} == set(kept)
+        assert all(torch.equal(kept[int(s)], p) for s, p in zip(slots["sample"], slots["points"], strict=True))
+
+
+class Valley(nn.Module):
+    """One pixel; the label's margin is smallest, and still positive, where the pixel is 0.37."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = 0.1 + (x.flatten(1).mean(dim=1) - 0.37).square()
+        return torch.stack([own, torch.zeros_like(own)], dim=1)
+
+
+def test_apgd_halves_its_step_until_it_has_found_the_bottom() -> None:
+    x = torch.full((5, 1, 1, 1), 0.5, dtype=torch.float64)
+    result = APGD(ThreatModel("linf", 0.4), steps=100)(Valley().eval(), x, torch.zeros(5, dtype=torch.int64))
+    assert not result.fooled.any()
+    assert ((result.examples - 0.37).abs() < 0.01).all()
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "fab"])
+def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
+    case = make_case(dtype=torch.float64, count=9)
+    order = torch.tensor([4, 8, 0, 2, 6, 1, 7, 3, 5])
+    attack = make_attack(name, ThreatModel("linf", 0.02), steps=12)
+    straight = attack(*case)
+    shuffled = attack(case.model, case.x[order], case.y[order], indices=order)
+    assert torch.equal(shuffled.fooled, straight.fooled[order])
+    torch.testing.assert_close(shuffled.examples, straight.examples[order], rtol=0, atol=1e-7)
+
+
+def test_square_returns_its_best_miss(small: Case) -> None:
+    result = Square(ThreatModel("linf", 1e-3), steps=40)(*small)
+    start = Square(ThreatModel("linf", 1e-3), steps=1)(*small)
+    assert not result.fooled.all()
+    assert (result.loss >= start.loss)[~result.fooled].all()
