@@ -1,11 +1,10 @@
 """An evaluation that was cut off anywhere continues and ends as an unbroken one; a defect stops it."""
 
 import hashlib
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,54 @@ def net():
     return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), Block(), nn.Flatten(), nn.Linear(192, 10))
 """
 SCRIPT = """
-import sys, torch
+import json, os, random, signal, sys, time
+import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from robustres.data import load_data
 from robustres.evaluation import Settings, evaluate
 from robustres.models import load_model
 settings = Settings(eps={"linf": (4 / 255,), "l2": (0.25,)}, part_size=16, attack_settings={"pgd": {"steps": 3}})
-data = load_data("digits", limit=64)
-evaluate(load_model("resume_net:net"), data, sys.argv[2], settings)
+data, model = load_data("digits", limit=64), load_model("resume_net:net")
+"""
+# One run; the process that VICTIM names is killed when it has finished a part.
+ONCE = """
+def progress(stage, done, total):
+    if stage == "attack and certify" and done == 1 and os.environ.get("VICTIM") == os.environ.get("RANK"):
+        os.kill(os.getpid(), signal.SIGKILL)
+evaluate(model, data, sys.argv[1] + "/many", settings, progress=progress)
+"""
+# Runs in children of this process, which has everything imported already, killed at random moments.
+KILLS = """
+def attempt(folder):
+    child = os.fork()
+    if child == 0:
+        try:
+            evaluate(model, data, folder, settings)
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+    return child
+
+root, moments = sys.argv[1], random.Random(0)
+begun = time.monotonic()
+assert os.waitpid(attempt(root + "/whole"), 0)[1] == 0
+length = time.monotonic() - begun
+runs, kills, with_parts = ["0"], 0, 0
+while kills < 50:
+    folder = root + "/" + runs[-1]
+    child = attempt(folder)
+    time.sleep(moments.uniform(0, length))
+    os.kill(child, signal.SIGKILL)
+    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        kills += 1
+        parts = folder + "/parts"
+        with_parts += os.path.isdir(parts) and any(name.startswith("samples") for name in os.listdir(parts))
+    else:
+        runs.append(str(len(runs)))
+assert os.waitpid(attempt(root + "/" + runs[-1]), 0)[1] == 0
+json.dump({"runs": runs, "kills": kills, "kills_with_parts_written": with_parts}, sys.stdout)
 """
 HOLDER = """
 import time
@@ -140,27 +178,57 @@ def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
 
 
 @pytest.mark.slow
-def test_killed_at_fifty_random_points_the_run_ends_as_an_unbroken_one(model: LoadedModel, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, cwd=ROOT)
-    moments = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
-    for moment in moments:
-        process = subprocess.Popen([*command, str(tmp_path / "broken")], cwd=ROOT)
-        time.sleep(4 + 4 * moment)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, str(tmp_path / "broken")], check=True, cwd=ROOT)
-    assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
+def test_killed_at_fifty_random_points_a_run_ends_as_an_unbroken_one(model: LoadedModel, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + KILLS, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)
+    assert found["kills"] == 50
+    assert found["kills_with_parts_written"] >= 10
+    whole = digests(tmp_path / "whole")
+    assert {name: digests(tmp_path / name) == whole for name in found["runs"]} == dict.fromkeys(found["runs"], True)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_number_of_processes_changes_nothing(model: LoadedModel, tmp_path: Path, processes: int) -> None:
-    script = tmp_path / "sharded.py"
-    script.write_text(SCRIPT)
-    subprocess.run([sys.executable, str(script), str(tmp_path), str(tmp_path / "one")], check=True, cwd=ROOT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    subprocess.run([*torchrun, str(script), str(tmp_path), str(tmp_path / "many")], check=True, cwd=ROOT)
-    assert digests(tmp_path / "many") == digests(tmp_path / "one")
+def torchrun(processes: int, script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*launcher, str(script), *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def one(model: LoadedModel, data: ImageSet, tmp_path: Path) -> dict[str, str]:
+    """The tables of one process alone."""
+    evaluate(model, data, tmp_path / "one", SETTINGS)
+    return digests(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_number_of_processes_changes_nothing(processes: int, one: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sharded.py").write_text(SCRIPT + ONCE)
+    done = torchrun(processes, tmp_path / "sharded.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "many") == one
+
+
+@pytest.mark.parametrize("victim", [pytest.param("0", marks=pytest.mark.slow), "1"])
+def test_a_worker_killed_under_torchrun_fails_the_run_and_the_same_command_finishes_it(
+    victim: str, one: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "sharded.py").write_text(SCRIPT + ONCE)
+    killed = torchrun(2, tmp_path / "sharded.py", str(tmp_path), VICTIM=victim)
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr
+    assert not (tmp_path / "many" / "summary.json").exists()
+    assert list((tmp_path / "many" / "parts").glob("samples-*.parquet"))
+    done = torchrun(2, tmp_path / "sharded.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "many") == one
 
 
 def test_a_smoothed_classifier_has_rows_of_its_own_and_stays_out_of_the_sandwich(
