@@ -5,8 +5,10 @@
     model = robustres.load_model("net.onnx", mean=(0.5,), std=(0.25,))
     data = robustres.load_data("npy:my-images")
     run = robustres.evaluate(model, data, "runs/mine", robustres.Settings(eps={"linf": (8 / 255,)}))
-    print(run.summary["clean"], run.summary["certificates"])
+    print(run.summary["clean"], run.certificates)  # a dictionary, a data frame
 
+Every command of the command line is one call: attack, audit, compare, demo, enforce, evaluate, inspect, lipschitz,
+report, train; `robustres.certify.certify` is the one that has its package's name (docs/python.md).
 The names below are imported on first use, so that `import robustres` and `robustres --help` answer at once.
 """
 
@@ -15,41 +17,68 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustres.attacks import make_attack
-    from robustres.certify import lipschitz
+    from robustres.certify import audit, lipschitz
+    from robustres.cli.demo import demonstrate as demo
     from robustres.data import load_data
-    from robustres.evaluation import Settings, evaluate
-    from robustres.models import load_model, residual_net
+    from robustres.dynamics import inspect_model as inspect
+    from robustres.evaluation import Settings, attack, evaluate
+    from robustres.models import load_model, residual_net, save_model
+    from robustres.reports import write_comparison as compare
     from robustres.reports import write_report
+    from robustres.reports import write_report as report
     from robustres.threat import ThreatModel
+    from robustres.training import Recipe, enforce, train
 
 __version__ = "0.1.0"
 __all__ = [
+    "Recipe",
     "Settings",
     "ThreatModel",
     "__version__",
+    "attack",
+    "audit",
+    "compare",
+    "demo",
+    "enforce",
     "evaluate",
+    "inspect",
     "lipschitz",
     "load_data",
     "load_model",
     "make_attack",
+    "report",
     "residual_net",
+    "save_model",
+    "train",
     "write_report",
 ]
 
+# Public name -> where it is defined, and under which name.
 _HOME = {
-    "Settings": "robustres.evaluation",
-    "ThreatModel": "robustres.threat",
-    "evaluate": "robustres.evaluation",
-    "lipschitz": "robustres.certify",
-    "load_data": "robustres.data",
-    "load_model": "robustres.models",
-    "make_attack": "robustres.attacks",
-    "residual_net": "robustres.models",
-    "write_report": "robustres.reports",
+    "Recipe": ("robustres.training", "Recipe"),
+    "Settings": ("robustres.evaluation", "Settings"),
+    "ThreatModel": ("robustres.threat", "ThreatModel"),
+    "attack": ("robustres.evaluation", "attack"),
+    "audit": ("robustres.certify", "audit"),
+    "compare": ("robustres.reports", "write_comparison"),
+    "demo": ("robustres.cli.demo", "demonstrate"),
+    "enforce": ("robustres.training", "enforce"),
+    "evaluate": ("robustres.evaluation", "evaluate"),
+    "inspect": ("robustres.dynamics", "inspect_model"),
+    "lipschitz": ("robustres.certify", "lipschitz"),
+    "load_data": ("robustres.data", "load_data"),
+    "load_model": ("robustres.models", "load_model"),
+    "make_attack": ("robustres.attacks", "make_attack"),
+    "report": ("robustres.reports", "write_report"),
+    "residual_net": ("robustres.models", "residual_net"),
+    "save_model": ("robustres.models", "save_model"),
+    "train": ("robustres.training", "train"),
+    "write_report": ("robustres.reports", "write_report"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'robustres' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, attribute = _HOME[name]
+    return getattr(import_module(module), attribute)

@@ -1,6 +1,7 @@
 """`robustres demo`: three small networks on the embedded digits, attacked and certified, in a minute or two."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,22 +38,37 @@ def demo(
 
     Takes a minute or two on one core and downloads nothing. Example: robustres demo --seed 1
     """
-    from robustres.guard import single_thread
-    from robustres.reports import write_comparison
-
     where = pick_device(device)
-    with single_thread(), console.progress_bar(quiet=json) as progress:
-        summaries = {}
-        for name in NETWORKS:
-            summaries[name] = _train_and_evaluate(name, out / name, seed=seed, device=where, progress=progress)
-        progress("compare", 0, 1)
-        page = write_comparison({name: out / name for name in NETWORKS}, out)
-        progress("compare", 1, 1)
+    with console.progress_bar(quiet=json) as progress:
+        summaries = demonstrate(out, seed=seed, device=where, progress=progress)
     if json:
         typer.echo((out / "summary.json").read_text(), nl=False)
         return
     _print_verdict(summaries)
-    console.output.print(f"report: {page}")
+    console.output.print(f"report: {out / 'report.html'}")
+
+
+def demonstrate(
+    out: Path | str = "runs/demo",
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """Train, attack and certify the three networks, write their comparison into `out`; the summary of each by name."""
+    from robustres.guard import single_thread
+    from robustres.reports import write_comparison
+
+    folders = {name: Path(out) / name for name in NETWORKS}
+    with single_thread():
+        summaries = {
+            name: _train_and_evaluate(name, folder, seed=seed, device=device, progress=progress)
+            for name, folder in folders.items()
+        }
+        progress("compare", 0, 1)
+        write_comparison(folders, Path(out))
+        progress("compare", 1, 1)
+    return summaries
 
 
 def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, progress: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from robustres.data.digits import digits
 from robustres.data.image_folder import image_folder
 from robustres.data.image_set import ImageSet
@@ -15,7 +17,7 @@ READERS = {"folder": image_folder, "npy": numpy_folder, "npz": numpy_archive, "h
 
 
 def load_data(
-    spec: str,
+    spec: str | tuple[Tensor, Tensor],
     *,
     root: str | Path | None = None,
     split: Split = "test",
@@ -26,7 +28,8 @@ def load_data(
 
     spec: `digits` (embedded); `mnist`, `fashion-mnist`, `kmnist`, `cifar10` or `cifar100` (torchvision's layout under
         `root`); `folder:DIR` (one directory per class), `npy:DIR` (images.npy and labels.npy), `npz:FILE` (the same
-        in one archive) or `hf-disk:DIR` (a Hugging Face data set that save_to_disk wrote).
+        in one archive) or `hf-disk:DIR` (a Hugging Face data set that save_to_disk wrote); or images (N, C, H, W),
+        float32 in [0, 1], with labels (N,) int64.
     root: where torchvision's layout lies.
     split: "train", "validation" or "test"; a fixed tenth of the training part is held out for validation where the
         source has no validation part of its own.
@@ -40,6 +43,11 @@ def load_data(
     require_split(split)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, got {limit}; leave it out to take every sample")
+    if not isinstance(spec, str):
+        images, labels = spec
+        names = tuple(str(label) for label in range(max(int(labels.max()), 0) + 1)) if len(labels) else ()
+        given = ImageSet(images, labels, names, "images at hand")
+        return given if limit is None else given.first(limit)
     kind, _, place = spec.partition(":")
     if kind in READERS and place:
         return READERS[kind](Path(place), split, limit=limit)

@@ -1,6 +1,6 @@
 """Attack and certify a data set: the two sides of the sandwich, sample by sample."""
 
-from robustres.evaluation.run import Progress, Run, evaluate
+from robustres.evaluation.run import Progress, Run, attack, evaluate
 from robustres.evaluation.settings import CONVENTIONAL_EPS, Settings
 
-__all__ = ["CONVENTIONAL_EPS", "Progress", "Run", "Settings", "evaluate"]
+__all__ = ["CONVENTIONAL_EPS", "Progress", "Run", "Settings", "attack", "evaluate"]

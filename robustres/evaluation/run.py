@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify import LipschitzReport, lipschitz
-from robustres.data import ImageSet, read_ahead
+from robustres.data import ImageSet, load_data, read_ahead
 from robustres.errors import SandwichViolationError
 from robustres.evaluation.bound_store import BoundStore, user_cache
 from robustres.evaluation.forward import clean_logits
@@ -27,7 +27,7 @@ from robustres.evaluation.settings import Settings
 from robustres.evaluation.shard import Shard, this_shard
 from robustres.evaluation.timing import Timing
 from robustres.guard import evaluation_mode
-from robustres.models import LoadedModel
+from robustres.models import LoadedModel, load_model
 from robustres.results import RunFolder, sandwich_violations, typed_table
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ class Run:
 
 
 def evaluate(
-    model: LoadedModel,
-    data: ImageSet,
+    model: LoadedModel | nn.Module | str,
+    data: ImageSet | str | tuple[Tensor, Tensor],
     out: Path | str,
     settings: Settings,
     *,
@@ -92,6 +92,9 @@ def evaluate(
     progress: Progress = _silent,
 ) -> Run:
     """Evaluate a classifier on images and write the run folder `out`.
+
+    model, data: as `load_model` and `load_data` give them, or what these take: a module or a source by its words; a
+        source by its words or images (N, C, H, W) in [0, 1] with labels (N,).
 
     Every sample gets its prediction, one row for each attack and eps, and a certified radius in every certified norm.
     Nothing is written before the model's answers to all images were checked. A folder that holds an interrupted run
@@ -107,6 +110,8 @@ def evaluate(
     written first, the example among it, so that it can be looked at).
     """
     device = torch.device(device)
+    data = data if isinstance(data, ImageSet) else load_data(data)
+    model = model if isinstance(model, LoadedModel) else load_model(model, input_shape=data.image_shape)
     folder = RunFolder(Path(out))
     module = model.module.to(device)
     known = identity(model, data, settings)
@@ -149,6 +154,17 @@ def evaluate(
             _stop_at_violation(folder.table("attacks"), folder.table("certificates"))
             shard.wait()
     return Run(folder, summary, report, first=shard.first)
+
+
+def attack(
+    model: LoadedModel | nn.Module | str,
+    data: ImageSet | str | tuple[Tensor, Tensor],
+    out: Path | str,
+    settings: Settings,
+    **more: Any,
+) -> Run:
+    """The right side of the sandwich alone: `evaluate` without certificates, for networks of any kind."""
+    return evaluate(model, data, out, replace(settings, certify=False), **more)
 
 
 def _spans(total: int, size: int) -> list[range]:

@@ -1,0 +1,62 @@
+"""The documented calls: every public name is there, the pages' lines run, the notebook's cells run in order."""
+
+import ast
+import doctest
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import robustres
+from robustres.cli.main import commands
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in robustres.__all__:
+        assert getattr(robustres, name).__doc__
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        robustres.nothing_of_that_name  # noqa: B018
+
+
+def test_every_command_stands_in_the_table_of_calls() -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        assert f"`robustres {command.callback.__name__}`" in page or f", `{command.callback.__name__}`" in page
+
+
+def test_the_lines_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
+    assert found.attempted > 10
+    assert found.failed == 0
+
+
+def test_a_module_and_tensors_are_enough(tmp_path: Path) -> None:
+    net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(6, 1, 8, 8)
+    run = robustres.attack(net, (images, torch.arange(6)), tmp_path, robustres.Settings(eps={"l2": (0.5,)}))
+    assert len(run.attacks) == 12
+    assert run.certificates.empty
+    assert not run.blocks.empty or run.lipschitz is None
+
+
+def test_the_notebook_runs_and_holds_its_results_and_no_path_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "examples" / "first_steps.ipynb").read_text()
+    assert str(ROOT) not in text
+    assert "/home/" not in text
+    assert "/tmp/" not in text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    names: dict[str, object] = {}
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]))
+        exec(compile(tree, "first_steps.ipynb", "exec"), names)
+        assert cell["outputs"] or not isinstance(tree.body[-1], ast.Expr)
+    assert (tmp_path / "runs" / "first-steps" / "report.html").is_file()
