@@ -56,7 +56,7 @@ def progress(stage, done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 evaluate(model, data, sys.argv[1] + "/many", settings, progress=progress)
 """
-# Runs in children of this process, which has everything imported already, killed at random moments.
+# Runs in children of this process, which has imported everything and knows the bounds, killed at random moments.
 KILLS = """
 def attempt(folder):
     child = os.fork()
@@ -70,21 +70,27 @@ def attempt(folder):
     return child
 
 root, moments = sys.argv[1], random.Random(0)
+evaluate(model, data, root + "/first", settings)
 begun = time.monotonic()
 assert os.waitpid(attempt(root + "/whole"), 0)[1] == 0
 length = time.monotonic() - begun
 runs, kills, with_parts = ["0"], 0, 0
 while kills < 50:
     folder = root + "/" + runs[-1]
-    child = attempt(folder)
-    time.sleep(moments.uniform(0, length))
-    os.kill(child, signal.SIGKILL)
-    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-        kills += 1
-        parts = folder + "/parts"
-        with_parts += os.path.isdir(parts) and any(name.startswith("samples") for name in os.listdir(parts))
-    else:
+    child, moment = attempt(folder), time.monotonic() + moments.uniform(0, length)
+    ended = 0
+    while not ended and time.monotonic() < moment:
+        time.sleep(0.002)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        assert status == 0
         runs.append(str(len(runs)))
+        continue
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills += 1
+    parts = folder + "/parts"
+    with_parts += os.path.isdir(parts) and any(name.startswith("samples") for name in os.listdir(parts))
 assert os.waitpid(attempt(root + "/" + runs[-1]), 0)[1] == 0
 json.dump({"runs": runs, "kills": kills, "kills_with_parts_written": with_parts}, sys.stdout)
 """
