@@ -1,11 +1,14 @@
 """`robustres train`: recipes from a file, interrupted and resumed, and what it refuses."""
 
+import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from robustres.cli import train as command
+from robustres.training import Recipe
 
 from .conftest import run
 
@@ -79,3 +82,8 @@ def test_a_wrong_recipe_is_one_sentence(
     said = capsys.readouterr().err
     assert complaint in said
     assert "Traceback" not in said
+
+
+def test_every_setting_of_a_recipe_is_an_option() -> None:
+    options = set(inspect.signature(command.train).parameters)
+    assert {field.name for field in fields(Recipe)} <= options

@@ -42,6 +42,19 @@ def test_presets_build_and_say_their_classes(name: str) -> None:
     assert network(torch.rand(2, *shape)).shape == (2, PRESETS[name].classes)
 
 
+def test_growth_is_one_number_for_each_transition() -> None:
+    shared = {"width": 4, "depth": 2, "image_shape": (1, 8, 8), "classes": 3, "downsample": (1,)}
+    grown = residual_net(block="orthogonal-convolution", growth=(4,), **shared)  # type: ignore[arg-type]
+    assert grown.head.in_features == 16 * 4 * 4
+    for block, growth, sentence in (
+        ("linear", (2, 2), "for each of the 1 positions"),
+        ("linear", (5,), "growth must give 1, 2, 3 or 4"),
+        ("residual", (2,), "growth is for constrained blocks"),
+    ):
+        with pytest.raises(ModelError, match=sentence):
+            residual_net(block=block, growth=growth, **shared)  # type: ignore[arg-type]
+
+
 def test_the_three_tiny_networks_are_of_equal_size() -> None:
     sizes = [
         sum(parameter.numel() for parameter in preset(name).parameters())
