@@ -83,7 +83,8 @@ class _Square(Search):
             slots["points"] = best.clone()
             return
         for chosen, side in _by_side(self.sides[(slots["age"] - 1).clamp(min=0)]):
-            window = window_index(chosen, *slots["corner"][chosen].unbind(1), self.shape[0], side)
+            corner = slots["corner"][chosen]
+            window = window_index(chosen, corner[:, 0], corner[:, 1], self.shape[0], side)
             best[window] = points[window] = torch.where(per_sample(better[chosen], best), points[window], best[window])
 
     def _start(self, slots: Slots) -> Tensor:
@@ -110,7 +111,7 @@ class _Square(Search):
 
 def _by_side(sides: Tensor) -> list[tuple[Tensor, int]]:
     """The slots that have each side of the window: positions and side."""
-    return [((sides == side).nonzero().flatten(), side) for side in sides.unique().tolist()]
+    return [((sides == side).nonzero().flatten(), side) for side in sorted(set(sides.tolist()))]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_apgd_halves_its_step_until_it_has_found_the_bottom() -> None:
     x = torch.full((5, 1, 1, 1), 0.5, dtype=torch.float64)
     result = APGD(ThreatModel("linf", 0.4), steps=100)(Valley().eval(), x, torch.zeros(5, dtype=torch.int64))
     assert not result.fooled.any()
-    assert ((result.examples - 0.37).abs() < 0.01).all()
+    assert ((result.examples - 0.37).abs() < 3e-4).all()  # 1.4e-3 with a step that stays long
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "square", "fab"])
