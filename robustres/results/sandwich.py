@@ -45,13 +45,19 @@ def _within_reach(attacks: pd.DataFrame, certificates: pd.DataFrame) -> NDArray[
     Among them are all that can be violations. Almost always there are none, so that no pairs need be made.
     """
     near = np.zeros(len(attacks), dtype=bool)
-    answer = attacks["adversarial_prediction"].to_numpy()
-    for norm, rows in certificates.groupby("norm"):
+    index, answer = attacks["index"].to_numpy(), attacks["adversarial_prediction"].to_numpy()
+    for norm in certificates["norm"].unique():
+        rows = certificates[certificates["norm"] == norm]
+        samples, place = np.unique(rows["index"].to_numpy(), return_inverse=True)
+        radius, prediction = rows["radius"].to_numpy(), rows["prediction"].to_numpy()
+        reach = np.full(len(samples), -np.inf)
+        np.fmax.at(reach, place, radius)
+        unanimous = np.full(len(samples), True)
+        first = np.zeros(len(samples), dtype=prediction.dtype)
+        first[place] = prediction
+        np.logical_and.at(unanimous, place, prediction == first[place])
         measured = attacks[norm] if norm in MEASURED_NORMS else attacks["distance"].where(attacks["norm"] == norm)
-        samples = rows.groupby("index")
-        reach = samples["radius"].max().reindex(attacks["index"]).to_numpy()
-        lowest, highest = (
-            samples["prediction"].agg(side).reindex(attacks["index"]).to_numpy() for side in ("min", "max")
-        )
-        near |= (measured.to_numpy() < reach) & ((answer != lowest) | (answer != highest))
+        found = np.searchsorted(samples, index).clip(max=len(samples) - 1)
+        changed = (answer != first[found]) | ~unanimous[found]
+        near |= (samples[found] == index) & (measured.to_numpy() < reach[found]) & changed
     return near

@@ -129,4 +129,5 @@ def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.Data
             f"table {name!r} has columns {sorted(columns)}, got {sorted(frame.columns)}; rename or add the difference"
         )
     changed = {column: kind for column, kind in columns.items() if frame[column].dtype != kind}
-    return frame[list(columns)].astype(changed)
+    ordered = frame if list(frame.columns) == list(columns) else frame[list(columns)]
+    return ordered.astype(changed) if changed else ordered

@@ -70,10 +70,10 @@ def attempt(folder):
     return child
 
 root, moments = sys.argv[1], random.Random(0)
-evaluate(model, data, root + "/first", settings)
-begun = time.monotonic()
-assert os.waitpid(attempt(root + "/whole"), 0)[1] == 0
-length = time.monotonic() - begun
+for name in ("first", "whole"):  # the first one leaves the bounds in the cache
+    begun = time.monotonic()
+    assert os.waitpid(attempt(root + "/" + name), 0)[1] == 0
+    length = time.monotonic() - begun
 runs, kills, with_parts = ["0"], 0, 0
 while kills < 50:
     folder = root + "/" + runs[-1]
@@ -186,8 +186,9 @@ def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
 @pytest.mark.slow
 def test_killed_at_fifty_random_points_a_run_ends_as_an_unbroken_one(model: LoadedModel, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + KILLS, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT + KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["kills"] == 50
     assert found["kills_with_parts_written"] >= 10
