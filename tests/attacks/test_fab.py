@@ -1,0 +1,26 @@
+"""The fast adaptive boundary attack's step, worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustres.attacks.engine import Slots
+from robustres.attacks.fab import _Fab
+from robustres.attacks.problem import Problem
+from robustres.threat import ThreatModel
+
+
+@pytest.mark.parametrize(("hit", "expected"), [(False, [0.6095, 0.68]), (True, [0.60905, 0.662])])
+def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bool, expected: list[float]) -> None:
+    """The boundary is the line where the first pixel is 0.6; the image lies at (0.5, 0.5), the point at (0.4, 0.7).
+
+    Projected and 5 % beyond: (0.61, 0.7) from the point and (0.605, 0.5) from the image, weights 0.9 and 0.1. After a
+    hit the point first goes a tenth of the way back, to (0.41, 0.68), which is projected to (0.6095, 0.68).
+    """
+    x = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    nobody = torch.zeros(1, dtype=torch.int64)
+    problem = Problem(model=nn.Identity(), x=x, classes=nobody, index=nobody, threat=ThreatModel("l2", 1.0))
+    slots = Slots(sample=nobody, x=x, points=torch.tensor([[0.4, 0.7]], dtype=torch.float64))
+    gradient, loss = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([-0.2], dtype=torch.float64)
+    found = _Fab(problem, steps=1).next_points(slots, torch.tensor([hit]), loss, gradient)
+    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
