@@ -54,7 +54,7 @@ class Call:
         """An argument that does not depend on the input of the network."""
         value = self.arguments.get(name)
         if isinstance(value, Node):
-            raise NotCoveredError(f"with a {name} that depends on the input")
+            raise NotCoveredError(f"whose {name} depends on the input")
         return value
 
     @property
@@ -99,6 +99,24 @@ class Call:
         return self.linear(source, Selection(padded.expand(self.out_shape).flatten(), source.shape, self.out_shape))
 
 
+# What stands in place of a rule, by operation: why there is no bound, and what to do.
+STATISTICS = (
+    "which divides by the deviation of its own input, so that it has no global bound "
+    "(batch normalisation in evaluation mode has one)"
+)
+PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
+REASONS: dict[str, str] = {
+    **dict.fromkeys(("group_norm", "layer_norm", "instance_norm", "rms_norm", "local_response_norm"), STATISTICS),
+    **dict.fromkeys(("native_layer_norm", "native_group_norm", "_fused_rms_norm"), STATISTICS),
+    **dict.fromkeys(("bmm", "baddbmm", "einsum", "scaled_dot_product_attention"), PRODUCT),
+    **dict.fromkeys(("log_softmax", "_log_softmax"), "(leave it out: the answer with the largest value is the same)"),
+    **dict.fromkeys(
+        ("pow", "exp", "square"), "which is the steeper the larger its input, so that it has no global bound"
+    ),
+    **dict.fromkeys(("sqrt", "rsqrt", "log", "reciprocal"), "which has no bound near 0"),
+    **dict.fromkeys(("round", "floor", "ceil", "sign", "argmax", "argsort"), "which jumps"),
+}
+
 Rule = Callable[[Call], "Node | Parts"]
 RULES: dict[str, Rule] = {}
 
@@ -132,11 +150,13 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
         parents = [parent for parent in origin.all_input_nodes if parent not in captured.constants]
         if any(values[parent] is None for parent in parents):
             values[origin] = None  # hangs on something refused whose output has no known form
+            if origin.target is not operator.getitem and _rule_of(origin) is None:
+                refused[_refusal(origin, NotCoveredError(_reason(origin)))] = None
             continue
         try:
             values[origin] = _apply(origin, values, captured)
         except NotCoveredError as reason:
-            refused[Refusal(path_of(origin), f"{operation_of(origin)} {reason}".strip())] = None
+            refused[_refusal(origin, reason)] = None
             values[origin] = _unknown(origin)
     output = values.get(captured.output)
     if isinstance(output, Node) and not refused:
@@ -151,12 +171,9 @@ def _apply(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -
         if not isinstance(parts, Parts) or not isinstance(place, int) or place >= len(parts.nodes):
             raise NotCoveredError("of an output that is not covered")
         return replace(parts.nodes[place], origin=origin)
-    if not isinstance(origin.target, torch._ops.OpOverload) or is_random(origin):
-        raise NotCoveredError("")
-    name = str(origin.target).removeprefix("aten.")
-    found = RULES.get(name) or RULES.get(name.rsplit(".", 1)[0])
-    if found is None:
-        raise NotCoveredError("")
+    found = _rule_of(origin)
+    if found is None or not isinstance(origin.target, torch._ops.OpOverload):
+        raise NotCoveredError(_reason(origin))
     known = {**captured.constants, **values}
     args, kwargs = fx.node.map_arg((origin.args, origin.kwargs), lambda argument: known[argument])
     schema = origin.target._schema.arguments
@@ -164,6 +181,21 @@ def _apply(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -
     arguments.update(zip((argument.name for argument in schema), args, strict=False))
     arguments.update(kwargs)
     return found(Call(origin, arguments, captured))
+
+
+def _rule_of(origin: fx.Node) -> Rule | None:
+    if not isinstance(origin.target, torch._ops.OpOverload) or is_random(origin):
+        return None
+    name = str(origin.target).removeprefix("aten.")
+    return RULES.get(name) or RULES.get(name.rsplit(".", 1)[0])
+
+
+def _reason(origin: fx.Node) -> str:
+    return REASONS.get(str(origin.target).removeprefix("aten.").split(".")[0], "")
+
+
+def _refusal(origin: fx.Node, reason: NotCoveredError) -> Refusal:
+    return Refusal(path_of(origin), f"{operation_of(origin)} {reason}".strip())
 
 
 def _unknown(origin: fx.Node) -> Node | Parts | None:

@@ -155,7 +155,7 @@ def _certificate_rows(
             images, index = samples.images[batch].to(device), samples.index[batch]
             found = certify(
                 model, images, norm=norm, certificate=settings.certificate, report=report,
-                batch_size=settings.batch_size,
+                dtype=getattr(torch, settings.dtype), batch_size=settings.batch_size,
             )  # fmt: skip
             return _network_rows(found, settings.certificate, index, rows[batch])
 

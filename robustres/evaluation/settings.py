@@ -12,6 +12,7 @@ from robustres.certify.routes import Choice
 from robustres.errors import InputError
 from robustres.threat import Norm, ThreatModel
 
+Dtype = Literal["float64", "float32"]
 # Where certified accuracy is counted by convention when the caller names no eps for that norm.
 CONVENTIONAL_EPS: Mapping[Norm, tuple[float, ...]] = MappingProxyType(
     {"l2": (36 / 255, 72 / 255, 108 / 255), "linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255)}
@@ -27,6 +28,7 @@ class Settings:
     certify: whether radii are computed; False for attacks alone.
     certificate: "lipschitz", the product of the pieces' bounds, or "best", per sample the largest radius of every
         deterministic certificate of the network that there is.
+    dtype: "float64", or "float32" for radii of the network as it runs in float32, whose rounding costs margin.
     attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
     smoothing: also certify the classifier smoothed by Gaussian noise, another function than the network, with a
         probability; None leaves it out.
@@ -44,6 +46,7 @@ class Settings:
     attacks: tuple[str, ...] = ("fgsm", "pgd")
     certify: bool = True
     certificate: Choice = "lipschitz"
+    dtype: Dtype = "float64"
     attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     smoothing: RandomisedSmoothing | None = None
     batch_size: int = 256
@@ -65,8 +68,9 @@ class Settings:
         for name in ("batch_size", "part_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.certificate not in get_args(Choice):
-            raise InputError(f"certificate must be {' or '.join(get_args(Choice))}, got {self.certificate!r}")
+        for name, allowed in (("certificate", get_args(Choice)), ("dtype", get_args(Dtype))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if not self.effort > 0:
             raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
 
@@ -93,6 +97,7 @@ class Settings:
             "attacks": list(self.attacks),
             "certify": self.certify,
             "certificate": self.certificate,
+            "dtype": self.dtype,
             "attack_settings": {name: dict(values) for name, values in self.attack_settings.items()},
             "batch_size": self.batch_size,
             "part_size": self.part_size,

@@ -17,6 +17,7 @@ from robustres.certify.rules import build_network
 from robustres.certify.rules_activation import GELU, GELU_TANH, MISH, SILU
 from robustres.certify.rules_pooling import windows_per_pixel
 from robustres.certify.simplify import simplified
+from robustres.errors import UnsupportedOperationError
 
 
 class Apply(nn.Module):
@@ -244,3 +245,34 @@ def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
 ) -> None:
     report = lipschitz(Apply(function), (4,), refuse="record")
     assert any(operation in refusal.operation for refusal in report.refused), report.refused
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.GroupNorm(1, 4), "group_norm which divides by the deviation of its own input.*batch normalisation"),
+        (nn.InstanceNorm2d(4, affine=True), "instance_norm which divides by the deviation"),
+        (nn.LayerNorm(3), "layer_norm which divides by the deviation"),
+        (nn.LogSoftmax(1), "log_softmax .*leave it out"),
+        (nn.Softsign(), "div whose other depends on the input"),
+        (nn.AdaptiveMaxPool2d(2), "adaptive_max_pool2d with windows that overlap"),
+    ],
+)
+def test_a_refusal_says_why_and_what_to_do(layer: nn.Module, words: str) -> None:
+    with pytest.raises(UnsupportedOperationError, match=f"{words}.* at 0; replace the operation, or let the module"):
+        lipschitz(nn.Sequential(layer, nn.Flatten()), (4, 3, 3))
+
+
+def test_everything_behind_an_operation_that_moves_the_batch_is_looked_at_too() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.attention(x, x, x)[0]
+
+    report = lipschitz(Attention(), (4, 4), refuse="record")
+    listed = " ".join(map(str, report.refused))
+    assert "attention is such a product" in listed
+    assert {refusal.path for refusal in report.refused} == {"attention"}
