@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from robustres.certify.linear_map import Shape
 from robustres.certify.tracing import STATED, exported, first_line
-from robustres.errors import ModelError
+from robustres.errors import ModelError, Refusal, UnsupportedOperationError
 from robustres.guard import random_state_kept
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
@@ -94,10 +94,8 @@ def float64_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
     scripted = [path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
-        raise ModelError(
-            f"{scripted[0] or 'the network'} is TorchScript, which certification cannot look into; pass the nn.Module "
-            "that it was made from"
-        )
+        what = "TorchScript that is no plain graph, which certification cannot look into (pass its nn.Module)"
+        raise UnsupportedOperationError([Refusal(path, what) for path in scripted[:1]])
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError, ValueError) as error:
