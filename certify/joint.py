@@ -20,7 +20,7 @@ from robustres.certify.spectral_norm import spectral_norm
 from robustres.errors import InputError
 from robustres.numerics import require_certifiable_arithmetic, rounded_up
 
-DEFAULT_EFFORT = 5.0
+DEFAULT_EFFORT = 2.0
 NormOf = Callable[[LinearMap], float]
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -139,15 +140,19 @@ class HermitianPolynomial:
 
     def at(self, torus: Torus, frequencies: Tensor) -> Tensor:
         """(F, n, n) complex Hermitian: the values at coarse frequencies (F, 2)."""
-        lags = torch.tensor(list(self.parts), device=frequencies.device)
+        lags, even, odd = self._waves
+        angle = turns(torus, frequencies, lags)
+        shape = (len(frequencies), *self.magnitude.shape)
+        return torch.complex((angle.cos() @ even).reshape(shape), (angle.sin() @ odd).reshape(shape))
+
+    @cached_property
+    def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Lags (D, 2), and what goes with the cosine and the sine of each (D, n n)."""
+        lags = torch.tensor(list(self.parts), device=self.magnitude.device)
         stacked = torch.stack(list(self.parts.values()))
         even, odd = stacked + stacked.mT, stacked - stacked.mT
         even[(lags == 0).all(1)] *= 0.5  # lag 0 stands once
-        angle = turns(torus, frequencies, lags)
-        shape = (len(frequencies), *self.magnitude.shape)
-        return torch.complex(
-            (angle.cos() @ even.flatten(1)).reshape(shape), (angle.sin() @ odd.flatten(1)).reshape(shape)
-        )
+        return lags, even.flatten(1), odd.flatten(1)
 
     @property
     def error(self) -> float:

@@ -15,6 +15,8 @@ from robustres.certify.torus import Torus
 
 CHUNK_BYTES = 32 * 2**20
 ACCURATE = 24  # frequencies whose gain is computed, of all; the others are ranked by a cheap guess
+ROUNDS = 3  # of looking for frequencies that the guess has missed
+COARSE_TOLERANCE = 1e-5
 NEWTON_STEPS = 40
 NEWTON_TOLERANCE = 1e-7
 FAR = 1e4  # times the guess: where no finite gain is expected any more
@@ -39,13 +41,25 @@ class ReducedForm:
         return torch.split(self.frequencies, max(1, CHUNK_BYTES // (16 * self.block.width**2)))
 
     def evaluate(self, values: Tensor, near: float) -> Scaling:
-        """The gain with these multipliers, from the frequencies that seem critical at lambda = near."""
+        """The gain with these multipliers, at the frequencies that seem critical at lambda = near, and at those that a
+        factorisation then finds above it."""
         inequality = self._inequality(values, near)
         if inequality is None:
             return Scaling(values, math.inf, torch.full((len(self.frequencies),), math.inf))
         ranks = torch.cat([rayleigh_quotients(inequality.gram.at(self.torus, part)) for part in self.chunks()])
-        critical = self.frequencies[ranks.topk(min(ACCURATE, len(ranks))).indices]
-        return Scaling(values, self.gain(values, critical, near=near, limit=FAR * near), ranks)
+        critical = ranks.topk(min(ACCURATE, len(ranks))).indices
+        value = self.gain(values, self.frequencies[critical], near=near, limit=FAR * near)
+        for _ in range(ROUNDS):
+            above = self._inequality(values, value * (1 + COARSE_TOLERANCE))
+            if above is None:
+                break
+            missed = ~torch.cat([self._proved(above, part) for part in self.chunks()])
+            if not bool(missed.any()):
+                break
+            ranks = ranks + missed  # the descent looks at them first
+            critical = torch.where(missed, ranks, -math.inf).topk(min(ACCURATE, int(missed.sum()))).indices
+            value = max(value, self.gain(values, self.frequencies[critical], near=value, limit=FAR * near))
+        return Scaling(values, value, ranks)
 
     def gain(self, values: Tensor, frequencies: Tensor, *, near: float, limit: float = math.inf) -> float:
         """The largest lambda at some frequencies, by Newton's method from `near`; infinite once it is above `limit`.
@@ -95,9 +109,12 @@ class ReducedForm:
         held = value * (1 + next(left))
         inequality = self._inequality(values, held)
         for part in self.chunks():
-            while inequality is None or not self._holds(inequality, part):
+            while True:
+                missed = part if inequality is None else part[~self._proved(inequality, part)]
+                if not len(missed):
+                    break
                 if inequality is not None:
-                    gains = self._tangents(inequality, self._failing(inequality, part), 1)[0]
+                    gains = self._tangents(inequality, missed[:ACCURATE], 1)[0]
                     if float(gains.max()) > held:
                         value, left = float(gains.max()), iter(margins)
                 margin = next(left, None)
@@ -111,13 +128,9 @@ class ReducedForm:
         usable = 1 / SQUARABLE < value < SQUARABLE and bool(torch.isfinite(values).all())
         return self.block.inequality(values, value) if usable else None
 
-    def _holds(self, inequality: Inequality, frequencies: Tensor) -> bool:
-        grams = inequality.gram.at(self.torus, frequencies)
-        return bool(proved_below(grams, 1.0, inequality.gram.error).all())
-
-    def _failing(self, inequality: Inequality, frequencies: Tensor) -> Tensor:
-        quotients = rayleigh_quotients(inequality.gram.at(self.torus, frequencies))
-        return frequencies[quotients.topk(min(4, len(quotients))).indices]
+    def _proved(self, inequality: Inequality, frequencies: Tensor) -> Tensor:
+        """(F,) bool: where the inequality is proved."""
+        return proved_below(inequality.gram.at(self.torus, frequencies), 1.0, inequality.gram.error)
 
     def _tangents(self, inequality: Inequality, frequencies: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
         """lambda (F, k) where the smallest eigenvalues of N vanish, to first order, and their slopes per unit of T."""
@@ -152,7 +165,10 @@ def _nominal_costs(block: ReducedBlock) -> tuple[float, float, float]:
         inner = block.layers[1].magnitude.shape[1]
         products += inner**3 + middle * inner**2 * width + (middle + 1) ** 2 / 2 * width**2 * inner
     lags = min(2 * taps, 13)
-    assembly = lags * width**2 * 2e-10 + 2e-5
-    exact = width <= EXACT_SIDE
-    eigen = 1e-4 + 4e-9 * width**3 if exact else 6e-8 * width**2
-    return 2e-3 + entries * 2e-9 + 2 * products / 2e10, assembly + eigen, assembly + 1.6e-8 * width**2
+    assembly = lags * width**2 * 2.5e-9 + 2e-5  # bound by memory, as what follows
+    eigen = 1e-4 + 8e-9 * width**3 if width <= EXACT_SIDE else 2e-7 * width**2
+    return (
+        2e-3 + entries * 3e-9 + 3 * products / 2e10,
+        assembly + eigen,
+        2 * assembly + 6e-8 * width**2 + 1e-10 * width**3,
+    )

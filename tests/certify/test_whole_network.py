@@ -114,10 +114,10 @@ def test_best_keeps_radii_of_the_network_apart_from_votes_and_says_when_bounds_a
     network, smoothed = certify_best(model, x, [NetworkCertificate(), vote])
     assert str(network.guarantee) == "deterministic"
     assert set(smoothed.source) == {vote.name}
-    layers = [nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 144, 4)]
-    wider, images = nn.Sequential(*layers), torch.rand(2, 6, 12, 12)
-    guarantee = lipschitz(wider, (6, 12, 12), delta=1e-9, joint=False).guarantee
-    report = lipschitz(wider, (6, 12, 12), norm="linf", delta=1e-9, joint=False)
+    layers = [nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 256, 4)]
+    wider, images = nn.Sequential(*layers), torch.rand(2, 6, 16, 16)
+    guarantee = lipschitz(wider, (6, 16, 16), delta=1e-9, joint=False).guarantee
+    report = lipschitz(wider, (6, 16, 16), norm="linf", delta=1e-9, joint=False)
     assert report.guarantee != guarantee
     assert certify(wider, images, report=report, certificate="best").guarantee == guarantee
 
