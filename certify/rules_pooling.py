@@ -97,12 +97,12 @@ def max_pooled(call: Call) -> Node | Parts:
     out_shape = tuple(value[0].shape[1:]) if isinstance(value, list | tuple) else call.out_shape
     image, target = _image(source.shape), _image(out_shape)
     padding = (0, padding[1]) if flat and padding else padding
-    overlaps = [
-        windows_per_pixel(side, count, k, s, p, d)
-        for side, count, k, s, p, d in zip(
-            image[1:], target[1:], kernel, stride or kernel, padding or (0, 0), dilation or (1, 1), strict=True
-        )
-    ]
+    axes = list(
+        zip(image[1:], target[1:], kernel, stride or kernel, padding or (0, 0), dilation or (1, 1), strict=True)
+    )
+    if any(has_empty_window(*axis) for axis in axes):
+        raise NotCoveredError("with a window that holds no pixel, of which torch leaves the value open")
+    overlaps = [windows_per_pixel(*axis) for axis in axes]
     constant = rounded_up(math.sqrt(overlaps[0] * overlaps[1]), 1) if overlaps != [1, 1] else 1.0
     node = call.make(Opaque("max pooling", Bound(0.0, constant, "windows per pixel"), 1.0), source, shape=out_shape)
     return Parts((node,)) if isinstance(value, list | tuple) else node
@@ -131,6 +131,16 @@ def windows_per_pixel(side: int, count: int, kernel: int, stride: int, padding: 
             if 0 <= pixel < side:
                 members[pixel] += 1
     return int(members.max())
+
+
+def has_empty_window(side: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether all taps of some window along one axis fall into the padding.
+
+    >>> has_empty_window(1, 1, 2, 1, 1, 2), has_empty_window(2, 2, 2, 1, 1, 2)
+    (True, False)
+    """
+    firsts = (window * stride - padding for window in range(count))
+    return any(not any(0 <= first + tap * dilation < side for tap in range(kernel)) for first in firsts)
 
 
 def _adaptive_matrix(side: int, count: int) -> torch.Tensor:

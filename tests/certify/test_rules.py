@@ -255,12 +255,13 @@ def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
         (nn.LayerNorm(3), "layer_norm which divides by the deviation"),
         (nn.LogSoftmax(1), "log_softmax .*leave it out"),
         (nn.Softsign(), "div whose other depends on the input"),
+        (nn.MaxPool2d((1, 2), 1, (0, 1), 2), "max_pool2d with a window that holds no pixel"),
         (nn.AdaptiveMaxPool2d(2), "adaptive_max_pool2d with windows that overlap"),
     ],
 )
 def test_a_refusal_says_why_and_what_to_do(layer: nn.Module, words: str) -> None:
     with pytest.raises(UnsupportedOperationError, match=f"{words}.* at 0; replace the operation, or let the module"):
-        lipschitz(nn.Sequential(layer, nn.Flatten()), (4, 3, 3))
+        lipschitz(nn.Sequential(layer, nn.Flatten()), (4, 3, 1 if isinstance(layer, nn.MaxPool2d) else 3))
 
 
 def test_everything_behind_an_operation_that_moves_the_batch_is_looked_at_too() -> None:
