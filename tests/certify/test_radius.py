@@ -226,7 +226,11 @@ def test_rescaling_a_branch_shows_what_it_would_buy(joint: bool, factor: float) 
     report = lipschitz(model, (3, 8, 8), joint=joint, effort=0.05)
     (block,) = report.residual_blocks
     supposed = report.what_if(block.name, factor)
-    assert supposed.block_upper <= 1 + block.branch * factor + 1e-9
+    textbook = 1 + block.branch * factor
+    assert supposed.block_upper <= textbook + 1e-9
+    if not joint:
+        mixture = 1 - factor + factor * block.upper if factor <= 1 else math.inf
+        assert supposed.block_upper == pytest.approx(min(textbook, mixture))
     assert supposed.radius_gain == pytest.approx(report.upper / supposed.network_upper)
     with torch.no_grad():
         model.outer.weight *= factor
