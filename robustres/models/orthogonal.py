@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustres.certify.bound import Bound
 from robustres.errors import ModelError
-from robustres.models.activations import activation
+from robustres.models.merged import MergedBlock
 from robustres.models.operator_norm import STORAGE_SLACK, full_precision
 from robustres.models.site import Site
-from robustres.models.stated import residual_norm_of
 
 
 def orthonormal_rows(matrix: Tensor) -> Tensor:
@@ -107,28 +105,16 @@ class CayleyMinusIdentity(nn.Module):
         self.shrink.fill_(1 - STORAGE_SLACK)
 
 
-class OrthogonalBlock(nn.Module):
+class OrthogonalBlock(MergedBlock):
     """act(x + W x + b) with I + W orthogonal: a linear residual that turns but never stretches nor shrinks.
 
     Lipschitz constant: exactly 1 (an orthogonal map, then an activation of slope at most 1). W is a 1 x 1
     convolution, so the block mixes channels; give it whole patches as channels through the stem's stride.
     """
 
-    budget = 1.0
-
     def __init__(self, site: Site) -> None:
-        super().__init__()
         if site.stride != 1:
             raise ModelError("an orthogonal block keeps its size; downsample with the stem or another block")
-        self.branch = nn.Conv2d(site.channels, site.channels, 1)
+        super().__init__(nn.Conv2d(site.channels, site.channels, 1), site)
         nn.init.normal_(self.branch.weight, std=0.01)
         parametrize.register_parametrization(self.branch, "weight", CayleyMinusIdentity(site.channels), unsafe=True)
-        self.activation = activation(site.activation, site.channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(x + self.branch(x))
-        return out
-
-    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|I + W| of the present weights on features of that shape."""
-        return residual_norm_of(self.branch, input_shape)

@@ -4,13 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustres.certify.bound import Bound
 from robustres.errors import ModelError
-from robustres.models.activations import activation
+from robustres.models.merged import MergedBlock
 from robustres.models.operator_norm import STORAGE_SLACK, full_precision
 from robustres.models.orthogonal import orthonormal_rows
 from robustres.models.site import Site
-from robustres.models.stated import residual_norm_of
 
 SIDE = 3
 PROJECTIONS = 4  # two steps of one pixel along each axis
@@ -70,29 +68,17 @@ def _composed(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Te
     return torch.stack((first[0] @ second[0], first[0] @ second[1] + first[1] @ second[0], first[1] @ second[1]))
 
 
-class OrthogonalConvolutionBlock(nn.Module):
+class OrthogonalConvolutionBlock(MergedBlock):
     """act(x + W x + b) with I + W an orthogonal 3 x 3 convolution: it mixes neighbours and never stretches or shrinks.
 
     Lipschitz constant: at most 1, and 1 for what does not touch the border.
     """
 
-    budget = 1.0
-
     def __init__(self, site: Site) -> None:
-        super().__init__()
         if site.stride != 1 or site.kernel != SIDE or site.channels % 2:
             raise ModelError(
                 "a block of orthogonal convolutions keeps its size, has kernels of side 3 and an even number of "
                 f"channels, got stride {site.stride}, kernel {site.kernel} and {site.channels} channels"
             )
-        self.branch = nn.Conv2d(site.channels, site.channels, SIDE, padding=SIDE // 2)
+        super().__init__(nn.Conv2d(site.channels, site.channels, SIDE, padding=SIDE // 2), site)
         parametrize.register_parametrization(self.branch, "weight", OrthogonalMinusIdentity(site.channels))
-        self.activation = activation(site.activation, site.channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(x + self.branch(x))
-        return out
-
-    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|I + W| of the present weights on features of that shape."""
-        return residual_norm_of(self.branch, input_shape)
