@@ -61,12 +61,20 @@ class Attack(ABC):
             raise InputError(f"precision must be 'model' or 'bfloat16', got {self.precision!r}")
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, indices: Tensor | None = None, targets: Tensor | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        indices: Tensor | None = None,
+        targets: Tensor | None = None,
+        clean: Tensor | None = None,
     ) -> AttackResult:
         """Attack images x (N, C, H, W) in [0, 1] with labels y (N,).
 
         indices: (N,) global sample numbers for the random numbers; 0, 1, ... if not given.
         targets: (N,) classes to reach; without them any wrong answer counts.
+        clean: (N, K) this model's logits at x, where they are known already; the first few are compared with the model.
 
         Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, with
         outputs of the wrong shape, or that answers at random. Warns where the model has no gradients to follow.
@@ -77,13 +85,20 @@ class Attack(ABC):
             problem = self._problem(model, x, y, indices, targets)
             ledger = Ledger(problem)
             if len(x):
-                clean = problem.answers_in_batches(problem.x, self.batch_size)
+                clean = self._clean(problem, clean)
                 preflight.check_logits(clean)
                 preflight.check_classes(clean.shape[1], problem.labels, targets)
                 self._try_out(problem, clean)
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)
             return ledger.result(self.batch_size)
+
+    def _clean(self, problem: Problem, known: Tensor | None) -> Tensor:
+        """Logits (N, K) at the images: those that are known, or the model's answers."""
+        if known is None:
+            return problem.answers_in_batches(problem.x, self.batch_size)
+        preflight.check_output(known, len(problem.x))
+        return known.detach().to(problem.x.device)
 
     def _try_out(self, problem: Problem, clean: Tensor) -> None:
         """Whether the model answers the same twice, and whether there are gradients for those who follow them."""

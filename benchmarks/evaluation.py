@@ -82,10 +82,10 @@ class Stopwatch:
             for target, name, function in (
                 ("torch.autograd.grad", "backward", torch.autograd.grad),
                 ("torch.Tensor.backward", "backward", torch.Tensor.backward),
-                ("robustres.evaluation.run.lipschitz", "bound", lipschitz),
+                ("robustres.evaluation.task.lipschitz", "bound", lipschitz),
                 ("robustres.evaluation.rows.certify", "radii", certify),
                 ("robustres.evaluation.rows._attack", "attacks' own arithmetic", rows._attack),
-                ("robustres.evaluation.run.part_tables", "rows of tables", rows.part_tables),
+                ("robustres.evaluation.task.evaluated_part", "rows of tables", rows.evaluated_part),
                 ("robustres.results.RunFolder.finish_part", "writing parts", RunFolder.finish_part),
                 ("robustres.results.RunFolder.write_summary", "summary", RunFolder.write_summary),
             ):

@@ -64,7 +64,10 @@ Diagnose = Annotated[
     int, typer.Option("--diagnose", min=0, help="Check PGD for masked gradients on so many samples (costs ten PGDs).")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many samples.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Samples per forward pass; default 512, fewer if they are large."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/MODEL-DATA.")]
@@ -139,7 +142,7 @@ class Bounding:
 class Running:
     """Where and how to run, and what to say."""
 
-    batch_size: BatchSize = 256
+    batch_size: BatchSize = None
     device: Device = "auto"
     seed: Seed = 0
     out: Out = None

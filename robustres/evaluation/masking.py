@@ -23,7 +23,7 @@ def diagnosis_rows(
             "pgd",
             ThreatModel(norm, max(budgets)),
             seed=settings.seed,
-            batch_size=settings.batch_size,
+            batch_size=settings.images_at_once(data.image_shape),
             **settings.attack_settings.get("pgd", {}),
         )
         rows += diagnose(model, images, labels, attack, indices=torch.arange(len(chosen))).rows()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +17,19 @@ from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
 from robustres.evaluation.timing import Timing
 from robustres.numerics import distance
-from robustres.results import sandwich_violations, typed_table
+from robustres.results import Sandwich, typed_table
 
 CertifiedNorm = Literal["l2", "linf"]
 NORMS_MEASURED: tuple[CertifiedNorm, ...] = ("l2", "linf")
 MEASURED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Every per-sample table of consecutive samples, and what violates the sandwich among them."""
+
+    tables: dict[str, pd.DataFrame]
+    violations: list[pd.DataFrame]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +45,7 @@ class Samples:
         return len(self.index)
 
 
-def part_tables(
+def evaluated_part(
     model: nn.Module,
     samples: Samples,
     attacks: Sequence[Attack],
@@ -46,24 +54,27 @@ def part_tables(
     *,
     device: torch.device,
     timing: Timing,
-) -> dict[str, pd.DataFrame]:
+) -> Part:
     """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory."""
-    rows = _sample_rows(samples)
-    certified = _certificate_rows(model, samples, rows, report, settings, device=device, timing=timing)
-    attacked, examples = [], []
+    rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
+    certified = _certificate_rows(model, samples, rows, report, settings, at_once, device=device, timing=timing)
+    sandwich = Sandwich(certified)
+    attacked, examples, violations = [], [], []
     for attack in attacks:
         with timing.of("attack", attack.name, attack.threat.norm, _bounded_eps(attack)):
-            result = _attack(model, attack, samples, settings.batch_size, device)
+            result = _attack(model, attack, samples, at_once, device)
         found = typed_table("attacks", _attack_rows(attack, samples, result))
-        shown = {*range(settings.examples), *sandwich_violations(found, certified)["index"]}
+        violations.append(sandwich.violations(found))
+        shown = {*range(settings.examples), *violations[-1]["index"]}
         examples += _example_rows(attack, samples, result, shown=shown)
         attacked.append(found)
-    return {
+    tables = {
         "attacks": typed_table("attacks", _stacked(attacked)),
         "certificates": certified,
         "examples": typed_table("examples", examples),
         "samples": rows,
     }
+    return Part(tables, violations)
 
 
 def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -88,23 +99,24 @@ def _sample_rows(samples: Samples) -> pd.DataFrame:
 
 def _attack(model: nn.Module, attack: Attack, samples: Samples, batch_size: int, device: torch.device) -> AttackResult:
     """The attack's result for all samples, computed batch by batch and gathered on the CPU."""
+    attack = replace(attack, batch_size=batch_size)
 
     def work(batch: slice) -> AttackResult:
-        images, labels = (part[batch].to(device, non_blocking=True) for part in (samples.images, samples.labels))
-        return attack(model, images, labels, indices=samples.index[batch]).to("cpu")
+        known = (samples.images, samples.labels, samples.logits)
+        images, labels, logits = (part[batch].to(device, non_blocking=True) for part in known)
+        return attack(model, images, labels, indices=samples.index[batch], clean=logits).to("cpu")
 
     return AttackResult.concatenate(in_batches(work, len(samples), batch_size=batch_size))
 
 
 def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.DataFrame:
-    missing = ~result.fooled
     columns: dict[str, Any] = {"index": samples.index.numpy(), "attack": attack.name, "norm": attack.threat.norm}
     columns["eps"] = _bounded_eps(attack)
     columns["fooled"] = result.fooled.numpy()
     columns["distance"] = result.distance.numpy()
-    measured = _distances(result.examples, samples.images)
     for norm in NORMS_MEASURED:
-        columns[norm] = measured[norm].masked_fill(missing, np.inf).numpy()
+        own = norm == attack.threat.norm
+        columns[norm] = (result.distance if own else _distances(result, samples.images, norm)).numpy()
     columns["adversarial_prediction"] = result.prediction.numpy()
     columns["loss"] = result.loss.to(torch.float64).numpy()
     columns["verified"] = result.verified.numpy()
@@ -113,14 +125,13 @@ def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.D
     return pd.DataFrame(columns)
 
 
-def _distances(examples: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """The distance of every example from its image (N,) in float64, a few images at a time."""
-    pairs = zip(torch.split(examples, MEASURED_AT_ONCE), torch.split(images, MEASURED_AT_ONCE), strict=True)
-    pieces = []
-    for example, image in pairs:
-        difference = example.to(torch.float64) - image.to(torch.float64)
-        pieces.append([distance(difference, norm) for norm in NORMS_MEASURED])
-    return {norm: torch.cat(piece) for norm, piece in zip(NORMS_MEASURED, zip(*pieces, strict=True), strict=True)}
+def _distances(result: AttackResult, images: Tensor, norm: CertifiedNorm) -> Tensor:
+    """How far every example lies from its image (N,) in float64, infinite where there is none; a few at a time."""
+    measured = torch.full_like(result.distance, torch.inf)
+    for part in torch.split(result.fooled.nonzero().flatten(), MEASURED_AT_ONCE):
+        difference = result.examples[part].to(torch.float64) - images[part].to(torch.float64)
+        measured[part] = distance(difference, norm)
+    return measured
 
 
 def _bounded_eps(attack: Attack) -> float:
@@ -134,6 +145,7 @@ def _certificate_rows(
     rows: pd.DataFrame,
     report: LipschitzReport | None,
     settings: Settings,
+    at_once: int,
     *,
     device: torch.device,
     timing: Timing,
@@ -148,19 +160,19 @@ def _certificate_rows(
             return _smoothed_rows(column, smoothing.name, samples.index[batch])
 
         with timing.of("certificate", smoothing.name, "l2"):
-            tables += in_batches(smoothed, len(samples), batch_size=settings.batch_size)
+            tables += in_batches(smoothed, len(samples), batch_size=at_once)
     for norm in settings.certified_norms() if report is not None and not report.refused else ():
 
         def bounded(batch: slice, norm: CertifiedNorm = norm) -> pd.DataFrame:
             images, index = samples.images[batch].to(device), samples.index[batch]
             found = certify(
                 model, images, norm=norm, certificate=settings.certificate, report=report,
-                dtype=getattr(torch, settings.dtype), batch_size=settings.batch_size,
+                dtype=getattr(torch, settings.dtype), batch_size=at_once,
             )  # fmt: skip
             return _network_rows(found, settings.certificate, index, rows[batch])
 
         with timing.of("certificate", settings.certificate, norm):
-            tables += in_batches(bounded, len(samples), batch_size=settings.batch_size)
+            tables += in_batches(bounded, len(samples), batch_size=at_once)
     return typed_table("certificates", _stacked(tables))
 
 

@@ -1,7 +1,7 @@
 """What an evaluation computes: settings that are checked once and stand in the run's manifest."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -13,6 +13,9 @@ from robustres.errors import InputError
 from robustres.threat import Norm, ThreatModel
 
 Dtype = Literal["float64", "float32"]
+# What a forward pass takes where the caller does not say: the fixed cost of a step is shared by many small images, and
+# large ones stay within the memory of a laptop.
+IMAGES_AT_ONCE, VALUES_AT_ONCE = 512, 2**25
 # Where certified accuracy is counted by convention when the caller names no eps for that norm.
 CONVENTIONAL_EPS: Mapping[Norm, tuple[float, ...]] = MappingProxyType(
     {"l2": (36 / 255, 72 / 255, 108 / 255), "linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255)}
@@ -32,7 +35,8 @@ class Settings:
     attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
     smoothing: also certify the classifier smoothed by Gaussian noise, another function than the network, with a
         probability; None leaves it out.
-    batch_size: samples per forward pass; the results do not depend on it beyond rounding.
+    batch_size: samples per forward pass; the results do not depend on it beyond rounding. None takes 512, fewer where
+        so many images hold more than 2^25 values.
     part_size: samples per part of the run's tables, the unit of resuming and of sharding.
     seed: of every random number; each draw also depends on the sample's index.
     joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
@@ -49,7 +53,7 @@ class Settings:
     dtype: Dtype = "float64"
     attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     smoothing: RandomisedSmoothing | None = None
-    batch_size: int = 256
+    batch_size: int | None = None
     part_size: int = 512
     seed: int = 0
     joint: bool = True
@@ -66,13 +70,18 @@ class Settings:
                 if not math.isfinite(ThreatModel(norm, eps).eps):
                     raise InputError("eps must be finite; a minimum-norm attack such as fmn finds its own")
         for name in ("batch_size", "part_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
         for name, allowed in (("certificate", get_args(Choice)), ("dtype", get_args(Dtype))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if not self.effort > 0:
             raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
+
+    def images_at_once(self, shape: Sequence[int]) -> int:
+        """Samples per forward pass, for images of shape (C, H, W)."""
+        return self.batch_size or max(1, min(IMAGES_AT_ONCE, VALUES_AT_ONCE // math.prod(shape)))
 
     def threats(self) -> list[ThreatModel]:
         """Every threat model, norm by norm, eps ascending and without repetitions."""

@@ -13,7 +13,7 @@ Nothing here knows models, attacks or certificates: a report can be made again y
 from robustres.results.files import json_text, write_atomically
 from robustres.results.folder import RunFolder
 from robustres.results.nearest import largest_attacked_eps, nearest_examples
-from robustres.results.sandwich import of_network, sandwich_violations
+from robustres.results.sandwich import Sandwich, of_network, sandwich_violations
 from robustres.results.schema import MEASURED_NORMS, SCHEMA_VERSION, SMOOTHED, TABLES, empty_table, typed_table
 from robustres.results.summary import block_records, certified_mask, robust_mask, summarise
 
@@ -23,6 +23,7 @@ __all__ = [
     "SMOOTHED",
     "TABLES",
     "RunFolder",
+    "Sandwich",
     "block_records",
     "certified_mask",
     "empty_table",

@@ -1,6 +1,8 @@
 """The sandwich: no example that changes an answer lies inside a radius certified for that answer."""
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,15 +16,28 @@ def of_network(certificates: pd.DataFrame) -> pd.DataFrame:
     return certificates[~certificates["certificate"].astype(str).str.startswith(SMOOTHED)]
 
 
-def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of a certificate and an example of the same sample that lies inside the certified radius.
+class Sandwich:
+    """The radii of a run, ready to be held against the examples of one attack after the other."""
 
-    An example counts when it changes the certified prediction; it is measured in the certificate's norm. Certificates
-    of a smoothed classifier are left out: the examples fool the network, which is another function.
-    """
-    certified, fooled = of_network(certificates), attacks[attacks["fooled"]]
-    near = _within_reach(fooled, certified)
-    return _violations(fooled[near], certified) if near.any() else _no_violations().copy()
+    def __init__(self, certificates: pd.DataFrame) -> None:
+        self._certified = of_network(certificates)
+        self._reaches = [_Reach.of(norm, rows) for norm, rows in self._certified.groupby("norm", sort=False)]
+
+    def violations(self, attacks: pd.DataFrame) -> pd.DataFrame:
+        """Every pair of a certificate and an example of the same sample that lies inside the certified radius.
+
+        An example counts when it changes the certified prediction; it is measured in the certificate's norm.
+        Certificates of a smoothed classifier are left out: the examples fool the network, which is another function.
+        """
+        fooled = attacks[attacks["fooled"].to_numpy()]
+        # Almost always there are none in reach, so that no pairs need be made.
+        near = np.logical_or.reduce([np.zeros(len(fooled), bool), *(reach.holds(fooled) for reach in self._reaches)])
+        return _violations(fooled[near], self._certified) if near.any() else _no_violations().copy()
+
+
+def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
+    """The violations of a run, as `Sandwich` says."""
+    return Sandwich(certificates).violations(attacks)
 
 
 def _violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
@@ -39,25 +54,36 @@ def _no_violations() -> pd.DataFrame:
     return _violations(empty_table("attacks"), empty_table("certificates"))
 
 
-def _within_reach(attacks: pd.DataFrame, certificates: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which examples lie inside the largest radius of their sample in some norm and change an answer certified there.
+@dataclass(frozen=True, eq=False)
+class _Reach:
+    """In one norm, sample by sample: the largest radius, and the answer where all certificates agree on it.
 
-    Among them are all that can be violations. Almost always there are none, so that no pairs need be made.
+    samples: (N,) ascending.
     """
-    near = np.zeros(len(attacks), dtype=bool)
-    index, answer = attacks["index"].to_numpy(), attacks["adversarial_prediction"].to_numpy()
-    for norm in certificates["norm"].unique():
-        rows = certificates[certificates["norm"] == norm]
-        samples, place = np.unique(rows["index"].to_numpy(), return_inverse=True)
-        radius, prediction = rows["radius"].to_numpy(), rows["prediction"].to_numpy()
-        reach = np.full(len(samples), -np.inf)
-        np.fmax.at(reach, place, radius)
-        unanimous = np.full(len(samples), True)
-        first = np.zeros(len(samples), dtype=prediction.dtype)
-        first[place] = prediction
-        np.logical_and.at(unanimous, place, prediction == first[place])
+
+    norm: str
+    samples: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    answer: NDArray[np.int64]
+    unanimous: NDArray[np.bool_]
+
+    @staticmethod
+    def of(norm: Any, certificates: pd.DataFrame) -> "_Reach":
+        """From the certificates in this norm."""
+        samples, place = np.unique(certificates["index"].to_numpy(), return_inverse=True)
+        prediction = certificates["prediction"].to_numpy()
+        radius, unanimous = np.full(len(samples), -np.inf), np.full(len(samples), True)
+        np.fmax.at(radius, place, certificates["radius"].to_numpy())
+        answer = np.zeros(len(samples), dtype=prediction.dtype)
+        answer[place] = prediction
+        np.logical_and.at(unanimous, place, prediction == answer[place])
+        return _Reach(norm, samples, radius, answer, unanimous)
+
+    def holds(self, attacks: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which examples lie inside the radius and change an answer certified there; all violations are among them."""
+        index, norm = attacks["index"].to_numpy(), self.norm
         measured = attacks[norm] if norm in MEASURED_NORMS else attacks["distance"].where(attacks["norm"] == norm)
-        found = np.searchsorted(samples, index).clip(max=len(samples) - 1)
-        changed = (answer != first[found]) | ~unanimous[found]
-        near |= (samples[found] == index) & (measured.to_numpy() < reach[found]) & changed
-    return near
+        found = np.searchsorted(self.samples, index).clip(max=len(self.samples) - 1)
+        changed = (attacks["adversarial_prediction"].to_numpy() != self.answer[found]) | ~self.unanimous[found]
+        near: NDArray[np.bool_] = (measured.to_numpy() < self.radius[found]) & (self.samples[found] == index) & changed
+        return near

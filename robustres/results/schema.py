@@ -1,6 +1,7 @@
 """The tables of a run: their columns and types."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -110,6 +111,11 @@ TIMINGS: dict[str, str] = {
 
 def empty_table(name: str) -> pd.DataFrame:
     """The table without rows, its columns and types as in TABLES."""
+    return _empty(name).copy()
+
+
+@cache
+def _empty(name: str) -> pd.DataFrame:
     return without_rows(TABLES[name])
 
 
@@ -128,6 +134,7 @@ def typed_table(name: str, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.Data
         raise InputError(
             f"table {name!r} has columns {sorted(columns)}, got {sorted(frame.columns)}; rename or add the difference"
         )
-    changed = {column: kind for column, kind in columns.items() if frame[column].dtype != kind}
     ordered = frame if list(frame.columns) == list(columns) else frame[list(columns)]
+    kinds = zip(columns.items(), ordered.dtypes, strict=True)
+    changed = {column: kind for (column, kind), found in kinds if found != kind}
     return ordered.astype(changed) if changed else ordered

@@ -178,3 +178,28 @@ def test_a_model_without_gradients_is_named_to_those_who_follow_them(small: Case
     with pytest.warns(UserWarning, match="not differentiable there .* black-box attack"):
         PGD(LINF, steps=1)(model, small.x, small.y)
     Square(LINF, steps=5)(model, small.x, small.y)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "ensemble", "fmn"])
+def test_clean_logits_that_are_known_save_a_pass_and_change_nothing(name: str, small: Case) -> None:
+    attack = short(name)
+    seen: list[int] = []
+    watch = small.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    own = attack(*small)
+    passes, _ = len(seen), seen.clear()
+    with torch.no_grad():
+        clean = small.model(small.x)
+    seen.clear()
+    given = attack(*small, clean=clean)
+    watch.remove()
+    assert len(seen) == passes - 1
+    assert torch.equal(given.examples, own.examples)
+    assert torch.equal(given.distance, own.distance)
+
+
+def test_clean_logits_of_another_model_are_refused(small: Case) -> None:
+    clean = small.model(small.x).detach()
+    with pytest.raises(ModelError, match="differ by"):
+        short("pgd")(*small, clean=clean + 1)
+    with pytest.raises(ModelError, match="shape"):
+        short("pgd")(*small, clean=clean[:3])

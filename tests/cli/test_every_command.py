@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_a_run_that_the_named_command_finishes(
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("robustres.evaluation.run.part_tables", interrupt)
+        patch.setattr("robustres.evaluation.task.evaluated_part", interrupt)
         assert run([*words, "--overwrite"], monkeypatch) == 130
     said = capfd.readouterr().err
     assert f"go on with robustres {' '.join(words)}\n" in said

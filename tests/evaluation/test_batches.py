@@ -1,10 +1,13 @@
 """Work in batches: every sample once, in order, also when memory runs out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustres.evaluation import Settings
 from robustres.evaluation.batches import in_batches
 
 
@@ -28,3 +31,11 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         in_batches(work, 3, batch_size=2)
+
+
+def test_small_images_are_taken_512_at_once_and_large_ones_fewer() -> None:
+    settings = Settings(eps={"l2": (0.5,)})
+    assert settings.images_at_once((1, 28, 28)) == settings.images_at_once((3, 32, 32)) == 512
+    assert settings.images_at_once((3, 224, 224)) == 222
+    assert settings.images_at_once((3, 9000, 9000)) == 1
+    assert replace(settings, batch_size=512).images_at_once((3, 224, 224)) == 512

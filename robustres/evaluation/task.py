@@ -1,0 +1,145 @@
+"""One process's share of an evaluation, step by step: clean answers, bounds, parts, diagnosis, summary."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks import Attack
+from robustres.certify import LipschitzReport, lipschitz
+from robustres.data import ImageSet, read_ahead
+from robustres.errors import SandwichViolationError
+from robustres.evaluation.bound_store import BoundStore, user_cache
+from robustres.evaluation.forward import clean_logits
+from robustres.evaluation.masking import diagnosis_rows
+from robustres.evaluation.preflight import not_finite, require_finite
+from robustres.evaluation.resume import part_name, usable
+from robustres.evaluation.rows import Samples, evaluated_part
+from robustres.evaluation.settings import Settings
+from robustres.evaluation.shard import Shard
+from robustres.evaluation.timing import Timing
+from robustres.results import RunFolder, sandwich_violations, typed_table
+
+log = logging.getLogger(__name__)
+
+# Images that the estimates from below start at.
+STARTS = 9
+# The part that holds what was found about masked gradients.
+DIAGNOSED = "diagnosed"
+
+# Told the stage, how much of it is done and how much there is in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is evaluated, how, by which of the processes, into which folder, and who is told of the progress.
+
+    module: in evaluation mode on `device`.
+    """
+
+    module: nn.Module
+    data: ImageSet
+    settings: Settings
+    folder: RunFolder
+    shard: Shard
+    device: torch.device
+    progress: Progress
+
+    def spans(self) -> list[range]:
+        """The parts of the samples that are this process's."""
+        total, size = len(self.data), self.settings.part_size
+        return self.shard.own([range(start, min(start + size, total)) for start in range(0, total, size)])
+
+    def clean_answers(self, spans: Sequence[range]) -> dict[range, Tensor]:
+        """Logits of the clean images of each part; ModelError where they are not finite and must be, in any process."""
+        logits: dict[range, Tensor] = {}
+        for span, images in read_ahead(self._read, spans):
+            self.progress("clean", len(logits), len(spans))
+            logits[span] = clean_logits(
+                self.module, images, batch_size=self.settings.images_at_once(self.data.image_shape), device=self.device
+            )  # fmt: skip
+        self.progress("clean", len(spans), len(spans))
+        self._require_finite(logits)
+        return logits
+
+    def _require_finite(self, logits: dict[range, Tensor]) -> None:
+        """Stop every process, or say in the log how many samples will count as wrong, where logits are not finite."""
+        mine = [i for span, rows in logits.items() for i in not_finite(rows, torch.arange(span.start, span.stop))]
+        broken = [index for found in self.shard.gather(mine) for index in found]
+        if not self.settings.keep_going:
+            require_finite(broken, sum(self.shard.gather(sum(map(len, logits)))))
+        elif broken and self.shard.first:
+            log.warning("the logits of %d samples are not finite, first at sample %d", len(broken), min(broken))
+
+    def bound(self, *, cache: bool) -> LipschitzReport | None:
+        """The bound of the network; where bounds are stored the first process computes it and the others find it."""
+        if not self.settings.certify:
+            return None
+        self.progress("bound", 0, 1)
+        store = BoundStore((self.folder.path / "bounds", user_cache())) if cache else None
+        if store is not None and not self.shard.first:
+            self.shard.wait()
+        report = lipschitz(
+            self.module, self.data.image_shape, joint=self.settings.joint, effort=self.settings.effort,
+            refuse="record", store=store, images=self.data.spaced(STARTS),
+        )  # fmt: skip
+        if store is not None and self.shard.first:
+            self.shard.wait()
+        self.progress("bound", 1, 1)
+        return report
+
+    def finish(self, logits: dict[range, Tensor], attacks: Sequence[Attack], report: LipschitzReport | None) -> None:
+        """Attack, certify and write every part whose clean logits are given; they are forgotten on the way.
+
+        SandwichViolationError after a part with a violation was written.
+        """
+        total = len(self.spans())
+        for span, images in read_ahead(self._read, list(logits)):
+            self.progress("attack and certify", total - len(logits), total)
+            index = torch.arange(span.start, span.stop)
+            samples, timing = (
+                Samples(index, images, self.data.labels[index], logits[span]),
+                Timing(span.start, len(span)),
+            )
+            part = evaluated_part(
+                self.module, samples, attacks, report, self.settings, device=self.device, timing=timing
+            )
+            self.folder.write_timings(part_name(span), timing.rows)
+            self.folder.finish_part(part_name(span), part.tables)
+            for violations in part.violations:
+                _stop_at(violations)
+            del logits[span]
+        self.progress("attack and certify", total, total)
+
+    def diagnose(self) -> None:
+        """Write what PGD's gradients look like, where that is asked for and not done yet."""
+        if self.shard.first and self.settings.diagnose and not usable(self.folder, DIAGNOSED):
+            rows = diagnosis_rows(self.module, self.data, self.settings, device=self.device)
+            self.folder.finish_part(DIAGNOSED, {"diagnosis": typed_table("diagnosis", rows)})
+
+    def summarise(self) -> dict[str, Any]:
+        """The summary, written by the first process when all have come here.
+
+        SandwichViolationError where any part, also one of an earlier attempt, holds a violation.
+        """
+        self.shard.wait()
+        summary = self.shard.from_first(self.folder.write_summary)
+        if summary["sandwich"]["violations"]:
+            _stop_at(sandwich_violations(self.folder.table("attacks"), self.folder.table("certificates")))
+        self.shard.wait()
+        return summary
+
+    def _read(self, span: range) -> Tensor:
+        """The images of a part, in memory from which a GPU can fetch them by itself where there is one."""
+        images = self.data.batch(torch.arange(span.start, span.stop))
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+
+def _stop_at(violations: pd.DataFrame) -> None:
+    for row in violations.to_dict(orient="records"):
+        raise SandwichViolationError(row["index"], row["certificate"], row["radius"], row["attack"], row["measured"])
