@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustres.cli import console, options
-from robustres.cli.lipschitz import parse_shape
 from robustres.cli.run import slug
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ Claims = Annotated[
 ]
 AuditData = Annotated[
     str | None, typer.Option("--data", help="Images to start the search from, as in evaluate; default: random images.")
-]
-InputShape = Annotated[
-    str | None, typer.Option("--input-shape", help="Channels, height, width: 3,32,32; needed without --data.")
 ]
 Restarts = Annotated[int, typer.Option("--restarts", min=1, help="Images that the search starts from.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=1e-3, help="Time for the search, per claim.")]
@@ -40,19 +36,17 @@ AuditOut = Annotated[Path | None, typer.Option("--out", help="Folder for the res
 
 def audit(
     model: options.Model,
+    source: options.Source,
     claimed_lipschitz: Claimed = None,
     claims: Claims = None,
     data: AuditData = None,
-    input_shape: InputShape = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
+    input_shape: options.InputShape = None,
     restarts: Restarts = 16,
     seconds: Seconds = 60.0,
     tolerance: Tolerance = 1e-5,
     delta: Delta = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
-    data_root: options.DataRoot = None,
     out: AuditOut = None,
     json: options.Json = False,
 ) -> None:
@@ -65,23 +59,16 @@ def audit(
     """
     from robustres.certify import Search
     from robustres.certify import audit as run_audit
-    from robustres.data import load_data
-    from robustres.errors import InputError
-    from robustres.models import load_model
 
     table = _claims(claimed_lipschitz, claims)
     search = Search(seconds=seconds, seed=seed)
     where = options.pick_device(device)
-    if data is None and input_shape is None:
-        raise InputError("an audit needs --data DATA, or --input-shape such as 3,32,32 to start from random images")
-    images = None if data is None else load_data(data, root=data_root).spaced(restarts)
-    shape = parse_shape(input_shape) if input_shape is not None else tuple(images[0].shape)  # type: ignore[index]
-    loaded = load_model(model, input_shape=shape, **options.statistics(mean, std))
+    loaded, shape, images = source.load_with_shape(model, data, input_shape)
     report = run_audit(
         loaded.module.to(where),
         shape,
         claimed=table,
-        images=images,
+        images=None if images is None else images.spaced(restarts),
         restarts=restarts,
         tolerance=tolerance,
         search=search,

@@ -9,29 +9,22 @@ from robustres.cli import console, options
 
 def data(
     spec: Annotated[str, typer.Argument(help=options.DATA_FORMS)],
-    data_root: options.DataRoot = None,
-    split: options.Split = "test",
-    limit: options.Limit = None,
-    download: options.Download = False,
+    reading: options.Reading,
     json: options.Json = False,
 ) -> None:
     """Read and check DATA as every command does: shape, range, labels, classes, digest.
 
     Example: robustres data npy:my-images
     """
-    from robustres.data import load_data
     from robustres.results import json_text
 
-    images = load_data(spec, root=data_root, split=split, limit=limit, download=download)  # type: ignore[arg-type]
+    images = reading.images(spec)
     counts = images.labels.bincount(minlength=images.classes).tolist()
     smallest, largest = images.extremes()
     facts = {
-        "source": images.source,
-        "sha256": images.sha256,
+        **images.facts(),
         "samples": len(images),
         "image_shape": list(images.image_shape),
-        "split": images.split,
-        "split_seed": images.split_seed,
         "smallest": smallest,
         "largest": largest,
         "classes": dict(zip(images.class_names, counts, strict=True)),

@@ -69,5 +69,6 @@ def _accuracy(network: "nn.Module", images: "ImageSet", device: str) -> float:
 
     network = network.to(device)
     with torch.no_grad():
-        answers = [network(batch.to(device)).argmax(dim=1).cpu() for batch in torch.split(images.images, 256)]
+        parts = torch.split(torch.arange(len(images)), 256)
+        answers = [network(images.batch(part).to(device)).argmax(dim=1).cpu() for part in parts]
     return float((torch.cat(answers) == images.labels).double().mean())

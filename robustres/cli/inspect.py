@@ -30,6 +30,7 @@ def inspect(
         int | None,
         typer.Option("--limit", min=2, help="Images to look at (60); with --builtin to train and to test on (all)."),
     ] = None,
+    split: options.Split = "test",
     data_root: options.DataRoot = None,
     download: options.Download = False,
     out: options.Out = None,
@@ -46,6 +47,10 @@ def inspect(
 
     if (model is None) == (builtin is None):
         raise InputError("give either MODEL or --builtin NAME; --builtin all shows every claim")
+    if builtin is not None and split != "test":
+        raise InputError(
+            "--split is for MODEL; the built-in networks learn from the train split, shown on the test split"
+        )
     folder = out or Path("runs") / (f"inspect-{builtin}" if builtin else f"inspect-{Path(str(model)).stem}")
     sections = []
     with console.progress_bar(quiet=json) as progress:
@@ -53,7 +58,10 @@ def inspect(
             subject, results, total = _builtin(builtin, data, data_root, limit, download)
         else:
             subject, results, total = _model(
-                str(model), data, data_root, limit or 60, download, joint=joint, **options.statistics(mean, std)
+                str(model),
+                data,
+                options.Source(split, limit or 60, data_root, download, mean, std),
+                joint=joint,
             )
         progress("claims", 0, total)
         for done, claim in enumerate(results, 1):
@@ -83,16 +91,11 @@ def _builtin(name: str, data: str, data_root: Path | None, limit: int | None, do
     return f"Small networks on {data}", demonstrate(names, Parts(train, test)), len(names)
 
 
-def _model(
-    model: str, data: str, data_root: Path | None, limit: int, download: bool, *, joint: bool, **statistics: Any
-) -> tuple[str, Any, int]:
+def _model(model: str, data: str, source: options.Source, *, joint: bool) -> tuple[str, Any, int]:
     """The same for a network at hand."""
-    from robustres.data import load_data
     from robustres.dynamics import NAMES, inspect_model
-    from robustres.models import load_model
 
-    images = load_data(data, root=data_root, limit=limit, download=download)
-    loaded = load_model(model, input_shape=images.image_shape, download=download, **statistics)
+    loaded, images = source.load(model, data)
     subject = f"{Path(model).name} on {len(images)} images of {images.source}"
     return subject, inspect_model(loaded.module, images, joint=joint), len(NAMES)
 

@@ -10,9 +10,6 @@ from robustres.cli.run import print_blocks
 
 STARTS = 9  # images that the estimates from below start at
 
-Shape = Annotated[
-    str | None, typer.Option("--input-shape", help="Channels, height, width: 3,32,32; needed without --data.")
-]
 Images = Annotated[
     str | None,
     typer.Option("--data", help="Images to start the estimates from below at, as in evaluate; default: random ones."),
@@ -25,15 +22,12 @@ WhatIf = Annotated[
 
 def lipschitz(
     model: options.Model,
-    input_shape: Shape = None,
+    source: options.Source,
+    input_shape: options.InputShape = None,
     data: Images = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
-    download: options.Download = False,
     what_if: WhatIf = None,
-    data_root: options.DataRoot = None,
     json: options.Json = False,
 ) -> None:
     """Bound the l2 Lipschitz constant of MODEL and of each of its blocks, from above and from below.
@@ -41,16 +35,9 @@ def lipschitz(
     Example: robustres lipschitz net.onnx --input-shape 3,32,32 --what-if layer1.0=0.5
     """
     from robustres.certify import lipschitz as bound
-    from robustres.data import load_data
-    from robustres.errors import InputError
-    from robustres.models import load_model
     from robustres.results import block_records, json_text
 
-    if data is None and input_shape is None:
-        raise InputError("bounds need --input-shape such as 3,32,32, or --data DATA whose images have it")
-    images = None if data is None else load_data(data, root=data_root)
-    shape = images.image_shape if images is not None and input_shape is None else parse_shape(input_shape or "")
-    loaded = load_model(model, input_shape=shape, download=download, **options.statistics(mean, std))
+    loaded, shape, images = source.load_with_shape(model, data, input_shape)
     with console.progress_bar(quiet=json) as progress:
         progress("bound", 0, 1)
         starts = None if images is None else images.spaced(STARTS)
@@ -82,14 +69,3 @@ def _supposition(text: str) -> tuple[str, float]:
     if not found:
         raise InputError(f"--what-if must be BLOCK=FACTOR such as layer1.0=0.5, got {text!r}")
     return name, parse_number(factor)
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Channels, height and width."""
-    from robustres.errors import InputError
-
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--input-shape must be channels,height,width such as 3,32,32, got {text!r}") from error
-    return channels, height, width

@@ -37,6 +37,9 @@ NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
 AttackNames = Annotated[str, typer.Option("--attacks", help="Comma-separated attack names.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
+InputShape = Annotated[
+    str | None, typer.Option("--input-shape", help="Channels, height, width: 3,32,32; needed without --data.")
+]
 Mean = Annotated[str | None, typer.Option("--mean", help="Normalisation that the network expects, per channel.")]
 Std = Annotated[str | None, typer.Option("--std", help="Standard deviations, per channel; with --mean.")]
 Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jointly (tighter) or by 1 + K_F alone.")]
@@ -80,26 +83,52 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to
 
 
 @dataclass(frozen=True)
-class Source:
-    """Which samples, and how the network wants them."""
+class Reading:
+    """Which samples of DATA."""
 
-    mean: Mean = None
-    std: Std = None
     split: Split = "test"
     limit: Limit = None
     data_root: DataRoot = None
     download: Download = False
 
-    def load(self, model: str, data: str) -> "tuple[LoadedModel, ImageSet]":
-        """The model and the data that the command names."""
+    def images(self, data: str) -> "ImageSet":
+        """The samples that the command names."""
         from robustres.data import load_data
-        from robustres.models import load_model
 
-        images = load_data(
+        return load_data(
             data, root=self.data_root, split=cast(Any, self.split), limit=self.limit, download=self.download
         )
-        shape, normalisation = images.image_shape, statistics(self.mean, self.std)
-        return load_model(model, input_shape=shape, download=self.download, **normalisation), images
+
+
+@dataclass(frozen=True)
+class Source(Reading):
+    """Which samples, and how the network wants them."""
+
+    mean: Mean = None
+    std: Std = None
+
+    def network(self, model: str, shape: tuple[int, ...]) -> "LoadedModel":
+        """The model for images of shape (C, H, W)."""
+        from robustres.models import load_model
+
+        return load_model(model, input_shape=shape, download=self.download, **statistics(self.mean, self.std))
+
+    def load(self, model: str, data: str) -> "tuple[LoadedModel, ImageSet]":
+        """The model and the data that the command names."""
+        images = self.images(data)
+        return self.network(model, images.image_shape), images
+
+    def load_with_shape(
+        self, model: str, data: str | None, input_shape: str | None
+    ) -> "tuple[LoadedModel, tuple[int, ...], ImageSet | None]":
+        """The model, the shape (C, H, W) of its images, and such images where the command names any."""
+        from robustres.errors import InputError
+
+        if data is None and input_shape is None:
+            raise InputError("name --data DATA, or --input-shape such as 3,32,32 to start from random images")
+        images = None if data is None else self.images(data)
+        shape = images.image_shape if images is not None and input_shape is None else parse_shape(input_shape or "")
+        return self.network(model, shape), shape, images
 
 
 @dataclass(frozen=True)
@@ -245,3 +274,14 @@ def statistics(mean: str | None, std: str | None) -> dict[str, Any]:
     from robustres.threat import parse_numbers
 
     return {name: parse_numbers(text) for name, text in (("mean", mean), ("std", std)) if text is not None}
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Channels, height and width."""
+    from robustres.errors import InputError
+
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--input-shape must be channels,height,width such as 3,32,32, got {text!r}") from error
+    return channels, height, width

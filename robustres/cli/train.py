@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,41 +69,75 @@ MixedPrecision = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random number.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the checkpoint, the recipe and the state to resume from.")]
+TrainSplit = Annotated[str, typer.Option("--split", help="The part to learn from: train | validation | test")]
+ValidationSplit = Annotated[
+    str, typer.Option("--validation-split", help="The part that chooses the epoch which is kept, as --split.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch of the run in --out.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
 
 
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The settings of a recipe, None where the option was not given."""
+
+    loss: Loss = None
+    eps: Eps = None
+    norm: Norm = None
+    eps_warmup: EpsWarmup = None
+    attack_steps: AttackSteps = None
+    trades_beta: TradesBeta = None
+    epochs: Epochs = None
+    batch_size: BatchSize = None
+    learning_rate: LearningRate = None
+    warmup: Warmup = None
+    optimiser: Optimiser = None
+    weight_decay: WeightDecay = None
+    ema: Ema = None
+    augmentation: Augmentation = None
+    shift: Shift = None
+    temperature: Temperature = None
+    annealing: Annealing = None
+    clip_norm: ClipNorm = None
+    lipschitz_weight: LipschitzWeight = None
+    patience: Patience = None
+    mixed_precision: MixedPrecision = None
+    seed: Seed = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, as `plan_of` takes them."""
+        settings = asdict(self) | {"eps": options.number(self.eps)}
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which samples to learn from and to choose the epoch by."""
+
+    split: TrainSplit = "train"
+    validation_split: ValidationSplit = "validation"
+    limit: options.Limit = None
+    data_root: options.DataRoot = None
+    download: options.Download = False
+
+    def load(self, data: str) -> "tuple[ImageSet, ImageSet]":
+        """The samples of both parts."""
+        train, validation = (
+            options.Reading(split, self.limit, self.data_root, self.download).images(data)
+            for split in (self.split, self.validation_split)
+        )
+        return train, validation
+
+
 def train(
     data: options.Data,
+    settings: RecipeOptions,
+    parts: Parts,
     network: Network = None,
     recipe: RecipeFile = None,
-    loss: Loss = None,
-    eps: Eps = None,
-    norm: Norm = None,
-    eps_warmup: EpsWarmup = None,
-    attack_steps: AttackSteps = None,
-    trades_beta: TradesBeta = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: LearningRate = None,
-    warmup: Warmup = None,
-    optimiser: Optimiser = None,
-    weight_decay: WeightDecay = None,
-    ema: Ema = None,
-    augmentation: Augmentation = None,
-    shift: Shift = None,
-    temperature: Temperature = None,
-    annealing: Annealing = None,
-    clip_norm: ClipNorm = None,
-    lipschitz_weight: LipschitzWeight = None,
-    patience: Patience = None,
-    mixed_precision: MixedPrecision = None,
-    seed: Seed = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    limit: options.Limit = None,
     device: options.Device = "auto",
-    data_root: options.DataRoot = None,
     out: Out = Path("runs/train"),
     resume: Resume = False,
     tensorboard: Tensorboard = False,
@@ -122,20 +157,12 @@ def train(
     """
     from robustres.training import plan_of
 
-    given = {
-        "loss": loss, "eps": options.number(eps), "norm": norm, "eps_warmup": eps_warmup,
-        "attack_steps": attack_steps, "trades_beta": trades_beta, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "warmup": warmup, "optimiser": optimiser, "weight_decay": weight_decay,
-        "ema": ema, "augmentation": augmentation, "shift": shift, "temperature": temperature, "annealing": annealing,
-        "clip_norm": clip_norm, "lipschitz_weight": lipschitz_weight, "patience": patience,
-        "mixed_precision": mixed_precision, "seed": seed,
-    }  # fmt: skip
-    plan = plan_of(network, recipe, {name: value for name, value in given.items() if value is not None})
+    plan = plan_of(network, recipe, settings.given())
     _refuse_to_overwrite(out, resume=resume)
-    train_set, validation_set = _data(data, data_root, limit)
-    model = plan.build(train_set, **options.statistics(mean, std))
+    images = parts.load(data)
+    model = plan.build(images[0], download=parts.download, **options.statistics(mean, std))
     try:
-        history = _run(model, (train_set, validation_set), plan, out, device=device, log=tensorboard, quiet=json)
+        history = _run(model, images, plan, out, device=device, log=tensorboard, quiet=json)
     except KeyboardInterrupt:
         again = shlex.join(["robustres", *sys.argv[1:], *([] if resume else ["--resume"])])
         console.notes.print(
@@ -143,7 +170,7 @@ def train(
         )
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
-        _finish(model, history, plan, out, json=json)
+        _finish(model, images, history, plan, out, json=json)
 
 
 def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
@@ -152,14 +179,6 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
 
     if has_state(out) and not resume:
         raise InputError(f"{out} holds a run; add --resume to go on with it, or choose another folder with --out")
-
-
-def _data(data: str, root: Path | None, limit: int | None) -> "tuple[ImageSet, ImageSet]":
-    from robustres.data import load_data
-
-    return load_data(data, root=root, split="train", limit=limit), load_data(
-        data, root=root, split="validation", limit=limit
-    )
 
 
 def _run(
@@ -197,7 +216,15 @@ def _line(epoch: "Epoch", epochs: int) -> str:
     return f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4g}, correct {console.percent(epoch.clean)}{certified}"
 
 
-def _finish(model: "nn.Module", history: "History", plan: "Plan", out: Path, *, json: bool) -> None:
+def _finish(
+    model: "nn.Module",
+    images: "tuple[ImageSet, ImageSet]",
+    history: "History",
+    plan: "Plan",
+    out: Path,
+    *,
+    json: bool,
+) -> None:
     """Write checkpoint and recipe, and print what was kept."""
     from robustres.models import save_model
     from robustres.results import json_text, write_atomically
@@ -211,6 +238,7 @@ def _finish(model: "nn.Module", history: "History", plan: "Plan", out: Path, *, 
         "clean": best.clean,
         "certified_estimate": None if best.certified != best.certified else best.certified,
         "seconds": history.seconds,
+        "data": {name: part.facts() for name, part in zip(("train", "validation"), images, strict=True)},
         "recipe": _finite(plan.recipe.as_dict()),
         "epochs": [_finite(row) for row in history.rows],
     }

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ class ImageSet:
     def batch(self, indices: Tensor) -> Tensor:
         """The images at `indices` (M,) int64, as float32 (M, C, H, W), in that order; nothing else is read."""
         return self.pixels[indices]
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the images: where they come from, their digest, which part of the data they are."""
+        return {"source": self.source, "sha256": self.sha256, "split": self.split, "split_seed": self.split_seed}
 
     def spaced(self, count: int) -> Tensor:
         """At most so many images, evenly spaced over the set, as `batch` gives them."""

@@ -42,10 +42,7 @@ def build_manifest(
         "identity": identity(model, data, settings),
         "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters},
         "data": {
-            "source": data.source,
-            "sha256": data.sha256,
-            "split": data.split,
-            "split_seed": data.split_seed,
+            **data.facts(),
             "classes": classes,
             "class_names": [*data.class_names, *map(str, range(data.classes, classes))],
         },

@@ -29,11 +29,19 @@ class Plan:
     recipe: Recipe
 
     def build(
-        self, data: ImageSet, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+        self,
+        data: ImageSet,
+        *,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        download: bool = False,
     ) -> nn.Module:
-        """The network for these images, its normalisation (per channel) included; ModelError where they do not fit."""
+        """The network for these images, its normalisation (per channel) included; ModelError where they do not fit.
+
+        download: whether published weights that the source names may be fetched.
+        """
         if self.source is not None:
-            module = load_model(self.source, mean=mean, std=std, input_shape=data.image_shape).module
+            module = load_model(self.source, mean=mean, std=std, input_shape=data.image_shape, download=download).module
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 raise ModelError(f"{self.source} has no parameters that can be trained")
             return module

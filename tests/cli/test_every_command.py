@@ -13,6 +13,7 @@ import typer
 
 from robustres.cli.main import commands
 from robustres.data import load_data
+from robustres.errors import DataError
 from robustres.evaluation import Settings, evaluate
 from robustres.models import load_model, residual_net, save_checkpoint
 
@@ -107,6 +108,26 @@ def test_an_option_is_called_the_same_in_every_command() -> None:
     for command in typer.main.get_command(commands).commands.values():  # type: ignore[attr-defined]
         for name, declared in options(command):
             assert known.setdefault(name, declared) == declared, f"{command.name} --{name}"
+
+
+@pytest.mark.parametrize("command", [name for name in NAMES if name not in {"demo", "report", "compare"}])
+def test_every_command_that_reads_data_takes_the_same_options_for_it(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each is asked for a data set that is not there; nothing is fetched without --download."""
+    words = [word for word in arguments(command, folder) if word not in {"--input-shape", "1,8,8"}]
+    words = ["mnist" if word == "digits" else word for word in words]
+    words += [] if "mnist" in words else ["--data", "mnist"]
+    asked: list[dict[str, Any]] = []
+
+    def missing(spec: str, **options: Any) -> None:
+        asked.append({"spec": spec, **options})
+        raise DataError("not there")
+
+    monkeypatch.setattr("robustres.data.load_data", missing)
+    given = ["--split", "validation", "--limit", "7", "--data-root", "here", "--download"]
+    assert run([command, *words, *given], monkeypatch) == 2, capfd.readouterr().err
+    assert asked[0] == {"spec": "mnist", "root": Path("here"), "split": "validation", "limit": 7, "download": True}
 
 
 @pytest.mark.parametrize("command", [name for name in NAMES if name not in {"demo", "data", "report", "compare"}])

@@ -5,9 +5,11 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robustres.cli import train as command
+from robustres.cli.options import spread
 from robustres.training import Recipe
 
 from .conftest import run
@@ -85,5 +87,21 @@ def test_a_wrong_recipe_is_one_sentence(
 
 
 def test_every_setting_of_a_recipe_is_an_option() -> None:
-    options = set(inspect.signature(command.train).parameters)
+    options = set(inspect.signature(spread(command.train)).parameters)
     assert {field.name for field in fields(Recipe)} <= options
+
+
+def test_the_parts_of_the_data_can_be_named_and_are_kept_with_the_training(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is one test split, for instance, can be learnt from when that is said."""
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", generator.random((40, 8, 8, 1), dtype=np.float32))
+    np.save(tmp_path / "labels.npy", np.arange(40) % 2)
+    words = ["train", "--recipe", str(recipe), "--data", f"npy:{tmp_path}", "--out", str(tmp_path / "out")]
+    assert run(words, monkeypatch) == 2
+    assert "has no train split" in capsys.readouterr().err
+    assert run([*words, "--split", "test", "--validation-split", "test"], monkeypatch) == 0
+    kept = json.loads((tmp_path / "out" / "training.json").read_text())["data"]
+    assert [kept[part]["split"] for part in ("train", "validation")] == ["test", "test"]
+    assert len(kept["train"]["sha256"]) == 64
