@@ -12,18 +12,16 @@ from robustres.attacks.attack import Attack
 from robustres.attacks.engine import Slots
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem
-from robustres.attacks.targets import likely_targets, refuse_targeted
+from robustres.attacks.targets import TowardsTargets, likely_targets, refuse_targeted
 
 
-class _Towards(AutoPgd):
-    """Restart r aims at the r-th most likely wrong class; any wrong answer is a success."""
+class _Towards(TowardsTargets, AutoPgd):
+    """Any wrong answer is a success, not the target's alone."""
 
-    targets: Tensor
     gives_up: bool
 
     def begin(self, slots: Slots) -> None:
         prospects.begin(slots)
-        slots["target"] = self.targets[slots["sample"], slots["restart"]]
         super().begin(slots)
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
@@ -37,7 +35,7 @@ class _Towards(AutoPgd):
         over = super().step(slots, loss, gradient)
         if not self.gives_up:
             return over
-        return over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=5)
+        return over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, every=max(self.steps // 5, 1))
 
 
 class _SparseTowards(_Towards, SparseAutoPgd):

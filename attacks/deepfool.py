@@ -15,18 +15,13 @@ from robustres.attacks.hyperplane import nearest_on_hyperplane
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.minimum_norm import MinimumNormSearch
 from robustres.attacks.problem import Problem
-from robustres.attacks.targets import likely_targets, refuse_targeted
+from robustres.attacks.targets import TowardsTargets, likely_targets, refuse_targeted
 
 
-class _DeepFool(MinimumNormSearch):
+class _DeepFool(TowardsTargets, MinimumNormSearch):
     """Restart r walks to the boundary with the r-th most likely wrong class; the nearest end counts."""
 
-    targets: Tensor
     overshoot: float
-
-    def begin(self, slots: Slots) -> None:
-        super().begin(slots)
-        slots["target"] = self.targets[slots["sample"], slots["restart"]]
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return losses.difference(logits, slots["classes"], slots["target"])

@@ -83,6 +83,7 @@ def _pgd(subject: _Subject, *, steps: int, loss: LossName = "ce", eps: float | N
     return PGD(
         threat,
         steps=steps,
+        schedule="cosine",  # never gives up early: what it leaves is not laid to the model by mistake
         loss=loss,
         seed=attack.seed,
         batch_size=attack.batch_size,

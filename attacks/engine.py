@@ -5,7 +5,8 @@ leaves the batch at once and its place is taken by the next sample in the queue,
 work. Those who left wait until there are enough of them for one run of the model as given: what it confirms is entered
 and retired, a slot whose find it does not confirm resumes where it stopped. A sample whose restart failed goes to the
 end of the queue with the next restart; two restarts of one sample never run at the same time, so the outcome does not
-depend on the batch size.
+depend on the batch size. Where the restarts are `apart`, all but the first run side by side instead, each to its own
+end: they fill the batch, and again its size decides nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -64,11 +65,13 @@ class Search(ABC):
     uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
     keeps_misses: whether the engine keeps the points nearest to a success, which must then always be in the ball.
     minimises: whether further restarts are of use for a sample that is fooled already.
+    apart: whether a sample that survives its first restart runs all others, which then need not wait for each other.
     """
 
     uses_gradient: ClassVar[bool] = True
     keeps_misses: ClassVar[bool] = True
     minimises: bool = False
+    apart: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, slots: Slots) -> None:
@@ -96,7 +99,21 @@ class Search(ABC):
 
 def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batch_size: int) -> None:
     """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there."""
-    queue = deque((int(sample), 0) for sample in (~ledger.fooled).nonzero().flatten())
+    work = [(sample, 0) for sample in (~ledger.fooled).nonzero().flatten().tolist()]
+    if not search.apart:
+        _drain(problem, search, ledger, work, restarts, batch_size)
+        return
+    _drain(problem, search, ledger, work, 1, batch_size)
+    left = [sample for sample, _ in work if search.minimises or not bool(ledger.fooled[sample])]
+    others = [(sample, restart) for restart in range(1, restarts) for sample in left]
+    _drain(problem, search, ledger, others, 1, batch_size)
+
+
+def _drain(
+    problem: Problem, search: Search, ledger: Ledger, work: list[tuple[int, int]], restarts: int, batch_size: int
+) -> None:
+    """Search for all pairs of sample and restart, and for restarts below `restarts` that follow where they fail."""
+    queue = deque(work)
     slots = _fresh(problem, search, ledger, queue, batch_size)
     nobody, _ = slots.split(0)
     left = paused = nobody
@@ -190,12 +207,10 @@ def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch
 def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restarts: int) -> list[tuple[int, int]]:
     """Enter what the slots have spent and the misses they kept; returns the restarts that are left."""
     samples, ended = slots["sample"], ~found
-    ledger.steps[samples] += slots["age"] - found.to(torch.int64)  # the success was found before the last update
-    ledger.evaluations[samples] += slots["runs"]
-    ledger.nonfinite[samples] |= ~slots["finite"]
-    if search.uses_gradient:
-        ledger.gradients[samples] += slots["runs"]
-        ledger.zero_gradients[samples] += slots["zeros"]
+    gradients = slots["runs"] * search.uses_gradient
+    updates = slots["age"] - found.to(torch.int64)  # the success was found before the last update
+    ledger.count(samples, steps=updates, evaluations=slots["runs"], gradients=gradients, zero_gradients=slots["zeros"])
+    ledger.nonfinite[samples[~slots["finite"]]] = True
     if (miss := search.nearest_miss(slots)) is not None:
         ledger.note(samples[ended], miss[0][ended], miss[1][ended])
     again = ended & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)

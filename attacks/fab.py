@@ -25,7 +25,7 @@ from robustres.attacks.hyperplane import nearest_on_hyperplane
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.minimum_norm import MinimumNormSearch
 from robustres.attacks.problem import Problem
-from robustres.attacks.targets import likely_targets, refuse_targeted
+from robustres.attacks.targets import TowardsTargets, likely_targets, refuse_targeted
 
 TOLERANCE = 1e-3  # of the projections, relative; the overshoot is fifty times as large
 ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, way back, largest weight of the image's own projection
@@ -36,27 +36,25 @@ class BoundarySearch(MinimumNormSearch):
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         norm, x, tested = self.problem.threat.norm, slots["x"], slots["points"]
-        points = torch.where(per_sample(hit, x), torch.lerp(tested, x, 1 - BETA), tested) if bool(hit.any()) else tested
+        back = hit.to(x.dtype) * (1 - BETA)
+        points = torch.lerp(tested, x, per_sample(back, x)) if bool(hit.any()) else tested
         # The boundary, linearised at the tested point: loss + <gradient, z - tested> = 0.
         rise = torch.linalg.vecdot(gradient.flatten(1), (x - tested).flatten(1))
-        gap, gap_of_x = -(loss + torch.where(hit, (1 - BETA) * rise, 0)), -(loss + rise)
+        gap, gap_of_x = -(loss + back * rise), -(loss + rise)
         from_points = nearest_on_hyperplane(points, gradient, gap, norm, tolerance=TOLERANCE)
         from_x = nearest_on_hyperplane(x, gradient, gap_of_x, norm, tolerance=TOLERANCE)
         near, far = self.lengths(from_points).clamp(min=1e-8), self.lengths(from_x).clamp(min=1e-8)
         alpha = per_sample((near / (near + far)).clamp(0, ALPHA_MAX), x)
-        return torch.lerp(points + ETA * from_points, x + ETA * from_x, alpha).clamp_(0, 1)
+        onwards, onwards_from_x = torch.add(points, from_points, alpha=ETA), torch.add(x, from_x, alpha=ETA)
+        return onwards.lerp_(onwards_from_x, alpha).clamp_(0, 1)
 
 
-class _Fab(BoundarySearch):
-    """Restart r aims at the r-th most likely wrong class."""
-
-    targets: Tensor
+class _Fab(TowardsTargets, BoundarySearch):
     gives_up: bool
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
         prospects.begin(slots)
-        slots["target"] = self.targets[slots["sample"], slots["restart"]]
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return losses.difference(logits, slots["classes"], slots["target"])
@@ -66,7 +64,7 @@ class _Fab(BoundarySearch):
         if not self.gives_up:
             return over
         short = self.problem.threat.eps - slots["best_distance"]
-        return over | prospects.hopeless(slots, short, steps=self.steps, marks=10)
+        return over | prospects.hopeless(slots, short, steps=self.steps, every=max(self.steps // 10, 1))
 
 
 @dataclass(frozen=True)

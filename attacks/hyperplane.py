@@ -7,14 +7,15 @@ comes closest to the hyperplane. Only moves in the direction sign(r w_i) help, a
     l2    d_i = sign(r w_i) min(t |w_i|, room_i)      t the root of sum |w_i| min(t |w_i|, room_i) = |r|
     l1    the pixels with the largest |w_i| move all the way, in turn, until r is reached
 
-For linf and l2 the left side is concave, increasing and piecewise linear in t, so Newton's method from the left is
-monotone and ends at the exact root after finitely many steps; it needs no sorting.
+For linf and l2 the left side is concave, increasing and piecewise linear in t. A line through two of its points, both
+left of the root, lies above it further right: the secant method started at 0 never passes the root, converges faster
+than linearly, and needs neither sorting nor the slope. (Masks over all pixels cost several times as much as sums here.)
 """
 
 import torch
 from torch import Tensor
 
-_NEWTON_STEPS = 30
+_SECANTS = 60
 
 
 def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, tolerance: float = 1e-6) -> Tensor:
@@ -26,29 +27,28 @@ def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, toleran
     normal = w.flatten(1) * r.sign()[:, None]
     if norm == "l1":
         return _l1_move(flat, normal, r.abs()).reshape(x.shape)
-    direction = normal if norm == "l2" else normal.sign()
-    return _newton(flat, normal, direction, r.abs(), tolerance).reshape(x.shape)
+    direction = normal.sign()
+    room = torch.addcmul(direction.clamp(min=0), direction, flat, value=-1)  # 1 - x upwards, x downwards
+    sizes = _sizes(room, normal.abs_(), r.abs(), norm, tolerance)
+    return sizes.mul_(direction).reshape(x.shape)
 
 
-def _newton(x: Tensor, normal: Tensor, direction: Tensor, gap: Tensor, tolerance: float) -> Tensor:
-    """clamp(x + t direction, 0, 1) - x with the t at which <normal, .> reaches the gap."""
-    smallest = torch.finfo(x.dtype).tiny
-    rate = normal * direction
-    t = gap / rate.sum(dim=1).clamp(min=smallest)
-    for _ in range(_NEWTON_STEPS):
-        free = torch.addcmul(x, direction, t[:, None])
-        inside = free.clamp(0, 1)
-        move = inside - x
-        missing = gap - torch.linalg.vecdot(normal, move)
-        going = missing > tolerance * gap
+def _sizes(room: Tensor, weight: Tensor, gap: Tensor, norm: str, tolerance: float) -> Tensor:
+    """min(t, room), in l2 min(t weight, room), with the t at which the sum over weight times it reaches the gap."""
+    smallest = torch.finfo(room.dtype).tiny
+    t = gap / (weight.sum(dim=1) if norm == "linf" else weight.square().sum(dim=1)).clamp(min=smallest)
+    earlier, reached_earlier = torch.zeros_like(t), torch.zeros_like(t)
+    for _ in range(_SECANTS):
+        sizes = torch.minimum(room, t[:, None] if norm == "linf" else t[:, None] * weight)
+        reached = torch.linalg.vecdot(weight, sizes)
+        missing, rise = gap - reached, reached - reached_earlier
+        going = (missing > tolerance * gap) & (rise > 0)
         if not bool(going.any()):
             break
-        slope = torch.where(inside == free, rate, 0).sum(dim=1)
-        going &= slope > 0
-        if not bool(going.any()):
-            break
-        t = torch.where(going, t + missing / slope.clamp(min=smallest), t)
-    return move
+        step = torch.where(going, missing * (t - earlier) / rise.clamp(min=smallest), 0)
+        earlier, reached_earlier = t, torch.where(going, reached, reached_earlier)
+        t = t + step
+    return sizes
 
 
 def _l1_move(x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:

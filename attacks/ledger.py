@@ -26,6 +26,11 @@ class Ledger:
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
         self.steps, self.gradients, self.evaluations, self.zero_gradients = (zeros.clone() for _ in range(4))
 
+    def count(self, samples: Tensor, **spent: Tensor) -> None:
+        """Add what was spent on the samples (B,), which may repeat: steps, evaluations, gradients, zero_gradients."""
+        for name, number in spent.items():
+            getattr(self, name).index_add_(0, samples, number)
+
     def record_clean(self, logits: Tensor) -> None:
         """Enter the model's answers to the unchanged images: those already wrong are at distance 0."""
         everyone = torch.arange(len(self.fooled), device=self.fooled.device)
@@ -42,6 +47,7 @@ class Ledger:
     def note(self, samples: Tensor, points: Tensor, margin: Tensor) -> None:
         """Keep misses (B, ...) that come closer to a success than what is kept; `margin` (B,) is the search's."""
         better = (margin > self.loss[samples]) & ~self.fooled[samples]
+        better = self._best_of_each(samples, margin, better)
         chosen = samples[better]
         self.examples[chosen] = points[better].to(self.examples.dtype)
         self.loss[chosen] = margin[better].to(self.loss.dtype)
@@ -74,14 +80,26 @@ class Ledger:
         margin = problem.margin(logits, classes).to(self.loss.dtype)
         away = torch.full_like(self.distance[samples], torch.inf)
         away[hit] = distance(points[hit].double() - problem.x[samples[hit]].double(), problem.threat.norm)
-        closer = hit & (away < self.distance[samples])
-        better = closer | (finite & ~hit & ~self.fooled[samples] & (margin > self.loss[samples]))
+        closer = self._best_of_each(samples, -away, hit & (away < self.distance[samples]))
+        self.fooled[samples[hit]] = True
+        nearer = finite & ~self.fooled[samples] & (margin > self.loss[samples])
+        better = closer | self._best_of_each(samples, margin, nearer)
         chosen = samples[better]
         self.examples[chosen] = points[better]
         self.loss[chosen] = margin[better]
         self.prediction[chosen] = logits.argmax(dim=1)[better]
         self._noted[chosen] = False
         self.distance[samples[closer]] = away[closer]
-        self.fooled[samples] |= hit
-        self.nonfinite[samples] |= ~finite
-        self.evaluations[samples] += 1
+        self.nonfinite[samples[~finite]] = True
+        self.count(samples, evaluations=torch.ones_like(samples))
+
+    def _best_of_each(self, samples: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """The entries of the mask (B,) with the largest value among those of the same sample, the first of equals."""
+        chosen = mask.nonzero().flatten()
+        ranked = chosen[value[chosen].sort(stable=True, descending=True).indices]
+        first = torch.full_like(self.steps, len(mask))
+        order = torch.arange(len(ranked), device=ranked.device)
+        first.scatter_reduce_(0, samples[ranked], order, "amin")
+        best = torch.zeros_like(mask)
+        best[ranked[first[samples[ranked]] == order]] = True
+        return best

@@ -6,7 +6,6 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from robustres.attacks.ball import per_sample
 from robustres.attacks.engine import Search, Slots
 from robustres.attacks.problem import Problem
 
@@ -28,34 +27,31 @@ class MinimumNormSearch(Search):
         slots["points"] = slots["x"].clone()
         slots["best"] = slots["x"].clone()
         slots["best_distance"] = torch.full_like(slots["sample"], torch.inf, dtype=slots["x"].dtype)
+        slots["away"] = slots["best_distance"].clone()  # of points that fool the model, infinite for others
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return self.problem.margin(logits, slots["classes"])
 
     def worth_offering(self, slots: Slots, hit: Tensor) -> Tensor:
-        if not self.stops_inside or not bool(hit.any()):
-            return torch.zeros_like(hit)
-        return hit & (self._lengths_where(hit, slots) <= self.problem.threat.eps)
+        if bool(hit.any()):
+            slots["away"] = self.lengths(slots["points"] - slots["x"]).masked_fill_(~hit, torch.inf)
+        else:
+            slots["away"] = torch.full_like(slots["best_distance"], torch.inf)
+        return slots["away"] <= self.problem.threat.eps if self.stops_inside else torch.zeros_like(hit)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        hit = self.problem.succeeded(logits, slots["classes"])
-        if bool(hit.any()):
-            away = self._lengths_where(hit, slots)
-            closer = away < slots["best_distance"]
+        away = slots["away"]
+        closer = away < slots["best_distance"]
+        if len(chosen := closer.nonzero().flatten()):
             slots["best_distance"] = torch.where(closer, away, slots["best_distance"])
-            slots["best"][closer] = slots["points"][closer]
+            slots["best"].index_copy_(0, chosen, slots["points"][chosen])
+        hit = torch.isfinite(away)
         slots["points"] = self.next_points(slots, hit, loss, gradient)
         over = slots["age"] + 1 >= self.steps
-        found = over & torch.isfinite(slots["best_distance"])
-        if bool(found.any()):
-            slots["points"] = torch.where(per_sample(found, slots["x"]), slots["best"], slots["points"])
+        found = (over & torch.isfinite(slots["best_distance"])).nonzero().flatten()
+        if len(found):
+            slots["points"].index_copy_(0, found, slots["best"][found])
         return over
-
-    def _lengths_where(self, mask: Tensor, slots: Slots) -> Tensor:
-        """Distance of the points from the images in the mask (B,), infinite elsewhere."""
-        away = torch.full_like(slots["best_distance"], torch.inf)
-        away[mask] = self.lengths(slots["points"][mask] - slots["x"][mask])
-        return away
 
     def lengths(self, difference: Tensor) -> Tensor:
         """Norm of each sample's difference (B,), in the search's own precision."""

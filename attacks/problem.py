@@ -11,6 +11,8 @@ from robustres.attacks import losses, preflight
 from robustres.attacks.strided import CheaperGradients
 from robustres.threat import ThreatModel
 
+CHEAPER_FROM = 64  # images: below, its fixed cost is more than a strided convolution's cheaper gradient saves
+
 
 @dataclass
 class Problem:
@@ -54,9 +56,10 @@ class Problem:
         """
         with torch.enable_grad():
             leaf = points.detach().requires_grad_(True)
-            with self._precision(), self._cheaper or nullcontext():
+            cheaper = self._cheaper if len(points) >= CHEAPER_FROM else None
+            with self._precision(), cheaper or nullcontext():
                 logits = _at_least_float32(self.model(leaf))
-            if self._cheaper is not None and not self._cheaper.met:
+            if cheaper is not None and not cheaper.met:
                 self._cheaper = None  # this model has no use for it
             value = loss(logits)
             gradient = None

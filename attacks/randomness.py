@@ -50,7 +50,17 @@ def uniform(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0
 
 def integers(keys: Tensor, high: Tensor | int, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
     """Integers uniform on {0, ..., high - 1}, (N, *shape) int64; high at most 2^31 and broadcastable."""
-    return (_shifted(_bits(keys, shape, draw), 32) * high) >> 32
+    return below(high, words(keys, shape, draw=draw))
+
+
+def words(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
+    """What `integers` is made of: numbers of 32 random bits, (N, *shape) int64."""
+    return _shifted(_bits(keys, shape, draw), 32)
+
+
+def below(high: Tensor | int, words: Tensor) -> Tensor:
+    """Integers on {0, ..., high - 1} from words of 32 random bits."""
+    return (words * high) >> 32
 
 
 def normal(keys: Tensor, shape: tuple[int, ...], *, draw: Tensor | int = 0, dtype: torch.dtype) -> Tensor:

@@ -14,15 +14,15 @@ from torch import Tensor
 from robustres.attacks import engine, prospects
 from robustres.attacks.apgd import check_counts
 from robustres.attacks.attack import Attack
-from robustres.attacks.ball import per_sample
 from robustres.attacks.engine import Search, Slots
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem
-from robustres.attacks.randomness import integers, sample_keys
+from robustres.attacks.randomness import below, integers, sample_keys, words
 from robustres.attacks.square_l2 import propose_l2, start_l2
 from robustres.attacks.window import window_index
 from robustres.threat import Norm
 
+BLOCK = 32  # proposals whose random words are computed at once
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share of pixels, in a search of 10,000 steps
 
 
@@ -55,7 +55,7 @@ class _Square(Search):
         slots["keys"] = sample_keys(self.seed, slots["index"], slots["restart"])
         slots["points"] = self._start(slots)
         slots["best"] = slots["points"].clone()
-        slots["corner"] = torch.zeros_like(slots["keys"])[:, None].repeat(1, 2)  # of the window last proposed
+        slots["words"] = torch.zeros_like(slots["keys"])[:, None, None].repeat(1, BLOCK, 4 + self.shape[0])
         prospects.begin(slots)
         slots["best_loss"] = torch.full_like(slots["sample"], -torch.inf, dtype=slots["x"].dtype)
 
@@ -63,29 +63,30 @@ class _Square(Search):
         return self.problem.margin(logits, slots["classes"])
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        self._accept(slots, loss >= slots["best_loss"])
+        accepted = (loss >= slots["best_loss"]).nonzero().flatten()
+        slots["best"].index_copy_(0, accepted, slots["points"][accepted])
         slots["best_loss"] = torch.maximum(slots["best_loss"], loss.to(slots["best_loss"].dtype))
+        slots["points"] = slots["best"].clone()
+        self._draw(slots)
         for chosen, side in _by_side(self.sides[slots["age"]]):
             self._propose(slots, chosen, side)
         over = slots["age"] + 1 >= self.steps
         if self.gives_up:
-            over = over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=10)
+            over = over | prospects.hopeless(
+                slots, slots["best_loss"], steps=self.steps, every=max(self.steps // 10, 1)
+            )
         return over
 
     def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor]:
         return slots["best"], slots["best_loss"]
 
-    def _accept(self, slots: Slots, better: Tensor) -> None:
-        """Make `best` and `points` agree: on the points where they are better, else on the best."""
-        best, points = slots["best"], slots["points"]
-        if self.problem.threat.norm == "l2":
-            best[better] = points[better]
-            slots["points"] = best.clone()
-            return
-        for chosen, side in _by_side(self.sides[(slots["age"] - 1).clamp(min=0)]):
-            corner = slots["corner"][chosen]
-            window = window_index(chosen, corner[:, 0], corner[:, 1], self.shape[0], side)
-            best[window] = points[window] = torch.where(per_sample(better[chosen], best), points[window], best[window])
+    def _draw(self, slots: Slots) -> None:
+        """Random words for the next proposals of those who have used theirs up: a corner, for l2 two, and signs."""
+        if len(due := (slots["age"] % BLOCK == 0).nonzero().flatten()):
+            draws = slots["age"][due, None] + torch.arange(1, BLOCK + 1, device=due.device)
+            keys = slots["keys"][due, None].expand_as(draws)
+            fresh = words(keys.flatten(), (4 + self.shape[0],), draw=draws.flatten())
+            slots["words"][due] = fresh.reshape(len(due), BLOCK, -1)
 
     def _start(self, slots: Slots) -> Tensor:
         threat, shape = self.problem.threat, self.shape
@@ -96,16 +97,15 @@ class _Square(Search):
 
     def _propose(self, slots: Slots, chosen: Tensor, side: int) -> None:
         """Change one window of each chosen slot's points."""
-        keys, draw, (channels, height, width) = slots["keys"][chosen], slots["age"][chosen] + 1, self.shape
-        extent = torch.tensor([height - side + 1, width - side + 1] * 2 + [2] * channels, device=keys.device)
-        drawn = integers(keys, extent, (4 + channels,), draw=draw)
-        signs, points = drawn[:, 4:] * 2 - 1, slots["points"]
+        (channels, height, width), points = self.shape, slots["points"]
+        extent = torch.tensor([height - side + 1, width - side + 1] * 2 + [2] * channels, device=chosen.device)
+        drawn = below(extent, slots["words"][chosen, slots["age"][chosen] % BLOCK])
         if self.problem.threat.norm == "l2":
+            signs = drawn[:, 4:] * 2 - 1
             points[chosen] = propose_l2(points[chosen], slots["x"][chosen], drawn[:, :4], signs, side, self.problem)
             return
-        slots["corner"][chosen] = drawn[:, :2]
         window = window_index(chosen, drawn[:, 0], drawn[:, 1], channels, side)
-        up = signs[:, :, None, None] > 0
+        up = drawn[:, 4:, None, None] > 0
         points[window] = torch.where(up, slots["high"][window], slots["low"][window])
 
 

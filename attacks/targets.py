@@ -1,8 +1,11 @@
-"""Which wrong classes an attack aims at."""
+"""Which wrong classes an attack aims at, and searches that aim at one after another."""
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from robustres.attacks.engine import Search, Slots
 from robustres.attacks.problem import Problem
 from robustres.errors import InputError
 
@@ -21,3 +24,14 @@ def refuse_targeted(problem: Problem, name: str) -> None:
     """InputError where the caller gives targets to an attack that chooses its own."""
     if problem.targeted:
         raise InputError(f"{name} chooses its own targets; for a target of yours use apgd or pgd with targets=")
+
+
+class TowardsTargets(Search):
+    """Restart r aims at the r-th of each sample's targets (N, restarts), kept in the slots; mixed into a search."""
+
+    apart: ClassVar[bool] = True
+    targets: Tensor
+
+    def begin(self, slots: Slots) -> None:
+        slots["target"] = self.targets[slots["sample"], slots["restart"]]
+        super().begin(slots)  # type: ignore[safe-super]
