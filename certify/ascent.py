@@ -17,19 +17,28 @@ from robustres.errors import InputError
 # one linear piece does not depend on the distance, and the farther apart, the less rounding matters.
 _REACH = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
 
+# The first climb starts from pairs this far apart (relative to the input), across many linear pieces.
+_FIRST_REACH = 0.3
+# A round climbs from copies of the best pairs, moved and spread apart by factors drawn from these ranges.
+_PARENTS, _CHILDREN = 2, 4
+_MOVED, _SPREAD = (0.03, 0.3), 10.0
+# The search ends after so many rounds in which the best ratio grew by less than this share.
+_PATIENCE, _GROWTH = 10, 1e-3
+
 
 @dataclass(frozen=True)
 class Search:
     """How hard to look for a pair of inputs that the function drives apart.
 
-    rounds: how often the best inputs so far are perturbed and climbed from again.
-    lanczos_steps: of the iteration on J^T J at each input. ascent_steps: of the ascent on the ratio of a pair.
-    batch_size: inputs climbed together. seconds: stop climbing after so long. seed: of every random number.
+    rounds: how often the best pairs so far are climbed from, the first time from all starts.
+    lanczos_steps: of the iteration on J^T J at each start. ascent_steps: of the first ascent on the ratio of a pair;
+    later ones take half as many. batch_size: starts climbed together. seconds: stop climbing after so long.
+    seed: of every random number.
     """
 
-    rounds: int = 4
+    rounds: int = 60
     lanczos_steps: int = 40
-    ascent_steps: int = 150
+    ascent_steps: int = 200
     batch_size: int = 16
     seconds: float = 60.0
     seed: int = 0
@@ -45,21 +54,21 @@ class Search:
 def strongest_witness(function: Measured, starts: Tensor, *, search: Search, enough: float = math.inf) -> Witness:
     """The pair with the largest safely rounded ratio |f(x') - f(x)| / |x' - x| that was found from `starts` (B, ...).
 
-    From each start: the steepest direction of the Jacobian; ascent on the ratio of a pair along it, both ends free;
-    the steepest direction there; and again from perturbed copies of the best inputs. Inputs may leave [0, 1], since a
-    Lipschitz constant is about all of them. The pair is an estimate from below: it can refute, never certify.
+    From each start: the steepest direction of the Jacobian, and ascent on the ratio of a pair along it, both ends free.
+    Then round after round from perturbed copies of the best pairs, until they stop growing. Inputs may leave [0, 1],
+    since a Lipschitz constant is about all of them. The pair is an estimate from below: it can refute, never certify.
 
     enough: a ratio at which there is nothing left to find, such as a bound.
     """
     deadline = time.monotonic() + search.seconds
     generator = torch.Generator().manual_seed(search.seed)
-    found: list[Pair] = []
-    for batch in torch.split(starts.to(torch.float64), search.batch_size):
-        for pair in _climb(function, batch, search, generator, deadline):
-            found.append(pair)
-            if pair.ratio >= enough:
-                return as_witness(function, pair.x, pair.other)
-    best = max(found, key=lambda pair: pair.ratio)
+    best: Pair | None = None
+    for pair in _climb(function, starts.to(torch.float64), search, generator, deadline):
+        if best is None or pair.ratio > best.ratio:
+            best = pair
+        if best.ratio >= enough:
+            break
+    assert best is not None
     return as_witness(function, best.x, best.other)
 
 
@@ -72,24 +81,45 @@ class Pair(NamedTuple):
 
 
 def _climb(
-    function: Measured, x: Tensor, search: Search, generator: torch.Generator, deadline: float
+    function: Measured, starts: Tensor, search: Search, generator: torch.Generator, deadline: float
 ) -> Iterator[Pair]:
-    """Better and better pairs, mostly, from one batch of starts."""
-    for round_ in range(search.rounds):
-        reach = 0.3 * 3.0**-round_  # from across many linear pieces to a single one
+    """Better and better pairs, mostly: from every start, then from the best ones again and again."""
+    peaks = []
+    for batch in torch.split(starts, search.batch_size):
         steepest = steepest_directions(
-            function, x, _normal_like(x, generator), steps=search.lanczos_steps, deadline=deadline
+            function, batch, _normal_like(batch, generator), steps=search.lanczos_steps, deadline=deadline
         )
-        yield _strongest(function, _pairs(x, steepest.direction))
-        apart = scaled(reach * _lengths(x), steepest.direction)
-        middle, spread = ascend(function, x, apart, steps=search.ascent_steps, deadline=deadline)
-        there = steepest_directions(function, middle, spread, steps=search.lanczos_steps, deadline=deadline)
-        yield _strongest(function, [(middle - spread / 2, middle + spread / 2), *_pairs(middle, there.direction)])
-        if round_ + 1 == search.rounds or time.monotonic() > deadline:
+        yield _strongest(function, _pairs(batch, steepest.direction))
+        apart = scaled(_FIRST_REACH * _lengths(batch), steepest.direction)
+        peaks.append(ascend(function, batch, apart, steps=search.ascent_steps, deadline=deadline))
+    middle, spread = (torch.cat(parts) for parts in zip(*peaks, strict=True))
+    history: list[float] = []
+    while True:
+        order = safe_ratios(function, middle - spread / 2, middle + spread / 2).argsort(descending=True)[:_PARENTS]
+        middle, spread = middle[order], spread[order]
+        steps = max(1, search.lanczos_steps // 4)
+        there = steepest_directions(function, middle, spread, steps=steps, deadline=deadline)
+        peak = _strongest(function, [(middle - spread / 2, middle + spread / 2), *_pairs(middle, there.direction)])
+        yield peak
+        history.append(max([peak.ratio, *history[-1:]]))
+        stale = len(history) > _PATIENCE and history[-1] < (1 + _GROWTH) * history[-1 - _PATIENCE]
+        if len(history) == search.rounds or stale or time.monotonic() > deadline:
             return
-        order = there.stretch.argsort(descending=True)[: max(1, len(x) // 2)]
-        parents = middle[order].repeat(2, *[1] * (x.ndim - 1))[: len(x)]
-        x = parents + scaled(reach / 3 * _lengths(parents), unit(_normal_like(parents, generator)))
+        children = ascend(
+            function, *_children(middle, spread, generator), steps=search.ascent_steps // 2, deadline=deadline
+        )
+        middle, spread = torch.cat([middle, children[0]]), torch.cat([spread, children[1]])
+
+
+def _children(middle: Tensor, spread: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Copies of the pairs in turn, the first of each where its parent is and the others moved, all spread apart."""
+    parent = torch.arange(_CHILDREN, device=middle.device) % len(middle)
+    moved, apart = torch.rand(2, _CHILDREN, generator=generator, dtype=middle.dtype).to(middle.device)
+    reach = _MOVED[0] * (_MOVED[1] / _MOVED[0]) ** moved
+    reach[: len(middle)] = 0
+    middle, spread = middle[parent], spread[parent]
+    away = unit(_normal_like(middle, generator))
+    return middle + scaled(reach * _lengths(middle), away), scaled(_SPREAD**apart, spread)
 
 
 def _pairs(x: Tensor, direction: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -55,10 +55,10 @@ class MatrixPolynomial:
         return MatrixPolynomial(parts, self.magnitude.mT, self.roundings)
 
     def scaled(self, rows: Tensor | float = 1.0, columns: Tensor | float = 1.0) -> "MatrixPolynomial":
-        """diag(rows) H diag(columns) with positive factors, each of which counts as exact."""
+        """diag(rows) H diag(columns), all positive; rows were computed in up to three roundings, columns in one."""
         left = rows[:, None] if isinstance(rows, Tensor) else rows
         parts = {lag: left * part * columns for lag, part in self.parts.items()}
-        return MatrixPolynomial(parts, left * self.magnitude * columns * (1 + gamma(4)), self.roundings + 2)
+        return MatrixPolynomial(parts, left * self.magnitude * columns * (1 + gamma(8)), self.roundings + 6)
 
     def __add__(self, other: "MatrixPolynomial") -> "MatrixPolynomial":
         parts = dict(self.parts)
@@ -126,10 +126,10 @@ class HermitianPolynomial:
         return cls(parts, magnitude, polynomial.roundings + 2)
 
     def scaled(self, sides: Tensor, factor: float = 1.0) -> "HermitianPolynomial":
-        """factor diag(sides) G diag(sides), with a positive factor; factor and sides count as exact."""
+        """factor diag(sides) G diag(sides), all positive; the factor was computed in three roundings, sides in one."""
         outer = factor * sides[:, None] * sides
         parts = {lag: outer * part for lag, part in self.parts.items()}
-        return HermitianPolynomial(parts, outer * self.magnitude * (1 + gamma(6)), self.roundings + 4)
+        return HermitianPolynomial(parts, outer * self.magnitude * (1 + gamma(12)), self.roundings + 9)
 
     def __add__(self, other: "HermitianPolynomial") -> "HermitianPolynomial":
         parts = dict(self.parts)

@@ -37,7 +37,7 @@ class LipschitzReport:
     upper: float
     lower: float
     refused: tuple[Refusal, ...] = ()
-    head: Head | None = None
+    head: Head | None = field(default=None, repr=False)
     l2_upper: float = math.inf
     linf_upper: float = math.inf
     seconds: float = 0.0
@@ -49,8 +49,41 @@ class LipschitzReport:
         """The rows that are residual blocks."""
         return tuple(row for row in self.blocks if row.is_residual)
 
+    def ledger(self) -> pd.DataFrame:
+        """One row per block with every bound that was computed for it, in a column of its own (NaN where it was not).
+
+        name, kind; shortcut and branch: bounds of the two sides; the candidates, such as textbook, linear, loop
+        transformation and joint; upper: the smallest, method: which one it is, guarantee; lower: an estimate from
+        below; tightness: upper / lower; seconds.
+        """
+        methods = dict.fromkeys(method for row in self.residual_blocks for method in row.candidates)
+        records = [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "shortcut": row.shortcut,
+                "branch": row.branch,
+                **{method: row.candidates.get(method, math.nan) for method in methods},
+                "upper": row.upper,
+                "method": row.method,
+                "guarantee": str(row.guarantee),
+                "lower": row.lower,
+                "tightness": row.tightness,
+                "seconds": row.seconds,
+            }
+            for row in self.blocks
+        ]
+        return pd.DataFrame.from_records(records)
+
+    def __str__(self) -> str:
+        whole = f"{self.norm} Lipschitz constant at most {self.upper:.6g} ({self.guarantee}), at least {self.lower:.6g}"
+        if self.refused:
+            return f"{whole}; without a rule: {'; '.join(map(str, self.refused))}"
+        rows = self.ledger().drop(columns="guarantee")
+        return f"{rows.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}\n{whole}"
+
     def to_frame(self) -> pd.DataFrame:
-        """The rows as the table `blocks` of a run folder."""
+        """The rows as the table `blocks` of a run folder: what a repetition reproduces, so without seconds."""
         return typed_table(
             "blocks",
             [

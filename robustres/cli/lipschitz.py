@@ -1,12 +1,16 @@
 """`robustres lipschitz`: bound a network block by block, without data."""
 
+import math
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustres.cli import console, options
-from robustres.cli.run import print_blocks
+from robustres.cli.run import number
+
+if TYPE_CHECKING:
+    from robustres.certify import LipschitzReport
 
 STARTS = 9  # images that the estimates from below start at
 
@@ -35,7 +39,7 @@ def lipschitz(
     Example: robustres lipschitz net.onnx --input-shape 3,32,32 --what-if layer1.0=0.5
     """
     from robustres.certify import lipschitz as bound
-    from robustres.results import block_records, json_text
+    from robustres.results import json_text
 
     loaded, shape, images = source.load_with_shape(model, data, input_shape)
     with console.progress_bar(quiet=json) as progress:
@@ -44,12 +48,11 @@ def lipschitz(
         report = bound(loaded.module, shape, images=starts, **options.thoroughness(joint, effort))
         progress("bound", 1, 1)
         supposed = [report.what_if(*_supposition(text)) for text in what_if or ()]
-    blocks = block_records(report.to_frame())
     if json:
-        summary = {"norm": "l2", "upper": report.upper, "lower": report.lower, "blocks": blocks}
+        summary = {"norm": "l2", "upper": report.upper, "lower": report.lower, "blocks": _records(report)}
         typer.echo(json_text({**summary, "what_if": [asdict(row) for row in supposed]}), nl=False)
         return
-    print_blocks(blocks, report.upper, report.lower)
+    _print_ledger(report)
     if supposed:
         numbers = [(row.block_upper, row.network_upper, row.radius_gain) for row in supposed]
         rows = [
@@ -58,6 +61,42 @@ def lipschitz(
         ]
         header = ("block", "branch times", "its bound", "network's bound", "radii times", "bound by")
         console.print_table("What if", header, rows)
+
+
+def _records(report: "LipschitzReport") -> list[dict[str, Any]]:
+    """The rows of a run's table, with all candidates, the tightness and the seconds of each."""
+    from robustres.results import block_records
+
+    return [
+        record
+        | {
+            "candidates": dict(row.candidates),
+            "tightness": row.tightness if math.isfinite(row.tightness) else None,
+            "seconds": row.seconds,
+        }
+        for record, row in zip(block_records(report.to_frame()), report.blocks, strict=True)
+    ]
+
+
+def _print_ledger(report: "LipschitzReport") -> None:
+    """Every block with both sides, textbook and joint bound; --json has the other candidates."""
+    columns = {
+        "block": [row.name for row in report.blocks],
+        "|S|": [number(row.shortcut) for row in report.blocks],
+        "|F|": [number(row.branch) for row in report.blocks],
+        "|S| + |F|": [number(row.textbook) for row in report.blocks],
+        "joint": [number(row.joint) for row in report.blocks],
+        "bound": [number(row.upper) for row in report.blocks],
+        "estimate": [number(row.lower) for row in report.blocks],
+        "ratio": [f"{row.tightness:.2f}" for row in report.blocks],
+        "s": [f"{row.seconds:.1f}" for row in report.blocks],
+    }
+    console.print_table(
+        "l2 Lipschitz constant, block by block: S x + F(x)",
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
+        caption=f"whole network: bound {number(report.upper)}, estimate from below {number(report.lower)}",
+    )
 
 
 def _supposition(text: str) -> tuple[str, float]:

@@ -92,16 +92,17 @@ def _together(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def print_blocks(blocks: list[dict[str, Any]], upper: float, lower: float) -> None:
     """The block ledger: every block with its bounds and its estimate."""
     rows = [
-        (row["name"], row["kind"], *(_number(row[key]) for key in ("textbook", "joint", "upper", "lower")))
+        (row["name"], row["kind"], *(number(row[key]) for key in ("textbook", "joint", "upper", "lower")))
         for row in blocks
     ]
     console.print_table(
         "l2 Lipschitz constant, block by block",
         ("block", "kind", "1 + K_F", "joint", "bound", "estimate"),
         rows,
-        caption=f"whole network: bound {_number(upper)}, estimate from below {_number(lower)}",
+        caption=f"whole network: bound {number(upper)}, estimate from below {number(lower)}",
     )
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits, a dash where there is no number."""
     return "-" if value is None or value != value else f"{value:.4g}"

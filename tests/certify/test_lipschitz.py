@@ -364,3 +364,18 @@ def test_a_preactivation_block_is_bounded_jointly() -> None:
     (row,) = lipschitz(model, (2, 4, 4)).blocks
     assert row.kind == "residual (identity)"
     assert row.lower <= row.upper < row.textbook
+
+
+def test_a_report_shows_every_candidate_bound_of_a_block_and_reads_as_a_table() -> None:
+    torch.manual_seed(0)
+    report = lipschitz(nn.Sequential(Block(2, 2), nn.Flatten(), nn.Linear(32, 3)).eval(), (2, 4, 4), effort=0.2)
+    ledger = report.ledger()
+    (block,) = report.residual_blocks
+    shown = ledger.set_index("name").loc[block.name]
+    assert all(shown[method] == value for method, value in block.candidates.items())
+    assert {"textbook", "upper", "lower", "tightness", "seconds", "guarantee"} <= set(ledger.columns)
+    assert shown["upper"] == min(block.candidates.values()) == block.upper
+    assert shown["tightness"] == block.upper / block.lower
+    assert block.name in str(report)
+    assert f"at most {report.upper:.6g}" in str(report)
+    assert "tensor(" not in repr(report)
