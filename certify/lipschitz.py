@@ -53,7 +53,8 @@ def lipschitz(
     joint: also bound residual blocks jointly; False computes the textbook bound only, in a fraction of the time.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
     seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
-    delta: failure probability that each probabilistic bound may spend; None allows deterministic methods only.
+    delta: failure probability that the norm of each linear map may spend on Lanczos iteration, where that is tighter;
+        None allows deterministic methods only. Joint bounds are deterministic with either.
     lower_steps: steps of the searches for the lower estimates; 0 leaves them out.
     images: (N, *input_shape) from which the lower estimates of network and blocks start; random ones where left out.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the

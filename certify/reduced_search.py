@@ -45,7 +45,7 @@ class ReducedForm:
         factorisation then finds above it."""
         inequality = self._inequality(values, near)
         if inequality is None:
-            return Scaling(values, math.inf, torch.full((len(self.frequencies),), math.inf))
+            return Scaling(values, math.inf, values.new_full((len(self.frequencies),), math.inf))
         ranks = torch.cat([rayleigh_quotients(inequality.gram.at(self.torus, part)) for part in self.chunks()])
         critical = ranks.topk(min(ACCURATE, len(ranks))).indices
         value = self.gain(values, self.frequencies[critical], near=near, limit=FAR * near)
