@@ -95,8 +95,8 @@ class AutoPgd(GradientSearch):
             slots["best_gradient"].copy_(gradient)
         else:
             chosen = better.nonzero().flatten()
-            slots["best"].index_copy_(0, chosen, slots["points"][chosen])
-            slots["best_gradient"].index_copy_(0, chosen, gradient[chosen])
+            slots["best"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
+            slots["best_gradient"].index_copy_(0, chosen, gradient.index_select(0, chosen))
         slots["best_loss"] = torch.where(better, slots["last_loss"], slots["best_loss"])
         slots["loss_at_checkpoint"] = torch.where(first, slots["best_loss"], slots["loss_at_checkpoint"])
 

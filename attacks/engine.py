@@ -35,7 +35,14 @@ class Slots(dict[str, Tensor]):
 
     def taken(self, keep: Tensor) -> "Slots":
         """The slots that the mask or the positions pick."""
-        return Slots({name: values[keep] for name, values in self.items()})
+        positions = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        return Slots({name: values.index_select(0, positions) for name, values in self.items()})
+
+    def parted(self, first: Tensor) -> tuple["Slots", "Slots"]:
+        """The slots in the mask and the others; where these are all of one kind, nothing is copied."""
+        if bool(first.all()):
+            return Slots(self), self.split(0)[0]
+        return self.taken(first), self.taken(~first)
 
     def joined(self, others: "Slots") -> "Slots":
         """These slots followed by others."""
@@ -148,7 +155,7 @@ def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots:
     leaving = hit | over
     if not bool(leaving.any()):
         return slots.split(0)[0]
-    left = slots.taken(leaving)
+    left = Slots(slots) if bool(leaving.all()) else slots.taken(leaving)
     left |= {"hit": hit[leaving], "over": over[leaving], "finite": finite[leaving]}
     left["offered"] = left["points"].index_put((left["hit"],), found)
     slots.drop(leaving)
@@ -175,7 +182,7 @@ def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
         slots["kept"].copy_(slots["points"])
         slots["kept_margin"].copy_(margin)
     elif len(chosen := better.nonzero().flatten()):
-        slots["kept"].index_copy_(0, chosen, slots["points"][chosen])
+        slots["kept"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
         slots["kept_margin"].index_copy_(0, chosen, margin[chosen].to(slots["kept_margin"].dtype))
 
 
@@ -188,8 +195,8 @@ def _settled(
     ended = left["over"] & ~found
     # A find that was not confirmed, at the end of the search: what the last step led to has not been looked at yet.
     _confirmed(ledger, left, left["points"], ended & left["hit"] & left["finite"], batch_size)
-    again = _retire(search, ledger, left.taken(found | ended), found[found | ended], restarts)
-    resumed = left.taken(~(found | ended))
+    retired, resumed = left.parted(found | ended)
+    again = _retire(search, ledger, retired, found[found | ended], restarts)
     for name in ("offered", "hit", "over", "finite"):
         del resumed[name]
     return resumed, again

@@ -44,13 +44,13 @@ class MinimumNormSearch(Search):
         closer = away < slots["best_distance"]
         if len(chosen := closer.nonzero().flatten()):
             slots["best_distance"] = torch.where(closer, away, slots["best_distance"])
-            slots["best"].index_copy_(0, chosen, slots["points"][chosen])
+            slots["best"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
         hit = torch.isfinite(away)
         slots["points"] = self.next_points(slots, hit, loss, gradient)
         over = slots["age"] + 1 >= self.steps
         found = (over & torch.isfinite(slots["best_distance"])).nonzero().flatten()
         if len(found):
-            slots["points"].index_copy_(0, found, slots["best"][found])
+            slots["points"].index_copy_(0, found, slots["best"].index_select(0, found))
         return over
 
     def lengths(self, difference: Tensor) -> Tensor:

@@ -37,16 +37,16 @@ class _Pgd(GradientSearch):
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
-        x = slots["x"]
-        if self.settings.random_start:
-            keys = sample_keys(self.settings.seed, slots["index"], slots["restart"])
-            slots["points"] = ball.random_start(keys, x, slots["low"], slots["high"], self.problem.threat)
-        else:
-            slots["points"] = x.clone()
+        slots["points"] = self.start(slots, slots["restart"]) if self.settings.random_start else slots["x"].clone()
 
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
         slots["points"] = self.moved(slots, gradient, self.sizes[slots["age"]])
         return slots["age"] + 1 >= self.settings.steps
+
+    def start(self, slots: Slots, number: Tensor) -> Tensor:
+        """A random point of each ball, another one for each number (B,)."""
+        keys = sample_keys(self.settings.seed, slots["index"], number)
+        return ball.random_start(keys, slots["x"], slots["low"], slots["high"], self.problem.threat)
 
     def moved(self, slots: Slots, gradient: Tensor, sizes: Tensor) -> Tensor:
         """The next points: a step of length `sizes` (B,) along the gradient, and back into the ball."""
@@ -74,8 +74,8 @@ class _UntilClosed(_Pgd):
 class _Adaptive(_UntilClosed):
     """Steps along half a cosine, capped by a length that halves where nothing more can be expected of it.
 
-    That is where the orbit is closed (nothing new can come), or where the best margin, forecast from its progress,
-    would not become positive in the steps that remain.
+    That is where the best margin, forecast from its progress, would not become positive in the steps that remain, or
+    where the orbit is closed: the search then goes on from a new random point, if it began at one.
     """
 
     def begin(self, slots: Slots) -> None:
@@ -95,8 +95,15 @@ class _Adaptive(_UntilClosed):
         if bool(stalled.any()):
             slots["cap"] = torch.where(stalled, slots["cap"] / 2, slots["cap"])
             prospects.set_mark(slots, stalled, progress)
+            self._start_anew(slots, closed)
         given_up = stalled & (slots["cap"] < LEAST_SHARE * self.settings.step_length)
         return given_up | (slots["age"] + 1 >= steps)
+
+    def _start_anew(self, slots: Slots, closed: Tensor) -> None:
+        if self.settings.random_start and len(rows := closed.nonzero().flatten()):
+            chosen = Slots({name: slots[name][rows] for name in ("index", "restart", "age", "x", "low", "high")})
+            number = chosen["restart"] + self.settings.restarts * (chosen["age"] + 1)
+            slots["points"].index_copy_(0, rows, self.start(chosen, number))
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,10 @@ class PGD(Attack):
     Schedules. cosine: steps fall to 0 along half a cosine; every search that finds nothing spends all its steps.
     constant: one length; a search ends early where its point, or its last two points, repeat exactly, after which
     nothing new can come: what is found is what all steps would find. adaptive: the cosine, with a cap that halves
-    where the points repeat, or where the best margin, at four times its recent progress, would not arrive in the steps
-    that remain; a search ends early when the cap falls below a tenth of the first step. This forecast is a heuristic:
-    it saves a third to a half of the gradients and may miss an example that the cosine would find.
+    where the points repeat (the search then goes on from a new random point), and where the best margin, at four times
+    its recent progress, would not arrive in the steps that remain; a search ends early when the cap falls below a tenth
+    of the first step. This forecast is a heuristic: it saves a third to a half of the gradients of samples that
+    survive, and may miss an example that the cosine would find.
     """
 
     kind: ClassVar[str] = "pgd"
@@ -123,7 +131,7 @@ class PGD(Attack):
     _: KW_ONLY
     steps: int = 20
     step_size: float | None = None
-    schedule: Schedule = "cosine"
+    schedule: Schedule = "adaptive"
     restarts: int = 1
     random_start: bool = True
     loss: LossName = "ce"

@@ -64,7 +64,7 @@ class _Square(Search):
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         accepted = (loss >= slots["best_loss"]).nonzero().flatten()
-        slots["best"].index_copy_(0, accepted, slots["points"][accepted])
+        slots["best"].index_copy_(0, accepted, slots["points"].index_select(0, accepted))
         slots["best_loss"] = torch.maximum(slots["best_loss"], loss.to(slots["best_loss"].dtype))
         slots["points"] = slots["best"].clone()
         self._draw(slots)

@@ -32,7 +32,7 @@ class WrongInTheSearch(nn.Module):
 def test_a_find_that_the_model_as_given_does_not_confirm_is_no_success_and_the_search_resumes(batch_size: int) -> None:
     case = make_case(dtype=torch.float64)
     model = WrongInTheSearch(case.model).eval()
-    result = PGD(LINF, steps=7, batch_size=batch_size)(model, case.x, case.y)
+    result = PGD(LINF, steps=7, schedule="cosine", batch_size=batch_size)(model, case.x, case.y)
     with torch.no_grad():
         assert torch.equal(model(result.examples).argmax(dim=1) != case.y, result.fooled)
     assert not result.fooled.all()
@@ -43,7 +43,7 @@ def test_a_find_that_the_model_as_given_does_not_confirm_is_no_success_and_the_s
 def test_every_restart_is_spent_on_a_robust_sample_and_starts_elsewhere() -> None:
     case = make_case(dtype=torch.float64)
     tiny = ThreatModel("linf", 1e-4)
-    once, thrice = (PGD(tiny, steps=4, restarts=restarts)(*case) for restarts in (1, 3))
+    once, thrice = (PGD(tiny, steps=4, schedule="cosine", restarts=restarts)(*case) for restarts in (1, 3))
     robust = ~thrice.fooled
     assert robust.any()
     assert (thrice.gradient_evaluations[robust] == 12).all()

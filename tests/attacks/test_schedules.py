@@ -16,6 +16,28 @@ from .conftest import Case, make_case
 EPS = {"linf": 0.01, "l2": 0.15, "l1": 1.2}
 
 
+class Slope(nn.Module):
+    """The label's margin is 1 minus half the pixel: no success anywhere, and every search ends in the same corner."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = 1 - x.flatten(1).mean(dim=1) / 2
+        return torch.stack([own, torch.zeros_like(own)], dim=1)
+
+
+class Recorded(nn.Module):
+    """Keeps every batch that the model sees."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        logits: Tensor = self.model(x)
+        return logits
+
+
 class Counted(nn.Module):
     """The model, counting the images whose gradient can be asked."""
 
@@ -91,7 +113,9 @@ def test_the_adaptive_schedule_leaves_no_more_than_the_cosine_for_fewer_gradient
     assert adaptive.robust <= cosine.robust
     assert (adaptive.steps <= steps).all()
     assert adaptive.robust
-    assert adaptive.gradient_evaluations.sum() < 0.97 * cosine.gradient_evaluations.sum()
+    assert adaptive.gradient_evaluations.sum() <= cosine.gradient_evaluations.sum()
+    if share == 0.5:  # most samples survive
+        assert adaptive.gradient_evaluations.sum() < 0.95 * cosine.gradient_evaluations.sum()
 
 
 def test_the_adaptive_schedule_is_independent_of_the_batch_and_serves_targets_and_restarts() -> None:
@@ -105,6 +129,18 @@ def test_the_adaptive_schedule_is_independent_of_the_batch_and_serves_targets_an
     assert torch.equal(first.gradient_evaluations, second.gradient_evaluations)
     torch.testing.assert_close(first.examples, second.examples, rtol=0, atol=1e-9)
     assert torch.equal(first.prediction == targets, first.fooled)
+
+
+def test_where_the_points_repeat_the_adaptive_schedule_starts_anew_elsewhere() -> None:
+    x = torch.full((3, 1, 1, 1), 0.5, dtype=torch.float64)
+    for random_start in (True, False):
+        model = Recorded(Slope()).eval()
+        attack = PGD(ThreatModel("linf", 0.4), steps=40, random_start=random_start)
+        result = attack(model, x, torch.zeros(3, dtype=torch.int64))
+        torch.testing.assert_close(result.examples, x + 0.4)
+        assert (result.steps < 20).all()
+        visited = torch.cat([seen.flatten() for seen in model.seen])
+        assert (visited.unique().numel() > 9) == random_start
 
 
 def test_a_model_that_may_draw_random_numbers_gets_all_its_steps(small: Case) -> None:
