@@ -94,7 +94,10 @@ def _limits(run: Run) -> list[Sentence]:
     broken = int((~run.tables["samples"]["finite"]).sum())
     if broken:
         sentences.append(
-            Sentence(f"{broken} samples have logits that are not finite; they count as misclassified.", "warning")
+            Sentence(
+                f"The logits of {broken} of the samples are not finite; such a sample counts as misclassified.",
+                "warning",
+            )
         )
     return sentences
 

@@ -1,7 +1,9 @@
 """What the commands show: progress on standard error, tables on standard output."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +27,16 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], N
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
+
+
+def invocation() -> list[str]:
+    """This command as words that a shell understands, however it was called; without torchrun, which changes no result.
+
+    >>> invocation()[-1] == sys.argv[-1]
+    True
+    """
+    called = ["python", "-m", "robustres"] if Path(sys.argv[0]).name == "__main__.py" else ["robustres"]
+    return [*called, *sys.argv[1:]]
 
 
 def print_table(

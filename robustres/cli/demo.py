@@ -1,6 +1,5 @@
 """`robustres demo`: three small networks on the embedded digits, attacked and certified, in a minute or two."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,7 +89,7 @@ def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, prog
     settings = Settings(eps=EPS, attacks=tuple(ATTACKS), attack_settings=ATTACKS, seed=seed, effort=EFFORT)
     run = evaluate(
         load_model(str(checkpoint)), load_data("digits"), folder, settings, name=name, device=device,
-        overwrite=True, command=sys.argv,
+        overwrite=True, command=console.invocation(),
         progress=lambda stage, done, total: progress(f"{name}: {stage}", done, total),
     )  # fmt: skip
     run.folder.write_part("training", "all", history.rows)

@@ -29,7 +29,7 @@ commands = typer.Typer(
     help="How robust is a residual network? Certified radius <= true radius <= distance of the best attack.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 
 

@@ -1,7 +1,6 @@
 """What evaluate, attack and certify share: run, report, print."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ def run_and_report(
         with console.progress_bar(quiet=json) as progress:
             run = evaluate(
                 loaded, images, folder, settings, device=where, overwrite=running.overwrite, cache=cache,
-                command=sys.argv, progress=progress,
+                command=console.invocation(), progress=progress,
             )  # fmt: skip
             if not run.first:
                 return
@@ -42,7 +41,7 @@ def run_and_report(
             page = write_report(folder)
             progress("report", 1, 1)
     except KeyboardInterrupt:
-        again = shlex.join(["robustres", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        again = shlex.join(word for word in console.invocation() if word != "--overwrite")
         console.notes.print(
             f"interrupted; what is finished is kept in {folder}: go on with {again}", markup=False, soft_wrap=True
         )

@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,7 +163,7 @@ def train(
     try:
         history = _run(model, images, plan, out, device=device, log=tensorboard, quiet=json)
     except KeyboardInterrupt:
-        again = shlex.join(["robustres", *sys.argv[1:], *([] if resume else ["--resume"])])
+        again = shlex.join([*console.invocation(), *([] if resume else ["--resume"])])
         console.notes.print(
             f"interrupted; go on after the last whole epoch with: {again}", markup=False, soft_wrap=True
         )

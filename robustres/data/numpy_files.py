@@ -1,5 +1,6 @@
 """Images and labels in NumPy files: a folder with images.npy and labels.npy, or one npz archive."""
 
+import math
 import zipfile
 from pathlib import Path
 
@@ -112,25 +113,23 @@ def _member(file: Path, name: str) -> Array:
     try:
         with zipfile.ZipFile(file) as archive:
             info = archive.getinfo(f"{name}.npy")
-            if info.compress_type == zipfile.ZIP_STORED:
-                with archive.open(info) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shape, fortran, dtype = read[version](member)
-                    within = member.tell()
-                if not dtype.hasobject:
-                    start = _content_start(file, info) + within
-                    order = "F" if fortran else "C"
-                    mapped: Array = np.memmap(file, dtype, "r", start, shape, order)  # type: ignore[call-overload]
-                    return mapped
-        if info.file_size > LARGEST_UNPACKED:
-            raise _unreadable(
-                file, ValueError(f"{name} is compressed and would unpack to {info.file_size} bytes in memory")
-            )
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, fortran, dtype = read[version](member)
+                within = member.tell()
+        if info.compress_type == zipfile.ZIP_STORED and not dtype.hasobject:
+            start, order = _content_start(file, info) + within, "F" if fortran else "C"
+            mapped: Array = np.memmap(file, dtype, "r", start, shape, order)  # type: ignore[call-overload]
+            return mapped
+        # Both numbers are the file's own words; NumPy would ask for the memory before it reads anything.
+        size = max(info.file_size, math.prod(shape) * dtype.itemsize)
+        if size > LARGEST_UNPACKED:
+            raise ValueError(f"{name} is compressed and would unpack to {size} bytes in memory")
         with np.load(file, allow_pickle=False) as arrays:
             unpacked: Array = arrays[name]
             return unpacked
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, EOFError, KeyError, MemoryError) as error:
         raise _unreadable(file, error) from error
 
 

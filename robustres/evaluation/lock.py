@@ -9,6 +9,13 @@ from pathlib import Path
 from robustres.errors import InputError, StorageError
 
 
+def require_free(folder: Path) -> None:
+    """InputError where another process holds the folder's lock now, so that nobody computes for long to learn it."""
+    if (folder / ".lock").exists():
+        with locked(folder):
+            pass
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; InputError where another process holds it.

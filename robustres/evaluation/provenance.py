@@ -49,7 +49,7 @@ def build_manifest(
         "eps": settings.counted_eps(),
         "lipschitz": _bound(report),
         "refused": [{"path": row.path, "operation": row.operation} for row in (report.refused if report else ())],
-        "settings": settings.to_json(),
+        "settings": {**settings.to_json(), "batch_size": settings.images_at_once(data.image_shape)},
         "seed": settings.seed,
         "dtype": {"weights": _dtype(model), "images": "float32", "certify": "float64"},
         "tf32": tf32(),

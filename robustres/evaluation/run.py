@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustres.certify import LipschitzReport
 from robustres.data import ImageSet, load_data
-from robustres.evaluation.lock import locked
+from robustres.evaluation.lock import locked, require_free
 from robustres.evaluation.plan import planned_attacks
 from robustres.evaluation.preflight import check_output
 from robustres.evaluation.provenance import build_manifest, identity
@@ -98,10 +98,13 @@ def evaluate(
     folder, module = RunFolder(Path(out)), model.module.to(device)
     with this_shard() as shard, evaluation_mode(module):
         task = Task(module, data, settings, folder, shard, device, progress)
+        if shard.first:
+            require_free(folder.path)
         classes = check_output(module, data, device=device)
         attacks = planned_attacks(settings)
         if not overwrite:
             require_same_run(folder, identity(model, data, settings))
+            task.require_same_answers()
         logits = task.clean_answers(task.spans() if overwrite else pending(folder, task.spans()))
         report = task.bound(cache=cache)
         with locked(folder.path) if shard.first else nullcontext():

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from robustres.attacks import Attack
 from robustres.certify import LipschitzReport, lipschitz
 from robustres.data import ImageSet, read_ahead
-from robustres.errors import SandwichViolationError
+from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.bound_store import BoundStore, user_cache
-from robustres.evaluation.forward import clean_logits
+from robustres.evaluation.forward import clean_logits, label_margin
 from robustres.evaluation.masking import diagnosis_rows
 from robustres.evaluation.preflight import not_finite, require_finite
 from robustres.evaluation.resume import part_name, usable
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 STARTS = 9
 # The part that holds what was found about masked gradients.
 DIAGNOSED = "diagnosed"
+# Samples on which a run that goes on is compared with what it found before, and how far rounding on another machine
+# may move a margin, relative to the largest.
+COMPARED, SAME_MARGIN = 8, 0.02
 
 # Told the stage, how much of it is done and how much there is in all.
 Progress = Callable[[str, int, int], None]
@@ -54,6 +57,28 @@ class Task:
         """The parts of the samples that are this process's."""
         total, size = len(self.data), self.settings.part_size
         return self.shard.own([range(start, min(start + size, total)) for start in range(0, total, size)])
+
+    def require_same_answers(self) -> None:
+        """InputError where the model answers the first images of a finished part otherwise than it did then.
+
+        The digest of a model is of its weights; this notices another architecture around the same weights.
+        """
+        span = next((span for span in self.spans() if usable(self.folder, part_name(span))), None)
+        if span is None:
+            return
+        rows = self.folder.part("samples", part_name(span)).head(COMPARED)
+        index = torch.from_numpy(rows["index"].to_numpy(copy=True))
+        logits = clean_logits(self.module, self.data.batch(index), batch_size=COMPARED, device=self.device)
+        now = label_margin(logits, self.data.labels[index]).to(torch.float64)
+        then = torch.from_numpy(rows["margin"].to_numpy(copy=True))
+        away = (now - then).abs().nan_to_num(0)
+        if bool((away > SAME_MARGIN * then.abs().nan_to_num(0).max().clamp(min=1)).any()):
+            worst = int(away.argmax())
+            raise InputError(
+                f"{self.folder.path} holds another run (the margin of sample {int(index[worst])} is "
+                f"{float(then[worst]):.6g} there, {float(now[worst]):.6g} now, with the same weights: the architecture "
+                "differs); choose another --out, or begin again with --overwrite"
+            )
 
     def clean_answers(self, spans: Sequence[range]) -> dict[range, Tensor]:
         """Logits of the clean images of each part; ModelError where they are not finite and must be, in any process."""

@@ -47,6 +47,12 @@ class RunFolder:
         """Whether that part was written completely."""
         return self._file(table, part).is_file()
 
+    def part(self, table: str, part: str) -> pd.DataFrame:
+        """One part of a table; InputError where its file is not what was written."""
+        recorded = self._digests(self.path / "parts" / f"{part}.json")
+        file = self._file(table, part)
+        return _read_part(file, recorded.get(file.name))
+
     def finish_part(self, part: str, tables: Mapping[str, pd.DataFrame]) -> None:
         """Write this part of several tables, and last their digests, which say that the part is finished."""
         digests = {f"{table}-{part}.parquet": self.write_part(table, part, rows) for table, rows in tables.items()}

@@ -90,11 +90,13 @@ def test_json_is_one_document_and_nothing_else(
 def test_help_shows_an_example_and_the_json_option(
     command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     assert run([command, "--help"], monkeypatch) == 0
     said = capfd.readouterr().out
     assert f"Example: robustres {command}" in " ".join(said.split())
-    assert "--json" in said
+    names = [name for p in typer.main.get_command(commands).commands[command].params for name in p.opts if "--" in name]  # type: ignore[attr-defined]
+    assert [name for name in names if name not in said] == []
+    assert "--json" in names
 
 
 def options(command: Any) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,3 +224,33 @@ def test_an_error_while_reading_ahead_comes_at_its_own_batch() -> None:
     assert next(batches) == (0, 0)
     with pytest.raises(DataError, match="image 1"):
         next(batches)
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """The beginning of an .npy file that claims this shape of uint8."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("shape", [(10**6, 100, 100, 1), (10**9, 10**4, 10**4, 3)])
+def test_an_archive_that_claims_more_than_the_memory_is_refused_before_memory_is_asked_for(
+    compression: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
+        archive.writestr("images.npy", header(shape) + bytes(64))
+        archive.writestr("labels.npy", header((1,)) + bytes(1))
+    reason = "mmap length is greater" if compression == zipfile.ZIP_STORED else f"would unpack to {math.prod(shape)}"
+    with pytest.raises(DataError, match=reason) as refusal:
+        load_data(f"npz:{tmp_path / 'a.npz'}")
+    assert str(refusal.value).count("cannot read") == 1
+
+
+def test_an_archive_whose_directory_claims_more_than_the_memory_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header((1, 2, 2, 1)) + bytes(4))
+        archive.writestr("labels.npy", header((1,)) + bytes(1))
+        archive.getinfo("images.npy").file_size = 2**33 + 1
+    with pytest.raises(DataError, match=f"would unpack to {2**33 + 1} bytes"):
+        load_data(f"npz:{tmp_path / 'a.npz'}")

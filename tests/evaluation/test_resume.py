@@ -5,19 +5,22 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from robustres.certify import Certificates, RandomisedSmoothing, certify
 from robustres.data import ImageSet, load_data
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation import Settings, evaluate
-from robustres.evaluation.lock import locked
+from robustres.evaluation.lock import locked, require_free
+from robustres.evaluation.provenance import identity
 from robustres.models import LoadedModel, load_model
 from robustres.results import RunFolder
 
@@ -139,6 +142,30 @@ def test_a_run_cut_off_between_parts_ends_as_an_unbroken_one(
     assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
 
 
+def test_a_clock_that_was_set_back_changes_nothing(
+    model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written before then lies in the future of the process that goes on."""
+    evaluate(model, data, tmp_path / "whole", SETTINGS)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "attack and certify" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, tmp_path / "broken", SETTINGS, progress=stop)
+    written = [file for file in (tmp_path / "broken").rglob("*") if file.is_file()]
+    future = time.time() + 10 * 365 * 86_400
+    for file in written:
+        os.utime(file, (future, future))
+    kept = {file: file.stat().st_mtime_ns for file in written if file.parent.name == "parts"}
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    evaluate(model, data, tmp_path / "broken", SETTINGS)
+    assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
+    assert len(kept) >= 10
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept  # nothing finished was computed again
+
+
 def test_the_batch_size_changes_no_verdict(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     tables = [
         evaluate(model, data, tmp_path / str(size), replace(SETTINGS, batch_size=size)).folder.table("attacks")
@@ -153,6 +180,50 @@ def test_changed_data_is_refused_and_named(model: LoadedModel, data: ImageSet, t
         evaluate(model, data.first(32), tmp_path / "run", SETTINGS)
 
 
+def test_another_architecture_around_the_same_weights_is_refused(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path / "run", SETTINGS)
+    changed = load_model(nn.Sequential(*model.module.children(), nn.Softplus()), input_shape=data.image_shape)
+    assert changed.sha256 == model.sha256
+    with pytest.raises(InputError, match=r"another run \(the margin of sample .* architecture"):
+        evaluate(changed, data, tmp_path / "run", SETTINGS)
+    evaluate(changed, data, tmp_path / "run", SETTINGS, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eps", {"l2": (0.25,)}),
+        ("attacks", ("pgd",)),
+        ("certify", False),
+        ("certificate", "best"),
+        ("dtype", "float32"),
+        ("attack_settings", {"pgd": {"steps": 4}}),
+        ("smoothing", RandomisedSmoothing(0.5, selection_samples=10, estimation_samples=100)),
+        ("part_size", 8),
+        ("seed", 1),
+        ("joint", False),
+        ("effort", 0.5),
+        ("keep_going", True),
+        ("diagnose", 2),
+        ("examples", 3),
+    ],
+)
+def test_every_setting_that_decides_a_number_is_part_of_what_a_run_is(
+    name: str, value: Any, model: LoadedModel, data: ImageSet
+) -> None:
+    changed = replace(SETTINGS, **{name: value})
+    known, other = (identity(model, data, settings) for settings in (SETTINGS, changed))
+    assert {key for key in known if known[key] != other[key]} == {name}
+
+
+def test_no_setting_is_forgotten_in_what_a_run_is(model: LoadedModel, data: ImageSet) -> None:
+    decisive = {entry.name for entry in fields(Settings)} - {"batch_size"}
+    assert decisive <= identity(model, data, SETTINGS).keys()
+    assert {entry.name for entry in fields(Settings)} <= SETTINGS.to_json().keys()
+
+
 def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: Path) -> None:
     code = HOLDER.format(folder=str(tmp_path))
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -160,6 +231,8 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: 
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InputError, match=str(holder.pid)), locked(tmp_path):
         pytest.fail("two processes hold the same folder")
+    with pytest.raises(InputError, match="is in use"):
+        require_free(tmp_path)
     holder.kill()
     holder.wait()
     holder.stdout.close()

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -295,3 +297,28 @@ def test_a_pickled_module_is_refused_with_the_cure(tmp_path: Path) -> None:
     torch.save(Residual(), tmp_path / "net.pt")
     with pytest.raises(ModelError, match=r"pickled module.*package\.module:factory@"):
         load_model(str(tmp_path / "net.pt"))
+
+
+LIMITED = """
+import resource, sys
+from robustres.errors import ModelError
+from robustres.models import load_model
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**29
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    load_model(sys.argv[1])
+except ModelError as refusal:
+    print(refusal)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")
+def test_a_tensor_stretched_over_forty_gigabytes_is_refused_within_half_a_gibibyte(tmp_path: Path) -> None:
+    file = tmp_path / "net.pt2"
+    save_program(Residual().eval(), file)
+    rewritten(file, in_json(repeated, "weights_config.json"))
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", LIMITED, str(file)]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert "fewer numbers than its shape [10000000000] says" in said
