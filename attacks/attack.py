@@ -79,7 +79,9 @@ class Attack(ABC):
         Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, with
         outputs of the wrong shape, or that answers at random. Warns where the model has no gradients to follow.
         """
+        preflight.check_types(model, x, y)
         preflight.check_images(x, y, self.threat)
+        preflight.warn_of_everything(x, self.threat)
         preflight.check_mode(model, allowed=self.allow_training_mode)
         with _nothing_changed(model):
             problem = self._problem(model, x, y, indices, targets)

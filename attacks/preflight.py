@@ -1,5 +1,6 @@
 """What must hold before an attack starts; every message names the cure."""
 
+import math
 import warnings
 
 import torch
@@ -9,12 +10,26 @@ from robustres.errors import DataError, InputError, ModelError
 from robustres.threat import ThreatModel
 
 
+def check_types(model: object, x: object, y: object) -> None:
+    """Refuse what is no module and no tensor, before anything else is asked of it."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"the model must be a torch.nn.Module, got {type(model).__name__}; a function goes into a module's forward"
+        )
+    for name, value in (("images", x), ("labels", y)):
+        if not isinstance(value, Tensor):
+            raise DataError(f"{name} must be a torch.Tensor, got {type(value).__name__}; convert by torch.as_tensor")
+
+
 def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     """Shapes, range, labels, and eps against the resolution of the images' type."""
     if not x.is_floating_point():
         raise DataError(f"images must be floating point on [0, 1], got {x.dtype}; divide 8-bit images by 255")
     if y.shape != (len(x),) or y.is_floating_point():
-        raise DataError(f"labels must be integers of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}")
+        cure = "for one image give x[None] and y[None]" if y.ndim == 0 else "from one-hot rows take y.argmax(dim=1)"
+        raise DataError(
+            f"labels must be integers of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}; {cure}"
+        )
     if len(x) == 0:
         return
     low, high = float(x.min()), float(x.max())
@@ -30,6 +45,18 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
         raise InputError(
             f"eps {threat.eps:g} is below the resolution of {x.dtype} images ({4 * resolution:.2g}); "
             "use float64 images and model, or a larger eps"
+        )
+
+
+def warn_of_everything(x: Tensor, threat: ThreatModel) -> None:
+    """Say so where the ball holds every image there is, as when eps is given in 8-bit units."""
+    size = x[0].numel() if len(x) else 1
+    widest = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
+    if math.isfinite(threat.eps) and threat.eps > widest:
+        warnings.warn(
+            f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is {widest:g}; "
+            "eps is in pixel units: for 8-bit images write 8/255",
+            stacklevel=3,
         )
 
 

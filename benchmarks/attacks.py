@@ -153,6 +153,7 @@ def pgd_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int) -
             "torchattacks": lambda m, s=settings: left(m, torchattacks.PGD(m, **s)(x, y), y),
             "bare loop": lambda m, e=eps: left(m, bare_loop(m, x, y, e, steps), y),
             "robustres": lambda m, t=linf: f"{PGD(t, steps=steps)(m, x, y).robust} robust",
+            "robustres, cosine": lambda m, t=linf: f"{PGD(t, steps=steps, schedule='cosine')(m, x, y).robust} robust",
             "robustres, same steps": lambda m, t=linf: (
                 f"{PGD(t, steps=steps, schedule='constant')(m, x, y).robust} robust"
             ),
@@ -167,7 +168,7 @@ def pgd_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int) -
     x, y = x[held], y[held]
     candidates = {
         "bare loop": lambda m: left(m, bare_loop(m, x, y, 1e-5, steps), y),
-        "robustres": lambda m: f"{PGD(tiny, steps=steps)(m, x, y).robust} robust",
+        "robustres, all steps": lambda m: f"{PGD(tiny, steps=steps, schedule='cosine')(m, x, y).robust} robust",
     }
     yield from compare(f"PGD-{steps}, all active", 1e-5, model, candidates, rounds=rounds, reference="bare loop")
 
@@ -262,7 +263,7 @@ def throughput_table(device: torch.device, rounds: int, samples: int, steps: int
 
     for eps in (1e-5, 8 / 255):
         alpha = 2.5 * eps / steps
-        ours = PGD(ThreatModel("linf", eps), steps=steps, batch_size=1024)
+        ours = PGD(ThreatModel("linf", eps), steps=steps, schedule="cosine", batch_size=1024)
         candidates = {
             "bare loop": rate(lambda m, e=eps: bare_loop(m, x, y, e, steps)),
             "torchattacks": rate(lambda m, e=eps, a=alpha: torchattacks.PGD(m, eps=e, alpha=a, steps=steps)(x, y)),

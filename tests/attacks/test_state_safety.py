@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustres.attacks import PGD, Attack, Square, attack_names, make_attack
 from robustres.errors import DataError, ModelError
-from robustres.threat import ThreatModel
+from robustres.threat import Norm, ThreatModel
 
 from .conftest import Case
 
@@ -116,6 +116,10 @@ def test_an_attack_runs_under_no_grad_and_inference_mode(small: Case) -> None:
         (lambda x, y: (x / 0 * 0, y), "NaN"),
         (lambda x, y: (x, y.float()), "labels must be integers"),
         (lambda x, y: (x, y[:-1]), "labels must be integers of shape"),
+        (lambda x, y: (x, torch.eye(4)[y].long()), r"y.argmax\(dim=1\)"),
+        (lambda x, y: (x[0], y[0]), r"x\[None\]"),
+        (lambda x, y: (x.numpy(), y), "images must be a torch.Tensor, got ndarray; convert"),
+        (lambda x, y: (x, y.tolist()), "labels must be a torch.Tensor, got list; convert"),
         (lambda x, y: (x, y + 3), "outside the model's 4 classes"),
         (lambda x, y: (x, y - 9), "outside the model's 4 classes"),
     ],
@@ -126,6 +130,17 @@ def test_data_that_cannot_be_right_is_refused_with_a_cure(
     x, y = spoil(small.x, small.y)
     with pytest.raises(DataError, match=message):
         PGD(LINF)(small.model, x, y)
+
+
+def test_a_function_is_no_model(small: Case) -> None:
+    with pytest.raises(ModelError, match=r"torch.nn.Module, got function"):
+        PGD(LINF)(lambda x: small.model(x), small.x, small.y)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 8.0), ("l2", 20.0), ("l1", 300.0)])
+def test_an_eps_that_allows_every_image_is_called_so(norm: Norm, eps: float, small: Case) -> None:
+    with pytest.warns(UserWarning, match="allows every image .* write 8/255"):
+        PGD(ThreatModel(norm, eps), steps=1)(small.model, small.x, small.y)
 
 
 def test_an_output_of_the_wrong_shape_is_refused(small: Case) -> None:
