@@ -99,6 +99,14 @@ def test_an_example_that_keeps_the_certified_prediction_violates_nothing() -> No
     assert len(sandwich_violations(attacks, typed_table("certificates", [certificate(0, 1.0)]))) == 0
 
 
+def test_where_certificates_disagree_only_that_of_another_answer_is_violated() -> None:
+    attacks = typed_table("attacks", [attack(0, 0.1, prediction=0)])
+    ours, other = certificate(0, 1.0), {**certificate(0, 1.0), "certificate": "best", "prediction": 0}
+    for rows in ([ours, other], [other, ours]):
+        found = sandwich_violations(attacks, typed_table("certificates", rows))
+        assert found["certificate"].tolist() == [ours["certificate"]]
+
+
 def test_a_table_with_a_wrong_column_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="radius"):
         typed_table("certificates", [{"index": 1, "radius": 2.0}])

@@ -1,6 +1,6 @@
 """Attack and certify a data set, part by part, into a run folder; stop if certificate and attack ever cross."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,7 @@ def evaluate(
     folder, module = RunFolder(Path(out)), model.module.to(device)
     with this_shard() as shard, evaluation_mode(module):
         task = Task(module, data, settings, folder, shard, device, progress)
-        if shard.first:
-            require_free(folder.path)
+        shard.at_first(lambda: require_free(folder.path))
         classes = check_output(module, data, device=device)
         attacks = planned_attacks(settings)
         if not overwrite:
@@ -107,14 +106,17 @@ def evaluate(
             task.require_same_answers()
         logits = task.clean_answers(task.spans() if overwrite else pending(folder, task.spans()))
         report = task.bound(cache=cache)
-        with locked(folder.path) if shard.first else nullcontext():
-            if shard.first:
-                manifest = build_manifest(
-                    model, data, settings, report, name=name or folder.path.name, classes=classes, device=device,
-                    command=command,
-                )  # fmt: skip
-                open_run(folder, manifest, report, overwrite=overwrite)
-            shard.wait()
+
+        def hold_and_open() -> None:
+            manifest = build_manifest(
+                model, data, settings, report, name=name or folder.path.name, classes=classes, device=device,
+                command=command,
+            )  # fmt: skip
+            held.enter_context(locked(folder.path))
+            open_run(folder, manifest, report, overwrite=overwrite)
+
+        with ExitStack() as held:
+            shard.at_first(hold_and_open)
             task.finish(logits, attacks, report)
             task.diagnose()
             summary = task.summarise()

@@ -9,6 +9,8 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
+from robustres.errors import RobustresError
+
 T = TypeVar("T")
 
 # How long a process waits for the slowest one. That a process died is noticed by torchrun, which ends the others.
@@ -46,6 +48,23 @@ class Shard:
         values: list[T | None] = [value() if self.first else None]
         dist.broadcast_object_list(values, src=0)
         return cast(T, values[0])
+
+    def at_first(self, work: Callable[[], None]) -> None:
+        """Done by the first process; an error of this project there is everybody's. Every process must come here."""
+        failure: tuple[type[RobustresError], str] | None = None
+        if self.first:
+            try:
+                work()
+            except RobustresError as error:
+                if self.world == 1:
+                    raise
+                failure = type(error), str(error)
+        if self.world > 1:
+            values = [failure]
+            dist.broadcast_object_list(values, src=0)
+            if values[0] is not None:
+                kind, message = values[0]
+                raise kind(message)
 
     def wait(self) -> None:
         """Return once every process has come here."""

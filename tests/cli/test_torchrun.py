@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustres.evaluation.lock import locked
 from robustres.models import residual_net, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,3 +81,13 @@ def test_the_command_goes_on_where_it_was_ended(end: signal.Signals, folder: Pat
     assert again.wait() == 0, (folder / "said").read_text()
     assert 0 < len(finished) < len(list(out.glob("parts/00*.json")))
     assert digests(out) == digests(folder / "one")
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_one_sentence_of_every_process(folder: Path) -> None:
+    with locked(folder / "held"):
+        refused = started(torchrun(2, "held"), folder)
+        assert refused.wait() != 0
+    said = (folder / "said").read_text()
+    assert said.count("held is in use by process") == 2
+    assert "[rank" not in said

@@ -247,13 +247,16 @@ def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
         """A certificate that is wrong on purpose: every radius is far too large."""
         return replace(certify(*args, **kwargs), radius=torch.full((16,), 5.0, dtype=torch.float64))
 
-    monkeypatch.setattr("robustres.evaluation.rows.certify", broken)
     settings = replace(SETTINGS, eps={"l2": (1.0,)}, examples=0)
-    for _ in range(2):  # resuming does not pass over it
+    with monkeypatch.context() as patch:
+        patch.setattr("robustres.evaluation.rows.certify", broken)
         with pytest.raises(SandwichViolationError, match="certificate is defective") as stop:
             evaluate(model, data, tmp_path / "run", settings)
     kept = RunFolder(tmp_path / "run").table("examples")
     assert stop.value.index in set(kept["index"])
+    assert [file.name for file in (tmp_path / "run" / "parts").glob("0*.json")] == ["000000000.json"]  # at once
+    with pytest.raises(SandwichViolationError):  # and going on, mended, does not pass over it
+        evaluate(model, data, tmp_path / "run", settings)
 
 
 @pytest.mark.slow

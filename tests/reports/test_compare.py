@@ -12,7 +12,7 @@ import pytest
 
 from robustres.errors import InputError
 from robustres.reports import write_comparison, write_report
-from robustres.reports.mcnemar import mcnemar_p
+from robustres.reports.mcnemar import holm, mcnemar_p
 from robustres.reports.measures import Measure, compare_measures, same_samples
 from robustres.reports.run import load_run
 from robustres.reports.sandwich import per_sample
@@ -82,6 +82,18 @@ def test_p_values_are_mcnemar_against_the_best_and_at_least_the_uncorrected_ones
         else:
             assert cell.p is not None
             assert cell.p >= mcnemar_p(correct[best], mask)
+
+
+def test_p_values_are_corrected_over_the_whole_table(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def p_values() -> list[float]:
+        cells = [cell for measure in measures_of(folders) for cell in measure.cells if cell is not None]
+        return [cell.p for cell in cells if cell.p is not None]
+
+    corrected = p_values()
+    monkeypatch.setattr("robustres.reports.measures.holm", list)
+    raw = p_values()
+    assert corrected == holm(raw)
+    assert corrected != raw
 
 
 def test_runs_on_other_images_are_compared_without_a_test(
