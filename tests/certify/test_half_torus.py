@@ -1,10 +1,13 @@
 """Convolutions with axes kept as they are, against dense singular values."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from robustres.certify import half_torus
 from robustres.certify.convolution import Convolution
 from robustres.certify.frequency import frequency_bound
 from robustres.certify.half_torus import kept_axes_bound, kept_gram
@@ -93,3 +96,16 @@ def test_tiny_and_huge_kernels_keep_their_bound(size: float) -> None:
 def test_other_maps_are_refused() -> None:
     with pytest.raises(InputError, match="without groups"):
         spectral_norm(Convolution(normal(4, 2, 3, 3), (4, 6, 6), padding=1, groups=2), method="half torus")
+
+
+def test_a_half_torus_is_proved_at_every_frequency_whatever_the_search_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution = Convolution(normal(3, 2, 3, 3), (2, 7, 7), padding=1)
+    found = half_torus.top_ritz_pair
+    monkeypatch.setattr(half_torus, "CHUNK_BYTES", 1)  # each frequency on its own
+    for share in (0.5, 0.97):
+        monkeypatch.setattr(
+            half_torus, "top_ritz_pair", lambda grams, steps, s=share: (s * found(grams, steps=steps)[0], None)
+        )
+        bound = kept_axes_bound(convolution, seconds=math.inf, dense=False)
+        assert bound is not None
+        assert bound[0] >= truth(convolution)
