@@ -64,6 +64,7 @@ def test_an_option_has_the_last_word_and_the_recipe_that_was_used_is_kept(
     changed = [*arguments(recipe, tmp_path / "a"), "--loss", "clean", "--epochs", "1", "--json"]
     assert run(changed, monkeypatch) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert [facts["data"][part]["split"] for part in ("train", "validation")] == ["train", "validation"]
     assert (facts["recipe"]["loss"], facts["recipe"]["epochs"], facts["recipe"]["clip_norm"]) == ("clean", 1, None)
     assert run(arguments(tmp_path / "a" / "recipe.toml", tmp_path / "b"), monkeypatch) == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]

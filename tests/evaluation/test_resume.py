@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -354,3 +355,7 @@ def test_tables_come_back_as_data_frames(model: LoadedModel, data: ImageSet, tmp
     assert isinstance(certificates, pd.DataFrame)
     assert len(certificates) == 2 * len(data)
     assert (certificates["radius"] >= 0).all()
+    attacks = run.attacks
+    missed = attacks.loc[~attacks["fooled"], ["distance", "l2", "linf"]].to_numpy()
+    assert len(missed)
+    assert (missed == np.inf).all()
