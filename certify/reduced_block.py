@@ -132,22 +132,20 @@ class ReducedBlock:
 
     def _two_layers(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> Inequality | None:
         first, last = roots
-        crossing = inverse.half(self.crossing)
-        inner = self.inner_gram.scaled(first, 1 / value)
-        inner = inner + HermitianPolynomial.gram(crossing).scaled(first, inverse.factor / value)
+        outer, mixed, crossed = self._outer_products(value, inverse)
+        inner = self.inner_gram.scaled(first, 1 / value) + crossed.scaled(first, inverse.factor / value)
         identity = torch.eye(len(first), dtype=torch.float64, device=first.device)
         matrix = 2 * identity - inner.parts[0, 0]
         magnitude = 2 * identity + inner.magnitude
         inner_inverse = inverse_from_above(matrix, magnitude, inner.roundings + 2)
         if inner_inverse is None:
             return None
-        outer = inverse.half(self.layers[-1])
-        coupling = (crossing.transposed() @ outer).scaled(first * inverse.factor, 1 / last)
+        coupling = mixed.transposed().scaled(first * inverse.factor, 1 / last)
         coupling = coupling + self.layers[1].transposed().scaled(1 / first, last)
-        gram = HermitianPolynomial.gram(outer).scaled(1 / last, inverse.factor * value / 2)
         ones = torch.ones_like(last)
         eliminated = HermitianPolynomial.gram(inner_inverse.half(coupling)).scaled(ones, inner_inverse.factor / 2)
-        return Inequality(gram + eliminated, value, roots, inverse, inner_inverse, coupling)
+        gram = outer.scaled(1 / last, inverse.factor * value / 2) + eliminated
+        return Inequality(gram, value, roots, inverse, inner_inverse, coupling)
 
     def _resolvent(self, value: float) -> Above | None:
         """At or above (lambda - S S^*)^-1."""

@@ -83,6 +83,7 @@ def check_network(seed: int) -> str:
     return "vacuous" if math.isinf(report.upper) else "bounded"
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @settings(deadline=None, max_examples=5, derandomize=True)
 @given(seed=st.integers(0, 10**6))
 def test_no_random_network_exceeds_its_bounds_or_its_radii(seed: int) -> None:
@@ -90,6 +91,7 @@ def test_no_random_network_exceeds_its_bounds_or_its_radii(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")  # torch, about even kernels
 def test_no_random_network_of_many_exceeds_its_bounds_or_its_radii() -> None:
     outcomes = [check_network(seed) for seed in range(400)]
     assert outcomes.count("bounded") > 200
