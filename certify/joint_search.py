@@ -28,6 +28,7 @@ DENSE_WIDTH = 700  # inputs and hidden units of a block that is treated neuron b
 SCANNED = 32  # frequencies at most that starting points are compared at
 SEARCH_EVALUATIONS = 20  # of all frequencies, that a search on one more torus should be able to make
 SCAN_SHARE = 0.25  # of the effort, for comparing starting points
+TOO_DEAR = 2.5  # times the effort for one T and lambda: a search takes about thirty of them, so there is none
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def search(
     """Multipliers for the form that fits: dense for small blocks, else reduced or whole on the smallest tori.
 
     shortcut, norms: of the shortcut and of the layers. limit: lambda of the textbook bound.
-    Returns None where the block has no torus, no hidden unit that counts, or no multipliers that were found to do.
+    Returns None where the block has no torus, no hidden unit that counts, or no multipliers that were found to do; and
+    where the effort is far too small for the products of its kernels.
     """
     norms = _normalised(block, norms)
     if is_dense(block):
@@ -80,6 +82,8 @@ def _reduced(
 ) -> Found | None:
     """All affordable tori are searched from one starting point, and the best one a little longer."""
     first = ReducedForm(block, tori[0])
+    if first.overhead > TOO_DEAR * effort:
+        return None
     started = _best_start(first, shortcut, norms, SCAN_SHARE * effort, 4 * limit)
     if started is None or not math.isfinite(started.value):
         return None
