@@ -29,13 +29,21 @@ from robustres.attacks.targets import TowardsTargets, likely_targets, refuse_tar
 
 TOLERANCE = 1e-3  # of the projections, relative; the overshoot is fifty times as large
 ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, way back, largest weight of the image's own projection
+CACHED = 2**18  # numbers: so many pixels at once are projected on a CPU
 
 
 class BoundarySearch(MinimumNormSearch):
     """The published loop on one difference of logits; children say on which."""
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        norm, x, tested = self.problem.threat.norm, slots["x"], slots["points"]
+        x = slots["x"]
+        # A processor's cache holds few images: a whole batch's projections would run at the speed of the memory.
+        rows = max(CACHED // x[0].numel(), 1) if x.device.type == "cpu" else len(x)
+        parts = (torch.split(values, rows) for values in (x, slots["points"], hit, loss, gradient))
+        return torch.cat([self._step(*part) for part in zip(*parts, strict=True)])
+
+    def _step(self, x: Tensor, tested: Tensor, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        norm = self.problem.threat.norm
         back = hit.to(x.dtype) * (1 - BETA)
         points = torch.lerp(tested, x, per_sample(back, x)) if bool(hit.any()) else tested
         # The boundary, linearised at the tested point: loss + <gradient, z - tested> = 0.

@@ -19,7 +19,7 @@ from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem
 from robustres.attacks.randomness import below, integers, sample_keys, words
 from robustres.attacks.square_l2 import propose_l2, start_l2
-from robustres.attacks.window import window_index
+from robustres.attacks.window import window_positions
 from robustres.threat import Norm
 
 BLOCK = 32  # proposals whose random words are computed at once
@@ -104,9 +104,9 @@ class _Square(Search):
             signs = drawn[:, 4:] * 2 - 1
             points[chosen] = propose_l2(points[chosen], slots["x"][chosen], drawn[:, :4], signs, side, self.problem)
             return
-        window = window_index(chosen, drawn[:, 0], drawn[:, 1], channels, side)
+        window = window_positions(chosen, drawn[:, 0], drawn[:, 1], self.shape, side)
         up = drawn[:, 4:, None, None] > 0
-        points[window] = torch.where(up, slots["high"][window], slots["low"][window])
+        points.put_(window, torch.where(up, slots["high"].take(window), slots["low"].take(window)))
 
 
 def _by_side(sides: Tensor) -> list[tuple[Tensor, int]]:

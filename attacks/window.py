@@ -13,3 +13,15 @@ def window_index(batch: Tensor, top: Tensor, left: Tensor, channels: int, side: 
         (top[:, None] + along)[:, None, :, None],
         (left[:, None] + along)[:, None, None, :],
     )
+
+
+def window_positions(batch: Tensor, top: Tensor, left: Tensor, shape: tuple[int, ...], side: int) -> Tensor:
+    """The same pixels (B, C, side, side) as positions in all images (N, *shape) laid end to end, for take and put_.
+
+    Two to three times as fast as the four indices for windows of a few pixels.
+    """
+    channels, height, width = shape
+    along = torch.arange(side, device=top.device)
+    plane = torch.arange(channels, device=top.device) * (height * width)
+    window = plane[:, None, None] + along[:, None] * width + along
+    return (batch * (channels * height * width) + top * width + left)[:, None, None, None] + window

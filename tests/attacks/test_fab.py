@@ -1,13 +1,18 @@
-"""The fast adaptive boundary attack's step, worked out by hand."""
+"""The fast adaptive boundary attack's step, worked out by hand; its parts that only save time."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from robustres.attacks import FAB, fab
 from robustres.attacks.engine import Slots
 from robustres.attacks.fab import _Fab
 from robustres.attacks.problem import Problem
 from robustres.threat import ThreatModel
+
+from .conftest import Case
 
 
 @pytest.mark.parametrize(("hit", "expected"), [(False, [0.6095, 0.68]), (True, [0.60905, 0.662])])
@@ -24,3 +29,13 @@ def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bo
     gradient, loss = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([-0.2], dtype=torch.float64)
     found = _Fab(problem, steps=1).next_points(slots, torch.tensor([hit]), loss, gradient)
     torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
+
+
+def test_how_many_images_are_projected_at_once_decides_nothing(monkeypatch: pytest.MonkeyPatch, small: Case) -> None:
+    attack = FAB(ThreatModel("linf", math.inf), steps=5)
+    whole = attack(*small)
+    monkeypatch.setattr(fab, "CACHED", 5 * small.x[0].numel())
+    parts = attack(*small)
+    assert len(small.x) % 5  # the last part is shorter
+    assert torch.equal(parts.examples, whole.examples)
+    assert bool(whole.fooled.any())
