@@ -35,7 +35,7 @@ class _Towards(TowardsTargets, AutoPgd):
         over = super().step(slots, loss, gradient)
         if not self.gives_up:
             return over
-        return over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, every=max(self.steps // 5, 1))
+        return over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=5)
 
 
 class _SparseTowards(_Towards, SparseAutoPgd):

@@ -18,7 +18,7 @@ from robustres.attacks.pgd import PGD
 from robustres.attacks.result import AttackResult
 from robustres.attacks.square import Square
 from robustres.errors import InputError
-from robustres.threat import ThreatModel
+from robustres.threat import ThreatModel, widest
 
 TOLERATED = 0.05  # share of samples (or gradients) up to which a check is taken as chance
 
@@ -141,7 +141,7 @@ def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
 
 def _unbounded(subject: _Subject) -> tuple[Finding, Tensor]:
     size = subject.result.examples[0].numel() if len(subject.result) else 1
-    whole = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[subject.attack.threat.norm]
+    whole = widest(subject.attack.threat.norm, size)
     attacks = [_pgd(subject, steps=20, loss=loss, eps=whole) for loss in ("ce", "margin")]
     left = torch.stack([~subject.run(replace(a, step_size=0.1 * whole)).fooled for a in attacks]).all(dim=0)
     bad = (

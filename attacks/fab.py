@@ -72,7 +72,7 @@ class _Fab(TowardsTargets, BoundarySearch):
         if not self.gives_up:
             return over
         short = self.problem.threat.eps - slots["best_distance"]
-        return over | prospects.hopeless(slots, short, steps=self.steps, every=max(self.steps // 10, 1))
+        return over | prospects.hopeless(slots, short, steps=self.steps, marks=10)
 
 
 @dataclass(frozen=True)

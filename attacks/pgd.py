@@ -91,7 +91,7 @@ class _Adaptive(_UntilClosed):
         steps, progress = self.settings.steps, slots["kept_margin"]
         sizes = torch.minimum(self.sizes[slots["age"]], slots["cap"])
         closed = orbits.advance(slots, self.moved(slots, gradient, sizes))
-        stalled = closed | prospects.hopeless(slots, progress, steps=steps, every=max(steps // WINDOWS, LEAST_WINDOW))
+        stalled = closed | prospects.hopeless(slots, progress, steps=steps, marks=WINDOWS, least=LEAST_WINDOW)
         if bool(stalled.any()):
             slots["cap"] = torch.where(stalled, slots["cap"] / 2, slots["cap"])
             prospects.set_mark(slots, stalled, progress)

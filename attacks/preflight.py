@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.errors import DataError, InputError, ModelError
-from robustres.threat import ThreatModel
+from robustres.threat import ThreatModel, widest
 
 
 def check_types(model: object, x: object, y: object) -> None:
@@ -50,12 +50,11 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
 
 def warn_of_everything(x: Tensor, threat: ThreatModel) -> None:
     """Say so where the ball holds every image there is, as when eps is given in 8-bit units."""
-    size = x[0].numel() if len(x) else 1
-    widest = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
-    if math.isfinite(threat.eps) and threat.eps > widest:
+    farthest = widest(threat.norm, x[0].numel() if len(x) else 1)
+    if math.isfinite(threat.eps) and threat.eps > farthest:
         warnings.warn(
-            f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is {widest:g}; "
-            "eps is in pixel units: for 8-bit images write 8/255",
+            f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is {farthest:g};"
+            " eps is in pixel units: for 8-bit images write 8/255",
             stacklevel=3,
         )
 

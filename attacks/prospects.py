@@ -26,14 +26,15 @@ def set_mark(slots: Slots, mask: Tensor, progress: Tensor) -> None:
     slots["marked"] = torch.where(mask, slots["age"] + 1, slots["marked"])
 
 
-def hopeless(slots: Slots, progress: Tensor, *, steps: int, every: int) -> Tensor:
-    """Mask (B,) of searches to give up; `progress` (B,) must become positive, a mark is set `every` so many steps.
+def hopeless(slots: Slots, progress: Tensor, *, steps: int, marks: int, least: int = 1) -> Tensor:
+    """Mask (B,) of searches to give up; `progress` (B,) must become positive, `marks` are spread over all steps.
 
+    least: the number of steps between two marks is no smaller.
     The first mark is never a reason: it has nothing to compare with.
     """
     age = slots["age"] + 1
     taken = age - slots["marked"]
-    judged = taken >= every
+    judged = taken >= max(steps // marks, least)
     if not bool(judged.any()):
         return judged
     value = progress.double()

@@ -72,9 +72,7 @@ class _Square(Search):
             self._propose(slots, chosen, side)
         over = slots["age"] + 1 >= self.steps
         if self.gives_up:
-            over = over | prospects.hopeless(
-                slots, slots["best_loss"], steps=self.steps, every=max(self.steps // 10, 1)
-            )
+            over = over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=10)
         return over
 
     def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor]:

@@ -50,30 +50,15 @@ class LipschitzReport:
         return tuple(row for row in self.blocks if row.is_residual)
 
     def ledger(self) -> pd.DataFrame:
-        """One row per block with every bound that was computed for it, in a column of its own (NaN where it was not).
-
-        name, kind; shortcut and branch: bounds of the two sides; the candidates, such as textbook, linear, loop
-        transformation and joint; upper: the smallest, method: which one it is, guarantee; lower: an estimate from
-        below; tightness: upper / lower; seconds.
+        """`to_frame` with every bound that was computed for a residual block in a column of its own (NaN where it was
+        not), such as linear and loop transformation, the tightness upper / lower, and the seconds.
         """
         methods = dict.fromkeys(method for row in self.residual_blocks for method in row.candidates)
-        records = [
-            {
-                "name": row.name,
-                "kind": row.kind,
-                "shortcut": row.shortcut,
-                "branch": row.branch,
-                **{method: row.candidates.get(method, math.nan) for method in methods},
-                "upper": row.upper,
-                "method": row.method,
-                "guarantee": str(row.guarantee),
-                "lower": row.lower,
-                "tightness": row.tightness,
-                "seconds": row.seconds,
-            }
-            for row in self.blocks
-        ]
-        return pd.DataFrame.from_records(records)
+        return self.to_frame().assign(
+            **{method: [row.candidates.get(method, math.nan) for row in self.blocks] for method in methods},
+            tightness=[row.tightness for row in self.blocks],
+            seconds=[row.seconds for row in self.blocks],
+        )
 
     def __str__(self) -> str:
         whole = f"{self.norm} Lipschitz constant at most {self.upper:.6g} ({self.guarantee}), at least {self.lower:.6g}"

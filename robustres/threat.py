@@ -1,5 +1,6 @@
 """What an adversary may do: a norm and a budget, in pixel units on [0, 1]."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -30,6 +31,15 @@ class ThreatModel:
             raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if not self.eps > 0:
             raise InputError(f"eps must be positive and in pixel units, got {self.eps:g}; for 8-bit images write 8/255")
+
+
+def widest(norm: Norm, pixels: int) -> float:
+    """The largest distance between two images in [0, 1] of so many numbers.
+
+    >>> widest("l2", 4)
+    2.0
+    """
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
 
 
 def parse_number(text: str) -> float:

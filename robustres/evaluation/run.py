@@ -98,7 +98,7 @@ def evaluate(
     folder, module = RunFolder(Path(out)), model.module.to(device)
     with this_shard() as shard, evaluation_mode(module):
         task = Task(module, data, settings, folder, shard, device, progress)
-        shard.at_first(lambda: require_free(folder.path))
+        shard.from_first(lambda: require_free(folder.path))
         classes = check_output(module, data, device=device)
         attacks = planned_attacks(settings)
         if not overwrite:
@@ -116,7 +116,7 @@ def evaluate(
             open_run(folder, manifest, report, overwrite=overwrite)
 
         with ExitStack() as held:
-            shard.at_first(hold_and_open)
+            shard.from_first(hold_and_open)
             task.finish(logits, attacks, report)
             task.diagnose()
             summary = task.summarise()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -42,29 +42,23 @@ class Shard:
         return cast(list[T], values)
 
     def from_first(self, value: Callable[[], T]) -> T:
-        """What the first process computes, for all of them; every process must come here."""
+        """What the first process computes, for all of them; every process must come here.
+
+        An error of this project there is everybody's.
+        """
         if self.world == 1:
             return value()
-        values: list[T | None] = [value() if self.first else None]
-        dist.broadcast_object_list(values, src=0)
-        return cast(T, values[0])
-
-    def at_first(self, work: Callable[[], None]) -> None:
-        """Done by the first process; an error of this project there is everybody's. Every process must come here."""
-        failure: tuple[type[RobustresError], str] | None = None
+        found: list[Any] = [None, None]  # the value, or the kind and the message of the error
         if self.first:
             try:
-                work()
+                found[0] = value()
             except RobustresError as error:
-                if self.world == 1:
-                    raise
-                failure = type(error), str(error)
-        if self.world > 1:
-            values = [failure]
-            dist.broadcast_object_list(values, src=0)
-            if values[0] is not None:
-                kind, message = values[0]
-                raise kind(message)
+                found[1] = type(error), str(error)
+        dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            kind, message = found[1]
+            raise kind(message)
+        return cast(T, found[0])
 
     def wait(self) -> None:
         """Return once every process has come here."""

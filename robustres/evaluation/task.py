@@ -127,10 +127,8 @@ class Task:
         for span, images in read_ahead(self._read, list(logits)):
             self.progress("attack and certify", total - len(logits), total)
             index = torch.arange(span.start, span.stop)
-            samples, timing = (
-                Samples(index, images, self.data.labels[index], logits[span]),
-                Timing(span.start, len(span)),
-            )
+            samples = Samples(index, images, self.data.labels[index], logits[span])
+            timing = Timing(span.start, len(span))
             part = evaluated_part(
                 self.module, samples, attacks, report, self.settings, device=self.device, timing=timing
             )

@@ -50,6 +50,20 @@ def small() -> Case:
     return make_case()
 
 
+class Recorded(nn.Module):
+    """Keeps every batch that the model sees."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        logits: Tensor = self.model(x)
+        return logits
+
+
 class Normalised(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

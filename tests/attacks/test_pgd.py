@@ -10,7 +10,7 @@ from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import NORMS, ThreatModel
 
-from .conftest import Case, make_case
+from .conftest import Case, Recorded, make_case
 
 LINF = ThreatModel("linf", 8 / 255)
 EPS = {"linf": 0.05, "l2": 0.6, "l1": 6.0}
@@ -26,20 +26,6 @@ def test_fgsm_gives_the_references_examples() -> None:
     ours = FGSM(LINF)(case.model, case.x, case.y)
     theirs = torchattacks.FGSM(case.model, eps=8 / 255)(case.x, case.y)
     torch.testing.assert_close(ours.examples, theirs, rtol=0, atol=1e-6)
-
-
-class Recorded(nn.Module):
-    """Keeps every batch that the model sees."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        logits: Tensor = self.model(x)
-        return logits
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

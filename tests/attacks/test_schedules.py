@@ -11,7 +11,7 @@ from robustres.attacks.engine import Slots
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 
-from .conftest import Case, make_case
+from .conftest import Case, Recorded, make_case
 
 EPS = {"linf": 0.01, "l2": 0.15, "l1": 1.2}
 
@@ -22,20 +22,6 @@ class Slope(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         own = 1 - x.flatten(1).mean(dim=1) / 2
         return torch.stack([own, torch.zeros_like(own)], dim=1)
-
-
-class Recorded(nn.Module):
-    """Keeps every batch that the model sees."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        logits: Tensor = self.model(x)
-        return logits
 
 
 class Counted(nn.Module):
@@ -154,9 +140,9 @@ def test_a_search_is_given_up_when_four_times_its_progress_would_not_do() -> Non
     """Progress from -10 to -9 in 5 steps: with 10 steps left, 4 x 0.2 x 10 = 8 is less than the 9 that are missing."""
     slots = Slots(sample=torch.zeros(2, dtype=torch.int64), age=torch.full((2,), 4))
     prospects.begin(slots)
-    assert not prospects.hopeless(slots, torch.tensor([-10.0, -10.0]), steps=20, every=5).any()
+    assert not prospects.hopeless(slots, torch.tensor([-10.0, -10.0]), steps=20, marks=4).any()
     slots["age"] = torch.full((2,), 9)
-    given_up = prospects.hopeless(slots, torch.tensor([-9.0, -7.9]), steps=20, every=5)
+    given_up = prospects.hopeless(slots, torch.tensor([-9.0, -7.9]), steps=20, marks=4)
     assert given_up.tolist() == [True, False]
 
 

@@ -127,17 +127,22 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
-def test_a_run_cut_off_between_parts_ends_as_an_unbroken_one(
-    model: LoadedModel, data: ImageSet, tmp_path: Path
-) -> None:
-    evaluate(model, data, tmp_path / "whole", SETTINGS)
+def break_off(model: LoadedModel, data: ImageSet, folder: Path) -> None:
+    """A run that is interrupted after two parts."""
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "attack and certify" and done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, data, tmp_path / "broken", SETTINGS, progress=stop)
+        evaluate(model, data, folder, SETTINGS, progress=stop)
+
+
+def test_a_run_cut_off_between_parts_ends_as_an_unbroken_one(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path / "whole", SETTINGS)
+    break_off(model, data, tmp_path / "broken")
     assert not (tmp_path / "broken" / "summary.json").exists()
     evaluate(model, data, tmp_path / "broken", SETTINGS)
     assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
@@ -148,13 +153,7 @@ def test_a_clock_that_was_set_back_changes_nothing(
 ) -> None:
     """What was written before then lies in the future of the process that goes on."""
     evaluate(model, data, tmp_path / "whole", SETTINGS)
-
-    def stop(stage: str, done: int, total: int) -> None:
-        if stage == "attack and certify" and done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, data, tmp_path / "broken", SETTINGS, progress=stop)
+    break_off(model, data, tmp_path / "broken")
     written = [file for file in (tmp_path / "broken").rglob("*") if file.is_file()]
     future = time.time() + 10 * 365 * 86_400
     for file in written:
