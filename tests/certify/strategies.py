@@ -9,9 +9,9 @@ from robustres.errors import InputError
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, modes: tuple[str, ...] = ("zeros",)) -> Convolution:
+def convolutions(draw: st.DrawFn, modes: tuple[str, ...] = ("zeros",), most_groups: int = 3) -> Convolution:
     """Any small convolution: unequal and too large paddings, even kernels, strides beyond the kernel, groups."""
-    groups = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, most_groups))
     c_in, c_out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     two = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
     kernel, stride, dilation, image = draw(two(1, 4)), draw(two(1, 4)), draw(two(1, 2)), draw(two(1, 8))
