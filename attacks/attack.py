@@ -14,6 +14,7 @@ from robustres.attacks import preflight
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.problem import Problem
 from robustres.attacks.result import AttackResult
+from robustres.attacks.strided import cheaper_gradients
 from robustres.errors import DataError, InputError
 from robustres.guard import random_state_kept, untouched
 from robustres.threat import NORMS, Norm, ThreatModel
@@ -141,8 +142,8 @@ class Attack(ABC):
 
 @contextmanager
 def _nothing_changed(model: nn.Module) -> Iterator[None]:
-    """The model's parameters frozen inside; model and global random state as before on exit."""
-    with torch.inference_mode(False), random_state_kept(), untouched(model):
+    """The model's parameters frozen inside and some gradients cheaper; model and random state as before on exit."""
+    with torch.inference_mode(False), random_state_kept(), untouched(model), cheaper_gradients(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         yield

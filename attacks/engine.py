@@ -125,7 +125,8 @@ def _drain(
     nobody, _ = slots.split(0)
     left = paused = nobody
     while slots.count:
-        left = left.joined(_stepped(problem, search, slots))
+        if (leaving := _stepped(problem, search, slots)) is not None:
+            left = left.joined(leaving)
         if left.count and left.count >= slots.count:
             resumed, again = _settled(search, ledger, left, restarts, batch_size)
             left, paused = nobody, paused.joined(resumed)
@@ -138,7 +139,7 @@ def _drain(
             slots = slots.joined(_fresh(problem, search, ledger, queue, room))
 
 
-def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots:
+def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots | None:
     """One evaluation and move of every slot; takes out of the batch, and returns, those that found something or ended.
 
     They carry `offered`, the points to verify: what they found or else where they ended, `hit`, `over` and `finite`.
@@ -154,7 +155,7 @@ def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots:
     slots["age"] = slots["age"] + 1
     leaving = hit | over
     if not bool(leaving.any()):
-        return slots.split(0)[0]
+        return None
     left = Slots(slots) if bool(leaving.all()) else slots.taken(leaving)
     left |= {"hit": hit[leaving], "over": over[leaving], "finite": finite[leaving]}
     left["offered"] = left["points"].index_put((left["hit"],), found)

@@ -19,7 +19,10 @@ from robustres.attacks.randomness import sample_keys
 from robustres.errors import InputError
 
 Schedule = Literal["adaptive", "cosine", "constant"]
-WINDOWS, LEAST_WINDOW = 8, 3  # of the adaptive schedule: progress is judged eight times, after at least three steps
+# Of the adaptive schedule: how often progress is judged, after how many steps at least, and how many times its present
+# speed is allowed for; by what the cap falls where nothing is to be expected, and where the points repeat.
+WINDOWS, LEAST_WINDOW, SAFETY = 12, 3, 1.5
+HOPELESS_CUT, CLOSED_CUT = 4.0, 2.0
 LEAST_SHARE = 0.1  # of the first step: a search that would have to go on with less ends
 
 
@@ -72,10 +75,11 @@ class _UntilClosed(_Pgd):
 
 
 class _Adaptive(_UntilClosed):
-    """Steps along half a cosine, capped by a length that halves where nothing more can be expected of it.
+    """Steps along half a cosine, capped by a length that falls where nothing more can be expected of it.
 
     That is where the best margin, forecast from its progress, would not become positive in the steps that remain, or
-    where the orbit is closed: the search then goes on from a new random point, if it began at one.
+    where the orbit is closed: the search then goes on from a new random point, if it began at one. From its first stall
+    on a search maximises the margin, which leads elsewhere than cross-entropy does.
     """
 
     def begin(self, slots: Slots) -> None:
@@ -88,16 +92,22 @@ class _Adaptive(_UntilClosed):
         prospects.set_mark(slots, mask, torch.full_like(slots["mark"], -torch.inf))
 
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
-        steps, progress = self.settings.steps, slots["kept_margin"]
         sizes = torch.minimum(self.sizes[slots["age"]], slots["cap"])
         closed = orbits.advance(slots, self.moved(slots, gradient, sizes))
-        stalled = closed | prospects.hopeless(slots, progress, steps=steps, marks=WINDOWS, least=LEAST_WINDOW)
+        hopeless = self._hopeless(slots)
+        stalled = closed | hopeless
         if bool(stalled.any()):
-            slots["cap"] = torch.where(stalled, slots["cap"] / 2, slots["cap"])
-            prospects.set_mark(slots, stalled, progress)
+            slots["cap"] = slots["cap"] / torch.where(hopeless, HOPELESS_CUT, torch.where(closed, CLOSED_CUT, 1.0))
+            prospects.set_mark(slots, stalled, slots["kept_margin"])
+            orbits.forget(slots, stalled & ~slots["by_margin"])
+            slots["by_margin"] = slots["by_margin"] | stalled
             self._start_anew(slots, closed)
         given_up = stalled & (slots["cap"] < LEAST_SHARE * self.settings.step_length)
-        return given_up | (slots["age"] + 1 >= steps)
+        return given_up | (slots["age"] + 1 >= self.settings.steps)
+
+    def _hopeless(self, slots: Slots) -> Tensor:
+        steps, progress = self.settings.steps, slots["kept_margin"]
+        return prospects.hopeless(slots, progress, steps=steps, marks=WINDOWS, least=LEAST_WINDOW, safety=SAFETY)
 
     def _start_anew(self, slots: Slots, closed: Tensor) -> None:
         if self.settings.random_start and len(rows := closed.nonzero().flatten()):
@@ -120,10 +130,11 @@ class PGD(Attack):
     Schedules. cosine: steps fall to 0 along half a cosine; every search that finds nothing spends all its steps.
     constant: one length; a search ends early where its point, or its last two points, repeat exactly, after which
     nothing new can come: what is found is what all steps would find. adaptive: the cosine, with a cap that halves
-    where the points repeat (the search then goes on from a new random point), and where the best margin, at four times
-    its recent progress, would not arrive in the steps that remain; a search ends early when the cap falls below a tenth
-    of the first step. This forecast is a heuristic: it saves a third to a half of the gradients of samples that
-    survive, and may miss an example that the cosine would find.
+    where the points repeat (the search then goes on from a new random point), and falls to a quarter where the best
+    margin, at one and a half times its recent progress, would not arrive in the steps that remain. A search that stalls
+    in either way goes on with the margin loss, and ends when the cap falls below a tenth of the first step. The
+    forecast is a heuristic: it saves most of the gradients of samples that survive, and may miss an example that the
+    cosine finds; the margin loss finds many that cross-entropy does not.
     """
 
     kind: ClassVar[str] = "pgd"

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import losses, preflight
-from robustres.attacks.strided import CheaperGradients
 from robustres.threat import ThreatModel
-
-CHEAPER_FROM = 64  # images: below, its fixed cost is more than a strided convolution's cheaper gradient saves
 
 
 @dataclass
@@ -31,7 +28,6 @@ class Problem:
     targeted: bool = False
     search_dtype: torch.dtype | None = None
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    _cheaper: CheaperGradients | None = field(default_factory=CheaperGradients)
 
     def answers(self, points: Tensor) -> Tensor:
         """Logits (N, K) of the model as given, without a gradient."""
@@ -56,11 +52,8 @@ class Problem:
         """
         with torch.enable_grad():
             leaf = points.detach().requires_grad_(True)
-            cheaper = self._cheaper if len(points) >= CHEAPER_FROM else None
-            with self._precision(), cheaper or nullcontext():
+            with self._precision():
                 logits = _at_least_float32(self.model(leaf))
-            if cheaper is not None and not cheaper.met:
-                self._cheaper = None  # this model has no use for it
             value = loss(logits)
             gradient = None
             if value.requires_grad:

@@ -26,10 +26,12 @@ def set_mark(slots: Slots, mask: Tensor, progress: Tensor) -> None:
     slots["marked"] = torch.where(mask, slots["age"] + 1, slots["marked"])
 
 
-def hopeless(slots: Slots, progress: Tensor, *, steps: int, marks: int, least: int = 1) -> Tensor:
+def hopeless(
+    slots: Slots, progress: Tensor, *, steps: int, marks: int, least: int = 1, safety: float = SAFETY
+) -> Tensor:
     """Mask (B,) of searches to give up; `progress` (B,) must become positive, `marks` are spread over all steps.
 
-    least: the number of steps between two marks is no smaller.
+    least: the number of steps between two marks is no smaller. safety: how many times its present speed is allowed for.
     The first mark is never a reason: it has nothing to compare with.
     """
     age = slots["age"] + 1
@@ -38,6 +40,6 @@ def hopeless(slots: Slots, progress: Tensor, *, steps: int, marks: int, least: i
     if not bool(judged.any()):
         return judged
     value = progress.double()
-    forecast = value + SAFETY * (value - slots["mark"]) / taken * (steps - age)
+    forecast = value + safety * (value - slots["mark"]) / taken * (steps - age)
     set_mark(slots, judged, value)
     return judged & (forecast < 0)

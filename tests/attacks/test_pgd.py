@@ -153,7 +153,9 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         PGD(LINF, batch_size=0)
 
 
-def test_pgd_20_leaves_78_of_100_on_resnet_2b(resnet: Case) -> None:
-    result = PGD(ThreatModel("linf", 2 / 255), steps=20)(*resnet)
-    assert (result.distance == 0).sum() == 14
-    assert result.robust == 78
+def test_published_pgd_20_leaves_78_of_100_on_resnet_2b_and_the_default_no_more(resnet: Case) -> None:
+    published = PGD(ThreatModel("linf", 2 / 255), steps=20, schedule="constant")(*resnet)
+    assert (published.distance == 0).sum() == 14
+    assert published.robust == 78
+    adaptive = PGD(ThreatModel("linf", 2 / 255), steps=20)(*resnet)
+    assert 76 <= adaptive.robust <= 78  # the standard ensemble leaves 76

@@ -104,6 +104,23 @@ def test_the_adaptive_schedule_leaves_no_more_than_the_cosine_for_fewer_gradient
         assert adaptive.gradient_evaluations.sum() < 0.95 * cosine.gradient_evaluations.sum()
 
 
+def test_a_search_that_stalls_goes_on_with_the_margin_loss() -> None:
+    """Thirty classes rise with u and never win; one falls and wins at u < -3/4, and is the nearest for u < 1/20.
+
+    Cross-entropy follows the thirty from everywhere in the ball, the margin loss the one from half of it.
+    """
+
+    class Slopes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            u = 2 * x.flatten(1)[:, :1] - 1
+            return torch.cat([torch.zeros_like(u), (0.8 * u - 1).expand(-1, 30), -1.2 * u - 0.9], dim=1)
+
+    x, y = torch.full((20, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(20, dtype=torch.int64)
+    threat = ThreatModel("linf", 0.4)
+    assert PGD(threat, steps=40, schedule="cosine")(Slopes().eval(), x, y).robust == 20
+    assert PGD(threat, steps=40)(Slopes().eval(), x, y).robust <= 5
+
+
 def test_the_adaptive_schedule_is_independent_of_the_batch_and_serves_targets_and_restarts() -> None:
     case = make_case(dtype=torch.float64, count=15)
     attack = {"steps": 24, "restarts": 2, "schedule": "adaptive"}

@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.attacks import PGD
-from robustres.attacks.strided import CheaperGradients
+from robustres.attacks.strided import cheaper_gradients
 from robustres.threat import ThreatModel
+
+
+class OwnConvolution(nn.Conv2d):
+    """What a subclass computes is not known."""
 
 
 def gradient(layer: nn.Module, x: Tensor) -> Tensor:
@@ -33,9 +37,9 @@ def test_it_is_the_gradient_for_any_stride_padding_kernel_and_size(
 ) -> None:
     layer = nn.Conv2d(channels, 3, kernel, stride=stride, padding=padding, bias=bias).double().requires_grad_(False)
     x = torch.randn(2, channels, *size, dtype=torch.float64)
-    with CheaperGradients() as mode:
+    with cheaper_gradients(layer) as met:
         found = gradient(layer, x)
-    assert mode.met
+    assert met == 1
     torch.testing.assert_close(found, gradient(layer, x), rtol=1e-10, atol=1e-10)
 
 
@@ -47,21 +51,56 @@ def test_it_is_the_gradient_for_any_stride_padding_kernel_and_size(
         nn.Conv2d(3, 4, 3, stride=(2, 1)),
         nn.Conv2d(3, 3, 3, stride=2, groups=3),
         nn.Conv2d(3, 4, 3, stride=2, dilation=2),
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"),
+        nn.Conv2d(3, 4, 3, padding="same"),
+        OwnConvolution(3, 4, 3, stride=2),
     ],
 )
 def test_other_convolutions_are_left_alone(layer: nn.Conv2d) -> None:
     layer.requires_grad_(False)
     x = torch.randn(2, layer.in_channels, 9, 9)
-    with CheaperGradients() as mode:
+    with cheaper_gradients(layer) as met:
         found = gradient(layer, x)
-    assert not mode.met
+    assert not met
     assert torch.equal(found, gradient(layer, x))
+
+
+def test_what_another_hook_made_of_the_output_keeps_its_own_gradient() -> None:
+    layer = nn.Conv2d(3, 4, 3, stride=2).requires_grad_(False)
+    x = torch.randn(2, 3, 9, 9)
+    layer.register_forward_hook(lambda _layer, _inputs, output: output * 3)
+    expected = gradient(layer, x)
+    with cheaper_gradients(layer):
+        torch.testing.assert_close(gradient(layer, x), expected)
+
+
+def test_weights_that_need_a_gradient_get_theirs() -> None:
+    layer = nn.Conv2d(3, 4, 3, stride=2)
+    x = torch.randn(2, 3, 9, 9, requires_grad=True)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    with cheaper_gradients(layer):
+        torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), layer.weight), expected)
+
+
+def test_no_hook_stays_and_two_at_once_do_no_harm() -> None:
+    layer = nn.Conv2d(3, 4, 3, stride=2).requires_grad_(False)
+    x = torch.randn(2, 3, 9, 9)
+    expected = gradient(layer, x)
+
+    def cut_off() -> None:
+        with cheaper_gradients(layer), cheaper_gradients(layer):
+            torch.testing.assert_close(gradient(layer, x), expected)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    assert not layer._forward_hooks
 
 
 def test_a_kernel_that_changes_is_read_again() -> None:
     layer = nn.Conv2d(3, 4, 3, stride=2).requires_grad_(False)
     x = torch.randn(1, 3, 8, 8)
-    with CheaperGradients():
+    with cheaper_gradients(layer):
         gradient(layer, x)
         layer.weight.mul_(2)
         found = gradient(layer, x)
@@ -71,7 +110,7 @@ def test_a_kernel_that_changes_is_read_again() -> None:
 def test_second_derivatives_and_function_transforms_go_through_it() -> None:
     layer = nn.Conv2d(2, 3, 3, stride=2, padding=1).double().requires_grad_(False)
     x = torch.randn(2, 2, 6, 6, dtype=torch.float64, requires_grad=True)
-    with CheaperGradients():
+    with cheaper_gradients(layer):
         assert torch.autograd.gradgradcheck(lambda image: layer(image).pow(3), x)
         per_image = torch.func.vmap(torch.func.grad(lambda image: layer(image[None]).pow(3).sum()))(x.detach())
     (together,) = torch.autograd.grad(layer(x).pow(3).sum(), x)
