@@ -77,8 +77,9 @@ class Attack(ABC):
         targets: (N,) classes to reach; without them any wrong answer counts.
         clean: (N, K) this model's logits at x, where they are known already; the first few are compared with the model.
 
-        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, with
-        outputs of the wrong shape, or that answers at random. Warns where the model has no gradients to follow.
+        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, of another
+        type or on another device than the images, with outputs of the wrong shape, or that answers at random. Warns
+        where the model has no gradients to follow.
         """
         preflight.check_types(model, x, y)
         preflight.check_images(x, y, self.threat)
@@ -88,10 +89,11 @@ class Attack(ABC):
             problem = self._problem(model, x, y, indices, targets)
             ledger = Ledger(problem)
             if len(x):
-                clean = self._clean(problem, clean)
-                preflight.check_logits(clean)
-                preflight.check_classes(clean.shape[1], problem.labels, targets)
-                self._try_out(problem, clean)
+                with preflight.mismatch_explained(model, x):
+                    clean = self._clean(problem, clean)
+                    preflight.check_logits(clean)
+                    preflight.check_classes(clean.shape[1], problem.labels, targets)
+                    self._try_out(problem, clean)
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)
             return ledger.result(self.batch_size)

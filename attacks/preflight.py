@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,26 @@ def check_mode(model: nn.Module, *, allowed: bool) -> None:
             f"{training[0]} is in training mode ({len(training)} modules are); call model.eval() first, "
             "or pass allow_training_mode=True to attack it as it is"
         )
+
+
+@contextmanager
+def mismatch_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Inside, a model that fails on images of another type or device than its weights' is told from a broken one."""
+    try:
+        yield
+    except RuntimeError as error:
+        weight = next((p for p in model.parameters() if p.is_floating_point()), x)
+        if weight.device != x.device:
+            raise ModelError(
+                f"the model is on {weight.device} and the images are on {x.device}; "
+                f"move them by x.to({str(weight.device)!r})"
+            ) from error
+        if weight.dtype != x.dtype:
+            raise ModelError(
+                f"the model's weights are {weight.dtype} and the images {x.dtype}; convert the images by "
+                f"x.to({weight.dtype})"
+            ) from error
+        raise
 
 
 def check_output(logits: object, count: int) -> None:

@@ -28,6 +28,7 @@ def short(name: str) -> Attack:
 def snapshot(model: nn.Module) -> tuple[object, ...]:
     return (
         [module.training for module in model.modules()],
+        [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
         [parameter.requires_grad for parameter in model.parameters()],
         [None if p.grad is None else p.grad.clone() for p in model.parameters()],
         [buffer.clone() for buffer in model.buffers()],
@@ -147,6 +148,18 @@ def test_an_output_of_the_wrong_shape_is_refused(small: Case) -> None:
     for model in (nn.Flatten(0).eval(), nn.Sequential(small.model, nn.Linear(4, 1)).eval()):
         with pytest.raises(ModelError, match=r"logits of shape|at least 2"):
             PGD(LINF)(model, small.x, small.y)
+
+
+def test_images_of_another_type_or_device_than_the_weights_are_told_with_the_cure(small: Case) -> None:
+    with pytest.raises(
+        ModelError, match=r"weights are torch.float32 and the images torch.float64; .* x.to\(torch.float32"
+    ):
+        PGD(LINF)(small.model, small.x.double(), small.y)
+    with pytest.raises(ModelError, match=r"model is on meta and the images are on cpu; move them by x.to\('meta'\)"):
+        PGD(LINF)(nn.Sequential(nn.Flatten(), nn.Linear(192, 4, device="meta")).eval(), small.x, small.y)
+    failing = FailsAt(small.model, 1, RuntimeError).eval()
+    with pytest.raises(RuntimeError, match="injected"):
+        PGD(LINF)(failing, small.x, small.y)
 
 
 def test_a_model_that_returns_probabilities_is_refused_with_the_cure() -> None:
