@@ -46,7 +46,7 @@ class _Cheaper:
         self._known: tuple[Tensor, int, Tensor] | None = None  # a weight, its version and the gradient's kernel
 
     def __call__(self, layer: nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        own = type(output.grad_fn).__name__ == "ConvolutionBackward0" and output.is_cpu
+        own = type(output.grad_fn).__name__ == "ConvolutionBackward0" and output.is_cpu and not output.is_complex()
         if not own or len(inputs) != 1 or inputs[0].ndim != 4 or inputs[0].dtype != output.dtype:
             return None
         if layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad):

@@ -1,7 +1,7 @@
 """What our attacks cost and find beside torchattacks, foolbox and the bare loop.
 
     python benchmarks/attacks.py [--quick] [--rounds 3] [--shared DIR] [--out attacks.csv] [--device cpu]
-                                 [--only pgd,norm,throughput,ensemble]
+                                 [--only pgd,norm,throughput,ensemble,schedules]
 
 Candidates alternate in one process on one thread; CPU seconds are compared as ratios to the reference of each table,
 the median over the rounds with the smallest and largest beside it. Gradients are counted per sample by a wrapper
@@ -9,6 +9,10 @@ around the model. The network is VNN-COMP 2021's resnet_2b on 100 CIFAR-10 image
 
 `throughput` needs no files: a ResNet-18 for 32 x 32 with random weights on random images, in wall-clock seconds: 1,024
 images and 50 steps with `--device cuda`, 16 images and 10 steps on a CPU.
+
+`schedules`, only where it is asked for: what PGD's schedules leave robust on networks that mislead attacks, three seeds
+each: resnet_2b, also with its logits times 100 (cross-entropy saturates) and behind x + 0.02 sin 200 x (gradients point
+the wrong way), and the networks that `make demo` left in runs/demo.
 """
 
 import argparse
@@ -29,8 +33,10 @@ import torchvision
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, DDN, FMN, PGD, Ensemble
+from robustres.attacks.pgd import Schedule
+from robustres.data import load_data
 from robustres.models import load_model
-from robustres.threat import ThreatModel
+from robustres.threat import Norm, ThreatModel
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 PIXEL_EPS = (2 / 255, 4 / 255, 8 / 255)
@@ -211,7 +217,7 @@ def ensemble_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: i
 
 
 def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[Row]:
-    """Minimum-norm attacks in l2 with at most 46 gradients per image: the median distance."""
+    """Minimum-norm attacks in l2, at most 46 gradients per image (ours spend one on trying the model): the median."""
     with torch.no_grad():
         held = model(x).argmax(dim=1) == y
     x, y = x[held], y[held]
@@ -226,10 +232,62 @@ def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[
     candidates: dict[str, Candidate] = {
         "foolbox DDN": lambda m: median(m, foolbox_examples(m, x, y, "DDNAttack", None, steps=46)),
         "foolbox FMN": lambda m: median(m, foolbox_examples(m, x, y, "L2FMNAttack", None, steps=46)),
-        "robustres DDN": lambda m: median(m, DDN(unbounded, steps=46)(m, x, y).examples),
-        "robustres FMN": lambda m: median(m, FMN(unbounded, steps=46)(m, x, y).examples),
+        "robustres DDN": lambda m: median(m, DDN(unbounded, steps=45)(m, x, y).examples),
+        "robustres FMN": lambda m: median(m, FMN(unbounded, steps=45)(m, x, y).examples),
     }
     yield from compare("minimum l2", math.inf, model, candidates, rounds=rounds, reference="foolbox DDN")
+
+
+class Altered(nn.Module):
+    """The network with its images and its logits passed through functions."""
+
+    def __init__(self, model: nn.Module, before: Callable[[Tensor], Tensor], factor: float) -> None:
+        super().__init__()
+        self.model, self.before, self.factor = model, before, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.factor * self.model(self.before(x))
+        return logits
+
+
+Balls = tuple[tuple[Norm, float], ...]
+PIXEL_BALLS: Balls = (*(("linf", eps) for eps in PIXEL_EPS), ("l2", 0.2), ("l2", 0.5), ("l1", 6.0))
+DIGIT_BALLS: Balls = (("linf", 0.06), ("linf", 0.1), ("linf", 0.15), ("l2", 0.3), ("l2", 0.6))
+
+
+def misleading(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, nn.Module, Tensor, Tensor, Balls]]:
+    """Networks by name, with images, labels and balls."""
+    yield "resnet_2b", model, x, y, PIXEL_BALLS
+    yield "resnet_2b times 100", Altered(model, lambda image: image, 100), x, y, (PIXEL_BALLS[0], PIXEL_BALLS[2])
+    rippled = Altered(model, lambda image: image + 0.02 * torch.sin(200 * image), 1)
+    yield "resnet_2b rippled", rippled, x, y, (PIXEL_BALLS[1], PIXEL_BALLS[4])
+    digits = load_data("digits", limit=150)
+    for file in sorted(Path("runs/demo").glob("*/model.safetensors")):
+        yield file.parent.name, load_model(str(file)).module, digits.images, digits.labels, DIGIT_BALLS
+
+
+def schedules_table(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Iterator[Row]:
+    """What each schedule leaves of all seeds together; the last rows sum up."""
+
+    def left_by(schedule: Schedule, threat: ThreatModel, x: Tensor, y: Tensor) -> Candidate:
+        attacks = [PGD(threat, steps=steps, schedule=schedule, seed=seed) for seed in range(3)]
+        return lambda m: f"{sum(attack(m, x, y).robust for attack in attacks)} robust"
+
+    rows: list[Row] = []
+    schedules: tuple[Schedule, ...] = ("constant", "cosine", "adaptive")
+    for name, network, images, labels, balls in misleading(model, x, y):
+        network.requires_grad_(False)
+        for norm, eps in balls:
+            candidates = {s: left_by(s, ThreatModel(norm, eps), images, labels) for s in schedules}
+            found = list(compare(f"{name} {norm}", eps, network, candidates, rounds=1, reference="constant"))
+            rows += found
+            yield from found
+    seconds = {s: sum(row.seconds for row in rows if row.candidate == s) for s in schedules}
+    for schedule in schedules:
+        own = [row for row in rows if row.candidate == schedule]
+        robust, gradients = sum(int(row.found.split()[0]) for row in own), sum(row.gradients for row in own)
+        ratio = seconds["constant"] / seconds[schedule]
+        yield Row("all", math.nan, schedule, f"{robust} robust", gradients, seconds[schedule], ratio, ratio, ratio)
 
 
 def resnet18(device: torch.device) -> nn.Module:
@@ -309,6 +367,7 @@ def main() -> None:
             "pgd": lambda: pgd_table(model, x, y, options.rounds, steps),
             "norm": lambda: norm_table(model, x, y, options.rounds),
             "ensemble": lambda: ensemble_table(model, x, y, options.rounds, ensemble_steps, queries),
+            "schedules": lambda: schedules_table(model, x, y, steps),
         }
     elif names != ["throughput"]:
         print(f"{options.shared} does not hold the network and the images; name their folder with --shared")
