@@ -40,6 +40,22 @@ def test_a_find_that_the_model_as_given_does_not_confirm_is_no_success_and_the_s
     assert (result.gradient_evaluations[~result.fooled] == 7).all()
 
 
+class HastyInTheSearch(nn.Module):
+    """One pixel; class 1 from 0.8 on, but from 0.6 on wherever a gradient is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.flatten(1).mean(dim=1) - (0.6 if torch.is_grad_enabled() else 0.8)
+        return torch.stack([-level, level], dim=1)
+
+
+def test_where_a_find_at_the_last_step_is_not_confirmed_the_step_that_follows_it_is_looked_at() -> None:
+    x, y = torch.full((3, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    attack = PGD(ThreatModel("linf", 0.45), steps=2, schedule="constant", step_size=0.2, random_start=False)
+    result = attack(HastyInTheSearch().eval(), x, y)
+    assert result.fooled.all()
+    torch.testing.assert_close(result.examples, x + 0.4)
+
+
 def test_every_restart_is_spent_on_a_robust_sample_and_starts_elsewhere() -> None:
     case = make_case(dtype=torch.float64)
     tiny = ThreatModel("linf", 1e-4)

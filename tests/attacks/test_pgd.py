@@ -133,6 +133,7 @@ def test_answers_that_are_not_finite_are_reported_and_never_counted_as_success(n
 def test_a_model_that_is_not_finite_on_the_clean_images_is_reported(small: Case) -> None:
     result = PGD(LINF)(Scaled(small.model, float("nan")).eval(), small.x, small.y)
     assert result.nonfinite.all()
+    assert (result.gradient_evaluations == 1).all()  # there is nothing to follow
     assert not result.fooled.any()
 
 

@@ -146,6 +146,24 @@ def test_where_the_points_repeat_the_adaptive_schedule_starts_anew_elsewhere() -
         assert (visited.unique().numel() > 9) == random_start
 
 
+class Roof(nn.Module):
+    """The label's margin is smallest, and still 1, where the pixel is 1/2: steps of one length leap over it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = 1 + (x.flatten(1).mean(dim=1) - 0.5).abs()
+        return torch.stack([own, torch.zeros_like(own)], dim=1)
+
+
+def test_a_search_without_hope_goes_on_with_a_quarter_of_the_step() -> None:
+    model, eps, steps = Recorded(Roof()).eval(), 0.3, 40
+    x = torch.full((1, 1, 1, 1), 0.46, dtype=torch.float64)
+    PGD(ThreatModel("linf", eps), steps=steps, random_start=False)(model, x, torch.zeros(1, dtype=torch.int64))
+    visited = torch.cat([seen.flatten() for seen in model.seen if len(seen) == 1])
+    jumps = (visited[1:] - visited[:-1]).abs()
+    assert (jumps > 0.29).sum() >= 3
+    assert ((jumps - eps / 4).abs() < 1e-9).any()  # at an age where half a cosine still has nine tenths of eps
+
+
 def test_a_model_that_may_draw_random_numbers_gets_all_its_steps(small: Case) -> None:
     small.model.train()
     tiny = ThreatModel("linf", 1e-5)

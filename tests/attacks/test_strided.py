@@ -74,12 +74,14 @@ def test_what_another_hook_made_of_the_output_keeps_its_own_gradient() -> None:
         torch.testing.assert_close(gradient(layer, x), expected)
 
 
-def test_weights_that_need_a_gradient_get_theirs() -> None:
-    layer = nn.Conv2d(3, 4, 3, stride=2)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_parameters_that_need_a_gradient_get_theirs(name: str) -> None:
+    layer = nn.Conv2d(3, 4, 3, stride=2).requires_grad_(False)
+    parameter = getattr(layer, name).requires_grad_(True)
     x = torch.randn(2, 3, 9, 9, requires_grad=True)
-    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    expected = torch.autograd.grad(layer(x).square().sum(), parameter)
     with cheaper_gradients(layer):
-        torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), layer.weight), expected)
+        torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), parameter), expected)
 
 
 def test_no_hook_stays_and_two_at_once_do_no_harm() -> None:
