@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robustres.attacks import APGD, DDN, FAB, Ensemble, Square, make_attack
+from robustres.attacks import APGD, DDN, FAB, Ensemble, Square, losses, make_attack
 from robustres.attacks.apgd import checkpoints
 from robustres.attacks.square import window_sides
 from robustres.errors import InputError
@@ -93,7 +93,11 @@ def test_a_search_in_bfloat16_is_verified_in_the_models_precision() -> None:
     case = make_case(count=10)
     threat = ThreatModel("linf", 0.02)
     result = make_attack("pgd", threat, precision="bfloat16")(*case)
-    assert torch.equal(case.model(result.examples).argmax(dim=1) != case.y, result.fooled)
+    logits = case.model(result.examples)
+    assert torch.equal(logits.argmax(dim=1) != case.y, result.fooled)
+    assert torch.equal(logits.argmax(dim=1), result.prediction)
+    assert not result.fooled.all()
+    torch.testing.assert_close(result.loss, losses.margin(logits, case.y).detach(), rtol=1e-5, atol=1e-6)
     assert abs(result.robust - make_attack("pgd", threat)(*case).robust) <= 2
 
 

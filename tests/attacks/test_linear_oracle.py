@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from robustres.attacks import accuracy_curve, make_attack
 from robustres.threat import ThreatModel
 
+from .conftest import Recorded, make_case
+
 # dual norm: the distance to the boundary w.x + b = 0 is |w.x + b| / |w|_dual.
 DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
 # How far from the optimum an attack may end, relative: (name, norm) -> tolerance.
@@ -99,3 +101,19 @@ def test_the_curve_of_one_run_is_the_share_of_samples_further_than_eps() -> None
     assert curve[2] == 0.0
     assert curve == sorted(curve, reverse=True)
     assert curve[1] == float((result.distance > eps[1]).double().mean())
+
+
+@pytest.mark.parametrize("name", ["fab", "deepfool", "ddn", "fmn"])
+def test_a_minimum_norm_attack_returns_the_nearest_example_it_met(name: str) -> None:
+    """One sample at a time, so that every point the model saw belongs to it."""
+    samples = make_case(count=6, dtype=torch.float64)
+    attack = make_attack(name, ThreatModel("l2", math.inf), steps=15)
+    for x, y in zip(samples.x.split(1), samples.y.split(1), strict=True):
+        model = Recorded(samples.model).eval()
+        result = attack(model, x, y)
+        seen = torch.cat(model.seen)
+        with torch.no_grad():
+            wrong = samples.model(seen).argmax(dim=1) != y
+        met = (seen - x).flatten(1).norm(dim=1)[wrong]
+        assert len(met) > 1
+        torch.testing.assert_close(result.distance, met.min()[None], rtol=1e-9, atol=1e-9)

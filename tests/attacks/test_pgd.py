@@ -5,7 +5,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from robustres.attacks import FGSM, PGD, Attack
+from robustres.attacks import FGSM, PGD, Attack, make_attack
 from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import NORMS, ThreatModel
@@ -128,6 +128,30 @@ def test_answers_that_are_not_finite_are_reported_and_never_counted_as_success(n
         assert result.nonfinite.all()
         assert torch.isinf(result.distance).all()
         assert torch.isfinite(result.examples).all()
+
+
+class Cusp(nn.Module):
+    """The same answers; where a pixel is 0 its gradient is NaN (0 times infinity)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x) + 0 * x.sqrt().flatten(1).sum(dim=1, keepdim=True)
+        return logits
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "apgd-t", "fab", "ddn", "fmn", "deepfool"])
+def test_gradients_that_are_nan_somewhere_are_not_followed_there(name: str, small: Case) -> None:
+    x = small.x.clone()
+    x[:, 0] = 0
+    with torch.no_grad():
+        y = small.model(x).argmax(dim=1)
+    result = make_attack(name, ThreatModel("l2", 2.0))(Cusp(small.model).eval(), x, y)
+    assert torch.isfinite(result.examples).all()
+    assert not result.nonfinite.any()
+    assert result.fooled.any()
 
 
 def test_a_model_that_is_not_finite_on_the_clean_images_is_reported(small: Case) -> None:
