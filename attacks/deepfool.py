@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustres.attacks import engine, losses
+from robustres.attacks import engine
 from robustres.attacks.apgd import check_counts
 from robustres.attacks.attack import Attack
 from robustres.attacks.ball import per_sample
@@ -15,7 +15,7 @@ from robustres.attacks.hyperplane import nearest_on_hyperplane
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.minimum_norm import MinimumNormSearch
 from robustres.attacks.problem import Problem
-from robustres.attacks.targets import TowardsTargets, likely_targets, refuse_targeted
+from robustres.attacks.targets import TowardsTargets, aims
 
 
 class _DeepFool(TowardsTargets, MinimumNormSearch):
@@ -24,7 +24,7 @@ class _DeepFool(TowardsTargets, MinimumNormSearch):
     overshoot: float
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
-        return losses.difference(logits, slots["classes"], slots["target"])
+        return self.lead(logits, slots)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         return super().move(slots, logits, loss, gradient) | torch.isfinite(slots["best_distance"])
@@ -39,8 +39,9 @@ class _DeepFool(TowardsTargets, MinimumNormSearch):
 class DeepFool(Attack):
     """Linearise, step onto the boundary with some overshoot, until the answer changes; a fast, rough estimate.
 
-    One walk per class, for the `targets` most likely wrong classes, by exact moves inside [0, 1] in the threat's
-    norm. With eps = math.inf the nearest end is returned; with a finite eps only one inside the ball counts.
+    One walk per class, for the `targets` most likely wrong classes (or towards the caller's target alone), by exact
+    moves inside [0, 1] in the threat's norm. With eps = math.inf the nearest end is returned; with a finite eps only
+    one inside the ball counts.
 
     steps: linearisations per class. overshoot: how far beyond the boundary a step goes, relative.
     """
@@ -57,8 +58,7 @@ class DeepFool(Attack):
         check_counts(self.steps, self.targets)
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        refuse_targeted(problem, self.name)
         search = _DeepFool(problem, steps=self.steps, stops_inside=True)
-        search.targets = likely_targets(clean, problem.classes, self.targets)
+        search.targets = aims(problem, clean, self.targets)
         search.overshoot = self.overshoot
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustres.attacks import engine, losses, prospects
+from robustres.attacks import engine, prospects
 from robustres.attacks.apgd import check_counts
 from robustres.attacks.attack import Attack
 from robustres.attacks.ball import per_sample
@@ -25,7 +25,7 @@ from robustres.attacks.hyperplane import nearest_on_hyperplane
 from robustres.attacks.ledger import Ledger
 from robustres.attacks.minimum_norm import MinimumNormSearch
 from robustres.attacks.problem import Problem
-from robustres.attacks.targets import TowardsTargets, likely_targets, refuse_targeted
+from robustres.attacks.targets import TowardsTargets, aims
 
 TOLERANCE = 1e-3  # of the projections, relative; the overshoot is fifty times as large
 ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, way back, largest weight of the image's own projection
@@ -65,7 +65,7 @@ class _Fab(TowardsTargets, BoundarySearch):
         prospects.begin(slots)
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
-        return losses.difference(logits, slots["classes"], slots["target"])
+        return self.lead(logits, slots)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         over = super().move(slots, logits, loss, gradient)
@@ -78,6 +78,8 @@ class _Fab(TowardsTargets, BoundarySearch):
 @dataclass(frozen=True)
 class FAB(Attack):
     """Seeks the nearest example, towards `targets` wrong classes in turn; a sample is fooled when one lies within eps.
+
+    Where the caller names the targets, it seeks the nearest image that is answered with its target.
 
     With eps = math.inf it is a minimum-norm attack: every class is tried and the nearest example returned. With a
     finite eps a sample retires as soon as an example lies in the ball.
@@ -98,8 +100,7 @@ class FAB(Attack):
         check_counts(self.steps, self.targets)
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        refuse_targeted(problem, self.name)
-        ranking = likely_targets(clean, problem.classes, self.targets)
+        ranking = aims(problem, clean, self.targets)
         search = _Fab(problem, steps=self.steps, stops_inside=True)
         search.targets, search.gives_up = ranking, self.give_up and math.isfinite(self.threat.eps)
         engine.run(problem, search, ledger=ledger, restarts=ranking.shape[1], batch_size=self.batch_size)

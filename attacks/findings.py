@@ -39,6 +39,11 @@ class Diagnosis:
         reasons = ", ".join(finding.check.replace("_", " ") for finding in self.findings if finding.suspicious)
         return f"Do not trust the robust accuracy of {self.attack}: its gradients mislead it ({reasons})."
 
+    def __str__(self) -> str:
+        """The verdict, and every check with a mark where it speaks for masked gradients."""
+        lines = [f"{'!' if finding.suspicious else ' '} {finding.verdict}" for finding in self.findings]
+        return "\n".join([self.verdict, *lines])
+
     def rows(self) -> list[dict[str, Any]]:
         """Rows of results.TABLES["diagnosis"]."""
         shared = {"attack": self.attack, "norm": self.norm, "eps": self.eps}

@@ -10,7 +10,7 @@ from robustres.attacks.findings import Diagnosis
 from robustres.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackResult:
     """The outcome of one attack on N samples.
 
@@ -45,6 +45,12 @@ class AttackResult:
 
     def __len__(self) -> int:
         return len(self.fooled)
+
+    def __repr__(self) -> str:
+        """What a reader wants first; the tensors have their own names."""
+        fooled = f"{len(self) - self.robust} of {len(self)} samples fooled"
+        away = f", median distance {float(self.distance[self.fooled].median()):.4g}" if self.robust < len(self) else ""
+        return f"AttackResult({fooled}{away}; {int(self.gradient_evaluations.sum())} gradients)"
 
     @property
     def robust(self) -> int:

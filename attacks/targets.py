@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustres.attacks import losses
 from robustres.attacks.engine import Search, Slots
 from robustres.attacks.problem import Problem
 from robustres.errors import InputError
@@ -20,18 +21,32 @@ def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
+def aims(problem: Problem, clean: Tensor, count: int) -> Tensor:
+    """The classes to aim at one after another: the caller's target where there is one, else `likely_targets`."""
+    return problem.classes[:, None] if problem.targeted else likely_targets(clean, problem.classes, count)
+
+
 def refuse_targeted(problem: Problem, name: str) -> None:
     """InputError where the caller gives targets to an attack that chooses its own."""
     if problem.targeted:
-        raise InputError(f"{name} chooses its own targets; for a target of yours use apgd or pgd with targets=")
+        raise InputError(
+            f"{name} chooses its own targets; for a target of yours use pgd, apgd, fab or ddn with targets="
+        )
 
 
 class TowardsTargets(Search):
     """Restart r aims at the r-th of each sample's targets (N, restarts), kept in the slots; mixed into a search."""
 
     apart: ClassVar[bool] = True
+    problem: Problem
     targets: Tensor
 
     def begin(self, slots: Slots) -> None:
         slots["target"] = self.targets[slots["sample"], slots["restart"]]
         super().begin(slots)  # type: ignore[safe-super]
+
+    def lead(self, logits: Tensor, slots: Slots) -> Tensor:
+        """(B,) by how much the target leads the label, or every other class where the target is the caller's."""
+        if self.problem.targeted:
+            return self.problem.margin(logits, slots["classes"])
+        return losses.difference(logits, slots["classes"], slots["target"])

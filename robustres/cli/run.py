@@ -10,6 +10,8 @@ from robustres.cli import console
 from robustres.cli.options import Running, Source, pick_device
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from robustres.evaluation import Settings
 
 
@@ -50,6 +52,7 @@ def run_and_report(
         typer.echo((folder / "summary.json").read_text(), nl=False)
     else:
         print_summary(run.summary)
+        print_diagnosis(run.folder.table("diagnosis"))
         console.output.print(f"report: {page}")
 
 
@@ -81,6 +84,18 @@ def print_summary(summary: dict[str, Any]) -> None:
     elif summary["refused"]:
         refused = "; ".join(f"{row['operation']} at {row['path'] or 'the top'}" for row in summary["refused"])
         console.output.print(f"no certificate: no bound is known for {refused}", markup=False)
+
+
+def print_diagnosis(checks: "pd.DataFrame") -> None:
+    """What the checks for masked gradients say of every attack that was checked."""
+    for _, rows in checks.groupby(["attack", "norm", "eps"], sort=False):
+        first = rows.iloc[0]
+        subject = f"{first['attack']} at {first['norm']} {console.eps_text(first['eps'])}"
+        signs = rows["verdict"][rows["suspicious"]]
+        said = "signs of masked gradients, its share is too high" if len(signs) else "no sign of masked gradients"
+        console.output.print(f"{subject}: {said}", markup=False, highlight=False)
+        for sign in signs:
+            console.output.print(f"  {sign}", markup=False, highlight=False)
 
 
 def _together(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks import APGD, FAB, FGSM, APGDTargeted, diagnose
+from robustres.attacks import APGD, FAB, FGSM, PGD, APGDTargeted, diagnose
 from robustres.errors import InputError
 from robustres.results import typed_table
 from robustres.threat import ThreatModel
@@ -41,6 +41,18 @@ def test_a_model_without_gradients_is_accused_sample_by_sample(small: Case) -> N
     assert {"zero_gradients", "black_box"} <= found
     assert "Do not trust" in diagnosis.verdict
     assert diagnosis.suspicious_samples.any()
+
+
+def test_a_diagnosis_and_a_result_print_as_sentences(small: Case) -> None:
+    attack = PGD(ThreatModel("linf", 0.02))
+    result = attack(*small)
+    assert repr(result).startswith(
+        f"AttackResult({len(result) - result.robust} of {len(result)} samples fooled, median"
+    )
+    said = str(diagnose(*small, attack, result=result)).splitlines()
+    assert said[0].startswith("No sign of masked gradients")
+    assert len(said) == 6
+    assert not any(line.startswith("!") for line in said)
 
 
 def test_a_weak_attack_is_accused_because_more_steps_help(small: Case) -> None:

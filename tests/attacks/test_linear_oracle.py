@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import accuracy_curve, make_attack
-from robustres.threat import ThreatModel
+from robustres.threat import Norm, ThreatModel
 
 from .conftest import Recorded, make_case
 
@@ -101,6 +101,25 @@ def test_the_curve_of_one_run_is_the_share_of_samples_further_than_eps() -> None
     assert curve[2] == 0.0
     assert curve == sorted(curve, reverse=True)
     assert curve[1] == float((result.distance > eps[1]).double().mean())
+
+
+@pytest.mark.parametrize(("name", "norm", "tolerance"), [row for row in MINIMUM_NORM if row[1] != "l1"])
+def test_the_nearest_example_with_the_target_of_the_caller_is_found(name: str, norm: Norm, tolerance: float) -> None:
+    """Two classes, where the distance to the region of the target has a closed form."""
+    model, x, y, exact = case(2, norm)
+    result = make_attack(name, ThreatModel(norm, math.inf), steps=100)(model, x, y, targets=1 - y)
+    assert torch.equal(result.prediction, 1 - y)
+    assert (result.distance >= exact * (1 - 1e-4)).all()
+    assert (result.distance <= exact * (1 + tolerance)).all()
+
+
+@pytest.mark.parametrize("name", ["fab", "deepfool", "ddn", "fmn", "pgd", "apgd", "square"])
+def test_no_other_class_than_the_target_of_the_caller_counts(name: str) -> None:
+    model, x, y, _ = case(5, "l2")
+    targets = (y + 2) % 5
+    result = make_attack(name, ThreatModel("l2", 3.0), steps=60)(model, x, y, targets=targets)
+    assert torch.equal(result.prediction == targets, result.fooled)
+    assert result.fooled.all()
 
 
 @pytest.mark.parametrize("name", ["fab", "deepfool", "ddn", "fmn"])
