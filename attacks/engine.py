@@ -233,9 +233,9 @@ def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[
         sample=sample,
         restart=torch.tensor([r for _, r in work], dtype=torch.int64, device=problem.x.device),
         index=problem.index[sample],
-        x=problem.x[sample],
-        low=ledger.low[sample],
-        high=ledger.high[sample],
+        x=problem.x[sample].to(problem.dtype),
+        low=ledger.low[sample].to(problem.dtype),
+        high=ledger.high[sample].to(problem.dtype),
         classes=problem.classes[sample],
         age=torch.zeros_like(sample),
         runs=torch.zeros_like(sample),
@@ -245,5 +245,5 @@ def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[
     search.begin(slots)
     if search.keeps_misses:
         slots["kept"] = slots["x"].clone()
-        slots["kept_margin"] = torch.full_like(sample, -torch.inf, dtype=problem.x.dtype)
+        slots["kept_margin"] = torch.full_like(sample, -torch.inf, dtype=problem.dtype)
     return slots

@@ -20,7 +20,7 @@ class Ledger:
         self.fooled = torch.zeros(count, dtype=torch.bool, device=device)
         self.distance = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
         self.prediction = problem.classes.clone()
-        self.loss = torch.full((count,), -torch.inf, dtype=problem.x.dtype, device=device)
+        self.loss = torch.full((count,), -torch.inf, dtype=problem.dtype, device=device)
         self.nonfinite = torch.zeros_like(self.fooled)
         self._noted = torch.zeros_like(self.fooled)  # whose example only the search has evaluated so far
         zeros = torch.zeros(count, dtype=torch.int64, device=device)

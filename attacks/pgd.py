@@ -36,7 +36,7 @@ class _Pgd(GradientSearch):
         fall = 0.5 * (1 + torch.cos(math.pi * ages / settings.steps))
         if settings.schedule == "constant":
             fall = torch.ones_like(fall)
-        self.sizes = (settings.step_length * fall).to(problem.x)
+        self.sizes = (settings.step_length * fall).to(problem.x.device, problem.dtype)
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from robustres.attacks import losses, preflight
 from robustres.threat import ThreatModel
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class Problem:
@@ -29,6 +31,11 @@ class Problem:
     search_dtype: torch.dtype | None = None
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a search's points: the images' own; float32 for half precision, where the model gets them rounded."""
+        return torch.float32 if self.x.dtype in HALF else self.x.dtype
+
     def answers(self, points: Tensor) -> Tensor:
         """Logits (N, K) of the model as given, without a gradient."""
         with torch.no_grad():
@@ -43,7 +50,7 @@ class Problem:
     def search_answers(self, points: Tensor) -> Tensor:
         """Logits in the search's precision, as float32 or better, without a gradient."""
         with torch.no_grad(), self._precision():
-            return _at_least_float32(self.model(points))
+            return _at_least_float32(self.model(points.to(self.x.dtype)))
 
     def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
@@ -51,15 +58,14 @@ class Problem:
         A loss that does not depend on the points differentiably has gradient 0. NaN in a gradient becomes 0.
         """
         with torch.enable_grad():
-            leaf = points.detach().requires_grad_(True)
+            leaf = points.detach().to(self.x.dtype).requires_grad_(True)
             with self._precision():
                 logits = _at_least_float32(self.model(leaf))
             value = loss(logits)
             gradient = None
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-        if gradient is None:
-            gradient = torch.zeros_like(points)
+        gradient = torch.zeros_like(points) if gradient is None else gradient.to(points.dtype)
         if not bool(torch.isfinite(gradient.sum())):
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         return logits.detach(), value.detach(), gradient
@@ -93,4 +99,4 @@ def vanished(gradient: Tensor) -> Tensor:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits.float() if logits.dtype in HALF else logits

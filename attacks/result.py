@@ -20,7 +20,7 @@ class AttackResult:
     distance: (N,) float64 in the threat's norm; infinite where not fooled, 0 where no change was needed.
     prediction: (N,) int64, the model's answer to the example.
     loss: (N,) margin loss of the example: largest other logit minus the label's (the target's minus the largest
-        other, if targeted); positive where fooled.
+        other, if targeted); never negative where fooled, and 0 where the model resolves a tie wrongly.
     verified: (N,) bool; the example was evaluated again on the model as given, after the last rounding.
     steps: (N,) int64, updates of the iterate, over all restarts.
     gradient_evaluations: (N,) int64, how often a gradient was computed for this sample.
