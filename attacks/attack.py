@@ -90,10 +90,12 @@ class Attack(ABC):
             ledger = Ledger(problem)
             if len(x):
                 with preflight.mismatch_explained(model, x):
+                    probe = problem.x[: min(PROBED, self.batch_size)]
+                    answers = problem.first_answers(probe)
                     clean = self._clean(problem, clean)
                     preflight.check_logits(clean)
                     preflight.check_classes(clean.shape[1], problem.labels, targets)
-                    self._try_out(problem, clean)
+                    self._try_out(problem, probe, clean[: len(probe)], answers)
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)
             return ledger.result(self.batch_size)
@@ -105,11 +107,10 @@ class Attack(ABC):
         preflight.check_output(known, len(problem.x))
         return known.detach().to(problem.x.device)
 
-    def _try_out(self, problem: Problem, clean: Tensor) -> None:
+    def _try_out(self, problem: Problem, probe: Tensor, first: Tensor, second: Tensor) -> None:
         """Whether the model answers the same twice, and whether there are gradients for those who follow them."""
-        probe = problem.x[: min(PROBED, self.batch_size)]
         if not self.allow_training_mode:
-            preflight.check_repeatable(clean[: len(probe)], problem.answers(probe))
+            preflight.check_repeatable(first, second)
         if self.follows_gradients:
             logits, _, gradient = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
             preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])

@@ -20,6 +20,7 @@ class Problem:
     classes: (N,) the labels, or the targets where `targeted`.
     index: (N,) global sample numbers, from which the random numbers come.
     search_dtype: precision of the search's forward and backward passes (autocast), None for the model's own.
+    writes: whether the model writes into the images that it is given; it then gets copies.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Problem:
     threat: ThreatModel
     targeted: bool = False
     search_dtype: torch.dtype | None = None
+    writes: bool = False
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
@@ -36,10 +38,18 @@ class Problem:
         """Of a search's points: the images' own; float32 for half precision, where the model gets them rounded."""
         return torch.float32 if self.x.dtype in HALF else self.x.dtype
 
+    def first_answers(self, points: Tensor) -> Tensor:
+        """The same as `answers`, and notes whether the model writes into its images."""
+        given = points.clone()
+        version = given._version
+        logits = self.answers(given)
+        self.writes = given._version != version
+        return logits
+
     def answers(self, points: Tensor) -> Tensor:
         """Logits (N, K) of the model as given, without a gradient."""
         with torch.no_grad():
-            logits: Tensor = self.model(points)
+            logits = self._run(points)
         preflight.check_output(logits, len(points))
         return logits
 
@@ -50,7 +60,7 @@ class Problem:
     def search_answers(self, points: Tensor) -> Tensor:
         """Logits in the search's precision, as float32 or better, without a gradient."""
         with torch.no_grad(), self._precision():
-            return _at_least_float32(self.model(points.to(self.x.dtype)))
+            return _at_least_float32(self._run(points.to(self.x.dtype)))
 
     def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
@@ -60,7 +70,7 @@ class Problem:
         with torch.enable_grad():
             leaf = points.detach().to(self.x.dtype).requires_grad_(True)
             with self._precision():
-                logits = _at_least_float32(self.model(leaf))
+                logits = _at_least_float32(self._run(leaf))
             value = loss(logits)
             gradient = None
             if value.requires_grad:
@@ -82,6 +92,10 @@ class Problem:
     def answered(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Whether the answer is wrong (or the target), of finite logits."""
         return (logits.argmax(dim=1) == classes) == self.targeted
+
+    def _run(self, points: Tensor) -> Tensor:
+        logits: Tensor = self.model(points.clone() if self.writes else points)
+        return logits
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.search_dtype is None:

@@ -46,7 +46,7 @@ class _Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
         self.gradients += int(torch.is_grad_enabled() and x.requires_grad)
-        logits: Tensor = self.model(x)
+        logits: Tensor = self.model(x.clone())  # it may write into its images
         return logits
 
 

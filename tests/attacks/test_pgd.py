@@ -39,7 +39,7 @@ def test_pgd_visits_the_same_points_as_the_reference_from_the_same_start(norm: s
     held = ~attack(case.model, case.x, case.y).fooled  # who is fooled retires early: compare those who run to the end
     x, y = case.x[held], case.y[held]
     assert not attack(model, x, y).fooled.any()
-    tried = 2  # the clean images, and one call before the search on the first few of them
+    tried = 3  # the clean images, and two calls before the search on the first few of them
     visited, model.seen = model.seen[tried : tried + steps + 1], []
     reference = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     theirs = reference(model, eps=eps, alpha=step_size, steps=steps, random_start=False)(x, y)

@@ -162,6 +162,30 @@ def test_images_of_another_type_or_device_than_the_weights_are_told_with_the_cur
         PGD(LINF)(failing, small.x, small.y)
 
 
+class Writing(nn.Module):
+    """Normalises the images in place."""
+
+    def __init__(self, model: nn.Module, *, in_place: bool) -> None:
+        super().__init__()
+        self.model, self.in_place = model, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.sub_(0.1).mul_(0.9) if self.in_place else (x - 0.1) * 0.9)
+        return logits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_writes_into_its_images_is_attacked_like_one_that_does_not(name: str, small: Case) -> None:
+    honest, writing = (Writing(small.model, in_place=in_place).eval() for in_place in (False, True))
+    with torch.no_grad():
+        clean = honest(small.x)
+    before = small.x.clone()
+    expected, found = (short(name)(model, small.x, clean.argmax(dim=1), clean=clean) for model in (honest, writing))
+    assert torch.equal(small.x, before)
+    assert torch.equal(found.fooled, expected.fooled)
+    torch.testing.assert_close(found.examples, expected.examples)
+
+
 def test_a_model_that_returns_probabilities_is_refused_with_the_cure() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(dim=1)).eval()

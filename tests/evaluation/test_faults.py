@@ -109,6 +109,33 @@ def test_one_broken_sample_of_ten_thousand_is_reported_and_the_rest_goes_on(tmp_
     assert len(samples) == 10_000
 
 
+class Normalising(nn.Module):
+    """Subtracts the mean from its images, in place or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.in_place = nn.Linear(64, 10), in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer((x.sub_(0.5) if self.in_place else x - 0.5).flatten(1))
+        return logits
+
+
+def test_a_network_that_writes_into_its_images_gets_the_same_results(tmp_path: Path) -> None:
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = ImageSet(images, torch.arange(20) % 10, tuple("0123456789"), "made", "")
+    settings = Settings(eps={"l2": (0.1,)}, attacks=("fgsm", "pgd", "square"), attack_settings={"square": {"steps": 5}})
+    tables = []
+    for in_place in (False, True):
+        folder = tmp_path / str(in_place)
+        evaluate(LoadedModel(Normalising(in_place=in_place).eval(), "made", "0", 650), data, folder, settings)
+        tables.append({name: RunFolder(folder).table(name) for name in ("samples", "attacks", "certificates")})
+    for name, table in tables[0].items():
+        assert table.equals(tables[1][name]), name
+    assert len(tables[0]["certificates"]) == 20
+
+
 def small(activation: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), activation, nn.Linear(8, 3)).eval()

@@ -216,7 +216,7 @@ def test_truth_stated_bound_and_budget_come_in_this_order(
     truth = max(attained(block, site), largest_ratio(block, site, torch.Generator().manual_seed(seed)))
     assert truth <= said * (1 + 1e-9)
     assert said <= block.budget + 1e-9  # type: ignore[operator]
-    report = lipschitz(block, site.shape, effort=0.05, lower_steps=4)
+    report = lipschitz(block, site.shape, effort=0.2, lower_steps=4)
     assert truth <= report.upper * (1 + 1e-9)
     assert report.lower <= said * (1 + 1e-9)
-    assert report.upper <= said * (1 + 1e-2)
+    assert report.upper <= said * (1 + 2e-2)
