@@ -10,7 +10,7 @@ def clean_logits(model: nn.Module, images: Tensor, *, batch_size: int, device: t
     """Logits (N, classes) on the CPU of images (N, C, H, W)."""
 
     def answers(batch: slice) -> Tensor:
-        logits: Tensor = model(images[batch].to(device, non_blocking=True, copy=True))  # it may write into them
+        logits: Tensor = model(images[batch].to(device, non_blocking=True))
         return logits.cpu()
 
     with torch.no_grad():
