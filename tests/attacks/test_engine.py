@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, PGD, Square, make_attack
+from robustres.attacks.apgd import AutoPgd
 from robustres.attacks.engine import Slots
+from robustres.attacks.problem import Problem
 from robustres.threat import ThreatModel
 
 from .conftest import Case, make_case
@@ -91,6 +93,25 @@ def test_apgd_halves_its_step_until_it_has_found_the_bottom() -> None:
     result = APGD(ThreatModel("linf", 0.4), steps=100)(Valley().eval(), x, torch.zeros(5, dtype=torch.int64))
     assert not result.fooled.any()
     assert ((result.examples - 0.37).abs() < 3e-4).all()  # 1.4e-3 with a step that stays long
+
+
+@pytest.mark.parametrize(("age", "expected"), [(22, 0.1125), (23, 0.75)])
+def test_apgd_goes_back_to_its_best_point_at_a_checkpoint_without_progress(age: int, expected: float) -> None:
+    """Best point 0.2 with gradient +1, now at 0.8 with gradient -1, before at 0.7; the step is 0.1.
+
+    At the checkpoint: 0.2 + 3/4 * 0.05 + 1/4 * (0.2 - 0.7), half the step along the best point's gradient. One update
+    later, where nothing is judged: 0.8 - 3/4 * 0.1 + 1/4 * (0.8 - 0.7).
+    """
+    one, nobody = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    threat = ThreatModel("linf", 0.5)
+    problem = Problem(model=nn.Identity(), x=0.5 * one, classes=nobody, index=nobody, threat=threat)
+    slots = Slots(sample=nobody, restart=nobody, index=nobody, age=nobody + age, x=0.5 * one, low=0 * one, high=one)
+    search = AutoPgd(problem, steps=100, seed=0, loss="ce")
+    search.begin(slots)
+    slots |= {"points": 0.8 * one, "previous": 0.7 * one, "best": 0.2 * one}
+    slots |= {"best_gradient": one, "best_loss": 0 * one[0], "last_loss": 0 * one[0], "size": 0.1 * one[0]}
+    assert not search.step(slots, -one[0], -one)
+    torch.testing.assert_close(slots["points"], expected * one)
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "square", "fab"])
