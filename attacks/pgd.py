@@ -94,7 +94,14 @@ class _Adaptive(_UntilClosed):
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
         sizes = torch.minimum(self.sizes[slots["age"]], slots["cap"])
         closed = orbits.advance(slots, self.moved(slots, gradient, sizes))
-        hopeless = self._hopeless(slots)
+        hopeless = prospects.hopeless(
+            slots,
+            slots["kept_margin"],
+            steps=self.settings.steps,
+            marks=WINDOWS,
+            least=LEAST_WINDOW,
+            safety=SAFETY,
+        )
         stalled = closed | hopeless
         if bool(stalled.any()):
             slots["cap"] = slots["cap"] / torch.where(hopeless, HOPELESS_CUT, torch.where(closed, CLOSED_CUT, 1.0))
@@ -104,10 +111,6 @@ class _Adaptive(_UntilClosed):
             self._start_anew(slots, closed)
         given_up = stalled & (slots["cap"] < LEAST_SHARE * self.settings.step_length)
         return given_up | (slots["age"] + 1 >= self.settings.steps)
-
-    def _hopeless(self, slots: Slots) -> Tensor:
-        steps, progress = self.settings.steps, slots["kept_margin"]
-        return prospects.hopeless(slots, progress, steps=steps, marks=WINDOWS, least=LEAST_WINDOW, safety=SAFETY)
 
     def _start_anew(self, slots: Slots, closed: Tensor) -> None:
         if self.settings.random_start and len(rows := closed.nonzero().flatten()):

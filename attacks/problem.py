@@ -49,7 +49,7 @@ class Problem:
     def answers(self, points: Tensor) -> Tensor:
         """Logits (N, K) of the model as given, without a gradient."""
         with torch.no_grad():
-            logits = self._run(points)
+            logits = self.run(points)
         preflight.check_output(logits, len(points))
         return logits
 
@@ -60,7 +60,7 @@ class Problem:
     def search_answers(self, points: Tensor) -> Tensor:
         """Logits in the search's precision, as float32 or better, without a gradient."""
         with torch.no_grad(), self._precision():
-            return _at_least_float32(self._run(points.to(self.x.dtype)))
+            return _at_least_float32(self.run(points.to(self.x.dtype)))
 
     def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
@@ -70,7 +70,7 @@ class Problem:
         with torch.enable_grad():
             leaf = points.detach().to(self.x.dtype).requires_grad_(True)
             with self._precision():
-                logits = _at_least_float32(self._run(leaf))
+                logits = _at_least_float32(self.run(leaf))
             value = loss(logits)
             gradient = None
             if value.requires_grad:
@@ -93,7 +93,8 @@ class Problem:
         """Whether the answer is wrong (or the target), of finite logits."""
         return (logits.argmax(dim=1) == classes) == self.targeted
 
-    def _run(self, points: Tensor) -> Tensor:
+    def run(self, points: Tensor) -> Tensor:
+        """The model as given on the points, which stay as they are."""
         logits: Tensor = self.model(points.clone() if self.writes else points)
         return logits
 

@@ -52,17 +52,14 @@ class _Cheaper:
         if layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad):
             return None
         stride, padding = layer.stride[0], int(layer.padding[0])
-        value: Tensor = _Strided.apply(
-            inputs[0], output.detach(), self._kernel(layer), layer.kernel_size, stride, padding
-        )
+        kernel = self._kernel(layer.weight, stride, padding)
+        value: Tensor = _Strided.apply(inputs[0], output.detach(), kernel, layer.kernel_size, stride, padding)
         return value
 
-    def _kernel(self, layer: nn.Conv2d) -> Tensor:
+    def _kernel(self, weight: Tensor, stride: int, padding: int) -> Tensor:
         """The gradient's kernel, made once for a weight that stays as it is."""
-        weight = layer.weight
         if self._known is None or self._known[0] is not weight or self._known[1] != weight._version:
-            kernel = gradient_kernel(weight.detach(), layer.stride[0], int(layer.padding[0]))
-            self._known = (weight, weight._version, kernel)
+            self._known = (weight, weight._version, gradient_kernel(weight.detach(), stride, padding))
         return self._known[2]
 
 
