@@ -82,7 +82,7 @@ def gradient_kernel(weight: Tensor, stride: int, padding: int) -> Tensor:
 
 
 def _interleaved(values: Tensor, stride: int) -> Tensor:
-    """(N, C s^2, h, w) to (N, C, h s, w s): pixel_shuffle, three times as fast on a CPU."""
+    """(N, C s^2, h, w) to (N, C, h s, w s): pixel_shuffle in two copies along rows, which a CPU does faster."""
     count, channels, height, width = values.shape
     parts = values.reshape(count, channels // stride**2, stride, stride, height, width)
     rows = torch.stack(parts.unbind(3), dim=-1)
