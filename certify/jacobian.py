@@ -95,7 +95,10 @@ def steepest_directions(
         off = beside[:, : done - 1]
         tridiagonal = tridiagonal + torch.diag_embed(off, offset=1) + torch.diag_embed(off, offset=-1)
     weights = torch.linalg.eigh(tridiagonal).eigenvectors[:, :, -1]
-    direction = unit(torch.einsum("kbn,bk->bn", basis[:done], weights).reshape(x.shape))
+    steepest = torch.einsum("kbn,bk->bn", basis[:done], weights)
+    # Where the Jacobian is zero, all directions are equally steep and the eigenvector may pick an unused basis vector.
+    steepest = torch.where(steepest.any(dim=1, keepdim=True), steepest, basis[0])
+    direction = unit(steepest.reshape(x.shape))
     return Steepest(norms(products.forward(direction)), direction)
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -47,6 +47,7 @@ def test_products_are_those_of_the_dense_jacobian(seed: int, batch: int) -> None
 
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1000))
+@example(seed=589)  # the Jacobian of one of the samples is zero
 def test_the_steepest_direction_reaches_the_largest_singular_value(seed: int) -> None:
     model = network(seed)
     x = torch.rand(3, 2, 4, 4, dtype=torch.float64)
