@@ -3,23 +3,24 @@
 if __name__ == "attacks":
     raise ImportError("import robustres.attacks: the bare name `attacks` belongs to your own project")
 
-from robustres.attacks.apgd import APGD
-from robustres.attacks.apgd_targeted import APGDTargeted
-from robustres.attacks.attack import Attack
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.base.findings import Diagnosis, Finding
+from robustres.attacks.base.result import AttackResult
 from robustres.attacks.curve import accuracy_curve
-from robustres.attacks.ddn import DDN
-from robustres.attacks.deepfool import DeepFool
 from robustres.attacks.diagnosis import diagnose
-from robustres.attacks.ensemble import Ensemble
-from robustres.attacks.fab import FAB
-from robustres.attacks.fgsm import FGSM
-from robustres.attacks.findings import Diagnosis, Finding
-from robustres.attacks.fmn import FMN
-from robustres.attacks.pgd import PGD
+from robustres.attacks.methods.apgd import APGD
+from robustres.attacks.methods.apgd_targeted import APGDTargeted
+from robustres.attacks.methods.ddn import DDN
+from robustres.attacks.methods.deepfool import DeepFool
+from robustres.attacks.methods.ensemble import Ensemble
+from robustres.attacks.methods.fab import FAB
+from robustres.attacks.methods.fgsm import FGSM
+from robustres.attacks.methods.fmn import FMN
+from robustres.attacks.methods.pgd import PGD
+from robustres.attacks.methods.square import Square
+from robustres.attacks.methods.torchattacks_backend import Torchattacks, torchattacks_names
 from robustres.attacks.registry import attack_names, make_attack
-from robustres.attacks.result import AttackResult
-from robustres.attacks.square import Square
-from robustres.attacks.torchattacks_backend import Torchattacks, torchattacks_names
+from robustres.moved import answer_to_old_names
 
 __all__ = [
     "APGD",
@@ -43,3 +44,5 @@ __all__ = [
     "make_attack",
     "torchattacks_names",
 ]
+
+answer_to_old_names(__name__)

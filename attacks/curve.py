@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robustres.attacks.result import AttackResult
+from robustres.attacks.base.result import AttackResult
 
 
 def accuracy_curve(result: AttackResult, eps: Sequence[float]) -> list[float]:

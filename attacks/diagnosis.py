@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks.attack import Attack
-from robustres.attacks.findings import Diagnosis, Finding
-from robustres.attacks.losses import LossName
-from robustres.attacks.pgd import PGD
-from robustres.attacks.result import AttackResult
-from robustres.attacks.square import Square
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.base.findings import Diagnosis, Finding
+from robustres.attacks.base.result import AttackResult
+from robustres.attacks.geometry.losses import LossName
+from robustres.attacks.methods.pgd import PGD
+from robustres.attacks.methods.square import Square
 from robustres.errors import InputError
 from robustres.threat import ThreatModel, widest
 

@@ -3,18 +3,18 @@
 from dataclasses import fields
 from typing import Any
 
-from robustres.attacks.apgd import APGD
-from robustres.attacks.apgd_targeted import APGDTargeted
-from robustres.attacks.attack import Attack
-from robustres.attacks.ddn import DDN
-from robustres.attacks.deepfool import DeepFool
-from robustres.attacks.ensemble import Ensemble
-from robustres.attacks.fab import FAB
-from robustres.attacks.fgsm import FGSM
-from robustres.attacks.fmn import FMN
-from robustres.attacks.pgd import PGD
-from robustres.attacks.square import Square
-from robustres.attacks.torchattacks_backend import PREFIX, Torchattacks
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.methods.apgd import APGD
+from robustres.attacks.methods.apgd_targeted import APGDTargeted
+from robustres.attacks.methods.ddn import DDN
+from robustres.attacks.methods.deepfool import DeepFool
+from robustres.attacks.methods.ensemble import Ensemble
+from robustres.attacks.methods.fab import FAB
+from robustres.attacks.methods.fgsm import FGSM
+from robustres.attacks.methods.fmn import FMN
+from robustres.attacks.methods.pgd import PGD
+from robustres.attacks.methods.square import Square
+from robustres.attacks.methods.torchattacks_backend import PREFIX, Torchattacks
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 

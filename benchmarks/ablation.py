@@ -21,7 +21,7 @@ import torch
 from robustres.certify import certify
 from robustres.data import ImageSet, load_data
 from robustres.models import build, materialise
-from robustres.models.residual_net import Architecture
+from robustres.models.networks.residual_net import Architecture
 from robustres.training import Recipe, train
 
 BLOCKS = {  # name in the table: block, its activation, how often it stands (two-layer blocks half as often), the bound

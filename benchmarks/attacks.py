@@ -33,7 +33,7 @@ import torchvision
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, DDN, FMN, PGD, Ensemble
-from robustres.attacks.pgd import Schedule
+from robustres.attacks.methods.pgd import Schedule
 from robustres.data import load_data
 from robustres.models import load_model
 from robustres.threat import Norm, ThreatModel

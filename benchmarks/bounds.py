@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from robustres.certify import lipschitz
-from robustres.certify.convolution import Convolution
-from robustres.certify.half_torus import kept_axes_bound
-from robustres.certify.joint import joint_bound
-from robustres.certify.linear_map import Identity, LinearMap
-from robustres.certify.power_iteration import power_iteration
-from robustres.certify.spectral_norm import spectral_norm
+from robustres.certify.blocks.joint_bound import joint_bound
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.linear_map import Identity, LinearMap
+from robustres.certify.norms.half_torus import kept_axes_bound
+from robustres.certify.norms.power_iteration import power_iteration
+from robustres.certify.norms.spectral_norm import spectral_norm
 
 EXACT_SECONDS = 5.0  # nominal seconds that the exact norm of a layer may take
 GRAM_ENTRIES = 2**14  # weights of a kernel up to which Gram iteration is timed at every frequency
@@ -179,7 +179,7 @@ def networks(names: list[str], resnet2b: Path | None, device: str) -> Iterator[R
     if resnet2b is None or not resnet2b.is_file():
         print(f"resnet_2b skipped: {'no --resnet2b FILE.onnx was given' if resnet2b is None else f'no {resnet2b}'}")
     else:
-        loading = importlib.import_module("robustres.models.load_model")
+        loading = importlib.import_module("robustres.models.sources.load_model")
         yield from network_rows("resnet_2b", loading.load_model(str(resnet2b)).module, (3, 32, 32), device)
     for name in names:
         torch.manual_seed(0)

@@ -33,7 +33,7 @@ from robustres.certify import certify, lipschitz
 from robustres.data import ImageSet, load_data
 from robustres.evaluation import Settings, rows
 from robustres.models import load_model, preset
-from robustres.models.residual_net import Architecture, build
+from robustres.models.networks.residual_net import Architecture, build
 from robustres.results import RunFolder
 
 INSIDE, REST = ("forward", "backward", "bound", "radii"), "everything else"

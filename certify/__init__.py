@@ -3,22 +3,23 @@
 if __name__ == "certify":
     raise ImportError("import robustres.certify: the bare name `certify` belongs to your own project")
 
-from robustres.certify.ascent import Search
-from robustres.certify.audit import AuditReport, AuditRow, audit
-from robustres.certify.block_row import BlockRow
-from robustres.certify.bound import Bound, Estimate, Guarantee, JointBound
-from robustres.certify.certificate import Certificate, best_radii, certify_best
-from robustres.certify.joint import joint_bound
-from robustres.certify.lipschitz import lipschitz
-from robustres.certify.network_certificate import NetworkCertificate
-from robustres.certify.protocol import HasLipschitzBound, HasSortedGroups
-from robustres.certify.radius import Certificates, certified_accuracy_curve, certify
-from robustres.certify.radius_column import NETWORK, RadiusColumn
-from robustres.certify.remembered import BoundMemory
-from robustres.certify.report import LipschitzReport, WhatIf
-from robustres.certify.smoothing import RandomisedSmoothing, SmoothedColumn
-from robustres.certify.spectral_norm import spectral_norm
-from robustres.certify.witness import Witness
+from robustres.certify.audits.audit import AuditReport, AuditRow, audit
+from robustres.certify.blocks.joint_bound import joint_bound
+from robustres.certify.bounds.block_row import BlockRow
+from robustres.certify.bounds.bound_cache import BoundMemory
+from robustres.certify.bounds.lipschitz import lipschitz
+from robustres.certify.bounds.report import LipschitzReport, WhatIf
+from robustres.certify.graph.statements import HasLipschitzBound, HasSortedGroups
+from robustres.certify.lower.ascent import Search
+from robustres.certify.lower.witness import Witness
+from robustres.certify.norms.spectral_norm import spectral_norm
+from robustres.certify.proof.bound import Bound, Estimate, Guarantee, JointBound
+from robustres.certify.radii.certificate import Certificate, best_radii, certify_best
+from robustres.certify.radii.network_certificate import NetworkCertificate
+from robustres.certify.radii.radius import Certificates, certified_accuracy_curve, certify
+from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
+from robustres.certify.radii.smoothing import RandomisedSmoothing, SmoothedColumn
+from robustres.moved import answer_to_old_names
 
 __all__ = [
     "NETWORK",
@@ -51,3 +52,5 @@ __all__ = [
     "lipschitz",
     "spectral_norm",
 ]
+
+answer_to_old_names(__name__)

@@ -1,9 +1,10 @@
 """robustres.dynamics: what residual connections do, claim by claim, on small networks and on a network at hand."""
 
-from robustres.dynamics.claim import Claim, Finding
-from robustres.dynamics.dissection import Dissection, dissect
 from robustres.dynamics.laboratory import DEMONSTRATIONS, NAMES, demonstrate, inspect_model
-from robustres.dynamics.parts import Parts, digits_parts
+from robustres.dynamics.measures.claim import Claim, Finding
+from robustres.dynamics.measures.dissection import Dissection, dissect
+from robustres.dynamics.small_networks.parts import Parts, digits_parts
+from robustres.moved import answer_to_old_names
 
 __all__ = [
     "DEMONSTRATIONS",
@@ -17,3 +18,5 @@ __all__ = [
     "dissect",
     "inspect_model",
 ]
+
+answer_to_old_names(__name__)

@@ -5,23 +5,23 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import nn
 
 from robustres.data import ImageSet
-from robustres.dynamics.claim import Claim
-from robustres.dynamics.continuous import continuous
-from robustres.dynamics.correction import correction
-from robustres.dynamics.dissection import Dissection, dissect
-from robustres.dynamics.expansion import expansion
-from robustres.dynamics.gradient_flow import gradient_flow
-from robustres.dynamics.information import information
-from robustres.dynamics.own_continuous import continuous_of
-from robustres.dynamics.own_correction import correction_of
-from robustres.dynamics.own_expansion import expansion_of
-from robustres.dynamics.own_gradient_flow import gradient_flow_of
-from robustres.dynamics.own_information import information_of
-from robustres.dynamics.own_second_task import second_task_of
-from robustres.dynamics.own_smoothness import smoothness_of
-from robustres.dynamics.parts import Parts
-from robustres.dynamics.second_task import second_task
-from robustres.dynamics.smoothness import smoothness
+from robustres.dynamics.demonstrations.continuous import continuous
+from robustres.dynamics.demonstrations.correction import correction
+from robustres.dynamics.demonstrations.expansion import expansion
+from robustres.dynamics.demonstrations.gradient_flow import gradient_flow
+from robustres.dynamics.demonstrations.information import information
+from robustres.dynamics.demonstrations.second_task import second_task
+from robustres.dynamics.demonstrations.smoothness import smoothness
+from robustres.dynamics.measures.claim import Claim
+from robustres.dynamics.measures.dissection import Dissection, dissect
+from robustres.dynamics.observations.own_continuous import continuous_of
+from robustres.dynamics.observations.own_correction import correction_of
+from robustres.dynamics.observations.own_expansion import expansion_of
+from robustres.dynamics.observations.own_gradient_flow import gradient_flow_of
+from robustres.dynamics.observations.own_information import information_of
+from robustres.dynamics.observations.own_second_task import second_task_of
+from robustres.dynamics.observations.own_smoothness import smoothness_of
+from robustres.dynamics.small_networks.parts import Parts
 from robustres.errors import InputError
 
 DEMONSTRATIONS: dict[str, Callable[[Parts | None], Claim]] = {

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from robustres.certify import RandomisedSmoothing
-from robustres.certify.joint import DEFAULT_EFFORT
-from robustres.certify.routes import Choice
+from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
+from robustres.certify.radii.margin_radii import Choice
 from robustres.errors import InputError
 from robustres.threat import Norm, ThreatModel
 

@@ -7,19 +7,19 @@ from typing import Literal
 import torch
 from torch import nn
 
-from robustres.certify.capture import capture
-from robustres.certify.joint import branch_bound
-from robustres.certify.linear_map import LinearMap
-from robustres.certify.network import Linear, Merge, Node, dominators
-from robustres.certify.regions import Operand, Region, region
-from robustres.certify.residual_bound import alternating
-from robustres.certify.rules import build_network
-from robustres.certify.sector import Slopes, largest_slope
-from robustres.certify.spectral_norm import spectral_norm
+from robustres.certify.blocks.joint_bound import branch_bound
+from robustres.certify.blocks.parallel_paths import Operand, Region, region
+from robustres.certify.blocks.residual_bound import alternating
+from robustres.certify.graph.capture import capture
+from robustres.certify.graph.network import Linear, Merge, Node, dominators
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.maps.linear_map import LinearMap
+from robustres.certify.maps.sector import Slopes, largest_slope
+from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.errors import InputError, ModelError, UnsupportedOperationError
-from robustres.models.operator_norm import STORAGE_SLACK
+from robustres.models.constraints.operator_norm import STORAGE_SLACK
 
-JOINT_EFFORT = 0.2  # of each evaluation of the joint bound, see robustres.certify.joint
+JOINT_EFFORT = 0.2  # of each evaluation of the joint bound, see robustres.certify.blocks.joint_bound
 Affine = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robustres.errors import InputError
 from robustres.models import Normalised, ResidualNet
-from robustres.models.operator_norm import Geometry, OperatorNorm
-from robustres.models.ordinary import PlainBlock, PreActivationBlock, ResidualBlock
+from robustres.models.blocks.ordinary import PlainBlock, PreActivationBlock, ResidualBlock
+from robustres.models.constraints.operator_norm import Geometry, OperatorNorm
 
 
 class Body(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustres.models.operator_norm import Geometry, OperatorNorm
+from robustres.models.constraints.operator_norm import Geometry, OperatorNorm
 
 
 class CappedNorm(nn.Module):

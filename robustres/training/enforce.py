@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrize
 
-from robustres.certify.spectral_norm import spectral_norm
+from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.errors import InputError, ModelError
 from robustres.models import materialise
-from robustres.models.operator_norm import STORAGE_SLACK, Geometry
-from robustres.models.stated import map_of
+from robustres.models.blocks.stated import map_of
+from robustres.models.constraints.operator_norm import STORAGE_SLACK, Geometry
 from robustres.training.block_budget import shrink_blocks
 from robustres.training.capped_norm import CappedNorm
 from robustres.training.folded_layer import FoldedLayer, Layer, folded_layers

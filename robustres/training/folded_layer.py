@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustres.certify.linear_map import LinearMap
+from robustres.certify.maps.linear_map import LinearMap
 from robustres.errors import ModelError
-from robustres.models.stated import map_of
+from robustres.models.blocks.stated import map_of
 
 Layer = nn.Conv2d | nn.Linear
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d

@@ -10,7 +10,7 @@ from torch import nn
 from robustres.data import ImageSet
 from robustres.errors import InputError, ModelError
 from robustres.models import Architecture, Normalised, build, load_model
-from robustres.models.presets import PRESETS
+from robustres.models.networks.presets import PRESETS
 from robustres.results import write_atomically
 from robustres.training.recipe import Recipe
 from robustres.training.recipes import RECIPES

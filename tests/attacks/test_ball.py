@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustres.attacks import ball
-from robustres.attacks.randomness import sample_keys
+from robustres.attacks.geometry import ball
+from robustres.attacks.geometry.randomness import sample_keys
 from robustres.numerics import distance
 from robustres.threat import NORMS, ThreatModel
 

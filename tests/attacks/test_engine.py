@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, PGD, Square, make_attack
-from robustres.attacks.apgd import AutoPgd
-from robustres.attacks.engine import Slots
-from robustres.attacks.problem import Problem
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.methods.apgd import AutoPgd
+from robustres.attacks.search.engine import Slots
 from robustres.threat import ThreatModel
 
 from .conftest import Case, make_case

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from robustres.attacks import APGD, DDN, FAB, Ensemble, Square, losses, make_attack
-from robustres.attacks.apgd import checkpoints
-from robustres.attacks.square import window_sides
+from robustres.attacks import APGD, DDN, FAB, Ensemble, Square, make_attack
+from robustres.attacks.geometry import losses
+from robustres.attacks.methods.apgd import checkpoints
+from robustres.attacks.methods.square import window_sides
 from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import ThreatModel

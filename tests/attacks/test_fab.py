@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from robustres.attacks import FAB, fab
-from robustres.attacks.engine import Slots
-from robustres.attacks.fab import _Fab
-from robustres.attacks.problem import Problem
+from robustres.attacks import FAB
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.methods import fab
+from robustres.attacks.methods.fab import _Fab
+from robustres.attacks.search.engine import Slots
 from robustres.threat import ThreatModel
 
 from .conftest import Case

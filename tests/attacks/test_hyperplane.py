@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustres.attacks.hyperplane import nearest_on_hyperplane
+from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
 
 ORDER = {"l1": 1, "l2": 2, "linf": "inf"}
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import make_attack
-from robustres.attacks.ledger import Ledger
-from robustres.attacks.problem import Problem
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem
 from robustres.threat import ThreatModel
 
 from .conftest import make_case

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from robustres.attacks.randomness import integers, normal, sample_keys, uniform
+from robustres.attacks.geometry.randomness import integers, normal, sample_keys, uniform
 
 
 def keys(count: int, *, seed: int = 0, restart: int = 0) -> torch.Tensor:

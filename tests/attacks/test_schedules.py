@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks import PGD, orbits, prospects
-from robustres.attacks.engine import Slots
+from robustres.attacks import PGD
+from robustres.attacks.search import repeated_iterates as orbits
+from robustres.attacks.search import success_forecast as prospects
+from robustres.attacks.search.engine import Slots
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.attacks import PGD
-from robustres.attacks.strided import cheaper_gradients
+from robustres.attacks.base.strided import cheaper_gradients
 from robustres.threat import ThreatModel
 
 
@@ -127,7 +127,7 @@ def test_an_attack_finds_the_same_with_and_without_it(monkeypatch: pytest.Monkey
     y = model(x).argmax(dim=1)
     attack = PGD(ThreatModel("linf", 0.02))
     ours = attack(model, x, y)
-    monkeypatch.setattr("robustres.attacks.strided.FEW_CHANNELS", 0)
+    monkeypatch.setattr("robustres.attacks.base.strided.FEW_CHANNELS", 0)
     plain = attack(model, x, y)
     assert torch.equal(ours.fooled, plain.fooled)
     torch.testing.assert_close(ours.examples, plain.examples)

@@ -7,7 +7,7 @@ import torch
 import torchattacks
 
 from robustres.attacks import make_attack, torchattacks_names
-from robustres.attacks.torchattacks_backend import OTHER_BALLS
+from robustres.attacks.methods.torchattacks_backend import OTHER_BALLS
 from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import ThreatModel

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustres.attacks.window import window_index, window_positions
+from robustres.attacks.geometry.window import window_index, window_positions
 
 
 @given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 7), st.data())

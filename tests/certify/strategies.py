@@ -4,7 +4,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from robustres.certify.convolution import Convolution
+from robustres.certify.maps.convolution import Convolution
 from robustres.errors import InputError
 
 

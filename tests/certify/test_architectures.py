@@ -6,11 +6,11 @@ from time import process_time
 import pytest
 
 from robustres.certify import lipschitz
-from robustres.certify.capture import capture
-from robustres.certify.network import Merge, chain, dominators
-from robustres.certify.regions import region
-from robustres.certify.rules import build_network
-from robustres.certify.simplify import simplified
+from robustres.certify.blocks.parallel_paths import region
+from robustres.certify.graph.capture import capture
+from robustres.certify.graph.network import Merge, chain, dominators
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.simplify import simplified
 from robustres.errors import UnsupportedOperationError
 
 # Library, name, residual blocks with an identity and with a projection shortcut.

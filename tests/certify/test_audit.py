@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from robustres.certify.ascent import Search, strongest_witness
-from robustres.certify.audit import AuditReport, AuditRow, audit
-from robustres.certify.bound import Bound
-from robustres.certify.convolution import Convolution
-from robustres.certify.witness import Measured, safe_ratios
+from robustres.certify.audits.audit import AuditReport, AuditRow, audit
+from robustres.certify.lower.ascent import Search, strongest_witness
+from robustres.certify.lower.witness import Measured, safe_ratios
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.proof.bound import Bound
 from robustres.errors import InputError, ModelError
 
 QUICK = Search(rounds=1, lanczos_steps=30, ascent_steps=15, seconds=1000)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from robustres.certify.autocorrelation import gram_polynomial
-from robustres.certify.batched_norm import largest_eigenvalue
-from robustres.certify.convolution import Convolution, TransposedConvolution
-from robustres.certify.frequency import polynomial_bound, symbol_chunks, torus_bound
-from robustres.certify.symbol import coarse_frequencies
-from robustres.certify.torus import HALF, embed
+from robustres.certify.fourier.autocorrelation import gram_polynomial
+from robustres.certify.fourier.symbol import coarse_frequencies
+from robustres.certify.fourier.torus import HALF, embed
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.norms.frequency_norm import polynomial_bound, symbol_chunks, torus_bound
+from robustres.certify.proof.largest_singular_value import largest_eigenvalue
 from tests.certify.strategies import convolutions
 
 PHASES = (Fraction(0), HALF, Fraction(1, 3))

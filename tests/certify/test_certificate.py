@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustres.certify.bound import Guarantee
-from robustres.certify.certificate import best_radii, certify_best
-from robustres.certify.radius_column import NETWORK, RadiusColumn
-from robustres.certify.smoothing import RandomisedSmoothing
+from robustres.certify.proof.bound import Guarantee
+from robustres.certify.radii.certificate import best_radii, certify_best
+from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
+from robustres.certify.radii.smoothing import RandomisedSmoothing
 from robustres.errors import DefectiveBoundError, InputError
 from robustres.threat import Norm
 

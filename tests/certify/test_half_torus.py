@@ -7,13 +7,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from robustres.certify import half_torus
-from robustres.certify.convolution import Convolution
-from robustres.certify.frequency import frequency_bound
-from robustres.certify.half_torus import kept_axes_bound, kept_gram
-from robustres.certify.spectral_norm import spectral_norm
-from robustres.certify.symbol import coarse_frequencies
-from robustres.certify.torus import HALF, Torus, embed
+from robustres.certify.fourier.symbol import coarse_frequencies
+from robustres.certify.fourier.torus import HALF, Torus, embed
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.norms import half_torus
+from robustres.certify.norms.frequency_norm import frequency_bound
+from robustres.certify.norms.half_torus import kept_axes_bound, kept_gram
+from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.errors import InputError
 from tests.certify.strategies import convolutions
 

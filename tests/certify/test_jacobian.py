@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustres.certify.jacobian import JacobianProducts, norms, steepest_directions, unit
+from robustres.certify.lower.jacobian import JacobianProducts, norms, steepest_directions, unit
 
 
 def network(seed: int) -> nn.Module:

@@ -9,13 +9,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustres.certify import joint, joint_search
-from robustres.certify.convolution import Convolution, average_pool
-from robustres.certify.joint import branch_bound, joint_bound, joint_bound_at
-from robustres.certify.linear_map import Composition, Dense, Identity, LinearMap, Scaled
-from robustres.certify.mask_ascent import mask_ascent
-from robustres.certify.residual_block import ResidualBlock
-from robustres.certify.sector import GroupSort, Slopes
+from robustres.certify.blocks import joint_bound as joint
+from robustres.certify.blocks import joint_search
+from robustres.certify.blocks.joint_bound import branch_bound, joint_bound, joint_bound_at
+from robustres.certify.blocks.mask_ascent import mask_ascent
+from robustres.certify.blocks.residual_block import ResidualBlock
+from robustres.certify.maps.convolution import Convolution, average_pool
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled
+from robustres.certify.maps.sector import GroupSort, Slopes
 from robustres.errors import InputError
 
 TINY = 0.05  # effort: enough for a valid bound

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from robustres.certify.convolution import Convolution
-from robustres.certify.lanczos import _log_polynomial, lanczos_bound, power_bound
-from robustres.certify.linear_map import Dense
-from robustres.certify.spectral_norm import spectral_norm
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.linear_map import Dense
+from robustres.certify.norms.lanczos import _log_polynomial, lanczos_bound, power_bound
+from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.errors import InputError
 from tests.certify.strategies import convolutions
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from robustres.certify.convolution import Convolution, TransposedConvolution, average_pool
-from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Separable, Sum
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution, average_pool
+from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Separable, Sum
 from robustres.errors import InputError
 
 

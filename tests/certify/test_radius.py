@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.certify import certified_accuracy_curve, certify, lipschitz
-from robustres.certify import radius as radius_module
-from robustres.certify.deviation import Deviation
+from robustres.certify.radii import radius as radius_module
+from robustres.certify.radii.forward_rounding import Deviation
 from robustres.errors import InputError, PrecisionError
 
 

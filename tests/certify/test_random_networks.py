@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.certify import LipschitzReport, certify, lipschitz
-from robustres.certify.capture import BATCH
+from robustres.certify.graph.capture import BATCH
 from tests.certify.random_networks import random_network
 
 # Without a rule on purpose; each is named where it is refused.

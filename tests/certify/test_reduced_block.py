@@ -9,17 +9,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustres.certify.convolution import Convolution, average_pool
-from robustres.certify.incremental_form import gain, top_ritz_pair
-from robustres.certify.joint import branch_bound
-from robustres.certify.linear_map import ChannelScale, Identity, LinearMap, Scaled
-from robustres.certify.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
-from robustres.certify.reduced_block import ReducedBlock, inverse_from_above, reduced_block
-from robustres.certify.reduced_search import ReducedForm
-from robustres.certify.residual_block import ResidualBlock, TorusForm, block_embedding
-from robustres.certify.sector import GroupSort
-from robustres.certify.symbol import coarse_frequencies, symbol
-from robustres.certify.torus import Torus, embed
+from robustres.certify.blocks.incremental_form import gain
+from robustres.certify.blocks.joint_bound import branch_bound
+from robustres.certify.blocks.reduced_block import ReducedBlock, inverse_from_above, reduced_block
+from robustres.certify.blocks.reduced_search import ReducedForm
+from robustres.certify.blocks.residual_block import ResidualBlock, TorusForm, block_embedding
+from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
+from robustres.certify.fourier.symbol import coarse_frequencies, symbol
+from robustres.certify.fourier.torus import Torus, embed
+from robustres.certify.maps.convolution import Convolution, average_pool
+from robustres.certify.maps.linear_map import ChannelScale, Identity, LinearMap, Scaled
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.numerics import gamma
 from tests.certify.strategies import convolutions
 

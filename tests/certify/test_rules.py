@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.certify import lipschitz
-from robustres.certify.capture import capture
-from robustres.certify.network import Elementwise, Linear, Node, Source
-from robustres.certify.rules import build_network
-from robustres.certify.rules_activation import GELU, GELU_TANH, MISH, SILU
-from robustres.certify.rules_pooling import windows_per_pixel
-from robustres.certify.simplify import simplified
+from robustres.certify.graph.capture import capture
+from robustres.certify.graph.network import Elementwise, Linear, Node, Source
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.rules_activation import GELU, GELU_TANH, MISH, SILU
+from robustres.certify.graph.rules_pooling import windows_per_pixel
+from robustres.certify.graph.simplify import simplified
 from robustres.errors import UnsupportedOperationError
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustres.certify.clopper_pearson import lower_confidence_bound
-from robustres.certify.smoothing import ABSTAIN, RandomisedSmoothing, smoothed_radius
+from robustres.certify.proof.clopper_pearson import lower_confidence_bound
+from robustres.certify.radii.smoothing import ABSTAIN, RandomisedSmoothing, smoothed_radius
 from robustres.errors import InputError
 
 NORMAL = NormalDist()

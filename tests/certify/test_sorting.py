@@ -8,17 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.certify import Bound, certify, joint_search, lipschitz
-from robustres.certify.capture import capture
-from robustres.certify.joint import joint_bound
-from robustres.certify.linear_map import Dense
-from robustres.certify.mask_ascent import mask_ascent
-from robustres.certify.network import Linear, Opaque
-from robustres.certify.residual_block import ResidualBlock
-from robustres.certify.rules import build_network
-from robustres.certify.sector import GroupSort
-from robustres.certify.simplify import simplified
-from robustres.certify.sorting import in_groups
+from robustres.certify import Bound, certify, lipschitz
+from robustres.certify.blocks import joint_search
+from robustres.certify.blocks.joint_bound import joint_bound
+from robustres.certify.blocks.mask_ascent import mask_ascent
+from robustres.certify.blocks.residual_block import ResidualBlock
+from robustres.certify.graph.capture import capture
+from robustres.certify.graph.network import Linear, Opaque
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.simplify import simplified
+from robustres.certify.maps.linear_map import Dense
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.maps.sorting import in_groups
 from robustres.errors import UnsupportedOperationError
 from robustres.models import MaxMin
 

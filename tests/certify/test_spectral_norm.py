@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from robustres.certify.bound import Bound, Guarantee
-from robustres.certify.convolution import Convolution, TransposedConvolution, average_pool
-from robustres.certify.exact_norm import is_small
-from robustres.certify.frequency import frequency_bound, torus_bound
-from robustres.certify.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
-from robustres.certify.spectral_norm import product_bound, spectral_norm
-from robustres.certify.torus import HALF, embed
+from robustres.certify.fourier.torus import HALF, embed
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution, average_pool
+from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.certify.norms.frequency_norm import frequency_bound, torus_bound
+from robustres.certify.norms.spectral_norm import product_bound, spectral_norm
+from robustres.certify.norms.structural_norm import is_small
+from robustres.certify.proof.bound import Bound, Guarantee
 from robustres.errors import InputError
 from tests.certify.strategies import convolutions
 

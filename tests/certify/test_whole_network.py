@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.certify import Bound, Guarantee, NetworkCertificate, certify, certify_best, lipschitz
-from robustres.certify import whole_network as whole_network_module
-from robustres.certify.smoothing import RandomisedSmoothing
+from robustres.certify.bounds import whole_network as whole_network_module
+from robustres.certify.radii.smoothing import RandomisedSmoothing
 from robustres.errors import InputError
-from robustres.models.activations import MaxMin
+from robustres.models.constraints.activations import MaxMin
 
 
 class Net(nn.Module):

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustres.dynamics.adapter import Adapted, Adapter
-from robustres.dynamics.claim import Finding
-from robustres.dynamics.correction import pairwise_reach
-from robustres.dynamics.flow import Section, flow_net
-from robustres.dynamics.inverse import fixed_point_inverse
-from robustres.dynamics.jacobian import jacobians
-from robustres.dynamics.schemes import BACKWARD_EULER, FORWARD_EULER, HEUN, RK4, SCHEMES, Scheme, advance
-from robustres.dynamics.stack import KINDS, Kind, StackSettings, stack
-from robustres.dynamics.variation import segments, total_variation
+from robustres.dynamics.demonstrations.correction import pairwise_reach
+from robustres.dynamics.measures.claim import Finding
+from robustres.dynamics.measures.inverse import fixed_point_inverse
+from robustres.dynamics.measures.jacobian import jacobians
+from robustres.dynamics.measures.schemes import BACKWARD_EULER, FORWARD_EULER, HEUN, RK4, SCHEMES, Scheme, advance
+from robustres.dynamics.measures.variation import segments, total_variation
+from robustres.dynamics.small_networks.adapter import Adapted, Adapter
+from robustres.dynamics.small_networks.flow import Section, flow_net
+from robustres.dynamics.small_networks.stack import KINDS, Kind, StackSettings, stack
 from robustres.errors import InputError
 
 SEEDS = st.integers(0, 10_000)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from robustres.dynamics import NAMES, Claim, Parts, demonstrate, digits_parts
-from robustres.dynamics.continuous import continuous
-from robustres.dynamics.correction import correction
-from robustres.dynamics.expansion import expansion
-from robustres.dynamics.gradient_flow import gradient_flow
-from robustres.dynamics.information import information
-from robustres.dynamics.second_task import second_task
-from robustres.dynamics.smoothness import smoothness
+from robustres.dynamics.demonstrations.continuous import continuous
+from robustres.dynamics.demonstrations.correction import correction
+from robustres.dynamics.demonstrations.expansion import expansion
+from robustres.dynamics.demonstrations.gradient_flow import gradient_flow
+from robustres.dynamics.demonstrations.information import information
+from robustres.dynamics.demonstrations.second_task import second_task
+from robustres.dynamics.demonstrations.smoothness import smoothness
 from robustres.errors import InputError
 
 SCALES = ((1.0, 1.0), (1.0, 0.1), (0.5, 0.1))

@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustres.certify.block_row import BlockRow
+from robustres.certify.bounds.block_row import BlockRow
 from robustres.data import ImageSet, load_data
 from robustres.dynamics import Dissection, dissect
-from robustres.dynamics.early_exit import exit_descent, exit_logits
-from robustres.dynamics.fit import accuracy
-from robustres.dynamics.highway_radius import highway_radius, jacobian_on_ball
-from robustres.dynamics.jacobian import extreme_singular_values, jacobians, lanczos_largest
-from robustres.dynamics.own_correction import correction_of
-from robustres.dynamics.own_expansion import expansion_of
-from robustres.dynamics.own_information import information_of
-from robustres.dynamics.scaling import scaled_logits, scaled_upper, scaling_sweep
-from robustres.dynamics.stack import Stack, StackSettings, stack
+from robustres.dynamics.measures.early_exit import exit_descent, exit_logits
+from robustres.dynamics.measures.fit import accuracy
+from robustres.dynamics.measures.jacobian import extreme_singular_values, jacobians, lanczos_largest
+from robustres.dynamics.measures.scaling import scaled_logits, scaled_upper, scaling_sweep
+from robustres.dynamics.observations.own_correction import correction_of
+from robustres.dynamics.observations.own_expansion import expansion_of
+from robustres.dynamics.observations.own_information import information_of
+from robustres.dynamics.small_networks.highway_radius import highway_radius, jacobian_on_ball
+from robustres.dynamics.small_networks.stack import Stack, StackSettings, stack
 from robustres.errors import InputError
 from robustres.models import residual_net
 

@@ -153,7 +153,7 @@ def test_bounds_are_found_again_for_the_same_network_only(tmp_path: Path, monkey
     def never(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("a bound was computed that was known")
 
-    monkeypatch.setattr("robustres.certify.blocks.spectral_norm", never)
+    monkeypatch.setattr("robustres.certify.bounds.pieces.spectral_norm", never)
     again = lipschitz(small(nn.ReLU()), (1, 4, 4), store=store)
     assert (again.upper, again.lower, again.guarantee) == (first.upper, first.lower, first.guarantee)
     assert again.to_frame().equals(first.to_frame())

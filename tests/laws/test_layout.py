@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = ("attacks", "certify", "reports")
 FLOORS = (
-    {"errors", "threat", "numerics", "guard", "results"},
+    {"errors", "threat", "numerics", "guard", "results", "moved"},
     {"attacks", "certify"},
     {"models", "data"},
     {"training", "dynamics"},
@@ -117,3 +117,61 @@ def test_no_file_imports_by_the_bare_name() -> None:
 def test_help_answers_without_importing_torch() -> None:
     code = "import sys, robustres.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# The rooms of the large folders, from the lowest up: a room uses itself and the rooms before it.
+ROOMS = {
+    "certify": (
+        *("proof", "maps", "fourier", "graph", "norms", "lower"),
+        *("blocks", "bounds", "local", "radii", "audits"),
+    ),
+    "attacks": ("geometry", "base", "search", "methods"),
+    "robustres/models": ("constraints", "blocks", "networks", "sources"),
+    "robustres/dynamics": ("measures", "small_networks", "demonstrations", "observations"),
+}
+# What may stand beside the rooms: the list of public names and the doors to all rooms.
+DOORS = {
+    "certify": {"__init__.py"},
+    "attacks": {"__init__.py", "registry.py", "diagnosis.py", "curve.py"},
+    "robustres/models": {"__init__.py"},
+    "robustres/dynamics": {"__init__.py", "laboratory.py"},
+}
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_every_import_between_rooms_goes_down(folder: str) -> None:
+    package = f"robustres.{Path(folder).name}"
+    level = {room: height for height, room in enumerate(ROOMS[folder])}
+    wrong = []
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        inside = file.relative_to(ROOT / folder).parts
+        if len(inside) == 1:
+            assert file.name in DOORS[folder], f"{folder}/{file.name} belongs in a room: {', '.join(level)}"
+            continue
+        assert inside[0] in level, f"{folder}/{inside[0]} is no room that this test knows"
+        for line, name in imported_names(file):
+            parts = name.removeprefix(f"{package}.").split(".")
+            if name.startswith(f"{package}.") and level.get(parts[0], len(level)) > level[inside[0]]:
+                wrong.append(f"{folder}/{'/'.join(inside)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def imported_names(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that a file imports by `from`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def test_modules_answer_to_the_names_that_they_had_before_the_rooms() -> None:
+    code = """
+from robustres.moved import MovedModules
+import importlib, robustres
+for old, new in MovedModules.names.items():
+    assert importlib.import_module(old) is importlib.import_module(new), old
+    assert importlib.import_module(new).__spec__.name == new
+assert all(callable(f) for f in (robustres.lipschitz, robustres.audit, robustres.load_model))
+assert callable(importlib.import_module("robustres.certify").spectral_norm)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

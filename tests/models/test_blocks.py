@@ -6,11 +6,11 @@ from torch import nn
 
 from robustres.errors import ModelError
 from robustres.models import BLOCKS, MaxMin, materialise
-from robustres.models.blocks import make_block
-from robustres.models.operator_norm import Geometry, OperatorNorm
-from robustres.models.orthogonal import orthonormal_rows
-from robustres.models.site import Site
-from robustres.models.transition import Transition
+from robustres.models.blocks.by_name import make_block
+from robustres.models.blocks.orthogonal import orthonormal_rows
+from robustres.models.blocks.site import Site
+from robustres.models.blocks.transition import Transition
+from robustres.models.constraints.operator_norm import Geometry, OperatorNorm
 
 SITES = [Site(4, (6, 5)), Site(6, (5, 5), kernel=1, activation="maxmin"), Site(8, (1, 1), activation="maxmin")]
 

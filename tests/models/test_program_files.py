@@ -278,7 +278,7 @@ def test_a_script_that_hides_the_word_is_refused_by_its_graph(tmp_path: Path, mo
 
     trace = tmp_path / "trace"
     file = quietly(save_scripted, Saving(str(trace)), tmp_path / "net.pt")
-    monkeypatch.setattr("robustres.models.torchscript.HOSTILE_CODE", re.compile("nothing at all"))
+    monkeypatch.setattr("robustres.models.sources.torchscript.HOSTILE_CODE", re.compile("nothing at all"))
     with pytest.raises(ModelError, match=r"aten::save"):
         load_model(str(file), input_shape=SHAPE)
     assert not trace.exists()

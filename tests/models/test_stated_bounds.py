@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from robustres.certify import HasLipschitzBound, lipschitz
 from robustres.errors import ModelError
 from robustres.models import BLOCKS, materialise
-from robustres.models.backward_euler import BackwardEulerBlock, _BackwardEuler
-from robustres.models.blocks import ORDINARY, make_block
-from robustres.models.convex_potential import UnitRows
-from robustres.models.euler import InvertibleBlock
-from robustres.models.highway import HighwayBlock
-from robustres.models.joint_block import JointBlock
-from robustres.models.operator_norm import Geometry
-from robustres.models.orthogonal_convolution import SIDE
-from robustres.models.site import Site
-from robustres.models.stated import map_of
+from robustres.models.blocks.backward_euler import BackwardEulerBlock, _BackwardEuler
+from robustres.models.blocks.by_name import ORDINARY, make_block
+from robustres.models.blocks.convex_potential import UnitRows
+from robustres.models.blocks.euler import InvertibleBlock
+from robustres.models.blocks.highway import HighwayBlock
+from robustres.models.blocks.joint_block import JointBlock
+from robustres.models.blocks.orthogonal_convolution import SIDE
+from robustres.models.blocks.site import Site
+from robustres.models.blocks.stated import map_of
+from robustres.models.constraints.operator_norm import Geometry
 
 CONSTRAINED = sorted(BLOCKS.keys() - ORDINARY)
 MAXMIN = {"linear", "orthogonal", "orthogonal-convolution", "spectral", "scaled", "convex", "euler", "invertible"}

@@ -1,0 +1,1 @@
+"""What every attack is, and what it is given and returns."""

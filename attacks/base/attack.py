@@ -1,0 +1,152 @@
+"""What every attack is: frozen settings, called on a model and images."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks.base import preflight
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.base.result import AttackResult
+from robustres.attacks.base.strided import cheaper_gradients
+from robustres.errors import DataError, InputError
+from robustres.guard import random_state_kept, untouched
+from robustres.threat import NORMS, Norm, ThreatModel
+
+Precision = Literal["model", "bfloat16"]
+PROBED = 8  # images on which a model is tried before an attack
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """Settings that all attacks share.
+
+    threat: norm and eps in pixel units.
+    seed: of every random number; each also depends on the sample's index and the restart.
+    batch_size: how many samples the model sees at once.
+    precision: of the search: the model's own, or bfloat16 autocast. Every success is verified in the model's own.
+    allow_training_mode: attack a model that is in training mode as it is, instead of refusing it.
+
+    A call leaves the model as it was (modes of every module, gradients, buffers) and the global random state too,
+    also when it ends in an error.
+    """
+
+    kind: ClassVar[str]
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    follows_gradients: ClassVar[bool] = True
+
+    threat: ThreatModel
+    _: KW_ONLY
+    seed: int = 0
+    batch_size: int = 256
+    precision: Precision = "model"
+    allow_training_mode: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that `make_attack` knows it by."""
+        return self.kind
+
+    def __post_init__(self) -> None:
+        if self.threat.norm not in self.norms:
+            raise InputError(f"{self.name} is defined for {', '.join(self.norms)}, not for {self.threat.norm}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.precision not in ("model", "bfloat16"):
+            raise InputError(f"precision must be 'model' or 'bfloat16', got {self.precision!r}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        indices: Tensor | None = None,
+        targets: Tensor | None = None,
+        clean: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack images x (N, C, H, W) in [0, 1] with labels y (N,).
+
+        indices: (N,) global sample numbers for the random numbers; 0, 1, ... if not given.
+        targets: (N,) classes to reach; without them any wrong answer counts.
+        clean: (N, K) this model's logits at x, where they are known already; the first few are compared with the model.
+
+        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, of another
+        type or on another device than the images, with outputs of the wrong shape, or that answers at random. Warns
+        where the model has no gradients to follow.
+        """
+        preflight.check_types(model, x, y)
+        preflight.check_images(x, y, self.threat)
+        preflight.warn_of_everything(x, self.threat)
+        preflight.check_mode(model, allowed=self.allow_training_mode)
+        with _nothing_changed(model):
+            problem = self._problem(model, x, y, indices, targets)
+            ledger = Ledger(problem)
+            if len(x):
+                with preflight.mismatch_explained(model, x):
+                    probe = problem.x[: min(PROBED, self.batch_size)]
+                    answers = problem.first_answers(probe)
+                    clean = self._clean(problem, clean)
+                    preflight.check_logits(clean)
+                    preflight.check_classes(clean.shape[1], problem.labels, targets)
+                    self._try_out(problem, probe, clean[: len(probe)], answers)
+                ledger.record_clean(clean)
+                self.search(problem, ledger, clean)
+            return ledger.result(self.batch_size)
+
+    def _clean(self, problem: Problem, known: Tensor | None) -> Tensor:
+        """Logits (N, K) at the images: those that are known, or the model's answers."""
+        if known is None:
+            return problem.answers_in_batches(problem.x, self.batch_size)
+        preflight.check_output(known, len(problem.x))
+        return known.detach().to(problem.x.device)
+
+    def _try_out(self, problem: Problem, probe: Tensor, first: Tensor, second: Tensor) -> None:
+        """Whether the model answers the same twice, and whether there are gradients for those who follow them."""
+        if not self.allow_training_mode:
+            preflight.check_repeatable(first, second)
+        if self.follows_gradients:
+            logits, _, gradient = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
+            preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])
+
+    def require_budget(self) -> None:
+        """InputError where the threat is unbounded but the attack needs an eps."""
+        if not math.isfinite(self.threat.eps):
+            raise InputError(f"{self.name} needs a finite eps; for the nearest example use ddn, fmn, fab or deepfool")
+
+    @abstractmethod
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        """Enter adversarial examples of the problem into the ledger; `clean` are the logits at x."""
+
+    def _problem(
+        self, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor | None, targets: Tensor | None
+    ) -> Problem:
+        index = torch.arange(len(x)) if indices is None else indices
+        if index.shape != (len(x),):
+            raise DataError(f"indices must have shape ({len(x)},), got {tuple(index.shape)}")
+        wanted = y if targets is None else targets
+        return Problem(
+            model=model,
+            x=x.detach().clone(),
+            classes=wanted.to(x.device, torch.int64),
+            labels=y.to(x.device, torch.int64),
+            index=index.to(x.device, torch.int64),
+            threat=self.threat,
+            targeted=targets is not None,
+            search_dtype=torch.bfloat16 if self.precision == "bfloat16" else None,
+        )
+
+
+@contextmanager
+def _nothing_changed(model: nn.Module) -> Iterator[None]:
+    """The model's parameters frozen inside and some gradients cheaper; model and random state as before on exit."""
+    with torch.inference_mode(False), random_state_kept(), untouched(model), cheaper_gradients(model):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        yield

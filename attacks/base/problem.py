@@ -1,0 +1,118 @@
+"""One attack's task: the model as given, the images, what counts as success; and the counted access to the model."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robustres.attacks.base import preflight
+from robustres.attacks.geometry import losses
+from robustres.threat import ThreatModel
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Problem:
+    """What is to be solved: for each image x (N, C, H, W) an allowed image that the model answers wrongly.
+
+    classes: (N,) the labels, or the targets where `targeted`.
+    index: (N,) global sample numbers, from which the random numbers come.
+    search_dtype: precision of the search's forward and backward passes (autocast), None for the model's own.
+    writes: whether the model writes into the images that it is given; it then gets copies.
+    """
+
+    model: nn.Module
+    x: Tensor
+    classes: Tensor
+    index: Tensor
+    threat: ThreatModel
+    targeted: bool = False
+    search_dtype: torch.dtype | None = None
+    writes: bool = False
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a search's points: the images' own; float32 for half precision, where the model gets them rounded."""
+        return torch.float32 if self.x.dtype in HALF else self.x.dtype
+
+    def first_answers(self, points: Tensor) -> Tensor:
+        """The same as `answers`, and notes whether the model writes into its images."""
+        given = points.clone()
+        version = given._version
+        logits = self.answers(given)
+        self.writes = given._version != version
+        return logits
+
+    def answers(self, points: Tensor) -> Tensor:
+        """Logits (N, K) of the model as given, without a gradient."""
+        with torch.no_grad():
+            logits = self.run(points)
+        preflight.check_output(logits, len(points))
+        return logits
+
+    def answers_in_batches(self, points: Tensor, batch_size: int) -> Tensor:
+        """The same, at most `batch_size` at once."""
+        return torch.cat([self.answers(part) for part in torch.split(points, batch_size)])
+
+    def search_answers(self, points: Tensor) -> Tensor:
+        """Logits in the search's precision, as float32 or better, without a gradient."""
+        with torch.no_grad(), self._precision():
+            return _at_least_float32(self.run(points.to(self.x.dtype)))
+
+    def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
+
+        A loss that does not depend on the points differentiably has gradient 0. NaN in a gradient becomes 0.
+        """
+        with torch.enable_grad():
+            leaf = points.detach().to(self.x.dtype).requires_grad_(True)
+            with self._precision():
+                logits = _at_least_float32(self.run(leaf))
+            value = loss(logits)
+            gradient = None
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+        gradient = torch.zeros_like(points) if gradient is None else gradient.to(points.dtype)
+        if not bool(torch.isfinite(gradient.sum())):
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        return logits.detach(), value.detach(), gradient
+
+    def margin(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Margin loss (N,), positive where the attack has succeeded."""
+        value = losses.margin(logits, classes)
+        return -value if self.targeted else value
+
+    def succeeded(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Whether the answer is wrong (or the target); never where a logit is not finite."""
+        return self.answered(logits, classes) & torch.isfinite(logits).all(dim=1)
+
+    def answered(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Whether the answer is wrong (or the target), of finite logits."""
+        return (logits.argmax(dim=1) == classes) == self.targeted
+
+    def run(self, points: Tensor) -> Tensor:
+        """The model as given on the points, which stay as they are."""
+        logits: Tensor = self.model(points.clone() if self.writes else points)
+        return logits
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.search_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.x.device.type, dtype=self.search_dtype)
+
+
+def vanished(gradient: Tensor) -> Tensor:
+    """Which samples' gradients (N, ...) are exactly zero, (N,); looks at all pixels only where a few are zero."""
+    flat = gradient.flatten(1)
+    zero = ~flat[:, :: max(flat.shape[1] // 64, 1)].any(dim=1)
+    if bool(zero.any()):
+        zero[zero.clone()] = ~flat[zero].any(dim=1)
+    return zero
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in HALF else logits

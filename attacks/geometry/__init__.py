@@ -1,0 +1,1 @@
+"""Balls, hyperplanes, losses and random numbers."""

@@ -1,0 +1,135 @@
+"""The set of allowed images, {x' : |x' - x| <= eps} and [0, 1], for l2, linf and l1: projections, directions, starts.
+
+`project_` is what an iteration uses, in the images' own precision. `retract` is what a returned example passes
+through: afterwards the distance computed in float64 is at most eps, and every pixel lies in [0, 1].
+"""
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.geometry.randomness import normal, uniform
+from robustres.numerics import distance
+from robustres.threat import ThreatModel
+
+# A step in l1 moves this share of the pixels (Tramer and Boneh 2019 use the 99th percentile; 5 % keeps small images
+# moving).
+L1_SHARE = 0.05
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,) shaped to broadcast over images (N, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def pixel_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The smallest and largest image of x's dtype inside the linf ball and [0, 1], exact when checked in float64."""
+    exact = x.to(torch.float64)
+    bounds = []
+    for end in (exact - eps, exact + eps):
+        bound = end.clamp_(0.0, 1.0).to(x.dtype)
+        outside = (exact - bound).abs_() > eps
+        bounds.append(torch.where(outside, torch.nextafter(bound, x), bound))
+    return bounds[0], bounds[1]
+
+
+def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
+    """Points of the ball near the given ones, whose memory may be used; `low` and `high` are `pixel_bounds` of x.
+
+    linf: the nearest point. l1: the nearest point of the intersection of ball and box. l2: scaled into the ball, then
+    clipped into the box, which keeps it in the ball.
+    """
+    if threat.norm == "linf":
+        return points.clamp_(low, high)
+    difference = points - x
+    if threat.norm == "l1":
+        return x + project_l1_box(difference, -x, 1 - x, threat.eps).to(x.dtype)
+    length = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+    scale = torch.where(length > threat.eps, threat.eps / length, torch.ones_like(length))
+    scaled: Tensor = torch.addcmul(x, difference, per_sample(scale, x))
+    return scaled.clamp_(0, 1)
+
+
+def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) -> Tensor:
+    """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, low <= d <= high}, low <= 0 <= high, in float64.
+
+    eps: one radius for all, or (N,). The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), cap_i being the
+    room on v_i's side and t >= 0 the multiplier of the ball. Its l1 norm is piecewise linear in t with breakpoints
+    |v_i| and |v_i| - cap_i: sorted once, the root is found exactly (Croce and Hein 2021, "Mind the box").
+    """
+    flat = v.detach().to(torch.float64).flatten(1)
+    radius = torch.as_tensor(eps, dtype=torch.float64, device=v.device).reshape(-1, 1)
+    cap = torch.where(flat > 0, high.flatten(1), -low.flatten(1)).to(torch.float64)
+    size = flat.abs()
+    breaks = torch.cat([size, size - cap], dim=1)
+    weights = torch.ones_like(breaks)
+    weights[:, size.shape[1] :] = -1.0
+    breaks, order = breaks.sort(dim=1, descending=True)
+    weights = weights.gather(1, order)
+    slope, moment = weights.cumsum(1), (weights * breaks).cumsum(1)
+    norm_at_break = moment - slope * breaks
+    # The first breakpoint at which the norm reaches eps: the root lies on the segment before it.
+    position = (norm_at_break < radius).sum(dim=1, keepdim=True).clamp(min=1, max=breaks.shape[1]) - 1
+    root = (moment.gather(1, position) - radius) / slope.gather(1, position).clamp(min=1.0)
+    inside = torch.minimum(size, cap).sum(dim=1, keepdim=True) <= radius
+    threshold = torch.where(inside, torch.zeros_like(root), root.clamp(min=0.0))
+    return (flat.sign() * torch.minimum((size - threshold).clamp(min=0.0), cap)).reshape(v.shape)
+
+
+def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
+    """Points moved into the ball so that the check in float64 holds; those inside already stay as they are."""
+    if threat.norm == "linf":
+        inside: Tensor = torch.clamp(points, low, high)
+        return inside
+    points = points.clamp(0, 1)
+    shrink = 2.0**-23
+    while bool((outside := distance(points.double() - x.double(), threat.norm) > threat.eps).any()):
+        beyond, centre = points[outside].double(), x[outside].double()
+        length = distance(beyond - centre, threat.norm)
+        factor = (threat.eps / length) * (1 - shrink) if shrink < 1 else torch.zeros_like(length)
+        points[outside] = (centre + (beyond - centre) * per_sample(factor, centre)).to(x.dtype)
+        shrink *= 4
+    return points
+
+
+def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
+    """Steepest ascent direction of unit length in the norm; 0 where the gradient is 0.
+
+    l1: the sign on the share L1_SHARE of pixels with the largest gradient that can still move, each by equal parts.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    flat = gradient.flatten(1)
+    if norm == "l2":
+        largest = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
+        scaled = flat / largest
+        length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=1e-12)
+        unit: Tensor = (scaled / length).reshape(gradient.shape)
+        return unit
+    stuck = torch.where(flat > 0, points.flatten(1) >= 1, points.flatten(1) <= 0)
+    movable = flat.masked_fill(stuck, 0.0)
+    count = max(1, int(L1_SHARE * flat.shape[1]))
+    positions = movable.abs().topk(count, dim=1).indices
+    signs = movable.gather(1, positions).sign()
+    moved = signs.abs().sum(dim=1, keepdim=True).clamp(min=1.0)
+    return torch.zeros_like(flat).scatter(1, positions, signs / moved).reshape(gradient.shape)
+
+
+def random_start(keys: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
+    """A random image of the ball for each sample, from the keys of `randomness.sample_keys`.
+
+    linf: uniform in the cube. l2: uniform in the ball. l1: uniform in the ball (exponential spacings). Then clipped.
+    """
+    shape, dtype = tuple(x.shape[1:]), x.dtype
+    if threat.norm == "linf":
+        noise = (2 * uniform(keys, shape, dtype=dtype) - 1) * threat.eps
+        return torch.clamp(x + noise, low, high)
+    size = x.shape[1:].numel()
+    length = uniform(keys, draw=1, dtype=dtype) ** (1.0 / size) * threat.eps
+    if threat.norm == "l2":
+        direction = normal(keys, shape, dtype=dtype)
+        norms = torch.linalg.vector_norm(direction.flatten(1), dim=1)
+    else:
+        signed = 2 * uniform(keys, shape, dtype=torch.float64) - 1
+        direction = (-torch.log1p(-signed.abs()) * signed.sign()).to(dtype)
+        norms = direction.flatten(1).abs().sum(dim=1)
+    return project_(x + direction * per_sample(length / norms, x), x, low, high, threat)

@@ -1,0 +1,64 @@
+"""DeepFool (Moosavi-Dezfooli, Fawzi and Frossard 2016): steps onto the nearest linearised class boundary."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry.ball import per_sample
+from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
+from robustres.attacks.methods.apgd import check_counts
+from robustres.attacks.search import engine
+from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.minimum_norm import MinimumNormSearch
+from robustres.attacks.search.targets import TowardsTargets, aims
+
+
+class _DeepFool(TowardsTargets, MinimumNormSearch):
+    """Restart r walks to the boundary with the r-th most likely wrong class; the nearest end counts."""
+
+    overshoot: float
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        return self.lead(logits, slots)
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        return super().move(slots, logits, loss, gradient) | torch.isfinite(slots["best_distance"])
+
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        move = nearest_on_hyperplane(slots["points"], gradient, -loss, self.problem.threat.norm)
+        onwards = (slots["points"] + (1 + self.overshoot) * move).clamp(0, 1)
+        return torch.where(per_sample(hit, onwards), slots["points"], onwards)
+
+
+@dataclass(frozen=True)
+class DeepFool(Attack):
+    """Linearise, step onto the boundary with some overshoot, until the answer changes; a fast, rough estimate.
+
+    One walk per class, for the `targets` most likely wrong classes (or towards the caller's target alone), by exact
+    moves inside [0, 1] in the threat's norm. With eps = math.inf the nearest end is returned; with a finite eps only
+    one inside the ball counts.
+
+    steps: linearisations per class. overshoot: how far beyond the boundary a step goes, relative.
+    """
+
+    kind: ClassVar[str] = "deepfool"
+
+    _: KW_ONLY
+    steps: int = 20
+    targets: int = 9
+    overshoot: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self.steps, self.targets)
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        search = _DeepFool(problem, steps=self.steps, stops_inside=True)
+        search.targets = aims(problem, clean, self.targets)
+        search.overshoot = self.overshoot
+        engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

@@ -1,0 +1,107 @@
+"""Fast adaptive boundary attack, targeted form (Croce and Hein 2020, "Minimally distorted adversarial examples").
+
+Each step linearises the boundary between the label and one other class, moves onto the hyperplane both from the
+current point and from the image, and takes a weighted mean that is biased towards the image. From an adversarial
+point it first goes back towards the image.
+
+One difference to the published loop: the gradient at the point just tested is used for the step that follows, also
+after going back, where the published loop runs the model once more for the gradient there; the hyperplane is that of
+the tested point. So an iteration costs one gradient instead of a gradient and a forward pass.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry.ball import per_sample
+from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
+from robustres.attacks.methods.apgd import check_counts
+from robustres.attacks.search import engine
+from robustres.attacks.search import success_forecast as prospects
+from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.minimum_norm import MinimumNormSearch
+from robustres.attacks.search.targets import TowardsTargets, aims
+
+TOLERANCE = 1e-3  # of the projections, relative; the overshoot is fifty times as large
+ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, way back, largest weight of the image's own projection
+CACHED = 2**18  # numbers: so many pixels at once are projected on a CPU
+
+
+class BoundarySearch(MinimumNormSearch):
+    """The published loop on one difference of logits; children say on which."""
+
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        x = slots["x"]
+        # A processor's cache holds few images: a whole batch's projections would run at the speed of the memory.
+        rows = max(CACHED // x[0].numel(), 1) if x.device.type == "cpu" else len(x)
+        parts = (torch.split(values, rows) for values in (x, slots["points"], hit, loss, gradient))
+        return torch.cat([self._step(*part) for part in zip(*parts, strict=True)])
+
+    def _step(self, x: Tensor, tested: Tensor, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        norm = self.problem.threat.norm
+        back = hit.to(x.dtype) * (1 - BETA)
+        points = torch.lerp(tested, x, per_sample(back, x)) if bool(hit.any()) else tested
+        # The boundary, linearised at the tested point: loss + <gradient, z - tested> = 0.
+        rise = torch.linalg.vecdot(gradient.flatten(1), (x - tested).flatten(1))
+        gap, gap_of_x = -(loss + back * rise), -(loss + rise)
+        from_points = nearest_on_hyperplane(points, gradient, gap, norm, tolerance=TOLERANCE)
+        from_x = nearest_on_hyperplane(x, gradient, gap_of_x, norm, tolerance=TOLERANCE)
+        near, far = self.lengths(from_points).clamp(min=1e-8), self.lengths(from_x).clamp(min=1e-8)
+        alpha = per_sample((near / (near + far)).clamp(0, ALPHA_MAX), x)
+        onwards, onwards_from_x = torch.add(points, from_points, alpha=ETA), torch.add(x, from_x, alpha=ETA)
+        return onwards.lerp_(onwards_from_x, alpha).clamp_(0, 1)
+
+
+class _Fab(TowardsTargets, BoundarySearch):
+    gives_up: bool
+
+    def begin(self, slots: Slots) -> None:
+        super().begin(slots)
+        prospects.begin(slots)
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        return self.lead(logits, slots)
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        over = super().move(slots, logits, loss, gradient)
+        if not self.gives_up:
+            return over
+        short = self.problem.threat.eps - slots["best_distance"]
+        return over | prospects.hopeless(slots, short, steps=self.steps, marks=10)
+
+
+@dataclass(frozen=True)
+class FAB(Attack):
+    """Seeks the nearest example, towards `targets` wrong classes in turn; a sample is fooled when one lies within eps.
+
+    Where the caller names the targets, it seeks the nearest image that is answered with its target.
+
+    With eps = math.inf it is a minimum-norm attack: every class is tried and the nearest example returned. With a
+    finite eps a sample retires as soon as an example lies in the ball.
+
+    steps: linearisations per class. targets: how many classes to aim at; at most classes - 1 are. give_up: leave a
+    class early when the distance cannot be expected to fall to eps.
+    """
+
+    kind: ClassVar[str] = "fab"
+
+    _: KW_ONLY
+    steps: int = 100
+    targets: int = 9
+    give_up: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self.steps, self.targets)
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        ranking = aims(problem, clean, self.targets)
+        search = _Fab(problem, steps=self.steps, stops_inside=True)
+        search.targets, search.gives_up = ranking, self.give_up and math.isfinite(self.threat.eps)
+        engine.run(problem, search, ledger=ledger, restarts=ranking.shape[1], batch_size=self.batch_size)

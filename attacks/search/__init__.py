@@ -1,0 +1,1 @@
+"""What iterative searches share."""

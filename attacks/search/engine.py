@@ -1,0 +1,249 @@
+"""The loop that every iterative attack shares: an active set that is refilled from a queue.
+
+A batch holds slots, each working on one (sample, restart). A slot that found something, or whose search is over,
+leaves the batch at once and its place is taken by the next sample in the queue, so the batch stays full while there is
+work. Those who left wait until there are enough of them for one run of the model as given: what it confirms is entered
+and retired, a slot whose find it does not confirm resumes where it stopped. A sample whose restart failed goes to the
+end of the queue with the next restart; two restarts of one sample never run at the same time, so the outcome does not
+depend on the batch size. Where the restarts are `apart`, all but the first run side by side instead, each to its own
+end: they fill the batch, and again its size decides nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem, vanished
+
+
+class Slots(dict[str, Tensor]):
+    """The state of a batch of running searches: tensors by name, all with the slots as first dimension.
+
+    Always there: sample (position in the problem), restart, index, x, low, high, classes, age (updates so far),
+    points (what the model sees next), runs (of the model), stuck (whether the last gradient was exactly zero), zeros
+    (how many were) and, where misses are kept, the nearest one as `kept` with its margin. Everything else belongs to
+    the search. The tensors belong to the slots: `drop` writes into them, so a search stores none that it shares.
+    """
+
+    @property
+    def count(self) -> int:
+        return len(self["sample"])
+
+    def taken(self, keep: Tensor) -> "Slots":
+        """The slots that the mask or the positions pick."""
+        positions = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        return Slots({name: values.index_select(0, positions) for name, values in self.items()})
+
+    def parted(self, first: Tensor) -> tuple["Slots", "Slots"]:
+        """The slots in the mask and the others; where these are all of one kind, nothing is copied."""
+        if bool(first.all()):
+            return Slots(self), self.split(0)[0]
+        return self.taken(first), self.taken(~first)
+
+    def joined(self, others: "Slots") -> "Slots":
+        """These slots followed by others."""
+        if not self.count or not others.count:
+            return self if self.count else others
+        return Slots({name: torch.cat([values, others[name]]) for name, values in self.items()})
+
+    def split(self, count: int) -> tuple["Slots", "Slots"]:
+        """The first `count` slots and the others."""
+        first = Slots({name: values[:count] for name, values in self.items()})
+        return first, Slots({name: values[count:] for name, values in self.items()})
+
+    def drop(self, gone: Tensor) -> None:
+        """Remove the slots in the mask: the last ones move into the gaps, so that only few rows are copied."""
+        count = self.count - int(gone.sum())
+        gaps = gone[:count].nonzero().flatten()
+        movers = count + (~gone[count:]).nonzero().flatten()
+        for name, values in self.items():
+            if len(gaps):
+                values[gaps] = values[movers]
+            self[name] = values[:count]
+
+
+class Search(ABC):
+    """One way of searching, for many samples at once: where to start, what to maximise, how to move.
+
+    uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
+    keeps_misses: whether the engine keeps the points nearest to a success, which must then always be in the ball.
+    minimises: whether further restarts are of use for a sample that is fooled already.
+    apart: whether a sample that survives its first restart runs all others, which then need not wait for each other.
+    """
+
+    uses_gradient: ClassVar[bool] = True
+    keeps_misses: ClassVar[bool] = True
+    minimises: bool = False
+    apart: ClassVar[bool] = False
+
+    @abstractmethod
+    def begin(self, slots: Slots) -> None:
+        """Add the search's own state to fresh slots, `points` among it."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        """What to maximise, (B,), from the logits (B, K) at `points`."""
+
+    def worth_offering(self, slots: Slots, hit: Tensor) -> Tensor:
+        """Which of the slots (B,) whose points fool the model are offered to the ledger and, confirmed, retired."""
+        return hit
+
+    @abstractmethod
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Update the state and `points`; returns a mask (B,) of the slots that have ended.
+
+        The `points` of a slot that ends are offered to the model once more, without a gradient.
+        """
+
+    def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor] | None:
+        """Points (B, ...) and margins (B,) of slots that have ended, kept where nothing better is known."""
+        return (slots["kept"], slots["kept_margin"]) if self.keeps_misses else None
+
+
+def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batch_size: int) -> None:
+    """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there."""
+    work = [(sample, 0) for sample in (~ledger.fooled).nonzero().flatten().tolist()]
+    if not search.apart:
+        _drain(problem, search, ledger, work, restarts, batch_size)
+        return
+    _drain(problem, search, ledger, work, 1, batch_size)
+    left = [sample for sample, _ in work if search.minimises or not bool(ledger.fooled[sample])]
+    others = [(sample, restart) for restart in range(1, restarts) for sample in left]
+    _drain(problem, search, ledger, others, 1, batch_size)
+
+
+def _drain(
+    problem: Problem, search: Search, ledger: Ledger, work: list[tuple[int, int]], restarts: int, batch_size: int
+) -> None:
+    """Search for all pairs of sample and restart, and for restarts below `restarts` that follow where they fail."""
+    queue = deque(work)
+    slots = _fresh(problem, search, ledger, queue, batch_size)
+    nobody, _ = slots.split(0)
+    left = paused = nobody
+    while slots.count:
+        if (leaving := _stepped(problem, search, slots)) is not None:
+            left = left.joined(leaving)
+        if left.count and left.count >= slots.count:
+            resumed, again = _settled(search, ledger, left, restarts, batch_size)
+            left, paused = nobody, paused.joined(resumed)
+            queue.extend(again)
+        room = batch_size - slots.count
+        if paused.count and room:
+            resumed, paused = paused.split(room)
+            slots, room = slots.joined(resumed), room - resumed.count
+        if queue and (not slots.count or room >= batch_size // 8):
+            slots = slots.joined(_fresh(problem, search, ledger, queue, room))
+
+
+def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots | None:
+    """One evaluation and move of every slot; takes out of the batch, and returns, those that found something or ended.
+
+    They carry `offered`, the points to verify: what they found or else where they ended, `hit`, `over` and `finite`.
+    """
+    logits, loss, gradient = _evaluated(problem, search, slots)
+    finite = torch.isfinite(logits).all(dim=1)
+    answered = problem.answered(logits, slots["classes"]) & finite
+    hit = search.worth_offering(slots, answered)
+    if search.keeps_misses:
+        _keep_nearest_miss(slots, problem.margin(logits, slots["classes"]), finite & ~answered)
+    found = slots["points"][hit]
+    over = search.move(slots, logits, loss, gradient) | ~finite
+    slots["age"] = slots["age"] + 1
+    leaving = hit | over
+    if not bool(leaving.any()):
+        return None
+    left = Slots(slots) if bool(leaving.all()) else slots.taken(leaving)
+    left |= {"hit": hit[leaving], "over": over[leaving], "finite": finite[leaving]}
+    left["offered"] = left["points"].index_put((left["hit"],), found)
+    slots.drop(leaving)
+    return left
+
+
+def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, loss and gradient at the points, counted in the slots."""
+    points = slots["points"]
+    slots["runs"] += 1
+    if not search.uses_gradient:
+        logits = problem.search_answers(points)
+        return logits, search.loss(logits, slots), points.new_empty(0)
+    logits, loss, gradient = problem.gradient(points, lambda logits: search.loss(logits, slots))
+    slots["stuck"] = vanished(gradient)
+    slots["zeros"] += slots["stuck"]
+    return logits, loss, gradient
+
+
+def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
+    """Keep the points in the mask `miss` that come closer to a success than all before."""
+    better = miss & (margin > slots["kept_margin"])
+    if bool(better.all()):
+        slots["kept"].copy_(slots["points"])
+        slots["kept_margin"].copy_(margin)
+    elif len(chosen := better.nonzero().flatten()):
+        slots["kept"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
+        slots["kept_margin"].index_copy_(0, chosen, margin[chosen].to(slots["kept_margin"].dtype))
+
+
+def _settled(
+    search: Search, ledger: Ledger, left: Slots, restarts: int, batch_size: int
+) -> tuple[Slots, list[tuple[int, int]]]:
+    """Verify and retire those who left the batch; returns the slots to resume and the restarts that remain to do."""
+    fooled = _confirmed(ledger, left, left["offered"], left["finite"], batch_size)
+    found = left["hit"] & fooled
+    ended = left["over"] & ~found
+    # A find that was not confirmed, at the end of the search: what the last step led to has not been looked at yet.
+    _confirmed(ledger, left, left["points"], ended & left["hit"] & left["finite"], batch_size)
+    retired, resumed = left.parted(found | ended)
+    again = _retire(search, ledger, retired, found[found | ended], restarts)
+    for name in ("offered", "hit", "over", "finite"):
+        del resumed[name]
+    return resumed, again
+
+
+def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch_size: int) -> Tensor:
+    """Which of the slots in the mask have points that fool the model as given, (B,); what does is entered."""
+    fooled = torch.zeros_like(mask)
+    for part in torch.split(mask.nonzero().flatten(), batch_size):
+        if len(part):
+            fooled[part] = ledger.offer(slots["sample"][part], points[part])
+    return fooled
+
+
+def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restarts: int) -> list[tuple[int, int]]:
+    """Enter what the slots have spent and the misses they kept; returns the restarts that are left."""
+    samples, ended = slots["sample"], ~found
+    gradients = slots["runs"] * search.uses_gradient
+    updates = slots["age"] - found.to(torch.int64)  # the success was found before the last update
+    ledger.count(samples, steps=updates, evaluations=slots["runs"], gradients=gradients, zero_gradients=slots["zeros"])
+    ledger.nonfinite[samples[~slots["finite"]]] = True
+    if (miss := search.nearest_miss(slots)) is not None:
+        ledger.note(samples[ended], miss[0][ended], miss[1][ended])
+    again = ended & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
+    return list(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
+
+
+def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[int, int]], room: int) -> Slots:
+    """Slots for the next samples of the queue, as many as there is room for."""
+    work = [queue.popleft() for _ in range(min(room, len(queue)))]
+    sample = torch.tensor([s for s, _ in work], dtype=torch.int64, device=problem.x.device)
+    slots = Slots(
+        sample=sample,
+        restart=torch.tensor([r for _, r in work], dtype=torch.int64, device=problem.x.device),
+        index=problem.index[sample],
+        x=problem.x[sample].to(problem.dtype),
+        low=ledger.low[sample].to(problem.dtype),
+        high=ledger.high[sample].to(problem.dtype),
+        classes=problem.classes[sample],
+        age=torch.zeros_like(sample),
+        runs=torch.zeros_like(sample),
+        zeros=torch.zeros_like(sample),
+        stuck=torch.zeros_like(sample, dtype=torch.bool),
+    )
+    search.begin(slots)
+    if search.keeps_misses:
+        slots["kept"] = slots["x"].clone()
+        slots["kept_margin"] = torch.full_like(sample, -torch.inf, dtype=problem.dtype)
+    return slots

@@ -1,0 +1,1 @@
+"""Claimed constants, proved or refuted."""

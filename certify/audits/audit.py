@@ -1,0 +1,175 @@
+"""Audit a claimed Lipschitz constant from both sides: proven by a bound, refuted by a pair of inputs, or open."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustres.certify.audits.claimed_constants import Claim, claims_of, without_statements
+from robustres.certify.bounds.lipschitz import lipschitz
+from robustres.certify.bounds.report import LipschitzReport
+from robustres.certify.graph.capture import device_of, float64_copy
+from robustres.certify.lower.ascent import Search, strongest_witness
+from robustres.certify.lower.jacobian import norms, scaled, unit
+from robustres.certify.lower.witness import Measured, Witness
+from robustres.certify.maps.linear_map import Shape
+from robustres.certify.proof.bound import Bound
+from robustres.errors import DefectiveBoundError, InputError, Refusal
+
+Verdict = Literal["proven", "refuted", "open"]
+
+
+@dataclass(frozen=True, eq=False)
+class AuditRow:
+    """What was found about one claim.
+
+    name: dotted name of the layer, "" for the whole network. claimed: its claimed l2 Lipschitz constant.
+    bound: `lower` is attained by `witness` (an estimate from below), `upper` the sound bound, infinite where an
+        operation in `refused` has no rule. What a module states about itself is never used as a bound.
+    verdict: "proven" where `upper` is within the tolerance of the claim, "refuted" where `lower` exceeds it.
+    """
+
+    name: str
+    claimed: float
+    bound: Bound
+    verdict: Verdict
+    witness: Witness
+    refused: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AuditReport:
+    """The rows of an audit, in the order of the claims."""
+
+    rows: tuple[AuditRow, ...]
+    tolerance: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Refuted if any claim is, proven if all are, open otherwise."""
+        verdicts = {row.verdict for row in self.rows}
+        if "refuted" in verdicts:
+            return "refuted"
+        return "proven" if verdicts == {"proven"} else "open"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per claim: name, claimed, lower, upper, verdict, method, guarantee, refused, seconds."""
+        return pd.DataFrame([_record(row) for row in self.rows])
+
+
+def audit(
+    model: nn.Module,
+    input_shape: Shape,
+    *,
+    claimed: float | Mapping[str, float] | None = None,
+    images: Tensor | None = None,
+    restarts: int = 16,
+    tolerance: float = 1e-5,
+    search: Search | None = None,
+    seconds: float | None = None,
+    delta: float | None = None,
+) -> AuditReport:
+    """Recompute claimed l2 Lipschitz constants, over all inputs, of a model or of its layers in evaluation mode.
+
+    Guaranteed: "proven" rests on a bound recomputed from the weights (under the guarantee in the row), "refuted" on a
+    pair of inputs whose ratio |f(x') - f(x)| / |x' - x| in float64, an allowance for rounding taken off, exceeds the
+    claim. "open" says that neither was found.
+
+    claimed: a number for the whole network, a table from layer names (as in `named_modules`; "" is the network) to
+        numbers, or None to audit what the model's modules state by `lipschitz_bound`.
+    images: (N, *input_shape), where the search starts; random images where left out. For a layer, what the images
+        become on their way to it. restarts: how many starts there are.
+    tolerance: relative excess over the claim that still counts as kept, since weights are rounded.
+    search: effort of the search for a witness.
+    seconds, delta: as in `lipschitz`: guide for the time of each piece's bound, and the failure probability that each
+        may have, None for deterministic bounds only.
+    Raises InputError for claims that are no positive numbers, about unknown layers, or missing altogether.
+
+    >>> layer = nn.Linear(3, 3)
+    >>> audit(layer, (3,), claimed=1e-3).verdict, audit(layer, (3,), claimed=9.0).verdict
+    ('refuted', 'proven')
+    """
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise InputError(f"tolerance must be a finite number of at least 0, got {tolerance:g}")
+    if restarts < 1:
+        raise InputError(f"restarts must be at least 1, got {restarts}")
+    effort = search or Search()
+    module = without_statements(float64_copy(model))
+    starts = _starts(tuple(input_shape), images, restarts, effort.seed).to(device_of(module))
+    rows = [
+        _audited(claim, tolerance=tolerance, search=effort, seconds=seconds, delta=delta)
+        for claim in claims_of(model, module, starts, claimed)
+    ]
+    return AuditReport(tuple(rows), tolerance)
+
+
+def _starts(shape: Shape, images: Tensor | None, restarts: int, seed: int) -> Tensor:
+    """(restarts, *shape) float64: evenly spaced images, or random ones."""
+    if images is None:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(restarts, *shape, generator=generator, dtype=torch.float64)
+    if tuple(images.shape[1:]) != shape or not len(images):
+        raise InputError(f"images must have the shape (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
+    spaced = torch.linspace(0, len(images) - 1, min(restarts, len(images))).round().long()
+    return images.detach().cpu()[spaced].to(torch.float64)
+
+
+def _audited(claim: Claim, *, tolerance: float, search: Search, seconds: float | None, delta: float | None) -> AuditRow:
+    start = perf_counter()
+    report = lipschitz(
+        claim.module, tuple(claim.starts.shape[1:]), seconds=seconds, delta=delta, lower_steps=0, refuse="record"
+    )
+    witness = strongest_witness(
+        Measured(claim.module, claim.starts[:1]),
+        _varied(claim.starts, search),
+        search=search,
+        enough=report.upper * (1 - 1e-6),
+    )
+    if witness.ratio > report.upper:
+        raise DefectiveBoundError(
+            f"{claim.name or 'the network'}: the bound {report.upper:.17g} lies below the ratio {witness.ratio:.17g} "
+            "that a pair of inputs attains; robustres is defective here: please report this model"
+        )
+    bound = Bound(witness.ratio, report.upper, _methods(report), report.guarantee, perf_counter() - start)
+    return AuditRow(
+        claim.name, claim.value, bound, _verdict(bound, claim.value * (1 + tolerance)), witness, report.refused
+    )
+
+
+def _varied(starts: Tensor, search: Search) -> Tensor:
+    """The starts, and half as many random inputs of the same norm: what is steepest may lie far from any image."""
+    generator = torch.Generator().manual_seed(search.seed)
+    half = starts[: (len(starts) + 1) // 2]
+    noise = torch.randn(half.shape, generator=generator, dtype=half.dtype).to(half.device)
+    return torch.cat([starts, scaled(norms(half), unit(noise))])
+
+
+def _verdict(bound: Bound, allowed: float) -> Verdict:
+    if bound.lower > allowed:
+        return "refuted"
+    return "proven" if bound.upper <= allowed else "open"
+
+
+def _methods(report: LipschitzReport) -> str:
+    if report.refused:
+        return "none"
+    return " x ".join(dict.fromkeys(row.method for row in report.blocks))
+
+
+def _record(row: AuditRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "claimed": row.claimed,
+        "lower": row.bound.lower,
+        "upper": row.bound.upper,
+        "verdict": row.verdict,
+        "method": row.bound.method,
+        "guarantee": str(row.bound.guarantee) if not row.refused else "none",
+        "refused": "; ".join(str(refusal) for refusal in row.refused),
+        "seconds": row.bound.seconds,
+    }

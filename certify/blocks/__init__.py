@@ -1,0 +1,1 @@
+"""One residual block or region in one inequality, its multipliers and their proof."""

@@ -1,0 +1,236 @@
+"""The joint bound's inequality with the input, and a pointwise first layer, eliminated: the norm of one kernel.
+
+In the notation of `incremental_form`, a block S d + V u with u = phi(W d) has |output|^2 <= lambda |d|^2 if
+
+    N = 2T - T W W^* T / lambda - lambda E^* G E >= 0,    E = V + S W^* T / lambda,    G = (lambda - S S^*)^-1,
+
+the Schur complement of the input d. Where S is a matrix times a phase (identity, scaled identity, 1x1 convolution of
+any stride, pooling onto disjoint windows), G is one real matrix for all frequencies, and N >= 0 says that the kernel
+(W^* T^(1/2) / sqrt(2 lambda), sqrt(lambda / 2) G^(1/2) E T^(-1/2)), stacked, has norm at most 1: a polynomial of the
+hidden width, computed once per (T, lambda), where the form itself has the input beside all hidden layers.
+
+Two hidden layers u_2 = phi(U u_1), u_1 = phi(W d) with W a matrix times a phase as well (bottlenecks, and blocks that
+begin with an activation): u_1 has the constant matrix D = 2T_1 - T_1 (W W^* + W S^* G S W^*) T_1 / lambda and goes the
+same way, N = 2T_2 - lambda V^* G V - F^* D^-1 F with F = U^* T_2 + T_1 W S^* G V.
+
+T enters as the exact square of its computed root, and G and D^-1 are replaced by matrices that are proved to be above.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.residual_block import ResidualBlock
+from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
+from robustres.certify.fourier.torus import Embedding, Torus
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.norms.ritz_pair import top_ritz_pair
+from robustres.numerics import gamma
+
+
+@dataclass(frozen=True, eq=False)
+class Above:
+    """factor * root^T root is at or above the inverse of a matrix; root None stands for the identity."""
+
+    factor: float
+    root: Tensor | None = None
+
+    def half(self, right: MatrixPolynomial) -> MatrixPolynomial:
+        """root H."""
+        if self.root is None:
+            return right
+        return MatrixPolynomial.exact({(0, 0): self.root}) @ right
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """The whole matrix times complex vectors."""
+        if self.root is None:
+            return self.factor * vectors
+        root = self.root.to(vectors.dtype)
+        return self.factor * (root.mT @ (root @ vectors))
+
+
+@dataclass(frozen=True, eq=False)
+class Inequality:
+    """For one T and one lambda: |output|^2 <= lambda |d|^2 wherever `gram` is at most 1 on a torus."""
+
+    gram: HermitianPolynomial
+    value: float
+    roots: tuple[Tensor, ...]
+    inverse: Above
+    inner_inverse: Above | None = None
+    coupling: MatrixPolynomial | None = None
+
+
+class ReducedBlock:
+    """shortcut and layers as polynomials, the widths of the slopes in the layers after them.
+
+    floor: about the largest eigenvalue of S S^*, below which no lambda lies.
+    """
+
+    def __init__(self, shortcut: MatrixPolynomial, layers: list[MatrixPolynomial], channels: list[int]) -> None:
+        self.shortcut, self.layers, self.channels = shortcut, layers, channels
+        self.ties = sum(channels)
+        self.inner = layers[0].transposed()  # W^*, of the input
+        self.crossing = shortcut @ self.inner  # S W^*
+        self.inner_gram = HermitianPolynomial.gram(self.inner)
+        self._scale = _scale_of_identity(shortcut)
+        self.floor = _largest_eigenvalue(shortcut.constant) if self._scale is None else self._scale**2
+        self._products: tuple[float, tuple[HermitianPolynomial, MatrixPolynomial, HermitianPolynomial]] | None = None
+
+    @property
+    def width(self) -> int:
+        """Rows of the matrix at each frequency."""
+        return self.layers[-1].magnitude.shape[1]
+
+    @property
+    def scalar_shortcut(self) -> bool:
+        """Whether the shortcut is a number times a phase."""
+        return self._scale is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the polynomials lie."""
+        return self.shortcut.magnitude.device
+
+    def roots(self, values: Tensor) -> tuple[Tensor, ...]:
+        """T^(1/2) of each hidden layer, repeated over the residues."""
+        parts = torch.split(values.sqrt(), self.channels)
+        widths = [layer.magnitude.shape[0] for layer in self.layers]
+        return tuple(part.repeat(width // len(part)) for part, width in zip(parts, widths, strict=False))
+
+    def inequality(self, values: Tensor, value: float) -> Inequality | None:
+        """The inequality for multipliers, one per channel, and lambda = value; None where lambda is too small."""
+        inverse = self._resolvent(value)
+        if inverse is None or not bool((values > 0).all()):
+            return None
+        roots = self.roots(values)
+        if len(roots) == 1:
+            return self._one_layer(roots, value, inverse)
+        return self._two_layers(roots, value, inverse)
+
+    def _one_layer(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> Inequality:
+        (root,) = roots
+        outer, mixed, crossed = self._outer_products(value, inverse)
+        factor = inverse.factor * value / 2
+        gram = self.inner_gram.scaled(root, 0.5 / value) + outer.scaled(1 / root, factor)
+        mixed = mixed.scaled(1 / root, root * (factor / value))
+        gram = gram + HermitianPolynomial.twice_real(mixed) + crossed.scaled(root, factor / value**2)
+        return Inequality(gram, value, roots, inverse)
+
+    def _outer_products(
+        self, value: float, inverse: Above
+    ) -> tuple[HermitianPolynomial, MatrixPolynomial, HermitianPolynomial]:
+        """V^* R^T R V, V^* R^T R C and C^* R^T R C for C = S W^* and the root R; the last ones are kept."""
+        key = 0.0 if inverse.root is None else value
+        if self._products is None or self._products[0] != key:
+            outer, crossing = inverse.half(self.layers[-1]), inverse.half(self.crossing)
+            gram = HermitianPolynomial.gram
+            self._products = key, (gram(outer), outer.transposed() @ crossing, gram(crossing))
+        return self._products[1]
+
+    def _two_layers(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> Inequality | None:
+        first, last = roots
+        outer, mixed, crossed = self._outer_products(value, inverse)
+        inner = self.inner_gram.scaled(first, 1 / value) + crossed.scaled(first, inverse.factor / value)
+        identity = torch.eye(len(first), dtype=torch.float64, device=first.device)
+        matrix = 2 * identity - inner.parts[0, 0]
+        magnitude = 2 * identity + inner.magnitude
+        inner_inverse = inverse_from_above(matrix, magnitude, inner.roundings + 2)
+        if inner_inverse is None:
+            return None
+        coupling = mixed.transposed().scaled(first * inverse.factor, 1 / last)
+        coupling = coupling + self.layers[1].transposed().scaled(1 / first, last)
+        ones = torch.ones_like(last)
+        eliminated = HermitianPolynomial.gram(inner_inverse.half(coupling)).scaled(ones, inner_inverse.factor / 2)
+        gram = outer.scaled(1 / last, inverse.factor * value / 2) + eliminated
+        return Inequality(gram, value, roots, inverse, inner_inverse, coupling)
+
+    def _resolvent(self, value: float) -> Above | None:
+        """At or above (lambda - S S^*)^-1."""
+        if self._scale is not None:
+            square = self._scale**2
+            gap = value - square - gamma(4 + 2 * self.shortcut.roundings) * (value + square)
+            return Above((1 / gap) * (1 + gamma(2))) if gap > 0 else None
+        matrix = self.shortcut.constant
+        identity = value * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+        magnitude = identity + self.shortcut.magnitude @ self.shortcut.magnitude.mT
+        roundings = 2 * self.shortcut.roundings + matrix.shape[1] + 4
+        return inverse_from_above(identity - matrix @ matrix.mT, magnitude, roundings)
+
+    def increments(
+        self, inequality: Inequality, torus: Torus, frequencies: Tensor, vectors: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """u and z of every hidden layer, and |d|^2 (F, k), for eigenvectors (F, h, k) of `gram`: an estimate only."""
+        *_, last = inequality.roots
+        hidden = [vectors / (math.sqrt(2) * last[:, None])]
+        if inequality.coupling is not None and inequality.inner_inverse is not None:
+            first = inequality.roots[0]
+            coupled = inequality.coupling.apply(torus, frequencies, vectors / math.sqrt(2))
+            hidden.insert(0, inequality.inner_inverse.times(coupled) / first[:, None])
+        weighted = hidden[0] * inequality.roots[0].square()[:, None]
+        back = self.shortcut.transposed()
+        outer = self.layers[-1].apply(torus, frequencies, hidden[-1])
+        source = self.inner.apply(torus, frequencies, weighted) + back.apply(torus, frequencies, outer)
+        through = inequality.inverse.times(self.shortcut.apply(torus, frequencies, source))
+        step = (source + back.apply(torus, frequencies, through)) / inequality.value
+        signals = [step, *hidden[:-1]]
+        before = [layer.apply(torus, frequencies, signal) for layer, signal in zip(self.layers, signals, strict=False)]
+        return hidden, before, step.abs().square().sum(1)
+
+
+def reduced_block(block: ResidualBlock, embedding: Embedding) -> ReducedBlock | None:
+    """The block in this form; None where some slope may be other than [0, b], or some part is not as it asks."""
+    if len(block.slopes) > 2 or any(isinstance(s, GroupSort) or s[0] != 0 or s[1] <= 0 for s in block.slopes):
+        return None
+    shortcut = polynomial(block.shortcut, embedding.multiplicity)
+    if shortcut is None or not shortcut[0].is_constant_but_for_a_shift:
+        return None
+    layers: list[MatrixPolynomial] = []
+    multiplicity = embedding.multiplicity
+    for index, layer in enumerate(block.layers):
+        found = polynomial(layer, multiplicity)
+        if found is None:
+            return None
+        multiplicity = found[1]
+        width = 1.0 if index == 0 else float(block.slopes[index - 1][1])  # type: ignore[index]
+        layers.append(found[0] if width == 1 else found[0].scaled(width))
+    if len(layers) == 3 and not layers[0].is_constant_but_for_a_shift:
+        return None
+    return ReducedBlock(shortcut[0], layers, [layer.out_shape[0] for layer in block.layers[:-1]])
+
+
+def inverse_from_above(matrix: Tensor, magnitude: Tensor, roundings: int) -> Above | None:
+    """factor root^T root at or above the inverse of the exact symmetric matrix; None where none is proved.
+
+    With R the inverse of a Cholesky factor, however computed, and |R M R^T - I| <= e < 1 for the exact M,
+    R M R^T >= (1 - e) I, hence M is definite and M^-1 <= R^T R / (1 - e).
+
+    The stored matrix is off by at most gamma_roundings * magnitude, entry by entry.
+    """
+    size = len(matrix)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0 or not bool(torch.isfinite(factor).all()):
+        return None
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    root = torch.linalg.solve_triangular(factor, identity, upper=False)
+    residual = float(torch.linalg.matrix_norm(root @ matrix @ root.mT - identity))
+    spread = float(torch.linalg.matrix_norm(root)) ** 2 * float(magnitude.sum(1).max())
+    error = residual + gamma(roundings + 4 * size + 16) * spread
+    return Above((1 / (1 - error)) * (1 + gamma(8)), root) if error < 0.5 else None
+
+
+def _largest_eigenvalue(matrix: Tensor) -> float:
+    square = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
+    return float(top_ritz_pair(square[None])[0])
+
+
+def _scale_of_identity(shortcut: MatrixPolynomial) -> float | None:
+    """s where the shortcut is s I times a phase."""
+    matrix = shortcut.constant
+    if matrix.shape[0] != matrix.shape[1]:
+        return None
+    scale = float(matrix[0, 0])
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return scale if torch.equal(matrix, scale * identity) else None

@@ -1,0 +1,44 @@
+"""One row of the report: a block of the network, or a piece between blocks, with every bound that was computed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from robustres.certify.proof.bound import Guarantee
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """Bounds of one piece of the network; the product of `upper` over all rows bounds the network.
+
+    name: dotted path of the module. kind: what it is, "residual (identity)" and "residual (projection)" for blocks.
+    shortcut, branch: bounds of the two sides of a residual block, NaN elsewhere.
+    textbook: shortcut + branch. joint: the joint bound of section 3.3. NaN where they do not apply or were not asked.
+    candidates: every valid bound that was computed, by method. upper: the smallest, method: which one it is.
+    lower: an estimate from below; it certifies nothing.
+    """
+
+    name: str
+    kind: str
+    upper: float
+    lower: float
+    method: str
+    guarantee: Guarantee = field(default_factory=Guarantee)
+    shortcut: float = math.nan
+    branch: float = math.nan
+    textbook: float = math.nan
+    joint: float = math.nan
+    candidates: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether this is a residual block."""
+        return self.kind.startswith("residual")
+
+    @property
+    def tightness(self) -> float:
+        """upper / lower: the truth lies within this factor."""
+        if self.upper == self.lower:
+            return 1.0
+        return self.upper / self.lower if self.lower > 0 else math.inf

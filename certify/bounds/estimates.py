@@ -1,0 +1,74 @@
+"""Estimates from below of the network and of each of its pieces, from random images or from real ones."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robustres.certify.bounds.block_row import BlockRow
+from robustres.certify.graph.capture import BATCH, Captured, device_of
+from robustres.certify.graph.network import Node
+from robustres.certify.lower.ascent import ascend
+from robustres.certify.lower.jacobian import norms, scaled, steepest_directions
+
+Piece = tuple[Node, Node, BlockRow]
+MOST_STARTS = 3 * BATCH  # of real images, for inputs of at most so many numbers:
+SMALL_INPUT = 20_000
+REACH = 0.1  # of a pair's distance over the size of the values that it starts from
+
+
+def start_images(images: Tensor | None) -> Tensor | None:
+    """A few of the images, evenly spaced, in float64; a multiple of the captured batch."""
+    if images is None:
+        return None
+    count = MOST_STARTS if images[0].numel() <= SMALL_INPUT else BATCH
+    places = torch.linspace(0, len(images) - 1, count).round().long()
+    return images[places.to(images.device)].detach().to(torch.float64)
+
+
+def block_estimates(
+    captured: Captured, pieces: Sequence[Piece], images: Tensor | None, steps: int, generator: torch.Generator | None
+) -> list[float]:
+    """For each row whose bound may be loose and that has no estimate yet, or where there are images, the slope that is
+    found; 0 for the others."""
+    found = []
+    for entry, end, row in pieces:
+        loose = row.kind not in ("linear", "activation")
+        wanted = loose and (row.lower == 0 or images is not None)
+        found.append(estimate(captured, entry, end, images, steps, generator) if wanted else 0.0)
+    return found
+
+
+def estimate(
+    captured: Captured, entry: Node, end: Node, images: Tensor | None, steps: int, generator: torch.Generator | None
+) -> float:
+    """The largest Jacobian norm from `entry` to `end` that is found where images lead to; 0 for no steps.
+
+    With real images also after a short ascent on the ratio of a pair from there, as in `strongest_witness`.
+    """
+    if steps == 0:
+        return 0.0
+    draw = generator or torch.Generator().manual_seed(0)
+    shape = (1 if captured.rebatches else BATCH, *captured.source.meta["val"].shape[1:])
+    starts = torch.rand(shape, dtype=torch.float64, generator=draw) if images is None else images
+    together = MOST_STARTS if captured.rebatches else BATCH
+    batches = torch.split(starts.to(device_of(captured.module)), together)
+    return max(_steepest(captured, entry, end, x, steps, ascent=images is not None, draw=draw) for x in batches)
+
+
+def _steepest(
+    captured: Captured, entry: Node, end: Node, images: Tensor, steps: int, *, ascent: bool, draw: torch.Generator
+) -> float:
+    def piece(values: Tensor) -> Tensor:
+        return captured.run({entry.origin: values}, end.origin)
+
+    with torch.no_grad():
+        points = captured.run({captured.source: images}, entry.origin)
+    start = torch.randn(points.shape, dtype=torch.float64, generator=draw).to(points.device)
+    slopes = steepest_directions(piece, points, start, steps=steps)
+    stretch = slopes.stretch
+    if ascent:
+        apart = scaled(REACH * norms(points), slopes.direction)
+        middle, spread = ascend(piece, points, apart, steps=steps, deadline=float("inf"))
+        stretch = torch.cat([stretch, steepest_directions(piece, middle, spread, steps=steps).stretch])
+    return float(stretch.nan_to_num(0, 0, 0).max())

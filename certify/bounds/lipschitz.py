@@ -1,0 +1,166 @@
+"""From a model to the bound of its Lipschitz constant, block by block."""
+
+from dataclasses import replace
+from time import perf_counter
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
+from robustres.certify.bounds.block_row import BlockRow
+from robustres.certify.bounds.bound_cache import BoundMemory, Known, RememberingBounder, network_key
+from robustres.certify.bounds.bounded_network import Analysis
+from robustres.certify.bounds.estimates import Piece, block_estimates, estimate, start_images
+from robustres.certify.bounds.head import Head
+from robustres.certify.bounds.pieces import unique_names
+from robustres.certify.bounds.report import LipschitzReport, multiplied, with_lower
+from robustres.certify.graph import rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape
+from robustres.certify.graph.capture import capture, device_of
+from robustres.certify.graph.network import Linear, Node
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.simplify import simplified
+from robustres.certify.maps.linear_map import Shape
+from robustres.errors import DefectiveBoundError, InputError, Refusal, UnsupportedOperationError
+from robustres.numerics import require_certifiable_arithmetic
+
+Norm = Literal["l2", "linf"]
+RULE_FILES = (rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape)
+Refuse = Literal["raise", "record"]
+
+
+def lipschitz(
+    model: nn.Module,
+    input_shape: Shape,
+    *,
+    norm: Norm = "l2",
+    joint: bool = True,
+    effort: float = DEFAULT_EFFORT,
+    seconds: float | None = 2.0,
+    delta: float | None = None,
+    lower_steps: int = 8,
+    refuse: Refuse = "raise",
+    images: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    store: BoundMemory | None = None,
+) -> LipschitzReport:
+    """Bound the Lipschitz constant of a model's logits, in evaluation mode, over all inputs of one shape.
+
+    Guaranteed: `report.upper` is at or above the constant of the model evaluated in exact arithmetic (deterministic
+    unless `delta` is given); so is each row for its block. The lower ends are estimates and guarantee nothing.
+
+    model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and left as it is.
+    joint: also bound residual blocks jointly; False computes the textbook bound only, in a fraction of the time.
+    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
+    seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
+    delta: failure probability that the norm of each linear map may spend on Lanczos iteration, where that is tighter;
+        None allows deterministic methods only. Joint bounds are deterministic with either.
+    lower_steps: steps of the searches for the lower estimates; 0 leaves them out.
+    images: (N, *input_shape) from which the lower estimates of network and blocks start; random ones where left out.
+    refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
+        report, whose `upper` is then infinite.
+    store: where bounds of the very same network, settings and certifier are looked for, and kept.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> report = lipschitz(model, (1, 2, 2))
+    >>> [row.kind for row in report.blocks]
+    ['linear', 'head']
+    """
+    if norm not in ("l2", "linf"):
+        raise InputError(f"norm must be l2 or linf, got {norm!r}")
+    if refuse not in get_args(Refuse):
+        raise InputError(f"refuse must be raise or record, got {refuse!r}")
+    require_certifiable_arithmetic(device_of(model))
+    start = perf_counter()
+    input_shape = tuple(input_shape)
+    try:
+        captured = capture(model, input_shape)
+        network, refused = build_network(captured)
+    except UnsupportedOperationError as error:
+        network, refused = None, error.refused
+    if network is None:
+        if refuse == "raise":
+            raise UnsupportedOperationError(refused)
+        return _refusal(input_shape, norm, refused, perf_counter() - start)
+    output = simplified(network)
+    order = output.ordered()
+    steps = lower_steps if norm == "l2" else 0
+    starts = start_images(_fitting(images, input_shape))
+    settings = {
+        "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta, "steps": steps,
+        "device": device_of(model).type, "images": starts,
+    }  # fmt: skip
+    key = network_key(captured, order, settings) if store is not None and generator is None else None
+    known = Known.from_text(store.load(key)) if store is not None and key is not None else Known()
+    remembered = known.complete
+    bounders = {
+        "l2": RememberingBounder(
+            order, joint=joint, effort=effort, seconds=seconds, delta=delta, known=known.rows["l2"]
+        ),
+        "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),
+    }
+    with torch.no_grad():
+        pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
+        whole = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
+        head = _head(output, bounders)
+    if not remembered:
+        known.lower = estimate(captured, order[0], output, starts, steps, generator)
+        known.block_lower = block_estimates(captured, pieces[norm], starts, steps, generator)
+    upper, guarantee = whole[norm]
+    report = LipschitzReport(
+        input_shape=input_shape,
+        norm=norm,
+        blocks=_with_estimates(pieces[norm], known.block_lower),
+        upper=upper,
+        lower=_checked(known.lower, upper, "the whole network"),
+        l2_upper=whole["l2"][0],
+        linf_upper=whole["linf"][0],
+        head=head,
+        seconds=perf_counter() - start,
+        guarantee=guarantee,
+        analysis=Analysis(captured, network, output, bounders["l2"]),
+    )
+    if store is not None and key is not None and not remembered:
+        store.save(key, known.to_text())
+    return report
+
+
+def _fitting(images: Tensor | None, shape: Shape) -> Tensor | None:
+    if images is not None and (tuple(images.shape[1:]) != shape or not len(images)):
+        raise InputError(f"images must have the shape (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
+    return images
+
+
+def _refusal(shape: Shape, norm: Norm, refused: tuple[Refusal, ...], seconds: float) -> LipschitzReport:
+    return LipschitzReport(shape, norm, (), float("inf"), 0.0, refused, seconds=seconds)
+
+
+def _head(output: Node, bounders: dict[str, RememberingBounder]) -> Head | None:
+    """The last linear map, if the network ends in one, with the bounds of everything before it."""
+    if not isinstance(output.piece, Linear):
+        return None
+    before = output.inputs[0]
+    body = {name: multiplied([row for _, _, row in bounder.rows(before)])[0] for name, bounder in bounders.items()}
+    return Head(output.piece.map, body["l2"], body["linf"])
+
+
+def _with_estimates(pieces: list[Piece], estimates: list[float]) -> tuple[BlockRow, ...]:
+    """The rows under unique names with their estimates."""
+    named = zip(pieces, unique_names(pieces), estimates, strict=True)
+    rows = [with_lower(row, name, _checked(estimate, row.upper, name)) for (_, _, row), name, estimate in named]
+    if pieces and rows[-1].kind == "linear":
+        rows[-1] = replace(rows[-1], kind="head")
+    return tuple(rows)
+
+
+def _checked(estimate: float, upper: float, name: str) -> float:
+    """The estimate, cut at the bound where rounding took it there; an estimate that is larger proves a defect.
+
+    Derivatives are as exact as torch's: that of hardsigmoid is 3e-8 too large, as its constant 1/6 is in float32.
+    """
+    if estimate > upper * (1 + 1e-6):
+        raise DefectiveBoundError(
+            f"{name}: the bound {upper:.17g} lies below the constant {estimate:.17g} that was attained; "
+            "robustres is defective here: please report this model"
+        )
+    return min(estimate, upper)

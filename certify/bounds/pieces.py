@@ -1,0 +1,192 @@
+"""Bounds of every piece of a network, composed along its dominators.
+
+Between two consecutive nodes that every path shares stands either one piece, or a region that ends in a merge. The
+constant of a path multiplies; a sum of paths adds; paths side by side add their squares. Each region is bounded from
+the outputs of its entry, whatever happens inside it, so any acyclic network is covered, nested blocks included.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Literal
+
+from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
+from robustres.certify.blocks.parallel_paths import Operand, Region, region
+from robustres.certify.blocks.residual_bound import residual_bound
+from robustres.certify.bounds.block_row import BlockRow
+from robustres.certify.graph.network import SORT_BY_WORD, Elementwise, Linear, Merge, Node, Opaque, chain, dominators
+from robustres.certify.maps.linear_map import Identity, LinearMap
+from robustres.certify.norms.linf_norm import all_hold, linf_norm, product
+from robustres.certify.norms.spectral_norm import spectral_norm
+from robustres.certify.proof.bound import Bound, Guarantee
+from robustres.numerics import rounded_up
+
+KINDS = {"max pooling": "pooling", "stated by the module": "stated", SORT_BY_WORD: "stated"}
+
+
+@dataclass(eq=False)
+class Bounder:
+    """Bounds the pieces of one network in one norm; every piece is bounded once.
+
+    joint: also bound residual blocks jointly (l2 only), with `effort` seconds of a nominal core for each.
+    seconds: time guide for each linear map. delta: a failure probability that probabilistic methods may spend on each
+    linear map; None allows deterministic methods only.
+    """
+
+    order: list[Node]
+    norm: Literal["l2", "linf"] = "l2"
+    joint: bool = True
+    effort: float = DEFAULT_EFFORT
+    seconds: float | None = None
+    delta: float | None = None
+    _dominator: dict[Node, Node] = field(init=False)
+    _rows: dict[Node, BlockRow] = field(init=False, default_factory=dict)
+    _norms: dict[LinearMap, Bound] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._dominator = dominators(self.order)
+
+    def rows(self, end: Node) -> list[tuple[Node, Node, BlockRow]]:
+        """Entry, exit and row of each piece from the source to `end`; 1-Lipschitz activations have none."""
+        nodes = chain(self._dominator, self.order[0], end)
+        pieces = [(self._dominator[node], node, self.row(node)) for node in nodes]
+        return [piece for piece in pieces if not (isinstance(piece[1].piece, Elementwise) and piece[2].upper == 1)]
+
+    def row(self, node: Node) -> BlockRow:
+        """The piece that ends in `node`, from its immediate dominator."""
+        if node not in self._rows:
+            start = perf_counter()
+            if isinstance(node.piece, Merge):
+                row = self._region_row(region(self._dominator, node), start)
+            else:
+                row = self._piece_row(node)
+            self._rows[node] = row
+        return self._rows[node]
+
+    def norm_of(self, map_: LinearMap) -> Bound:
+        """The norm of a linear map in this bounder's norm; every map is bounded once."""
+        if map_ not in self._norms:
+            if self.norm == "l2":
+                self._norms[map_] = spectral_norm(map_, delta=self.delta, seconds=self.seconds)
+            else:
+                self._norms[map_] = Bound(0.0, linf_norm(map_), "row sums")
+        return self._norms[map_]
+
+    def _certain_norm(self, map_: LinearMap) -> float:
+        """A deterministic bound of the norm, shared with the rows where they have one."""
+        known = self._norms.get(map_)
+        if known is None or known.guarantee != Guarantee():
+            known = spectral_norm(map_, seconds=self.seconds, lower_steps=1)
+            self._norms.setdefault(map_, known)
+        return known.upper
+
+    def _piece_row(self, node: Node) -> BlockRow:
+        name = node.path or node.origin.name
+        piece = node.piece
+        if isinstance(piece, Linear) and any(isinstance(term, Identity) for term in piece.summands):
+            return self._linear_residual_row(name, piece)
+        if isinstance(piece, Linear):
+            bound, kind = self.norm_of(piece.map), "linear"
+        elif isinstance(piece, Elementwise):
+            bound, kind = Bound(piece.constant, piece.constant, "largest slope"), "activation"
+        else:
+            assert isinstance(piece, Opaque)
+            bound = piece.bound if self.norm == "l2" else Bound(0.0, piece.linf, piece.bound.method)
+            kind = KINDS.get(piece.name, "nonlinear")
+        return BlockRow(
+            name,
+            kind,
+            bound.upper,
+            bound.lower,
+            bound.method,
+            bound.guarantee,
+            candidates={bound.method: bound.upper},
+            seconds=bound.seconds,
+        )
+
+    def _linear_residual_row(self, name: str, piece: Linear) -> BlockRow:
+        """x + W x, whose norm |I + W| needs no inequality (mathematics of the linear branch, section 3.2)."""
+        start = perf_counter()
+        whole = self.norm_of(piece.map)
+        branches = [self.norm_of(term) for term in piece.summands]
+        place = next(i for i, term in enumerate(piece.summands) if isinstance(term, Identity))
+        shortcut = branches.pop(place).upper
+        branch = rounded_up(math.fsum(bound.upper for bound in branches), 1)
+        candidates = {"textbook": rounded_up(shortcut + branch, 2), "linear": whole.upper}
+        holds = {"textbook": all_hold(branches), "linear": whole.guarantee}
+        method = min(candidates, key=lambda candidate: candidates[candidate])
+        return BlockRow(
+            name,
+            "residual (identity)",
+            candidates[method],
+            min(whole.lower, candidates[method]),
+            method,
+            holds[method],
+            shortcut=shortcut,
+            branch=branch,
+            textbook=candidates["textbook"],
+            candidates=candidates,
+            seconds=perf_counter() - start,
+        )
+
+    def _operand(self, operand: Operand) -> Bound:
+        """The product along one operand, 1 where it is the entry itself."""
+        rows = [self.row(node) for node in operand.nodes]
+        if not rows:
+            return Bound(1.0, 1.0, "identity")
+        return product([Bound(0.0, row.upper, row.method, row.guarantee) for row in rows])
+
+    def _region_row(self, found: Region, start: float) -> BlockRow:
+        branches = [self._operand(branch) for branch in found.branches]
+        guarantee = all_hold(branches)
+        shortcut = math.nan
+        if found.is_sum:
+            branch = rounded_up(math.fsum(bound.upper for bound in branches), 1) if branches else math.nan
+            total = math.fsum(bound.upper for bound in branches)
+            if found.shortcut is not None:
+                skip = self.norm_of(found.shortcut)
+                shortcut, guarantee = skip.upper, guarantee & skip.guarantee
+                total += shortcut
+            textbook = rounded_up(total, 2)
+        else:
+            branch = math.nan
+            squares = [bound.upper**2 for bound in branches] if self.norm == "l2" else [0.0]
+            largest = max(bound.upper for bound in branches)
+            textbook = rounded_up(math.sqrt(math.fsum(squares)), 3) if self.norm == "l2" else largest
+        candidates = {"textbook": textbook}
+        holds = {"textbook": guarantee}
+        lower = 0.0
+        if self.joint and self.norm == "l2" and found.is_sum:
+            joint = residual_bound(found, effort=self.effort, norm_of=self._certain_norm)
+            if joint is not None:
+                lower = joint.lower
+                for name, value in joint.candidates.items():
+                    candidates[name] = min(value, candidates.get(name, math.inf))
+                    holds[name] = holds.get(name, Guarantee()) & joint.guarantee
+        method = min(candidates, key=lambda name: candidates[name])
+        return BlockRow(
+            found.path(),
+            found.kind,
+            candidates[method],
+            min(lower, candidates[method]),
+            method,
+            holds[method],
+            shortcut=shortcut,
+            branch=branch,
+            textbook=textbook,
+            joint=min((value for name, value in candidates.items() if name.startswith("joint")), default=math.nan),
+            candidates=candidates,
+            seconds=perf_counter() - start,
+        )
+
+
+def unique_names(pieces: list[tuple[Node, Node, BlockRow]]) -> list[str]:
+    """A name for each row: of the module that holds it, else of the merge that ends it, else with a number."""
+    count = Counter(row.name for _, _, row in pieces)
+    names: list[str] = []
+    for _, end, row in pieces:
+        name = row.name if count[row.name] == 1 else end.path or end.origin.name
+        used = sum(other.split("#")[0] == name for other in names)
+        names.append(f"{name}#{used + 1}" if used else name)
+    return names

@@ -1,0 +1,142 @@
+"""The result of `lipschitz`: one row per block, the product, and what was refused."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pandas as pd
+
+from robustres.certify.bounds.block_row import BlockRow
+from robustres.certify.bounds.bounded_network import Analysis
+from robustres.certify.bounds.head import Head
+from robustres.certify.bounds.rescaled_block import rescaled_candidates
+from robustres.certify.maps.linear_map import Shape
+from robustres.certify.proof.bound import Guarantee
+from robustres.errors import InputError, Refusal
+from robustres.numerics import rounded_up
+from robustres.results import typed_table
+
+
+@dataclass(frozen=True)
+class LipschitzReport:
+    """Bounds of a whole network and of its blocks, from the input pixels to the logits.
+
+    blocks: rows in the order of the network; the product of their `upper` is `upper`.
+    upper: a bound of the Lipschitz constant of the logits in `norm`, infinite where something was refused; l2_upper
+        and linf_upper: in either norm.
+    lower: an estimate from below, which certifies nothing.
+    refused: operations without a rule, with where they stand; empty for a network that is covered.
+    analysis: the network as it was bounded, which `certify` needs again; None where something was refused.
+    head: the final linear layer with the bounds of everything before it, None where the network does not end so.
+    """
+
+    input_shape: Shape
+    norm: Literal["l2", "linf"]
+    blocks: tuple[BlockRow, ...]
+    upper: float
+    lower: float
+    refused: tuple[Refusal, ...] = ()
+    head: Head | None = field(default=None, repr=False)
+    l2_upper: float = math.inf
+    linf_upper: float = math.inf
+    seconds: float = 0.0
+    guarantee: Guarantee = field(default_factory=Guarantee)
+    analysis: Analysis | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def residual_blocks(self) -> tuple[BlockRow, ...]:
+        """The rows that are residual blocks."""
+        return tuple(row for row in self.blocks if row.is_residual)
+
+    def ledger(self) -> pd.DataFrame:
+        """`to_frame` with every bound that was computed for a residual block in a column of its own (NaN where it was
+        not), such as linear and loop transformation, the tightness upper / lower, and the seconds.
+        """
+        methods = dict.fromkeys(method for row in self.residual_blocks for method in row.candidates)
+        return self.to_frame().assign(
+            **{method: [row.candidates.get(method, math.nan) for row in self.blocks] for method in methods},
+            tightness=[row.tightness for row in self.blocks],
+            seconds=[row.seconds for row in self.blocks],
+        )
+
+    def __str__(self) -> str:
+        whole = f"{self.norm} Lipschitz constant at most {self.upper:.6g} ({self.guarantee}), at least {self.lower:.6g}"
+        if self.refused:
+            return f"{whole}; without a rule: {'; '.join(map(str, self.refused))}"
+        rows = self.ledger().drop(columns="guarantee")
+        return f"{rows.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}\n{whole}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows as the table `blocks` of a run folder: what a repetition reproduces, so without seconds."""
+        return typed_table(
+            "blocks",
+            [
+                {
+                    "name": row.name,
+                    "kind": row.kind,
+                    "shortcut": row.shortcut,
+                    "branch": row.branch,
+                    "textbook": row.textbook,
+                    "joint": row.joint,
+                    "upper": row.upper,
+                    "lower": row.lower,
+                    "method": row.method,
+                    "guarantee": str(row.guarantee),
+                }
+                for row in self.blocks
+            ],
+        )
+
+    def block(self, name: str) -> BlockRow:
+        """The row of that name; InputError lists the names."""
+        for row in self.blocks:
+            if row.name == name:
+                return row
+        raise InputError(f"no block is called {name!r}; the blocks are {', '.join(row.name for row in self.blocks)}")
+
+    def what_if(self, name: str, factor: float) -> "WhatIf":
+        """What the network's bound would be with one piece rescaled; nothing here is a bound of the network as it is.
+
+        Of a residual block, `factor` multiplies the branch (F becomes factor F), and the block is bounded anew by
+        every method that bounded it, the joint one with its own T; of any other piece, `factor` multiplies its
+        constant. `network_upper` is a valid bound of the network rescaled so.
+        """
+        if not (math.isfinite(factor) and factor >= 0):
+            raise InputError(f"factor must be a finite number of at least 0, got {factor}")
+        row = self.block(name)
+        candidates = {row.method: factor * row.upper}
+        if row.is_residual:
+            analysis = self.analysis if self.norm == "l2" else None
+            candidates = rescaled_candidates(analysis, self.blocks.index(row), row, factor)
+        method = min(candidates, key=lambda key: candidates[key])
+        block = candidates[method]
+        network, _ = multiplied([replace(other, upper=block) if other is row else other for other in self.blocks])
+        return WhatIf(name, factor, block, network, self.upper / network if network > 0 else math.inf, method)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A supposition: the bounds of one block and of the network after rescaling, the factor that all radii gain by it,
+    and the method that bounds the block."""
+
+    name: str
+    factor: float
+    block_upper: float
+    network_upper: float
+    radius_gain: float
+    method: str
+
+
+def multiplied(rows: Sequence[BlockRow]) -> tuple[float, Guarantee]:
+    """The product of the rows' bounds, rounded up, and the guarantee under which all of them hold."""
+    guarantee = Guarantee()
+    for row in rows:
+        guarantee = guarantee & row.guarantee
+    factors = [row.upper for row in rows if row.upper != 1]
+    return rounded_up(math.prod(factors), len(factors)) if len(factors) > 1 else math.prod(factors), guarantee
+
+
+def with_lower(row: BlockRow, name: str, lower: float) -> BlockRow:
+    """The row under its unique name with the larger of two lower estimates."""
+    return replace(row, name=name, lower=min(max(row.lower, lower), row.upper))

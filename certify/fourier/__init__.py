@@ -1,0 +1,1 @@
+"""Shift-invariant maps, frequency by frequency."""

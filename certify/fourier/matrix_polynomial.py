@@ -1,0 +1,250 @@
+"""Matrix-valued trigonometric polynomials H(t) = sum_d H_d exp(i t d): the symbols of shift-invariant maps, kept real.
+
+On a coarse torus, a signal with C channels at multiplicity (r_1, r_2) is r_1 r_2 C channels of the coarse image, one
+image per residue (a permutation of the same numbers); then a stride needs no aliasing, and sums, products and
+transposes of maps are sums, products and transposes of polynomials, computed once for all frequencies and tori.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robustres.certify.fourier.torus import Torus
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum
+from robustres.numerics import gamma
+
+Lag = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixPolynomial:
+    """parts: lag -> real (m, n). The exact sum of the errors of all parts is at most gamma_roundings * magnitude,
+    entry by entry; magnitude (m, n) is at or above the sum of the absolute values of the exact parts.
+    """
+
+    parts: dict[Lag, Tensor]
+    magnitude: Tensor
+    roundings: int = 0
+
+    @classmethod
+    def exact(cls, parts: dict[Lag, Tensor]) -> "MatrixPolynomial":
+        """A polynomial whose parts are exactly these."""
+        total = torch.stack(list(parts.values())).abs().sum(0)
+        return cls(parts, total * (1 + gamma(len(parts) + 1)))
+
+    @property
+    def is_constant_but_for_a_shift(self) -> bool:
+        """Whether H(t) is one matrix times a phase, so that H H^* and H^* H are the same at every frequency."""
+        return len(self.parts) == 1
+
+    @property
+    def constant(self) -> Tensor:
+        """The matrix of a polynomial that is constant but for a shift."""
+        (only,) = self.parts.values()
+        return only
+
+    def transposed(self) -> "MatrixPolynomial":
+        """H(t)^*."""
+        parts = {(-first, -second): part.mT for (first, second), part in self.parts.items()}
+        return MatrixPolynomial(parts, self.magnitude.mT, self.roundings)
+
+    def scaled(self, rows: Tensor | float = 1.0, columns: Tensor | float = 1.0) -> "MatrixPolynomial":
+        """diag(rows) H diag(columns), all positive; rows were computed in up to three roundings, columns in one."""
+        left = rows[:, None] if isinstance(rows, Tensor) else rows
+        parts = {lag: left * part * columns for lag, part in self.parts.items()}
+        return MatrixPolynomial(parts, left * self.magnitude * columns * (1 + gamma(8)), self.roundings + 6)
+
+    def __add__(self, other: "MatrixPolynomial") -> "MatrixPolynomial":
+        parts = dict(self.parts)
+        for lag, part in other.parts.items():
+            parts[lag] = parts[lag] + part if lag in parts else part
+        magnitude = (self.magnitude + other.magnitude) * (1 + gamma(1))
+        return MatrixPolynomial(parts, magnitude, max(self.roundings, other.roundings) + 1)
+
+    def __matmul__(self, other: "MatrixPolynomial") -> "MatrixPolynomial":
+        parts: dict[Lag, Tensor] = {}
+        for (first, second), left in self.parts.items():
+            for (third, fourth), right in other.parts.items():
+                lag = (first + third, second + fourth)
+                parts[lag] = parts[lag].addmm_(left, right) if lag in parts else left @ right
+        inner = self.magnitude.shape[1]
+        return MatrixPolynomial(
+            parts,
+            (self.magnitude @ other.magnitude) * (1 + gamma(inner + 2)),
+            self.roundings + other.roundings + inner + len(self.parts) + 1,
+        )
+
+    def apply(self, torus: Torus, frequencies: Tensor, vectors: Tensor) -> Tensor:
+        """(F, m, k) complex: the values at coarse frequencies (F, 2) times vectors (F, n, k), an estimate only."""
+        angle = turns(torus, frequencies, torch.tensor(list(self.parts), device=frequencies.device))
+        waves = torch.polar(torch.ones_like(angle), angle)
+        columns = torch.view_as_real(vectors.movedim(0, 1)).flatten(1)  # (n, 2 F k)
+        total = vectors.new_zeros(self.magnitude.shape[0], len(frequencies), vectors.shape[-1])
+        for place, part in enumerate(self.parts.values()):
+            image = torch.view_as_complex((part @ columns).reshape(*total.shape, 2))
+            total += waves[:, place, None] * image
+        return total.movedim(1, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class HermitianPolynomial:
+    """G(t) = A_0 + sum_d (A_d exp(i t d) + its conjugate transpose), over half of the lags; errors as above."""
+
+    parts: dict[Lag, Tensor]
+    magnitude: Tensor
+    roundings: int = 0
+
+    @classmethod
+    def gram(cls, factor: MatrixPolynomial) -> "HermitianPolynomial":
+        """H^* H."""
+        parts: dict[Lag, Tensor] = {}
+        for (first, second), left in factor.parts.items():
+            for (third, fourth), right in factor.parts.items():
+                lag = (third - first, fourth - second)
+                if lag >= (0, 0):
+                    parts[lag] = parts[lag].addmm_(left.mT, right) if lag in parts else left.mT @ right
+        inner = factor.magnitude.shape[0]
+        magnitude = (factor.magnitude.mT @ factor.magnitude) * (1 + gamma(inner + 2))
+        return cls(parts, magnitude, 2 * factor.roundings + inner + len(factor.parts) + 1)
+
+    @classmethod
+    def twice_real(cls, polynomial: MatrixPolynomial) -> "HermitianPolynomial":
+        """H + H^* of a square H."""
+        parts: dict[Lag, Tensor] = {}
+        for lag, part in polynomial.parts.items():
+            mirrored = (-lag[0], -lag[1])
+            place, value = (lag, part) if lag >= (0, 0) else (mirrored, part.mT)
+            value = value + value.mT if lag == mirrored else value
+            parts[place] = parts[place] + value if place in parts else value
+        magnitude = (polynomial.magnitude + polynomial.magnitude.mT) * (1 + gamma(1))
+        return cls(parts, magnitude, polynomial.roundings + 2)
+
+    def scaled(self, sides: Tensor, factor: float = 1.0) -> "HermitianPolynomial":
+        """factor diag(sides) G diag(sides), all positive; the factor was computed in three roundings, sides in one."""
+        outer = factor * sides[:, None] * sides
+        parts = {lag: outer * part for lag, part in self.parts.items()}
+        return HermitianPolynomial(parts, outer * self.magnitude * (1 + gamma(12)), self.roundings + 9)
+
+    def __add__(self, other: "HermitianPolynomial") -> "HermitianPolynomial":
+        parts = dict(self.parts)
+        for lag, part in other.parts.items():
+            parts[lag] = parts[lag] + part if lag in parts else part
+        magnitude = (self.magnitude + other.magnitude) * (1 + gamma(1))
+        return HermitianPolynomial(parts, magnitude, max(self.roundings, other.roundings) + 1)
+
+    def at(self, torus: Torus, frequencies: Tensor) -> Tensor:
+        """(F, n, n) complex Hermitian: the values at coarse frequencies (F, 2)."""
+        lags, even, odd = self._waves
+        angle = turns(torus, frequencies, lags)
+        shape = (len(frequencies), *self.magnitude.shape)
+        return torch.complex((angle.cos() @ even).reshape(shape), (angle.sin() @ odd).reshape(shape))
+
+    @cached_property
+    def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Lags (D, 2), and what goes with the cosine and the sine of each (D, n n)."""
+        lags = torch.tensor(list(self.parts), device=self.magnitude.device)
+        stacked = torch.stack(list(self.parts.values()))
+        even, odd = stacked + stacked.mT, stacked - stacked.mT
+        even[(lags == 0).all(1)] *= 0.5  # lag 0 stands once
+        return lags, even.flatten(1), odd.flatten(1)
+
+    @property
+    def error(self) -> float:
+        """At or above the spectral norm of the error of the values that `at` computes."""
+        count = self.roundings + len(self.parts) + 64  # a wave is off by less than 16 units
+        return gamma(2 * count) * float(self.magnitude.sum(1).max()) * (1 + gamma(len(self.magnitude)))
+
+
+def turns(torus: Torus, frequencies: Tensor, lags: Tensor) -> Tensor:
+    """(F, D) angles t d of coarse frequencies (F, 2) and lags (D, 2), each axis reduced modulo one turn in integers."""
+    total = torch.zeros(len(frequencies), len(lags), dtype=torch.float64, device=frequencies.device)
+    for axis in (0, 1):
+        phase = Fraction(torus.phase[axis])
+        whole = phase.denominator * torus.points[axis]
+        steps = (frequencies[:, axis, None] * phase.denominator + phase.numerator) * lags[:, axis] % whole
+        total += steps.to(torch.float64) * (2 * math.pi / whole)
+    return total
+
+
+def polynomial(map_: LinearMap, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag] | None:
+    """The map of a signal at that multiplicity, and the multiplicity of its output; None where there is no rule."""
+    match map_:
+        case Identity() if map_.in_shape == map_.out_shape:
+            eye = torch.eye(math.prod(multiplicity) * map_.in_shape[0], dtype=torch.float64, device=map_.device)
+            return MatrixPolynomial.exact({(0, 0): eye}), multiplicity
+        case ChannelScale():
+            diagonal = torch.diag(map_.scale.repeat(math.prod(multiplicity)))
+            return MatrixPolynomial.exact({(0, 0): diagonal}), multiplicity
+        case Convolution() if map_.padding_mode in ("zeros", "circular"):
+            return _convolution_polynomial(map_, multiplicity)
+        case Scaled():
+            inner = polynomial(map_.map, multiplicity)
+            if inner is None:
+                return None
+            parts = {lag: map_.factor * part for lag, part in inner[0].parts.items()}
+            magnitude = abs(map_.factor) * inner[0].magnitude * (1 + gamma(1))
+            return MatrixPolynomial(parts, magnitude, inner[0].roundings + 1), inner[1]
+        case Composition():
+            return _chained(map_.parts, multiplicity)
+        case Sum():
+            terms = [polynomial(term, multiplicity) for term in map_.terms]
+            known = [term for term in terms if term is not None]
+            if len(known) < len(terms):
+                return None
+            total = known[0][0]
+            for term, _ in known[1:]:
+                total = total + term
+            return total, known[0][1]
+    return None
+
+
+def _chained(maps: Iterable[LinearMap], multiplicity: Lag) -> tuple[MatrixPolynomial, Lag] | None:
+    total: MatrixPolynomial | None = None
+    for map_ in maps:
+        following = polynomial(map_, multiplicity)
+        if following is None:
+            return None
+        total = following[0] if total is None else following[0] @ total
+        multiplicity = following[1]
+    return None if total is None else (total, multiplicity)
+
+
+def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    weight = map_.weight.detach()
+    c_out, c_in = weight.shape[0], map_.in_shape[0]
+    (r_1, r_2), (s_1, s_2) = multiplicity, map_.stride
+    out = (r_1 // s_1, r_2 // s_2)
+    parts: dict[Lag, Tensor] = {}
+    for first in range(weight.shape[2]):
+        for second in range(weight.shape[3]):
+            tap = _ungrouped(weight[:, :, first, second], map_.groups)
+            reach_1 = first * map_.dilation[0] - map_.padding[0][0]
+            reach_2 = second * map_.dilation[1] - map_.padding[1][0]
+            for j in range(out[0]):
+                for k in range(out[1]):
+                    place_1, residue_1 = divmod(s_1 * j + reach_1, r_1)
+                    place_2, residue_2 = divmod(s_2 * k + reach_2, r_2)
+                    whole = parts.get((place_1, place_2))
+                    if whole is None:
+                        whole = weight.new_zeros(math.prod(out) * c_out, r_1 * r_2 * c_in)
+                        parts[place_1, place_2] = whole
+                    row, column = (j * out[1] + k) * c_out, (residue_1 * r_2 + residue_2) * c_in
+                    whole[row : row + c_out, column : column + c_in] = tap
+    return MatrixPolynomial.exact(parts), out
+
+
+def _ungrouped(tap: Tensor, groups: int) -> Tensor:
+    """(C_out, C_in / groups) as the block-diagonal matrix (C_out, C_in)."""
+    if groups == 1:
+        return tap
+    blocks = (
+        tap.reshape(groups, -1, 1, tap.shape[1])
+        * torch.eye(groups, dtype=tap.dtype, device=tap.device)[:, None, :, None]
+    )
+    return blocks.reshape(tap.shape[0], -1)

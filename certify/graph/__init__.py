@@ -1,0 +1,1 @@
+"""From a module to the network of linear maps, activations and merges."""

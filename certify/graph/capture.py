@@ -1,0 +1,222 @@
+"""A model as a graph of ATen operations, compared with the model before it is used."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from robustres.certify.graph.tracing import STATED, exported, first_line
+from robustres.certify.maps.linear_map import Shape
+from robustres.errors import ModelError, Refusal, UnsupportedOperationError
+from robustres.guard import random_state_kept
+
+# Samples in the captured batch; rules check against it that no operation mixes samples.
+BATCH = 3
+# Operations whose second argument is the shape of the whole batch. A view may meet other strides than those captured.
+RESHAPES = frozenset({torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default})
+EXPAND = torch.ops.aten.expand.default
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model's graph in float64 and evaluation mode.
+
+    module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
+    """
+
+    module: nn.Module
+    nodes: tuple[fx.Node, ...]
+    source: fx.Node
+    output: fx.Node
+    constants: Mapping[fx.Node, Any]
+    computed: tuple[fx.Node, ...]
+    rebatches: bool = False
+
+    def run(
+        self,
+        known: Mapping[fx.Node, Tensor],
+        wanted: fx.Node,
+        *,
+        observe: Callable[[fx.Node, Any], None] | None = None,
+    ) -> Tensor:
+        """The value of `wanted`, given the values of nodes that cut it off from the input; differentiable.
+
+        A batch of BATCH samples always runs; one of another size where `rebatches` says so.
+        observe: told every node that is computed and its value; values are let go after their last use.
+        """
+        values: dict[fx.Node, Any] = {**self.constants, **known}
+        batch = len(next(iter(known.values())))
+        needed = self._needed(wanted, values)
+        pending = Counter(parent for node in needed for parent in node.all_input_nodes)
+        for node in self.nodes:
+            if node not in needed:
+                continue
+            values[node] = call(node, values, self.module, batch=batch)
+            if observe is not None:
+                observe(node, values[node])
+            for parent in node.all_input_nodes:
+                pending[parent] -= 1
+                if pending[parent] == 0 and parent is not wanted:
+                    del values[parent]
+        result: Tensor = values[wanted]
+        return result
+
+    def _needed(self, wanted: fx.Node, values: Mapping[fx.Node, Any]) -> set[fx.Node]:
+        needed: set[fx.Node] = set()
+        stack = [wanted]
+        while stack:
+            node = stack.pop()
+            if node not in values and node not in needed:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+        return needed
+
+
+def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, batch: int = BATCH) -> Any:
+    """The value of one operation; the batch size that was captured in a shape is replaced by `batch`."""
+    arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    args, kwargs = arguments
+    if node.target is STATED:
+        return module.get_submodule(str(args[1]))(args[0])
+    if node.target in RESHAPES or node.target is EXPAND:
+        shape = [batch if args[1][0] == BATCH else args[1][0], *args[1][1:]]
+        return args[0].reshape(shape) if node.target in RESHAPES else args[0].expand(shape)
+    assert callable(node.target), node.target
+    return node.target(*args, **kwargs)
+
+
+def float64_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
+    scripted = [path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        what = "TorchScript that is no plain graph, which certification cannot look into (pass its nn.Module)"
+        raise UnsupportedOperationError([Refusal(path, what) for path in scripted[:1]])
+    try:
+        module = copy.deepcopy(model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the model cannot be copied, which certification needs: {first_line(error)}") from error
+    module = module.to(torch.float64).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's tensors lie; the CPU if it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def capture(model: nn.Module, input_shape: Shape) -> Captured:
+    """The graph of the model on a batch of inputs of `input_shape`, checked against the model.
+
+    Raises: ModelError where the model does not run on such inputs, mixes the samples of a batch, or is not a function;
+    UnsupportedOperationError where it cannot be written as a graph (control flow that depends on the data).
+    """
+    module = float64_copy(model)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))
+    with random_state_kept(), torch.no_grad():
+        answer = _answer(module, example)
+        program = exported(module, example)
+        captured = _folded(module, program)
+        _compare(captured, example, answer)
+        return replace(captured, rebatches=_rebatches(captured, example, answer))
+
+
+def _answer(module: nn.Module, example: Tensor) -> Tensor:
+    """The model's answer to the example, which must be one tensor and must not depend on the other samples."""
+    try:
+        answer = module(example.clone())
+        alone = module(example[:1].clone())
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
+        ) from error
+    if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
+        raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
+    if not _close(answer[:1], alone, 1e-9):
+        raise ModelError("the model's answer to a sample depends on the batch, or changes from call to call")
+    return answer
+
+
+def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Captured:
+    """The exported program with everything that does not depend on the input evaluated."""
+    signature = program.graph_signature
+    if any(spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs):
+        raise ModelError("the model changes its own buffers when it answers, so it is not a function of its input")
+    lifted: dict[str, Any] = {}
+    source = None
+    for spec in signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            source = spec.arg.name
+        elif spec.target is not None:
+            state = program.state_dict if spec.target in program.state_dict else program.constants
+            lifted[spec.arg.name] = state[spec.target]
+    nodes = tuple(program.graph.nodes)
+    constants: dict[fx.Node, Any] = {}
+    operations = []
+    for node in nodes:
+        if node.op == "placeholder":
+            if node.name != source:
+                constants[node] = lifted[node.name]
+        elif node.op == "get_attr":
+            constants[node] = getattr(program.graph_module, str(node.target))
+        elif node.op == "call_function":
+            if all(parent in constants for parent in node.all_input_nodes) and not is_random(node):
+                constants[node] = call(node, constants, module)
+            else:
+                operations.append(node)
+    answers = nodes[-1].args[0]
+    assert isinstance(answers, tuple)
+    computed = tuple(node for node in constants if node.op == "call_function")
+    origin = next(node for node in nodes if node.name == source)
+    return Captured(module, tuple(operations), origin, answers[0], constants, computed)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operation draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def path_of(node: fx.Node) -> str:
+    """Dotted name of the module in which an operation stands."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed([path for path, _ in stack.values()]), "")
+    return path.removeprefix("model").removeprefix(".")
+
+
+def operation_of(node: fx.Node) -> str:
+    """Name of an operation for people: `aten.softmax`."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket).replace("::", ".")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
+    """Refuse a graph that does not answer as the model does."""
+    for sample in (example, example.flip(0) - 0.5):
+        expected = answer if sample is example else captured.module(sample.clone())
+        if not _close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
+            raise ModelError("the captured graph does not answer as the model does; please report this model")
+
+
+def _rebatches(captured: Captured, example: Tensor, answer: Tensor) -> bool:
+    """Whether the graph can be run on other batch sizes: constants may have the captured one in their shape."""
+    try:
+        smaller = captured.run({captured.source: example[:2]}, captured.output)
+    except RuntimeError:
+        return False
+    return _close(smaller, answer[:2], 1e-9)
+
+
+def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    scale = float(right.abs().nan_to_num(0, 0, 0).max()) if right.numel() else 0.0
+    return left.shape == right.shape and torch.allclose(
+        left, right, rtol=0, atol=tolerance * (1 + scale), equal_nan=True
+    )

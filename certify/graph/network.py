@@ -1,0 +1,139 @@
+"""The network as the certifier sees it: a directed acyclic graph of linear maps, activations and merges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import fx
+
+from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.proof.bound import Bound
+
+# A module that sorts and says so; it computes by comparisons alone.
+SORT_BY_WORD = "sort stated by the module"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The input of the network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """An affine map; its constant part plays no role for a Lipschitz constant.
+
+    shift: at or above the l2 norm of everything constant that is added to a sample; it matters for rounding.
+    summands: the maps whose sum it is, where it was written as one, such as x + W x; empty otherwise.
+    """
+
+    map: LinearMap
+    shift: float = 0.0
+    summands: tuple[LinearMap, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """A scalar function applied to every coordinate, all of its difference quotients in `slopes` = [a, b].
+
+    jump: how far the operation as torch defines it lies from that function at most (a cut-off tail).
+    """
+
+    name: str
+    slopes: tuple[float, float]
+    jump: float = 0.0
+
+    @property
+    def constant(self) -> float:
+        """The Lipschitz constant, the same in l2 and linf."""
+        return max(abs(self.slopes[0]), abs(self.slopes[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """A map of which only a bound of its Lipschitz constant is known: max-pooling, sorting, a module's own word.
+
+    `linf` is its Lipschitz constant from linf to linf, infinite where it is not known.
+    along: the unbatched axis that it sorts along. sorts: the groups of channels that it sorts; None for other maps.
+    """
+
+    name: str
+    bound: Bound
+    linf: float
+    along: int | None = None
+    sorts: GroupSort | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Several inputs become one: their sum, or a map that is 1-Lipschitz on the inputs laid side by side.
+
+    "stack" covers concatenation (an isometry) and the elementwise maximum or minimum (nonexpansive). `axis`: the
+    unbatched axis of a concatenation of nothing but the inputs.
+    """
+
+    kind: Literal["sum", "stack"]
+    name: str
+    axis: int | None = None
+
+
+Piece = Source | Linear | Elementwise | Opaque | Merge
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One value in the network and the piece that makes it from its inputs.
+
+    path: dotted name of the module in which the operation stands. origin: its node in the captured graph.
+    """
+
+    piece: Piece
+    inputs: tuple["Node", ...]
+    shape: Shape
+    path: str
+    origin: fx.Node
+
+    def ordered(self) -> list["Node"]:
+        """This node and all its ancestors, each after its inputs."""
+        order: dict[Node, None] = {}
+        stack: list[tuple[Node, bool]] = [(self, False)]
+        while stack:
+            node, expanded = stack.pop()
+            if node in order:
+                continue
+            if expanded:
+                order[node] = None
+            else:
+                stack.append((node, True))
+                stack.extend((parent, False) for parent in reversed(node.inputs))
+        return list(order)
+
+
+def dominators(order: Sequence[Node]) -> dict[Node, Node]:
+    """The immediate dominator of every node but the first: the last node that all of its paths from the source share.
+
+    `order` is topological and starts with the source (Cooper, Harvey and Kennedy 2001; one pass suffices without
+    cycles).
+    """
+    position = {node: place for place, node in enumerate(order)}
+    dominator: dict[Node, Node] = {order[0]: order[0]}
+    for node in order[1:]:
+        meet = node.inputs[0]
+        for other in node.inputs[1:]:
+            while meet is not other:
+                if position[meet] > position[other]:
+                    meet = dominator[meet]
+                else:
+                    other = dominator[other]
+        dominator[node] = meet
+    del dominator[order[0]]
+    return dominator
+
+
+def chain(dominator: dict[Node, Node], start: Node, end: Node) -> list[Node]:
+    """The nodes between `start` (left out) and `end` (included) that every path from `start` to `end` passes."""
+    nodes = []
+    while end is not start:
+        nodes.append(end)
+        end = dominator[end]
+    return nodes[::-1]

@@ -1,0 +1,174 @@
+"""The network with its linear runs merged: what stays are the activations, the linear maps between, and the merges."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
+from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.folding import added, composed
+from robustres.certify.maps.linear_map import Identity, LinearMap
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along, rearranged
+from robustres.certify.proof.bound import Bound
+
+
+def simplified(output: Node) -> Node:
+    """An equivalent network: chains of linear maps composed and folded, sums of linear branches added up."""
+    return _Simplifier(output).run()
+
+
+class _Simplifier:
+    """Every old node becomes a new root and a linear map of it that waits to be merged with what follows."""
+
+    def __init__(self, output: Node) -> None:
+        self.order = output.ordered()
+        self.consumers = Counter(parent for node in self.order for parent in node.inputs)
+        self.images: dict[Node, tuple[Node, LinearMap | None]] = {}
+        self.summands: dict[LinearMap, tuple[LinearMap, ...]] = {}
+
+    def run(self) -> Node:
+        for node in self.order:
+            self.images[node] = self._image(node)
+        return self._materialised(self.order[-1])
+
+    def _image(self, node: Node) -> tuple[Node, LinearMap | None]:
+        piece = node.piece
+        if isinstance(piece, Source):
+            return node, None
+        if isinstance(piece, Linear):
+            return self._linear(node, piece.map)
+        if isinstance(piece, Merge):
+            return self._merged(node, piece)
+        if isinstance(piece, Opaque) and piece.along is not None and piece.name.startswith("sort"):
+            return self._sorted(node, piece)
+        source = self._materialised(node.inputs[0])
+        return node_like(node, piece, source), None
+
+    def _sorted(self, node: Node, piece: Opaque) -> tuple[Node, LinearMap | None]:
+        """A sort along an axis, moved to where that axis is still part of the channels."""
+        parent = node.inputs[0]
+        root, waiting = self.images[parent]
+        rest, shape = before_reshape(waiting, parent.shape)
+        whole = piece.along is not None and node.shape == parent.shape  # and not the largest few
+        sorts = groups_along(piece.along, parent.shape, shape) if whole else None  # type: ignore[arg-type]
+        if sorts is None:
+            return node_like(node, piece, self._materialised(parent)), None
+        entry = root if rest is None else replace(self._linear_node(parent, rest, root), shape=shape)
+        place = Node(replace(piece, sorts=sorts), (entry,), shape, node.path, node.origin)
+        return self._followed_by(node, place, Identity(shape, node.shape))
+
+    def _followed_by(self, node: Node, root: Node, map_: LinearMap) -> tuple[Node, LinearMap | None]:
+        """`node` as a map of `root`, which waits where it has one consumer."""
+        if isinstance(map_, Identity) and map_.in_shape == map_.out_shape:
+            return root, None
+        if self.consumers[node] > 1:
+            return self._linear_node(node, map_, root), None
+        return root, map_
+
+    def _linear(self, node: Node, map_: LinearMap) -> tuple[Node, LinearMap | None]:
+        root, waiting = self.images[node.inputs[0]]
+        whole = composed([map_] if waiting is None else [waiting, map_])
+        if isinstance(whole, Identity) and whole.in_shape == whole.out_shape:
+            return root, None
+        if self.consumers[node] > 1:
+            return node_like(node, Linear(whole), root), None
+        return root, whole
+
+    def _merged(self, node: Node, piece: Merge) -> tuple[Node, LinearMap | None]:
+        images = [self.images[parent] for parent in node.inputs]
+        if piece.kind == "sum" and len({root for root, _ in images}) == 1:
+            root = images[0][0]
+            terms = tuple(Identity(root.shape) if waiting is None else waiting for _, waiting in images)
+            whole = added(terms)
+            self.summands[whole] = terms
+            if self.consumers[node] > 1:
+                return self._linear_node(node, whole, root), None
+            return root, whole
+        if piece.axis is not None:
+            maxmin = self._maxmin(node, piece.axis)
+            if maxmin is not None:
+                return maxmin
+            selected = self._side_by_side(node.inputs, piece.axis)
+            if selected is not None:
+                index = selected[1]
+                selection = Selection(index.flatten(), selected[0].shape, tuple(index.shape))
+                return node_like(node, Linear(selection), selected[0]), None
+        return node_like(node, piece, *(self._materialised(parent) for parent in node.inputs)), None
+
+    def _materialised(self, old: Node) -> Node:
+        root, waiting = self.images[old]
+        return root if waiting is None else self._linear_node(old, waiting, root)
+
+    def _linear_node(self, old: Node, map_: LinearMap, root: Node) -> Node:
+        return node_like(old, Linear(map_, summands=self.summands.get(map_, ())), root)
+
+    def _maxmin(self, node: Node, axis: int) -> tuple[Node, LinearMap | None] | None:
+        """max(a, b) beside min(a, b): a and b side by side, sorted in pairs, and laid out as the network has it."""
+        operands = [_through_reshapes(parent) for parent in node.inputs]
+        pairs = self._pairs(operands)
+        if pairs is None:
+            return None
+        root, side_by_side = pairs
+        shape = side_by_side.out_shape
+        plain = isinstance(side_by_side, Identity) and side_by_side.in_shape == shape
+        entry = root if plain else Node(Linear(side_by_side), (root,), shape, node.path, node.origin)
+        piece = Opaque("maxmin", Bound(0.0, 1.0, "closed form"), 1.0, sorts=GroupSort(2, "strided"))
+        place = Node(piece, (entry,), shape, node.path, node.origin)
+        half = math.prod(shape) // 2
+        numbers = [half * k + torch.arange(half).reshape(parent.shape) for k, parent in enumerate(node.inputs)]
+        return self._followed_by(node, place, rearranged(torch.cat(numbers, dim=axis), shape))
+
+    def _pairs(self, operands: list[Node]) -> tuple[Node, LinearMap] | None:
+        """Where the operands are the larger and the smaller of pairs: a value, and the map that lays the first of each
+        pair, then the second, along its first axis."""
+        names = sorted(_name(operand) for operand in operands)
+        inputs = operands[0].inputs
+        if names == ["maximum", "minimum"]:
+            if len(set(inputs)) != 2 or set(inputs) != set(operands[1].inputs) or not inputs[0].shape:
+                return None
+            selected = self._side_by_side(inputs, 0)
+            return None if selected is None else (selected[0], rearranged(selected[1], selected[0].shape))
+        axes = {operand.piece.along for operand in operands if isinstance(operand.piece, Opaque)}
+        along = axes.pop() if len(axes) == 1 else None
+        extremes = [name.split(" ")[0] for name in names] == ["max", "min"]
+        if along is None or not extremes or inputs != operands[1].inputs or inputs[0].shape[along] != 2:
+            return None
+        return self._materialised(inputs[0]), halves_along(along, inputs[0].shape)
+
+    def _side_by_side(self, nodes: tuple[Node, ...], axis: int) -> tuple[Node, Tensor] | None:
+        """Selections of one and the same value laid side by side: the value, and which coordinate stands where."""
+        roots, indices = set(), []
+        for node in nodes:
+            root, waiting = self.images[node]
+            piece = root.piece
+            if waiting is None and isinstance(piece, Linear):
+                root, waiting = root.inputs[0], piece.map
+            roots.add(root)
+            if isinstance(waiting, Selection):
+                indices.append(waiting.index.reshape(node.shape))
+            elif waiting is None or isinstance(waiting, Identity):
+                indices.append(torch.arange(math.prod(node.shape)).reshape(node.shape))
+            else:
+                return None
+        if len(roots) != 1:
+            return None
+        return roots.pop(), torch.cat(indices, dim=axis)
+
+
+def node_like(old: Node, piece: Linear | Elementwise | Opaque | Merge, *inputs: Node) -> Node:
+    """A new node that stands where the old one stood."""
+    return Node(piece, inputs, old.shape, old.path, old.origin)
+
+
+def _through_reshapes(node: Node) -> Node:
+    while isinstance(node.piece, Linear) and isinstance(node.piece.map, Identity):
+        node = node.inputs[0]
+    return node
+
+
+def _name(node: Node) -> str:
+    return node.piece.name if isinstance(node.piece, Merge | Opaque) else ""

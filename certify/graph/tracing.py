@@ -1,0 +1,147 @@
+"""From a module to an exported program of ATen operations: by `torch.export`, or with the help of `torch.fx`.
+
+`torch.export` knows no value of any weight, so it refuses a module whose Python depends on them: `if sigma > 1`,
+`float(self.scale)`. Such a module is first traced by `torch.fx` with its weights as they are, which leaves plain
+operations on the input, and these are exported. Weights are constants for a certificate; an input never is.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustres.certify.graph.statements import HasLipschitzBound
+from robustres.certify.maps.linear_map import Shape
+from robustres.errors import ModelError, Refusal, UnsupportedOperationError
+
+# A module that states its own bound is captured as one call of this operation, which only has a shape.
+_LIBRARY = torch.library.Library("robustres", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("stated(Tensor x, str path, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")  # type: ignore[no-untyped-call]
+STATED = torch.ops.robustres.stated.default
+
+
+def exported(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The module on a batch like `example`, without changes in place; modules that state a bound are single calls.
+
+    Raises UnsupportedOperationError where neither way leads to a graph.
+    """
+    stated = _outermost_stated(module)
+    shapes: dict[tuple[str, Shape], list[int]] = {}
+    hooks = [child.register_forward_hook(_shape_recorder(path, shapes)) for path, child in stated.items()]
+    try:
+        module(example.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    try:
+        for path, child in stated.items():
+            child.forward = _stated_forward(path, shapes)
+        return _by_export_or_fx(_Root(module), example, stated=tuple(stated.values()))
+    finally:
+        for child in stated.values():
+            child.__dict__.pop("forward", None)
+
+
+def _by_export_or_fx(
+    root: nn.Module, example: Tensor, *, stated: tuple[nn.Module, ...]
+) -> torch.export.ExportedProgram:
+    # Both raise errors of their own and whatever the traced code raises.
+    with _without_dumps():
+        try:
+            return _exported(root, example)
+        except Exception as error:
+            reason = error
+        try:
+            tracer = _KnownWeights(stated)
+            return _exported(fx.GraphModule(root, tracer.trace(root)), example)
+        except Exception as error:
+            both = f"torch.export: {first_line(reason)}; torch.fx: {first_line(error)}"
+            values = "data-dependent" in str(reason)  # what torch.export calls it
+            what = "Python that looks at the values of the input (if, float(), .item()) and" if values else "Python"
+            raise UnsupportedOperationError([Refusal("", f"{what} that cannot be a graph ({both})")]) from reason
+
+
+def _exported(root: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    program: torch.export.ExportedProgram = torch.export.export(root, (example,), strict=False)
+    functional: torch.export.ExportedProgram = program.run_decompositions({})
+    return functional
+
+
+class _KnownWeights(fx.Tracer):
+    """Traces what happens to the input; weights and buffers are the tensors that they are."""
+
+    def __init__(self, stated: tuple[nn.Module, ...]) -> None:
+        super().__init__()
+        self._stated = stated
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch's own modules, and those that state their bound."""
+        return m in self._stated or super().is_leaf_module(m, module_qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """The value itself, where torch's tracer would put a proxy for a parameter."""
+        return attr_val
+
+
+@contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Without the graphs that torch logs and prints when it meets what it cannot trace: the error says it."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that state their own bound and do not stand inside another such module."""
+    found: dict[str, nn.Module] = {}
+    child: nn.Module
+    for path, child in module.named_modules():
+        inside = any(path.startswith(other + ".") or other == "" for other in found)
+        if not inside and isinstance(child, HasLipschitzBound):
+            found[path] = child
+    return found
+
+
+def _shape_recorder(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Callable[..., None]:
+    def record(child: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
+        if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(answer, Tensor):
+            raise ModelError(f"{path or 'the network'} states its own bound, so it must map one tensor to one tensor")
+        shapes[path, tuple(args[0].shape)] = list(answer.shape)
+
+    return record
+
+
+def _stated_forward(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        answer: Tensor = STATED(x, path, shapes[path, tuple(x.shape)])
+        return answer
+
+    return forward
+
+
+class _Root(nn.Module):
+    """Lets the network itself be a module that states its own bound, and lets it overwrite its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.model = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.model(x.clone())
+        return answer
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Certificates around one image: local bounds by propagation, quadratic certificates, branch and bound."""

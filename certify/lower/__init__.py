@@ -1,0 +1,1 @@
+"""Estimates from below: Jacobians, witnesses and ascents."""

@@ -1,0 +1,186 @@
+"""The strongest lower estimate of a Lipschitz constant: ascent over inputs and directions, ending in a witness."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustres.certify.lower.jacobian import Function, norms, scaled, steepest_directions, unit
+from robustres.certify.lower.witness import Measured, Witness, as_witness, safe_ratios
+from robustres.errors import InputError
+
+# Distances of the pairs tried at the end, relative to the norm of the input: the ratio of a pair that lies within
+# one linear piece does not depend on the distance, and the farther apart, the less rounding matters.
+_REACH = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
+
+# The first climb starts from pairs this far apart (relative to the input), across many linear pieces.
+_FIRST_REACH = 0.3
+# A round climbs from copies of the best pairs, moved and spread apart by factors drawn from these ranges.
+_PARENTS, _CHILDREN = 2, 4
+_MOVED, _SPREAD = (0.03, 0.3), 10.0
+# The search ends after so many rounds in which the best ratio grew by less than this share.
+_PATIENCE, _GROWTH = 10, 1e-3
+
+
+@dataclass(frozen=True)
+class Search:
+    """How hard to look for a pair of inputs that the function drives apart.
+
+    rounds: how often the best pairs so far are climbed from, the first time from all starts.
+    lanczos_steps: of the iteration on J^T J at each start. ascent_steps: of the first ascent on the ratio of a pair;
+    later ones take half as many. batch_size: starts climbed together. seconds: stop climbing after so long.
+    seed: of every random number.
+    """
+
+    rounds: int = 60
+    lanczos_steps: int = 40
+    ascent_steps: int = 200
+    batch_size: int = 16
+    seconds: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "lanczos_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ascent_steps < 0 or not self.seconds > 0 or self.seed < 0:
+            raise InputError("ascent_steps and seed must be at least 0 and seconds positive")
+
+
+def strongest_witness(function: Measured, starts: Tensor, *, search: Search, enough: float = math.inf) -> Witness:
+    """The pair with the largest safely rounded ratio |f(x') - f(x)| / |x' - x| that was found from `starts` (B, ...).
+
+    From each start: the steepest direction of the Jacobian, and ascent on the ratio of a pair along it, both ends free.
+    Then round after round from perturbed copies of the best pairs, until they stop growing. Inputs may leave [0, 1],
+    since a Lipschitz constant is about all of them. The pair is an estimate from below: it can refute, never certify.
+
+    enough: a ratio at which there is nothing left to find, such as a bound.
+    """
+    deadline = time.monotonic() + search.seconds
+    generator = torch.Generator().manual_seed(search.seed)
+    best: Pair | None = None
+    for pair in _climb(function, starts.to(torch.float64), search, generator, deadline):
+        if best is None or pair.ratio > best.ratio:
+            best = pair
+        if best.ratio >= enough:
+            break
+    assert best is not None
+    return as_witness(function, best.x, best.other)
+
+
+class Pair(NamedTuple):
+    """Two inputs (*input shape) and the safe ratio of their answers."""
+
+    ratio: float
+    x: Tensor
+    other: Tensor
+
+
+def _climb(
+    function: Measured, starts: Tensor, search: Search, generator: torch.Generator, deadline: float
+) -> Iterator[Pair]:
+    """Better and better pairs, mostly: from every start, then from the best ones again and again."""
+    peaks = []
+    for batch in torch.split(starts, search.batch_size):
+        steepest = steepest_directions(
+            function, batch, _normal_like(batch, generator), steps=search.lanczos_steps, deadline=deadline
+        )
+        yield _strongest(function, _pairs(batch, steepest.direction))
+        apart = scaled(_FIRST_REACH * _lengths(batch), steepest.direction)
+        peaks.append(ascend(function, batch, apart, steps=search.ascent_steps, deadline=deadline))
+    middle, spread = (torch.cat(parts) for parts in zip(*peaks, strict=True))
+    history: list[float] = []
+    while True:
+        order = safe_ratios(function, middle - spread / 2, middle + spread / 2).argsort(descending=True)[:_PARENTS]
+        middle, spread = middle[order], spread[order]
+        steps = max(1, search.lanczos_steps // 4)
+        there = steepest_directions(function, middle, spread, steps=steps, deadline=deadline)
+        peak = _strongest(function, [(middle - spread / 2, middle + spread / 2), *_pairs(middle, there.direction)])
+        yield peak
+        history.append(max([peak.ratio, *history[-1:]]))
+        stale = len(history) > _PATIENCE and history[-1] < (1 + _GROWTH) * history[-1 - _PATIENCE]
+        if len(history) == search.rounds or stale or time.monotonic() > deadline:
+            return
+        children = ascend(
+            function, *_children(middle, spread, generator), steps=search.ascent_steps // 2, deadline=deadline
+        )
+        middle, spread = torch.cat([middle, children[0]]), torch.cat([spread, children[1]])
+
+
+def _children(middle: Tensor, spread: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Copies of the pairs in turn, the first of each where its parent is and the others moved, all spread apart."""
+    parent = torch.arange(_CHILDREN, device=middle.device) % len(middle)
+    moved, apart = torch.rand(2, _CHILDREN, generator=generator, dtype=middle.dtype).to(middle.device)
+    reach = _MOVED[0] * (_MOVED[1] / _MOVED[0]) ** moved
+    reach[: len(middle)] = 0
+    middle, spread = middle[parent], spread[parent]
+    away = unit(_normal_like(middle, generator))
+    return middle + scaled(reach * _lengths(middle), away), scaled(_SPREAD**apart, spread)
+
+
+def _pairs(x: Tensor, direction: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Pairs along the directions at several distances."""
+    return [(x, x + scaled(reach * _lengths(x), direction)) for reach in _REACH]
+
+
+def _strongest(function: Measured, pairs: Sequence[tuple[Tensor, Tensor]]) -> Pair:
+    """Of batches of pairs, the one with the largest safe ratio."""
+    ratios = torch.stack([safe_ratios(function, x, other) for x, other in pairs])
+    row, sample = divmod(int(ratios.argmax()), ratios.shape[1])
+    x, other = pairs[row]
+    return Pair(float(ratios[row, sample]), x[sample], other[sample])
+
+
+def ascend(function: Function, x: Tensor, direction: Tensor, *, steps: int, deadline: float) -> tuple[Tensor, Tensor]:
+    """Adam on log |f(x + d/2) - f(x - d/2)| - log |d| over x and d (B, ...) together; each sample's best x and d.
+
+    The ratio of a pair that lies apart sees how the Jacobian changes with x, which the Jacobian of a piecewise linear
+    network does not. Steps are relative to the length of d and shrink, and d may grow and shrink.
+    """
+    length = norms(direction)
+    shift = torch.zeros_like(x).requires_grad_()
+    spread = scaled(1 / length, direction).requires_grad_()
+    rate = 0.3 / x[0].numel() ** 0.5
+    optimiser = torch.optim.Adam([shift, spread], lr=rate)
+    best_value = torch.full_like(length, -torch.inf)
+    best_x, best_direction = x, direction
+    for step in range(steps):
+        if time.monotonic() > deadline:
+            break
+        with torch.enable_grad():
+            there, apart = x + scaled(length, shift), scaled(length, spread)
+            value = _log_norms(function(there + apart / 2) - function(there - apart / 2)) - _log_norms(apart)
+            gradients = torch.autograd.grad(value.sum(), (shift, spread), materialize_grads=True)
+        better = value.detach() > best_value
+        best_value = torch.where(better, value.detach(), best_value)
+        best_x = _where(better, there.detach(), best_x)
+        best_direction = _where(better, apart.detach(), best_direction)
+        shift.grad, spread.grad = (-gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in gradients)
+        optimiser.param_groups[0]["lr"] = rate * 10 ** -(step / steps)
+        optimiser.step()
+    return best_x, best_direction
+
+
+def _log_norms(x: Tensor) -> Tensor:
+    """(B,): the logarithm of each norm, its gradient safe from overflow."""
+    scale = norms(x.detach()).clamp_min(torch.finfo(x.dtype).tiny)
+    return torch.add(torch.linalg.vector_norm(scaled(1 / scale, x).flatten(1), dim=1).log(), scale.log())
+
+
+def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Sample by sample, `new` where `chosen` (B,)."""
+    return torch.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """(B,): the norm of each input, 1 for an input that is zero."""
+    length = norms(x)
+    return torch.where(length > 1e-200, length, torch.ones_like(length))
+
+
+def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)

@@ -1,0 +1,1 @@
+"""What a linear layer and an activation are to the certifier."""

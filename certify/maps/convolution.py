@@ -1,0 +1,247 @@
+"""Two-dimensional convolutions, their transposes, paddings and average pooling as linear maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustres.certify.maps.linear_map import Composition, LinearMap, Separable, Shape, as_weight
+from robustres.errors import InputError
+
+PaddingMode = Literal["zeros", "circular", "replicate", "reflect"]
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """The number twice, or the two numbers given."""
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return int(first), int(second)
+
+
+def both_sides(padding: int | Sequence[int | Sequence[int]]) -> Padding:
+    """((top, bottom), (left, right)) from p, (vertical, horizontal) or the four numbers.
+
+    >>> both_sides((1, 2))
+    ((1, 1), (2, 2))
+    """
+    if isinstance(padding, int):
+        padding = (padding, padding)
+    vertical, horizontal = padding
+    return pair(vertical), pair(horizontal)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(LinearMap):
+    """What `torch.nn.functional.conv2d` computes (a cross-correlation), without its bias, at one image size.
+
+    weight: (C_out, C_in / groups, k_1, k_2). in_shape: (C_in, H, W). padding: ((top, bottom), (left, right)).
+    """
+
+    weight: Tensor
+    in_shape: Shape
+    stride: Pair = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    padding_mode: PaddingMode = "zeros"
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", as_weight(self.weight, "convolution kernel"))
+        object.__setattr__(self, "stride", pair(self.stride))
+        object.__setattr__(self, "dilation", pair(self.dilation))
+        object.__setattr__(self, "padding", both_sides(self.padding))
+        self._check()
+        image = tuple(
+            (side + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+            for side, pads, kernel, stride, dilation in zip(
+                self.in_shape[1:], self.padding, self.weight.shape[2:], self.stride, self.dilation, strict=True
+            )
+        )
+        if min(image) < 1:
+            raise InputError(f"the kernel {tuple(self.weight.shape)} is larger than the padded image {self.in_shape}")
+        object.__setattr__(self, "out_shape", (self.weight.shape[0], *image))
+
+    def _check(self) -> None:
+        if self.weight.ndim != 4 or len(self.in_shape) != 3:
+            raise InputError(
+                f"a convolution needs a kernel (out, in, k1, k2) and images (C, H, W), got "
+                f"{tuple(self.weight.shape)} and {self.in_shape}"
+            )
+        if self.weight.shape[1] * self.groups != self.in_shape[0] or self.weight.shape[0] % self.groups:
+            raise InputError(
+                f"the kernel {tuple(self.weight.shape)} with {self.groups} groups does not fit {self.in_shape}"
+            )
+        if self.padding_mode not in get_args(PaddingMode):
+            raise InputError(f"padding_mode must be one of {get_args(PaddingMode)}, got {self.padding_mode!r}")
+        if min(*self.stride, *self.dilation) < 1 or min(min(pads) for pads in self.padding) < 0:
+            raise InputError("stride and dilation must be at least 1 and padding at least 0")
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.padding_mode != "zeros":
+            return self.unpadded()(self.pad()(x))
+        (top, bottom), (left, right) = self.padding
+        padded = functional.pad(x, (left, right, top, bottom)) if top + bottom + left + right else x
+        return functional.conv2d(padded, self.weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        if self.padding_mode != "zeros":
+            return self.pad().adjoint(self.unpadded().adjoint(y))
+        return _scatter(y, self, self.in_shape)
+
+    def pad(self) -> Separable:
+        """The padding alone, as a linear map of its own."""
+        rows, columns = (
+            padding_matrix(side, pads, self.padding_mode, self.device)
+            for side, pads in zip(self.in_shape[1:], self.padding, strict=True)
+        )
+        return Separable(rows, columns, self.in_shape[0])
+
+    def unpadded(self) -> "Convolution":
+        """The same kernel on the image that is padded already; `unpadded() @ pad()` is the whole map."""
+        image = tuple(side + sum(pads) for side, pads in zip(self.in_shape[1:], self.padding, strict=True))
+        return Convolution(
+            self.weight, (self.in_shape[0], *image), self.stride, dilation=self.dilation, groups=self.groups
+        )
+
+
+def _scatter(y: Tensor, convolution: Convolution, image_shape: Shape) -> Tensor:
+    """The transpose of a zero-padded convolution: spread, then cut the padding off."""
+    padded = functional.conv_transpose2d(
+        y, convolution.weight, None, convolution.stride, 0, 0, convolution.groups, convolution.dilation
+    )
+    (top, bottom), (left, right) = convolution.padding
+    _, height, width = image_shape
+    missing = (height + top + bottom - padded.shape[2], width + left + right - padded.shape[3])
+    padded = functional.pad(padded, (0, missing[1], 0, missing[0]))  # positions that no output reads
+    return padded[:, :, top : top + height, left : left + width]
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedConvolution(LinearMap):
+    """What `torch.nn.functional.conv_transpose2d` computes, without its bias: the transpose of `forward_map`.
+
+    weight: (C_in, C_out / groups, k_1, k_2), as torch keeps it. in_shape: (C_in, H, W).
+    """
+
+    weight: Tensor
+    in_shape: Shape
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    output_padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    out_shape: Shape = field(init=False)
+    forward_map: Convolution = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "padding", "output_padding", "dilation"):
+            object.__setattr__(self, name, pair(getattr(self, name)))
+        image = tuple(
+            (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+            for side, stride, padding, dilation, kernel, extra in zip(
+                self.in_shape[1:],
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.weight.shape[2:],
+                self.output_padding,
+                strict=True,
+            )
+        )
+        object.__setattr__(self, "out_shape", (self.weight.shape[1] * self.groups, *image))
+        forward_map = Convolution(
+            self.weight, self.out_shape, self.stride, both_sides(self.padding), self.dilation, self.groups
+        )
+        object.__setattr__(self, "weight", forward_map.weight)
+        object.__setattr__(self, "forward_map", forward_map)
+        if forward_map.out_shape != self.in_shape:
+            raise InputError(
+                f"output_padding {self.output_padding} must be smaller than the stride {self.stride} "
+                f"or the dilation {self.dilation}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.forward_map.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward_map.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.forward_map(y)
+
+
+def padding_matrix(side: int, pads: Pair, mode: PaddingMode, device: torch.device | str = "cpu") -> Tensor:
+    """The matrix (side + before + after, side) that pads one axis, as `torch.nn.functional.pad` does."""
+    eye = torch.eye(side, dtype=torch.float64, device=device)
+    if mode == "zeros":
+        return functional.pad(eye, pads).T.contiguous()
+    return functional.pad(eye[None], pads, mode=mode)[0].T.contiguous()
+
+
+def average_pool(
+    in_shape: Shape,
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+    device: torch.device | str = "cpu",
+) -> LinearMap:
+    """What `torch.nn.functional.avg_pool2d` computes, as a linear map.
+
+    A depthwise `Convolution` where every window is divided by the same number, else a `Separable` map.
+    """
+    channels = in_shape[0]
+    kernels, pads = pair(kernel), pair(padding)
+    strides = kernels if stride is None else pair(stride)
+    matrices, uniform = [], True
+    for side, k, s, p in zip(in_shape[1:], kernels, strides, pads, strict=True):
+        matrix, regular = _pooling_matrix(side, k, s, p, ceil_mode, count_include_pad, divisor is not None)
+        matrices.append(matrix)
+        uniform &= regular
+    if divisor is not None:
+        matrices[0] = matrices[0] / divisor
+    if uniform:
+        value = 1 / (divisor or kernels[0] * kernels[1])
+        weight = torch.full((channels, 1, *kernels), value, dtype=torch.float64, device=device)
+        return Convolution(weight, in_shape, strides, both_sides(pads), groups=channels)
+    return Separable(matrices[0].to(device), matrices[1].to(device), channels)
+
+
+def _pooling_matrix(
+    side: int, kernel: int, stride: int, pad: int, ceil_mode: bool, include_pad: bool, undivided: bool
+) -> tuple[Tensor, bool]:
+    """One axis of average pooling as a matrix, and whether it is the regular one (each window divided by `kernel`)."""
+    extra = stride - 1 if ceil_mode else 0
+    count = (side + 2 * pad - kernel + extra) // stride + 1
+    if ceil_mode and (count - 1) * stride >= side + pad:
+        count -= 1  # no window starts in the padding on the right
+    matrix = torch.zeros(count, side, dtype=torch.float64)
+    regular = count == (side + 2 * pad - kernel) // stride + 1
+    for row in range(count):
+        start = row * stride - pad
+        stop = min(start + kernel, side + pad)
+        inside = range(max(start, 0), min(stop, side))
+        size = stop - start if include_pad else len(inside)
+        matrix[row, list(inside)] = 1.0 if undivided else 1 / size
+        regular &= undivided or size == kernel
+    return matrix, regular
+
+
+def padded_convolution(convolution: Convolution) -> Composition:
+    """The convolution written as its padding followed by the kernel on the padded image."""
+    return Composition((convolution.pad(), convolution.unpadded()))

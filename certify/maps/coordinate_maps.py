@@ -1,0 +1,62 @@
+"""Linear maps that copy coordinates (permute, slice, pad, repeat) and that scale each by its own factor."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(LinearMap):
+    """Output coordinate i is the input coordinate `index[i]`, or 0 where `index[i]` is -1.
+
+    Permutations, slices, paddings, repetitions and nearest-neighbour resizing are of this kind. The norm is known
+    exactly: the squared norm is the largest number of times that one input coordinate is copied.
+    """
+
+    index: Tensor
+    in_shape: Shape
+    out_shape: Shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.index.device
+
+    @property
+    def copies(self) -> int:
+        """The largest number of times that one input coordinate appears in the output; the square of the norm."""
+        used = self.index[self.index >= 0]
+        return int(torch.bincount(used).max()) if used.numel() else 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        padded = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
+        return padded[:, self.index].reshape(-1, *self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        gathered = y.new_zeros(len(y), self.in_size + 1)
+        place = torch.where(self.index < 0, self.in_size, self.index)
+        return gathered.index_add(1, place, y.flatten(1))[:, :-1].reshape(-1, *self.in_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(LinearMap):
+    """Each coordinate times its own factor; the norm is the largest |factor|."""
+
+    factors: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", as_weight(self.factors, "factors"))
+        object.__setattr__(self, "in_shape", tuple(self.factors.shape))
+        object.__setattr__(self, "out_shape", tuple(self.factors.shape))
+
+    @property
+    def device(self) -> torch.device:
+        return self.factors.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factors
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self.factors

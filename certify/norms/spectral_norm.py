@@ -1,0 +1,140 @@
+"""The norm of a linear map as an interval: lower estimate, upper bound, method, guarantee."""
+
+import math
+from time import perf_counter
+from typing import Literal, get_args
+
+import torch
+
+from robustres.certify.maps.convolution import Convolution, padded_convolution
+from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Sum
+from robustres.certify.norms.frequency_norm import frequency_bound
+from robustres.certify.norms.half_torus import kept_axes_bound
+from robustres.certify.norms.lanczos import SMALLEST_SPHERE, lanczos_bound, power_bound
+from robustres.certify.norms.power_iteration import power_iteration
+from robustres.certify.norms.structural_norm import dense_bound, is_small, structural_norm
+from robustres.certify.proof.bound import Bound, Guarantee
+from robustres.certify.proof.largest_singular_value import MatrixMethod
+from robustres.errors import InputError
+from robustres.numerics import require_certifiable_arithmetic, rounded_up
+
+Method = Literal["auto", "dense", "frequency", "svd", "gram", "half torus", "product", "lanczos", "power"]
+PROBABILISTIC = {"lanczos": lanczos_bound, "power": power_bound}
+PER_FREQUENCY: dict[str, MatrixMethod] = {"frequency": "cholesky", "svd": "svd", "gram": "gram"}
+DEFAULT_SECONDS = 5.0
+DEFAULT_DELTA = 1e-12
+SMALL_SIDE = 12  # images up to this side lose percents on a torus; larger ones less than the time is worth
+
+
+def spectral_norm(
+    map_: LinearMap,
+    *,
+    method: Method = "auto",
+    delta: float | None = None,
+    seconds: float | None = None,
+    generator: torch.Generator | None = None,
+    lower_steps: int = 20,
+) -> Bound:
+    """The operator norm of the map, held between an estimate from below and a bound from above.
+
+    method: "auto" takes the smallest bound within `seconds` (default 5, a guide for which candidates are tried, not a
+        hard limit); "dense" decomposes the whole matrix; "frequency" takes the maximum over the frequencies of tori,
+        "svd" and "gram" the same with that method per frequency; "half torus" keeps one axis of a zero-padded
+        convolution as it is; "product" multiplies and adds the norms of the
+        parts; "lanczos" and "power" need products only and hold with probability 1 - delta.
+    delta: None (the default) allows deterministic methods only; a number in (0, 1) also allows "auto" a bound that
+        fails with at most this probability over the random start. "lanczos" and "power" take 1e-12 where it is None.
+    generator: the random start of "lanczos" and "power"; a certificate should not reuse a published seed.
+    lower_steps: power iterations for the lower estimate.
+    Raises InputError where the named method does not apply to this map.
+
+    >>> from robustres.certify.maps.linear_map import Dense
+    >>> round(spectral_norm(Dense(torch.diag(torch.tensor([3.0, 4.0])))).upper, 9)
+    4.0
+    """
+    require_certifiable_arithmetic(map_.device)
+    if method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if delta is not None and not 0 < delta < 1:
+        raise InputError(f"delta is a failure probability in (0, 1), got {delta:g}; leave it out for none")
+    start = perf_counter()
+    guarantee = Guarantee()
+    with torch.no_grad():
+        if method in PROBABILISTIC:
+            upper, guarantee = _probabilistic(map_, method, delta or DEFAULT_DELTA, generator)
+            name: str = method
+        elif method == "auto":
+            upper, name = _tightest(map_, DEFAULT_SECONDS if seconds is None else seconds)
+            if delta is not None and name not in ("exact", "dense"):
+                probable, chance = _probabilistic(map_, "lanczos", delta, generator)
+                if probable < upper:
+                    upper, name, guarantee = probable, "lanczos", chance
+        else:
+            upper, name = _named(map_, method), method
+        lower = min(upper, power_iteration(map_, steps=lower_steps, generator=generator).value)
+    return Bound(lower, upper, name, guarantee, perf_counter() - start)
+
+
+def _probabilistic(
+    map_: LinearMap, method: str, delta: float, generator: torch.Generator | None
+) -> tuple[float, Guarantee]:
+    """A bound that holds with probability 1 - delta; the whole matrix, deterministically, below three dimensions."""
+    if min(map_.in_size, map_.out_size) < SMALLEST_SPHERE:
+        return dense_bound(map_), Guarantee()
+    bound = PROBABILISTIC[method]
+    return bound(map_, delta=delta, generator=generator), Guarantee(delta)
+
+
+def _named(map_: LinearMap, method: Method) -> float:
+    """The deterministic bound of that name, infinite where the numbers overflow."""
+    if method == "dense":
+        return dense_bound(map_)
+    if method == "product":
+        return product_bound(map_)
+    if method == "half torus":
+        kept = kept_axes_bound(map_, seconds=math.inf, dense=False) if isinstance(map_, Convolution) else None
+        if kept is None:
+            raise InputError(f"method 'half torus' needs a zero-padded convolution without groups, got {map_}")
+        return kept[0]
+    upper = frequency_bound(map_, matrix_method=PER_FREQUENCY[method])
+    if upper is None:
+        raise InputError(
+            f"method {method!r} needs a zero-padded or circular convolution of images, got {type(map_).__name__} "
+            f"{map_.in_shape} -> {map_.out_shape}; use 'auto', 'dense' or 'lanczos'"
+        )
+    return upper
+
+
+def _tightest(map_: LinearMap, seconds: float) -> tuple[float, str]:
+    """The smallest deterministic bound of those that are cheap enough, and its name."""
+    exact = structural_norm(map_)
+    if exact is not None:
+        return exact, "exact"
+    if is_small(map_):
+        return dense_bound(map_), "dense"
+    kept = None
+    if isinstance(map_, Convolution) and min(map_.in_shape[1:]) <= SMALL_SIDE:
+        kept = kept_axes_bound(map_, seconds=seconds)
+    if kept is not None and kept[1] == "dense":
+        return kept
+    upper = frequency_bound(map_, seconds=seconds)
+    if upper is not None:
+        return kept if kept is not None and kept[0] < upper else (upper, "frequency")
+    return product_bound(map_, seconds=seconds), "product"
+
+
+def product_bound(map_: LinearMap, *, seconds: float = DEFAULT_SECONDS) -> float:
+    """Norms of compositions multiplied, of sums added, of the padding and the kernel multiplied."""
+    match map_:
+        case Composition():
+            return rounded_up(math.prod(_tightest(part, seconds)[0] for part in map_.parts), len(map_.parts))
+        case Sum():
+            return rounded_up(math.fsum(_tightest(term, seconds)[0] for term in map_.terms), 1)
+        case Scaled():
+            return rounded_up(abs(map_.factor) * _tightest(map_.map, seconds)[0], 1)
+        case Convolution() if map_.padding_mode != "zeros":
+            return product_bound(padded_convolution(map_), seconds=seconds)
+    exact = structural_norm(map_)
+    if exact is None:
+        exact = frequency_bound(map_, seconds=seconds)
+    return dense_bound(map_) if exact is None else exact

@@ -1,0 +1,1 @@
+"""Verified numerics: what turns a computed number into a bound."""

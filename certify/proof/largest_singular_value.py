@@ -1,0 +1,134 @@
+"""An upper bound of the largest singular value among many matrices, rounding included: one interface, four methods."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustres.certify.proof.cholesky_proof import definiteness_slack, proved_definite
+from robustres.certify.proof.gram_iteration import gram_iteration
+from robustres.numerics import gamma, rounded_up
+
+ALWAYS_EXACT = 4  # matrices up to this size are decomposed one and all
+SAMPLED = 32  # matrices among which the first candidate for the largest eigenvalue is sought
+
+MatrixMethod = Literal["cholesky", "eigvalsh", "svd", "gram"]
+
+
+def largest_norm(
+    matrices: Tensor, *, method: MatrixMethod = "cholesky", at_least: float = 0.0, steps: int = 6
+) -> float:
+    """A number at or above max(at_least, sigma(H_f) for every stored matrix of the batch (F, m, n)).
+
+    cholesky: eigenvalues of the few matrices that matter, a factorisation to prove the others smaller: the default.
+    eigvalsh, svd: eigenvalues of the smaller Gram matrix, or singular values, of every matrix.
+    gram: `gram_iteration`, matrix products alone; slightly above the others.
+    at_least: a value that is accepted anyway, which lets most matrices be dismissed early.
+    """
+    with torch.no_grad():
+        largest = float(matrices.abs().max()) if matrices.numel() else 0.0
+        if largest == 0:
+            return at_least
+        if not math.isfinite(largest):
+            return math.inf
+        scale = math.frexp(largest)[1]
+        scaled = times_power_of_two(matrices, -scale)
+        if method == "gram":
+            unit = float(gram_iteration(scaled, steps=steps).max())
+        elif method == "svd":
+            unit = _by_svd(scaled)
+        elif method == "eigvalsh":
+            unit = _root(_top_eigenvalue(_smaller_gram(scaled)), scaled)
+        else:
+            unit = _by_dismissal(scaled, math.ldexp(at_least, -scale) if at_least else 0.0)
+    return max(at_least, math.nextafter(math.ldexp(unit, scale), math.inf))
+
+
+def times_power_of_two(matrices: Tensor, exponent: int) -> Tensor:
+    """Exact, in two factors so that neither overflows."""
+    half = exponent // 2
+    return matrices * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
+
+
+def _smaller_gram(matrices: Tensor) -> Tensor:
+    """H H^H or H^H H, whichever is smaller."""
+    return matrices @ matrices.mH if matrices.shape[-2] <= matrices.shape[-1] else matrices.mH @ matrices
+
+
+def _gram_error(matrices: Tensor) -> float:
+    """How far the largest eigenvalue of the computed Gram matrix can be from the exact one."""
+    frobenius = float(torch.linalg.matrix_norm(matrices).max())
+    return gamma(4 * (max(matrices.shape[-2:]) + 2)) * frobenius * frobenius * (1 + gamma(matrices[0].numel() + 8))
+
+
+def _top_eigenvalue(hermitian: Tensor) -> float:
+    """At or above the largest eigenvalue. The solver is backward stable; 10 n u |A|_F is charged for it."""
+    values = torch.linalg.eigvalsh(hermitian)[..., -1]
+    frobenius = torch.linalg.matrix_norm(hermitian)
+    return float((values + gamma(40 * hermitian.shape[-1]) * frobenius).max())
+
+
+def _root(eigenvalue: float, matrices: Tensor) -> float:
+    return rounded_up(math.sqrt(max(0.0, eigenvalue + _gram_error(matrices))), 8)
+
+
+def _by_svd(matrices: Tensor) -> float:
+    values = torch.linalg.svdvals(matrices)[..., 0]
+    error = gamma(40 * max(matrices.shape[-2:])) * float(torch.linalg.matrix_norm(matrices).max())
+    return rounded_up(float(values.max()) + error, 8)
+
+
+def _by_dismissal(matrices: Tensor, at_least: float) -> float:
+    grams, error = _smaller_gram(matrices), _gram_error(matrices)
+    return rounded_up(math.sqrt(largest_eigenvalue(grams, error=error, at_least=at_least * at_least)), 8)
+
+
+def largest_eigenvalue(
+    hermitian: Tensor, *, error: float = 0.0, at_least: float = 0.0, stop_above: float = math.inf
+) -> float:
+    """A number at or above max(at_least, lambda_max) of every matrix of a positive semidefinite batch (F, n, n).
+
+    error: the true matrices may differ from the stored ones by this much in spectral norm.
+    stop_above: infinity is returned as soon as some eigenvalue may be larger.
+
+    `accepted` is raised to the top eigenvalue of the most promising matrix until a factorisation has proved all others
+    smaller; the relative tolerance is what the proof itself loses, so ties are dismissed as well.
+    """
+    size = hermitian.shape[-1]
+    if size <= ALWAYS_EXACT:
+        return max(at_least, _top_eigenvalue(hermitian) + error)
+    tolerance = 1 + 8 * size * definiteness_slack(size)
+    accepted = at_least
+    open_ = hermitian if accepted == 0 else hermitian[~proved_below(hermitian, accepted, error)]
+    stride = max(1, len(open_) // SAMPLED)
+    while len(open_):
+        best = stride * int(rayleigh_quotients(open_[::stride]).argmax())
+        stride = 1
+        accepted = max(accepted, (_top_eigenvalue(open_[best : best + 1]) + 4 * error) * tolerance)
+        if accepted > stop_above:
+            return math.inf
+        dismissed = proved_below(open_, accepted, error)
+        dismissed[best] = True
+        open_ = open_[~dismissed]
+    return accepted
+
+
+def proved_below(hermitian: Tensor, value: float, error: float) -> Tensor:
+    """(F,) bool: True where no eigenvalue of a matrix within `error` of the stored one exceeds `value`."""
+    shifted = -hermitian
+    shifted.diagonal(dim1=-2, dim2=-1).add_(value)
+    return proved_definite(shifted, error=error + 4 * 2.0**-53 * value)
+
+
+def rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:
+    """(F,) cheap guesses of the largest eigenvalues, from below, by power iteration from the largest column."""
+    quotient = grams.new_zeros(len(grams), dtype=torch.float64)
+    column = grams.diagonal(dim1=-2, dim2=-1).real.argmax(-1)
+    vector = grams.gather(-1, column[:, None, None].expand(-1, grams.shape[-2], 1))
+    for _ in range(steps):
+        vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp_min(1e-300)
+        image = grams @ vector
+        quotient = (vector.conj() * image).sum((-2, -1)).real
+        vector = image
+    return quotient

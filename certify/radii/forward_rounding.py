@@ -1,0 +1,198 @@
+"""How far computed logits can be from the exact ones: section 6 of the mathematics, through every kind of piece.
+
+For every input within a ball around x, the values r of a layer are at most |r(x)| plus the layer's Lipschitz constant
+times the ball's radius. Each operation adds at most kappa (|A| r + |b|) to the deviation, |A| being the norm of the
+absolute values of its weights, and passes on what it was given, multiplied by its Lipschitz constant; a residual block
+passes on the deviation at its entry by the block's own bound, so a tight block bound helps here too.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from robustres.certify.bounds.bounded_network import Analysis
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, dominators
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_roundings
+from robustres.errors import PrecisionError
+from robustres.numerics import UNIT_ROUNDOFF, gamma
+
+# Computed by comparisons, copies and sign changes: no rounding at all.
+EXACT = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "abs"})
+EXACT_EXTREMA = frozenset({"maximum", "minimum"})
+# One product per coordinate.
+ONE_PRODUCT = frozenset({"leaky_relu", "prelu", "_prelu_kernel"})
+# What is charged for elementary functions in float64: no vendor proves their accuracy, all are within a few units.
+FUNCTION_UNITS = 64
+# What is charged in float64, relative to its values, for a module that states its own bound.
+STATED_RELATIVE = 1e-9
+# The norms below are themselves computed in float64.
+SLACK = 1 + 1e-6
+
+
+@dataclass(eq=False)
+class Deviation:
+    """Bounds of |computed - exact| at every node, for N samples at once.
+
+    sizes: l2 norm (N,) of every node's value at the samples. ball: (N,) l2 radius around each sample.
+    dtype: of the computation that is bounded.
+    """
+
+    analysis: Analysis
+    sizes: dict[fx.Node, Tensor]
+    ball: Tensor
+    dtype: torch.dtype
+    _dominator: dict[Node, Node] = field(init=False)
+    _original: dict[fx.Node, Node] = field(init=False)
+    _lipschitz: dict[Node, float] = field(init=False, default_factory=dict)
+    _local: dict[Node, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._dominator = dominators(self.analysis.bounder.order)
+        self._original = {node.origin: node for node in self.analysis.network.ordered()}
+
+    def at_output(self) -> Tensor:
+        """(N,) the l2 deviation of the logits, at every input in the ball."""
+        source, *rest = self.analysis.bounder.order
+        # One operation may be several nodes (x - 2 y: a scaling and a sum); it is charged at the last of them.
+        inner = {parent for node in rest for parent in node.inputs if parent.origin is node.origin}
+        self._lipschitz[source] = 1.0
+        reached = {source: torch.zeros_like(self.ball)}
+        for node in rest:
+            constant = self.analysis.bounder.row(node).upper
+            above = self._dominator[node]
+            self._lipschitz[node] = self._lipschitz[above] * constant
+            introduced = torch.zeros_like(self.ball) if node in inner else self._introduced(node, reached)
+            self._local[node] = introduced + self._carried_inside(node)
+            reached[node] = reached[above] * constant + self._local[node]
+        return reached[self.analysis.output] * SLACK
+
+    def _carried_inside(self, node: Node) -> Tensor:
+        """What the branches that end in a merge introduce between the merge's dominator and the merge."""
+        if not isinstance(node.piece, Merge):
+            return torch.zeros_like(self.ball)
+        parts = torch.stack([self._since(parent, self._dominator[node]) for parent in node.inputs])
+        return parts.sum(0) if node.piece.kind == "sum" else parts.norm(dim=0)
+
+    def _since(self, node: Node, start: Node) -> Tensor:
+        """What was introduced after `start`, which dominates `node`."""
+        if node is start:
+            return torch.zeros_like(self.ball)
+        constant = self.analysis.bounder.row(node).upper
+        return self._since(self._dominator[node], start) * constant + self._local[node]
+
+    def _introduced(self, node: Node, reached: dict[Node, Tensor]) -> Tensor:
+        """What the operations between the inputs of a simplified node and the node itself introduce."""
+        entries = {}
+        for parent in node.inputs:
+            while parent.origin is node.origin and parent.inputs:
+                parent = parent.inputs[0]
+            size = self.sizes[parent.origin] + self._lipschitz[parent] * self.ball
+            entries[self._original[parent.origin]] = size + reached[parent]
+        return self._fold(self._original[node.origin], entries, {})[0]
+
+    def _fold(
+        self, node: Node, entries: dict[Node, Tensor], known: dict[Node, tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Deviation introduced since the entries, and size, of a node as captured."""
+        if node in entries:
+            return torch.zeros_like(self.ball), entries[node]
+        if node not in known:
+            inputs = [self._fold(parent, entries, known) for parent in node.inputs]
+            known[node] = self._step(node, inputs)
+        return known[node]
+
+    def _step(self, node: Node, inputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        piece, u = node.piece, UNIT_ROUNDOFF[self.dtype]
+        errors = torch.stack([error for error, _ in inputs])
+        sizes = torch.stack([size for _, size in inputs])
+        if isinstance(piece, Linear):
+            steep = absolute_norm(piece.map)
+            size = steep * (sizes[0] + errors[0]) + piece.shift
+            return steep * errors[0] + self._kappa(piece) * size, size
+        if isinstance(piece, Merge):
+            size = sizes.sum(0) + errors.sum(0) if piece.kind == "sum" else sizes.norm(dim=0)
+            if piece.kind == "sum":
+                return errors.sum(0) + u * len(inputs) * size, size
+            return errors.norm(dim=0), size
+        if isinstance(piece, Elementwise):
+            return self._elementwise(piece, node, errors[0], sizes[0])
+        assert isinstance(piece, Opaque)
+        constant = piece.bound.upper
+        size = constant * sizes[0] + self.sizes[node.origin]
+        if piece.name.startswith(("softmax", "logsumexp")):
+            self._only_float64(node, piece.name)
+            return constant * errors[0] + FUNCTION_UNITS * u * size, size
+        if piece.name == "stated by the module":
+            self._only_float64(node, "a module that states its own bound")
+            return constant * errors[0] + STATED_RELATIVE * size, size
+        return constant * errors[0], size
+
+    def _elementwise(self, piece: Elementwise, node: Node, error: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        u = UNIT_ROUNDOFF[self.dtype]
+        after = piece.constant * (size + error) + self.sizes[node.origin]
+        passed = piece.constant * error
+        if piece.name in EXACT or piece.name in EXACT_EXTREMA:
+            return passed, after
+        if piece.name in ONE_PRODUCT:
+            return passed + 2 * u * after, after
+        self._only_float64(node, piece.name)
+        return passed + FUNCTION_UNITS * u * after + piece.jump * math.sqrt(math.prod(node.shape)), after
+
+    def _kappa(self, piece: Linear) -> float:
+        count = forward_roundings(piece.map)
+        if piece.shift > 0:
+            count += 4
+        if count == 0:
+            return 0.0
+        factor = ALGORITHM_FACTOR if self.dtype == torch.float64 else 1
+        return gamma(factor * (count + 4), self.dtype)
+
+    def _only_float64(self, node: Node, name: str) -> None:
+        if self.dtype != torch.float64:
+            raise PrecisionError(
+                f"no deviation bound covers {name} at {node.path or 'the top of the network'} in {self.dtype}; "
+                "certify in torch.float64"
+            )
+
+
+def require_covered_float32(analysis: Analysis, x: Tensor) -> None:
+    """Refuse a float32 certificate of what the bounds below do not cover."""
+    captured = analysis.captured
+    if captured.computed:
+        raise PrecisionError(
+            "no deviation bound covers weights that the network computes from others when it runs (a parametrisation); "
+            "make them plain weights first (torch.nn.utils.parametrize.remove_parametrizations), or certify in "
+            "torch.float64"
+        )
+    if x.dtype != torch.float32:
+        raise PrecisionError(f"a float32 certificate is about float32 images, got {x.dtype}; convert them first")
+    if x.device.type == "cuda" and torch.backends.cudnn.enabled:
+        raise PrecisionError(
+            "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
+            "torch.backends.cudnn.enabled = False, or certify in torch.float64"
+        )
+
+
+def forward_roundings(map_: LinearMap) -> int:
+    """Roundings that one output coordinate goes through when the map is applied; weights are taken as exact."""
+    match map_:
+        case Identity() | Selection():
+            return 0
+        case Dense():
+            return map_.matrix.shape[1]
+        case Convolution() if map_.padding_mode == "zeros":
+            return math.prod(map_.weight.shape[1:])
+        case TransposedConvolution():
+            return math.prod(map_.weight.shape[2:]) * map_.weight.shape[0]
+        case Scaled():
+            return forward_roundings(map_.map) + 2
+        case Composition():
+            return sum(forward_roundings(part) for part in map_.parts)
+        case Sum():
+            return max(forward_roundings(term) for term in map_.terms) + len(map_.terms)
+    return product_roundings(map_) + 8

@@ -1,0 +1,87 @@
+"""From margins to radii: each route is a certificate of the whole network by itself, so the largest may be taken.
+
+A route bounds the constants of the differences of two logits over all inputs. What bounds them around one input only
+(local bounds by propagation) is no route but a `Certificate`, and joins by `certify_best`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustres.certify.bounds.report import LipschitzReport
+from robustres.errors import InputError
+from robustres.numerics import rounded_up
+
+Norm = Literal["l2", "linf"]
+# "lipschitz": the product of the pieces' bounds. "best": every route that there is.
+Choice = Literal["lipschitz", "best"]
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """name: what stands in the column `source`. pairs: of a class, bounds (classes,) of the constants of its logit
+    minus every logit, in some norm of the input. shrink: a ball of radius r in the norm that is asked for lies within
+    the ball of radius shrink * r in that norm.
+    """
+
+    name: str
+    pairs: Callable[[int], Tensor]
+    shrink: float = 1.0
+
+    def radii(self, logits: Tensor, charge: Tensor) -> Tensor:
+        """min over classes of margin / constant of that difference of logits, (N,); 0 where nothing is certified."""
+        prediction = logits.argmax(dim=1)
+        radii = torch.zeros(len(logits), dtype=torch.float64)
+        for label in sorted(set(prediction.tolist())):
+            chosen = prediction == label
+            gap = logits[chosen][:, label, None] - logits[chosen] - charge[chosen, None]
+            ratio = (gap - gap.abs() * 2**-50) / self.pairs(label)
+            ratio[:, label] = torch.inf
+            radii[chosen] = ratio.amin(dim=1)
+        finite = torch.where(torch.isfinite(logits).all(dim=1), radii, 0.0)
+        shrunk: Tensor = finite / self.shrink
+        return shrunk.nan_to_num(0.0, 0.0, 0.0)
+
+
+def routes_of(report: LipschitzReport, norm: Norm, choice: Choice, classes: int) -> list[Route]:
+    """The routes to radii in `norm` that the choice allows, the most usual first.
+
+    The l2 ball of radius sqrt(d) r holds the linf ball of radius r, and the linf ball of radius r holds the l2 ball.
+    """
+    if choice not in ("lipschitz", "best"):
+        raise InputError(f"certificate must be lipschitz or best, got {choice!r}")
+    pairs = "pairwise head" if report.head is not None else "whole network"
+    shrink = rounded_up(math.sqrt(math.prod(report.input_shape)), 1) if norm == "linf" else 1.0
+    routes = [Route(f"{pairs}, l2", _product(report, "l2", classes), shrink)]
+    if norm == "linf" or choice == "best":
+        routes.append(Route(f"{pairs}, linf row sums", _product(report, "linf", classes)))
+    whole = report.analysis.whole if choice == "best" and report.analysis is not None else None
+    if whole is not None:
+        routes.append(Route("whole network jointly, l2", lambda label: whole.pairs[label], shrink))
+    return routes
+
+
+def largest(routes: Sequence[Route], logits: Tensor, charge: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Per sample the largest radius and the name of the route that gave it; earlier routes win ties."""
+    radii = torch.stack([route.radii(logits, charge) for route in routes])
+    best = radii.amax(dim=0)
+    chosen = (radii == best).int().argmax(dim=0)
+    return best, tuple(routes[row].name for row in chosen.tolist())
+
+
+def _product(report: LipschitzReport, norm: Norm, classes: int) -> Callable[[int], Tensor]:
+    """Bounds of the constant of z_label - z_j for every j, (classes,), in `norm`."""
+    whole = rounded_up(math.sqrt(2) * report.l2_upper, 2) if norm == "l2" else rounded_up(2 * report.linf_upper, 1)
+
+    def pairs(label: int) -> Tensor:
+        if report.head is None:
+            return torch.full((classes,), whole, dtype=torch.float64)
+        body = report.head.body_l2 if norm == "l2" else report.head.body_linf
+        norms = report.head.pair_norms(label, norm).cpu() * body * (1 + 2**-50)
+        return norms.nan_to_num(math.inf).clamp_max(whole)
+
+    return pairs

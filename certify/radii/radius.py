@@ -1,0 +1,158 @@
+"""Certified radii in pixel units from the Lipschitz bound of a network (section 4 of the mathematics)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustres.certify.bounds.bounded_network import Analysis
+from robustres.certify.bounds.lipschitz import lipschitz
+from robustres.certify.bounds.report import LipschitzReport, multiplied
+from robustres.certify.graph.capture import device_of
+from robustres.certify.proof.bound import Guarantee
+from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
+from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
+from robustres.errors import InputError, UnsupportedOperationError
+from robustres.guard import evaluation_mode, random_state_kept
+from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
+
+
+@dataclass(frozen=True, eq=False)
+class Certificates:
+    """Certified radii of a batch of images.
+
+    radius: (N,) float64, pixel units in `norm`, rounded down: within it the model's prediction cannot change. 0 where
+        nothing is certified: ties, NaN, infinite logits. It says nothing about whether the prediction is correct.
+    prediction: (N,) int64. margin: (N,) float64, the largest logit minus the second largest.
+    source: (N,) which bound gave each radius. guarantee: for all radii together; never a mixture, since every radius
+        rests on the same bounds of the network's pieces.
+    """
+
+    radius: Tensor
+    prediction: Tensor
+    margin: Tensor
+    norm: Norm
+    source: tuple[str, ...]
+    guarantee: Guarantee
+
+
+def certify(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    norm: Norm = "l2",
+    certificate: Choice = "lipschitz",
+    report: LipschitzReport | None = None,
+    dtype: torch.dtype = torch.float64,
+    batch_size: int = 256,
+) -> Certificates:
+    """The radius around each image within which the model's prediction provably cannot change.
+
+    Guaranteed: no image within `radius` of x, in `norm` and pixel units, is answered with another class by the model
+    in evaluation mode, neither in exact arithmetic nor computed in `dtype`: what rounding can do to the logits, at x
+    and anywhere in the ball, comes off the margin. In float32 that is a lot unless the layers are close to
+    non-expansive; an operation that no float32 bound covers raises PrecisionError.
+
+    x: images (N, *input_shape) in [0, 1]. certificate: "lipschitz" takes the product of the pieces' bounds; "best" per
+    sample the largest radius of every route in `routes`, among them the whole network jointly where it is small enough
+    (once per report, about four times the effort of a joint bound). For other functions than the network (smoothing)
+    and for local certificates see `certify_best`. report: of `lipschitz` on this very model; computed here if left out.
+    dtype: torch.float64, or torch.float32 for the model as it runs in float32.
+    Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast;
+    InputError where the report is about another model or shape.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))
+    >>> radius = certify(model, torch.tensor([[[[0.75, 0.25]]]])).radius.item()
+    >>> 0.353553 < radius < 0.5 / 2**0.5
+    True
+    """
+    _check(x, norm, dtype)
+    if report is None:
+        report = lipschitz(model, tuple(x.shape[1:]))
+    analysis = report.analysis
+    if analysis is None:
+        raise UnsupportedOperationError(report.refused)
+    if report.input_shape != tuple(x.shape[1:]):
+        raise InputError(
+            f"the report is about inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
+        )
+    analysis.require_same_weights(model)
+    if dtype == torch.float32:
+        require_covered_float32(analysis, x)
+    sizes: dict[fx.Node, Tensor] = {}
+
+    def observe(span: slice, node: fx.Node, value: Tensor) -> None:
+        sizes.setdefault(node, torch.zeros(len(x), dtype=torch.float64))[span] = _size(value)
+
+    with torch.no_grad():
+        exact = x.detach().to(device_of(analysis.captured.module), torch.float64)
+        logits = analysis.forward(exact, batch_size=batch_size, observe=observe).cpu()
+        sizes[analysis.captured.source] = _size(exact)
+        if dtype == torch.float32:
+            logits = _float32_logits(model, x, batch_size)
+        routes = routes_of(report, norm, certificate, logits.shape[1])
+        free, _ = largest(routes, logits, torch.zeros(len(logits), dtype=torch.float64))
+        radius, source = largest(routes, logits, _charge(report, analysis, logits, sizes, free, norm, dtype))
+    top = logits.topk(2, dim=1).values
+    return Certificates(
+        radius=round_radius_down(radius),
+        prediction=logits.argmax(dim=1),
+        margin=top[:, 0] - top[:, 1],
+        norm=norm,
+        source=source,
+        guarantee=multiplied([row for _, _, row in analysis.bounder.rows(analysis.output)])[1],
+    )
+
+
+def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:
+    if norm not in ("l2", "linf"):
+        raise InputError(f"norm must be l2 or linf, got {norm!r}")
+    if dtype not in (torch.float64, torch.float32):
+        raise InputError(f"certification runs in torch.float64 or torch.float32, got {dtype}")
+    if not x.is_floating_point() or x.ndim < 2:
+        raise InputError(f"x must be a batch of floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+    require_certifiable_arithmetic(x.device)
+
+
+def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[float]) -> list[float]:
+    """Share of all samples that are correctly classified and certified at each eps.
+
+    >>> certified_accuracy_curve(torch.tensor([0.5, 0.2]), torch.tensor([True, True]), [0.1, 0.3])
+    [1.0, 0.5]
+    """
+    if not len(radius):
+        raise InputError("certified accuracy needs at least one sample")
+    return [float((correct & (radius >= budget)).double().mean()) for budget in eps]
+
+
+def _size(value: Tensor) -> Tensor:
+    return value.flatten(1).norm(dim=1).cpu() if value.ndim > 1 else value.abs().cpu()
+
+
+def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """The logits as the model itself computes them, in float64 numbers."""
+    with evaluation_mode(model), random_state_kept():
+        batches = torch.split(x.to(device_of(model)), batch_size)
+        return torch.cat([model(batch.clone()) for batch in batches]).to("cpu", torch.float64)
+
+
+def _charge(
+    report: LipschitzReport,
+    analysis: Analysis,
+    logits: Tensor,
+    sizes: dict[fx.Node, Tensor],
+    free: Tensor,
+    norm: Norm,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(N,) what rounding can take from the difference of two logits, at x and at the other input together.
+
+    free: (N,) the radii that would be certified without rounding: those that come out are smaller.
+    """
+    dimension = math.prod(report.input_shape)
+    ball = free if norm == "l2" else free * rounded_up(math.sqrt(dimension), 1)
+    deviation = Deviation(analysis, sizes, ball.clamp_min(0), dtype).at_output()
+    return 2 * math.sqrt(2) * deviation * (1 + 1e-12)

@@ -1,0 +1,1 @@
+"""The claims, shown on built-in networks."""

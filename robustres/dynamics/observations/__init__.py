@@ -1,0 +1,1 @@
+"""The claims, looked at on one's own network."""

@@ -1,0 +1,1 @@
+"""Residual blocks with stated bounds."""

@@ -1,0 +1,1 @@
+"""What keeps a layer non-expansive."""

@@ -1,0 +1,130 @@
+"""Networks on disk: weights as safetensors, and the architecture beside them as JSON. Reading never executes code."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from robustres.errors import ModelError
+from robustres.models.networks.materialise import materialise, without_parametrisations
+from robustres.models.networks.normalised import Normalised
+from robustres.models.networks.residual_net import Architecture, ResidualNet
+from robustres.results import write_atomically
+
+FORMAT, VERSION = "robustres checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the JSON beside the weights says: how to build the network that they fit."""
+
+    architecture: Architecture
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def build(self) -> nn.Module:
+        """The network with plain, meaningless weights."""
+        network = without_parametrisations(ResidualNet(self.architecture))
+        return network if self.mean is None or self.std is None else Normalised(network, self.mean, self.std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        statistics = None if self.mean is None or self.std is None else {"mean": self.mean, "std": self.std}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": self.architecture.as_dict(),
+            "normalisation": statistics,
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Description":
+        """The inverse of `to_json`; ModelError where the JSON is no description."""
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ModelError(f"the JSON is no description of a network (its format must be {FORMAT!r})")
+        if values.get("version") != VERSION:
+            raise ModelError(f"the description has version {values.get('version')}, this robustres reads {VERSION}")
+        statistics = values.get("normalisation") or {}
+        if not isinstance(values.get("architecture"), dict) or not isinstance(statistics, dict):
+            raise ModelError("the description has no architecture; write it with save_checkpoint")
+        mean, std = (tuple(statistics[key]) if key in statistics else None for key in ("mean", "std"))
+        return cls(Architecture.from_dict(values["architecture"]), mean, std)
+
+
+def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
+    """Write PATH (.safetensors) and its JSON; a network in training is materialised first. Returns the weights' path.
+
+    model: a `ResidualNet`, or one inside `Normalised`. Other modules have no description: give them to `load_model`
+    through a factory of yours instead.
+    """
+    file = Path(path).with_suffix(".safetensors")
+    network = model.model if isinstance(model, Normalised) else model
+    if not isinstance(network, ResidualNet):
+        raise ModelError(
+            f"only networks of residual_net can be saved with their architecture, got {type(network).__name__}; load "
+            "other models through package.module:factory"
+        )
+    description = Description(network.architecture)
+    if isinstance(model, Normalised):
+        mean, std = (tuple(buffer.flatten().tolist()) for buffer in (model.mean, model.std))
+        description = Description(network.architecture, mean, std)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in materialise(model).state_dict().items()}
+    write_atomically(file, save(tensors))
+    write_atomically(file.with_suffix(".json"), (json.dumps(description.to_json(), indent=2) + "\n").encode())
+    return file
+
+
+def load_checkpoint(path: str | Path) -> nn.Module:
+    """The network that `save_checkpoint` wrote, in evaluation mode; ModelError, one sentence, for anything else."""
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"there is no checkpoint {file}; check the path")
+    tensors = read_tensors(file)
+    model = _read_description(file.with_suffix(".json")).build()
+    load_tensors(model, tensors, str(file))
+    return model.eval()
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ModelError for a damaged one."""
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise ModelError(
+            f"cannot read {file} as safetensors ({error}); the file is damaged or of another kind"
+        ) from error
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Fill the model; ModelError names the first tensors that are missing, too many, of another shape or not finite."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        parts = [
+            f"{word} {', '.join(names[:3])}" for word, names in (("lacks", missing), ("has unknown", extra)) if names
+        ]
+        raise ModelError(f"{source} does not fit its architecture: it {' and '.join(parts)}")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ModelError(
+                f"{source} does not fit its architecture: {name} has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(shape)}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise ModelError(f"{source} holds NaN or infinite values in {name}; train or export the network again")
+    model.load_state_dict(tensors)
+
+
+def _read_description(file: Path) -> Description:
+    if not file.is_file():
+        raise ModelError(f"there is no {file.name} beside the weights; a checkpoint is a .safetensors and its .json")
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"cannot read {file} as JSON ({error})") from error
+    return Description.from_json(values)

@@ -1,0 +1,106 @@
+"""Networks on the Hugging Face hub, through the hub's own client and its cache. Nothing from the hub is executed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustres.errors import MissingExtraError, ModelError
+from robustres.models.networks.normalised import Normalised
+from robustres.models.sources.checkpoint import load_checkpoint
+from robustres.models.sources.weights_file import load_weights
+
+# Weights as timm stores them, the one that needs no unpickling first.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def hub_model(name: str, weights: Path | None, download: bool) -> nn.Module:
+    """The network of a repository ORG/NAME: a checkpoint of robustres, or a classifier of timm.
+
+    A checkpoint is model.safetensors with model.json. A network of timm is config.json, which names the architecture
+    that timm builds, with model.safetensors; its normalisation becomes part of the network. Code in a repository is
+    never run; other networks are refused.
+    weights: a file to use instead of the repository's.
+    download: whether the client may ask the hub; without it only its cache on this machine is read.
+    """
+    repository = _Repository(name, download)
+    if repository.file("model.json") is not None and weights is None:
+        return load_checkpoint(repository.required("model.safetensors"))
+    try:
+        config: Any = json.loads(repository.required("config.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"cannot read config.json of hf:{name} as JSON ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise ModelError(
+            f"hf:{name} is neither a checkpoint of robustres nor a network of timm (its config.json names no "
+            "architecture); build it in a function of yours and give package.module:function"
+        )
+    if weights is None:
+        found = [file for file in map(repository.file, WEIGHTS) if file is not None]
+        weights = found[0] if found else repository.required(WEIGHTS[0])
+    return _timm_network(name, config, weights)
+
+
+def _timm_network(name: str, config: dict[str, Any], weights: Path) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("loading a timm model", "timm") from error
+    try:
+        model: nn.Module = timm.create_model(
+            config["architecture"], pretrained=False, num_classes=config.get("num_classes", 1000),
+            **config.get("model_args", {}),
+        )  # fmt: skip
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"timm cannot build the {config['architecture']!r} of hf:{name} ({error})") from error
+    load_weights(model, weights)
+    statistics = config.get("pretrained_cfg", config)
+    mean, std = statistics.get("mean"), statistics.get("std")
+    return model if mean is None or std is None else Normalised(model, mean, std)
+
+
+class _Repository:
+    """Files of one repository, each a path in the client's cache."""
+
+    def __init__(self, name: str, download: bool) -> None:
+        try:
+            import huggingface_hub.errors
+        except ImportError as error:
+            raise MissingExtraError("loading a model from the Hugging Face hub", "hf") from error
+        self._hub, self._name, self._download = huggingface_hub, name, download
+
+    def file(self, file: str) -> Path | None:
+        """Where the file lies; None where the repository has none, or none is in the cache."""
+        errors = self._hub.errors
+        try:
+            return Path(self._hub.hf_hub_download(self._name, file, local_files_only=not self._download))
+        except errors.LocalEntryNotFoundError as error:
+            if self._download:
+                raise ModelError(
+                    f"cannot reach the hub for hf:{self._name} ({_line(error)}); connect this machine, or fetch the "
+                    "repository elsewhere and copy it into the hub's cache"
+                ) from error
+            return None
+        except errors.RepositoryNotFoundError as error:
+            raise ModelError(f"the hub has no repository {self._name}, or it is not open to you") from error
+        except errors.EntryNotFoundError:
+            return None
+        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+            raise ModelError(f"cannot fetch hf:{self._name} ({_line(error)}); is this machine online?") from error
+
+    def required(self, file: str) -> Path:
+        """The same; ModelError where it is missing."""
+        found = self.file(file)
+        if found is None and self._download:
+            raise ModelError(f"hf:{self._name} has no {file}; it is not a network that can be loaded by name")
+        if found is None:
+            raise ModelError(
+                f"{file} of hf:{self._name} is not in the hub's cache on this machine; ask for the download with "
+                "--download (download=True)"
+            )
+        return found
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

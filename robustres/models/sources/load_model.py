@@ -1,0 +1,138 @@
+"""One entry for every source of models."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustres.errors import ModelError
+from robustres.models.networks.materialise import materialise
+from robustres.models.networks.normalised import Normalised
+from robustres.models.sources.checkpoint import load_checkpoint
+from robustres.models.sources.exported_program import load_exported
+from robustres.models.sources.factory import call_factory
+from robustres.models.sources.onnx_model import load_onnx
+from robustres.models.sources.torchscript import is_torchscript, load_torchscript
+from robustres.models.sources.weights_file import load_weights
+from robustres.models.sources.zoo import ZOOS
+
+TORCH_FILES = frozenset({".pt", ".pth", ".bin", ".ts", ".torchscript"})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to be attacked and certified.
+
+    module: in evaluation mode, normalisation included. source: the words it was asked for with.
+    sha256: digest of all weights and buffers by name. parameters: number of trainable numbers.
+    """
+
+    module: nn.Module
+    source: str
+    sha256: str
+    parameters: int
+
+
+def load_model(
+    spec: str | nn.Module,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    download: bool = False,
+) -> LoadedModel:
+    """A classifier of images in [0, 1], from a file, by the name of a published network, from a factory, or at hand.
+
+    spec: a checkpoint `FILE.safetensors` (with FILE.json), `FILE.onnx`, `FILE.pt2` (torch.export), TorchScript as
+        `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME`,
+        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). All but
+        TorchScript may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors, which replaces the weights.
+        Only a factory executes code that is not part of an installed library; opening a file never does.
+    download: whether published weights may be fetched when they are not on this machine.
+    mean, std: the normalisation that the network expects, per channel; it becomes part of the network. Only one given:
+        the other is 0 or 1.
+    input_shape: (C, H, W) of the images; where given, one image is passed through as a check.
+    Raises ModelError, one sentence, where the model cannot be used.
+    """
+    module, source = (
+        (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download, input_shape), spec)
+    )
+    module = materialise(module)
+    if mean is not None or std is not None:
+        channels = len(mean if mean is not None else std or ())
+        module = Normalised(module, mean or (0.0,) * channels, std or (1.0,) * channels)
+    module.eval()
+    if input_shape is not None:
+        _pass_one_image(module, input_shape, source)
+    return LoadedModel(module, source, weights_digest(module), sum(p.numel() for p in module.parameters()))
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over name, type, shape and content of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.Module:
+    """The model of a spec; what stands after an @ is a file of weights for it."""
+    source, at, weights = spec.partition("@")
+    file = Path(weights) if at else None
+    if file is None and Path(source).suffix in TORCH_FILES:
+        return _torch_file(Path(source), input_shape)
+    readers: dict[str, Callable[[Path], nn.Module]] = {
+        ".safetensors": load_checkpoint, ".onnx": load_onnx, ".pt2": load_exported,
+    }  # fmt: skip
+    reader = readers.get(Path(source).suffix)
+    if reader is not None:
+        module = reader(Path(source))
+        if file is not None:
+            load_weights(module, file)
+        return module
+    kind, colon, name = source.partition(":")
+    if not (colon and kind and name):
+        raise ModelError(
+            "a model must be FILE.safetensors, FILE.onnx, FILE.pt2, FILE.pt (TorchScript), torchvision:NAME, "
+            f"timm:NAME, hf:ORG/NAME or package.module:factory, all but TorchScript also with @WEIGHTS, got {spec!r}"
+        )
+    if kind in ZOOS:
+        return ZOOS[kind](name, file, download)
+    module = call_factory(kind, name)
+    if file is not None:
+        load_weights(module, file)
+    return module
+
+
+def _torch_file(file: Path, input_shape: tuple[int, ...] | None) -> nn.Module:
+    """TorchScript; ModelError for the other things that have the same endings."""
+    if not file.is_file():
+        raise ModelError(f"there is no file {file}; check the path")
+    if is_torchscript(file):
+        return load_torchscript(file, input_shape)
+    raise ModelError(
+        f"{file} is no TorchScript; it may hold weights, but not what to do with them (a pickled module would execute "
+        f"code): name the network as well, package.module:factory@{file}"
+    )
+
+
+def _pass_one_image(module: nn.Module, input_shape: tuple[int, ...], source: str) -> None:
+    image = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    parameter = next(module.parameters(), None)
+    if parameter is not None:
+        image = image.to(parameter)
+    try:
+        with torch.no_grad():
+            logits = module(image)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{source} cannot take images of shape {tuple(input_shape)}: {reason}") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"{source} must return logits of shape (N, classes) with at least 2 classes, got {got}")
