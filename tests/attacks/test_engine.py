@@ -65,7 +65,7 @@ def test_every_restart_is_spent_on_a_robust_sample_and_starts_elsewhere() -> Non
     robust = ~thrice.fooled
     assert robust.any()
     assert (thrice.gradient_evaluations[robust] == 12).all()
-    assert (thrice.loss >= once.loss)[robust].all()
+    assert (thrice.loss >= once.loss - 1e-12)[robust].all()  # the batches differ, and with them the rounding
 
 
 def test_slots_that_are_dropped_leave_the_others_as_they_were() -> None:

@@ -28,6 +28,7 @@ MINIMUM_NORM = [
 ]
 
 # The cross-entropy of several classes does not point at the nearest one: pgd and apgd alone may miss it.
+FLOAT32 = 2e-6  # how far the boundary of the float32 model may lie from the exact one, on any processor
 REACHES_THE_NEAREST_CLASS = ("apgd-t", "fab", "ensemble")
 
 
@@ -66,7 +67,7 @@ def test_minimum_norm_attacks_find_the_nearest_example(name: str, norm: str, tol
     attack = make_attack(name, ThreatModel(norm, math.inf), steps=100)  # type: ignore[arg-type]
     result = attack(model, x, y)
     assert result.fooled.all()
-    assert (result.distance >= exact * (1 - 1e-5)).all(), "nearer than possible"
+    assert (result.distance >= exact * (1 - 1e-5) - FLOAT32).all(), "nearer than possible"
     ratio = result.distance / exact
     assert ratio.median() <= 1 + tolerance
     assert ratio.max() <= 1 + 6 * tolerance

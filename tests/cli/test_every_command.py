@@ -181,7 +181,7 @@ def test_ctrl_c_anywhere_else_is_no_defect(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustres.models.sources.load_model", interrupt)
+    monkeypatch.setattr("robustres.models.load_model", interrupt)
     assert run(["lipschitz", str(folder / "model.safetensors"), "--input-shape", "1,8,8"], monkeypatch) == 130
     assert "interrupted" in capfd.readouterr().err
 

@@ -7,9 +7,8 @@ import torch
 
 from robustres.certify import certify, lipschitz
 from robustres.errors import UnsupportedOperationError
-from robustres.models import BLOCKS, PRESETS, build
+from robustres.models import BLOCKS, PRESETS, build, materialise, residual_net
 from robustres.models.blocks.by_name import ORDINARY
-from robustres.models.networks import materialise, residual_net
 from robustres.models.networks.presets import FAMILIES
 
 SHAPE = (1, 5, 4)

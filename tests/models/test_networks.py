@@ -7,8 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from robustres.errors import ModelError
-from robustres.models import BLOCKS, PRESETS, Architecture, Normalised, preset
-from robustres.models.networks import materialise, residual_net
+from robustres.models import BLOCKS, PRESETS, Architecture, Normalised, materialise, preset, residual_net
 
 
 @pytest.mark.parametrize("block", sorted(BLOCKS))

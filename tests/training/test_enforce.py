@@ -14,10 +14,8 @@ from robustres.certify.blocks.joint_bound import joint_bound
 from robustres.certify.maps.linear_map import Identity
 from robustres.data import load_data
 from robustres.errors import InputError, ModelError
-from robustres.models import ResidualNet, save_checkpoint
+from robustres.models import ResidualNet, load_model, materialise, residual_net, save_checkpoint, save_model
 from robustres.models.blocks.stated import map_of
-from robustres.models.networks import materialise, residual_net
-from robustres.models.sources import load_model, save_model
 from robustres.training import Recipe, enforce, train
 from robustres.training.block_budget import residual_blocks
 from robustres.training.enforce import Method

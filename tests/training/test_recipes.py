@@ -9,8 +9,7 @@ import torch
 from robustres.attacks import PGD
 from robustres.data import ImageSet, load_data
 from robustres.errors import InputError
-from robustres.models import ResidualNet, preset
-from robustres.models.networks import materialise, residual_net
+from robustres.models import ResidualNet, materialise, preset, residual_net
 from robustres.threat import ThreatModel
 from robustres.training import LOSSES, Recipe, tensorboard_logger, train
 from robustres.training.augmentation import augmented

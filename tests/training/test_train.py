@@ -7,8 +7,7 @@ import torch
 
 from robustres.data import ImageSet, load_data
 from robustres.errors import InputError, ModelError
-from robustres.models import preset
-from robustres.models.networks import materialise, residual_net
+from robustres.models import materialise, preset, residual_net
 from robustres.training import RECIPES, Recipe, train
 from robustres.training.losses import emma, gloro
 from robustres.training.margins import pairwise_radii, row_distances
