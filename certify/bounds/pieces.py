@@ -15,14 +15,12 @@ from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.blocks.parallel_paths import Operand, Region, region
 from robustres.certify.blocks.residual_bound import residual_bound
 from robustres.certify.bounds.block_row import BlockRow
-from robustres.certify.graph.network import SORT_BY_WORD, Elementwise, Linear, Merge, Node, Opaque, chain, dominators
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, chain, dominators
 from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.norms.linf_norm import all_hold, linf_norm, product
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Bound, Guarantee
 from robustres.numerics import rounded_up
-
-KINDS = {"max pooling": "pooling", "stated by the module": "stated", SORT_BY_WORD: "stated"}
 
 
 @dataclass(eq=False)
@@ -93,7 +91,7 @@ class Bounder:
         else:
             assert isinstance(piece, Opaque)
             bound = piece.bound if self.norm == "l2" else Bound(0.0, piece.linf, piece.bound.method)
-            kind = KINDS.get(piece.name, "nonlinear")
+            kind = piece.kind
         return BlockRow(
             name,
             kind,

@@ -6,12 +6,9 @@ from typing import Literal
 
 from torch import fx
 
+from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.linear_map import LinearMap, Shape
-from robustres.certify.maps.sector import GroupSort
-from robustres.certify.proof.bound import Bound
-
-# A module that sorts and says so; it computes by comparisons alone.
-SORT_BY_WORD = "sort stated by the module"
+from robustres.certify.maps.nonlinear import Opaque as Opaque  # one of the pieces below
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,46 +31,31 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
-    """A scalar function applied to every coordinate, all of its difference quotients in `slopes` = [a, b].
+    """A scalar function applied to every coordinate."""
 
-    jump: how far the operation as torch defines it lies from that function at most (a cut-off tail).
-    """
+    function: Activation
 
-    name: str
-    slopes: tuple[float, float]
-    jump: float = 0.0
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """An interval that holds all difference quotients of the function."""
+        return self.function.slopes
 
     @property
     def constant(self) -> float:
         """The Lipschitz constant, the same in l2 and linf."""
-        return max(abs(self.slopes[0]), abs(self.slopes[1]))
-
-
-@dataclass(frozen=True, eq=False)
-class Opaque:
-    """A map of which only a bound of its Lipschitz constant is known: max-pooling, sorting, a module's own word.
-
-    `linf` is its Lipschitz constant from linf to linf, infinite where it is not known.
-    along: the unbatched axis that it sorts along. sorts: the groups of channels that it sorts; None for other maps.
-    """
-
-    name: str
-    bound: Bound
-    linf: float
-    along: int | None = None
-    sorts: GroupSort | None = None
+        return self.function.constant
 
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """Several inputs become one: their sum, or a map that is 1-Lipschitz on the inputs laid side by side.
+    """Several inputs become one.
 
-    "stack" covers concatenation (an isometry) and the elementwise maximum or minimum (nonexpansive). `axis`: the
-    unbatched axis of a concatenation of nothing but the inputs.
+    "sum" adds them. "concatenation" is an isometry, "maximum" and "minimum" (elementwise, of two inputs) are
+    nonexpansive on the inputs laid side by side, in l2 as in linf.
+    axis: the unbatched axis of a concatenation of nothing but the inputs.
     """
 
-    kind: Literal["sum", "stack"]
-    name: str
+    kind: Literal["sum", "concatenation", "maximum", "minimum"]
     axis: int | None = None
 
 

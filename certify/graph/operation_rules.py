@@ -6,7 +6,7 @@ not cover, is refused by name and place; all refusals of a network are listed at
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,56 @@ import torch
 from torch import Tensor, fx
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of, is_random, operation_of, path_of
-from robustres.certify.graph.network import Linear, Node, Opaque, Piece, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Piece, Source
+from robustres.certify.graph.tracing import first_line
+from robustres.certify.maps.activation import Activation, Parameter, broadcast_size
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Identity, LinearMap, Shape
-from robustres.certify.proof.bound import Bound
+from robustres.certify.maps.nonlinear import Unknown
 from robustres.errors import Refusal
 
 
 class NotCoveredError(Exception):
     """A rule met a case that it does not cover; the message says which."""
+
+
+def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None:
+    """Refuse a piece that does not take inputs of these shapes to this shape: its rule has a defect.
+
+    An elementwise piece in particular must not be larger than its input, which would repeat values and count once.
+    """
+    match piece:
+        case Source():
+            fits = not inputs
+        case Linear():
+            fits = list(inputs) == [tuple(piece.map.in_shape)] and tuple(piece.map.out_shape) == shape
+        case Elementwise():
+            parameters = broadcast_size(piece.function.parameters)
+            fits = list(inputs) == [shape] and _broadcasts(parameters, shape)
+        case Merge(kind="concatenation", axis=int(axis)):
+            fits = sum(math.prod(part) for part in inputs) == math.prod(shape) and all(
+                len(part) == len(shape) and (*part[:axis], *part[axis + 1 :]) == (*shape[:axis], *shape[axis + 1 :])
+                for part in inputs
+            )
+        case Merge(kind="sum" | "maximum" | "minimum"):
+            fits = bool(inputs) and all(part == shape for part in inputs)
+        case Opaque():
+            fits = len(inputs) == (0 if isinstance(piece, Unknown) else 1) and all(
+                piece.out_shape(part) == shape for part in inputs
+            )
+        case _:
+            fits = False
+    if not fits:
+        raise NotCoveredError(
+            f"whose rule made a {type(piece).__name__} from {list(inputs)} to {shape}, which does not fit: please "
+            "report this model"
+        )
+
+
+def _broadcasts(parameters: Shape, shape: Shape) -> bool:
+    """Whether parameters of this shape apply to a value of that shape without enlarging it."""
+    padded = (1,) * (len(shape) - len(parameters)) + parameters
+    return len(padded) == len(shape) and all(side in (1, full) for side, full in zip(padded, shape, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +108,54 @@ class Call:
 
     @property
     def out_shape(self) -> Shape:
-        """Unbatched shape of the operation's output."""
-        return unbatched(self.origin.meta["val"])
+        """Unbatched shape of the operation's output, the first one where it has several."""
+        value = self.origin.meta["val"]
+        return unbatched(value[0] if isinstance(value, list | tuple) else value)
 
     def make(self, piece: Piece, *inputs: Node, shape: Shape | None = None) -> Node:
-        """A node at this place of the graph."""
-        return Node(piece, inputs, self.out_shape if shape is None else shape, path_of(self.origin), self.origin)
+        """A node at this place of the graph; what is not linear sees one number per sample as a vector of length 1.
+
+        Raises NotCoveredError where the piece does not fit the shapes: a defect of the rule, which must not pass.
+        """
+        wanted = self.out_shape if shape is None else shape
+        if isinstance(piece, Linear):
+            return self._checked(piece, inputs, wanted)
+        vectors = [value if value.shape else self.same(value, (1,)) for value in inputs]
+        node = self._checked(piece, tuple(vectors), wanted or (1,))
+        return node if wanted else self.same(node, wanted)
+
+    def _checked(self, piece: Piece, inputs: tuple[Node, ...], shape: Shape) -> Node:
+        require_fitting(piece, [value.shape for value in inputs], shape)
+        return Node(piece, inputs, shape, path_of(self.origin), self.origin)
+
+    def elementwise(self, source: Node, function: Activation) -> Node:
+        """The function of every coordinate of `source`, broadcast to the shape of the output first."""
+        return self.make(Elementwise(function), self.expanded(source))
+
+    def parameter(self, name: str, default: float | None = None) -> Parameter:
+        """A number, or a float64 tensor that broadcasts to one sample of the output; the same for all samples."""
+        value = self.constant(name)
+        return default if value is None and default is not None else self.per_sample(value)
+
+    def per_sample(self, value: Any) -> Parameter:
+        """A constant as a number or as a float64 tensor that broadcasts to one sample of the output."""
+        if not isinstance(value, Tensor):
+            number = float(value)
+            if math.isnan(number):
+                raise NotCoveredError("with a constant that is not a number")
+            return number
+        values = value.detach().to(torch.float64)
+        if bool(values.isnan().any()):
+            raise NotCoveredError("with a constant that is not a number")
+        if values.numel() == 1:
+            return float(values)
+        if values.ndim == len(self.out_shape) + 1:
+            if not bool((values == values[:1]).all()):
+                raise NotCoveredError("with a constant that differs between the samples of a batch")
+            values = values[0]
+        elif values.ndim > len(self.out_shape) + 1:
+            raise NotCoveredError("with a constant that adds an axis in front of the batch")
+        return values
 
     def linear(self, source: Node, linear_map: LinearMap, *, shift: float = 0.0) -> Node:
         """The image of `source` under a linear map; `shift` as in `Linear`."""
@@ -94,9 +177,10 @@ class Call:
         """`source` broadcast to the shape of the output."""
         if source.shape == self.out_shape:
             return source
-        index = torch.arange(math.prod(source.shape), device=device_of(self.captured.module))
-        padded = index.reshape(*[1] * (len(self.out_shape) - len(source.shape)), *source.shape)
-        return self.linear(source, Selection(padded.expand(self.out_shape).flatten(), source.shape, self.out_shape))
+        if len(source.shape) != len(self.out_shape):
+            raise NotCoveredError("that lays the batch beside another axis")
+        index = torch.arange(math.prod(source.shape), device=device_of(self.captured.module)).reshape(source.shape)
+        return self.linear(source, Selection(index.expand(self.out_shape).flatten(), source.shape, self.out_shape))
 
 
 # What stands in place of a rule, by operation: why there is no bound, and what to do.
@@ -136,25 +220,23 @@ def unbatched(value: Tensor) -> Shape:
     """Shape of one sample; the first axis must be the batch."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != BATCH:
         raise NotCoveredError("that does not keep the batch as the first axis")
-    if not value.numel():
-        raise NotCoveredError("of an empty tensor")
     return tuple(int(side) for side in value.shape[1:])
 
 
 def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]:
     """The output node of the network, or None and everything that was refused."""
     source = captured.source
-    values: dict[fx.Node, Node | Parts | None] = {source: Node(Source(), (), unbatched(source.meta["val"]), "", source)}
+    values: dict[fx.Node, Any] = {**captured.constants}
+    values[source] = Node(Source(), (), unbatched(source.meta["val"]), "", source)
     refused: dict[Refusal, None] = {}
     for origin in captured.nodes:
-        parents = [parent for parent in origin.all_input_nodes if parent not in captured.constants]
-        if any(values[parent] is None for parent in parents):
+        if any(values[parent] is None for parent in origin.all_input_nodes if parent not in captured.constants):
             values[origin] = None  # hangs on something refused whose output has no known form
             if origin.target is not operator.getitem and _rule_of(origin) is None:
                 refused[_refusal(origin, NotCoveredError(_reason(origin)))] = None
             continue
         try:
-            values[origin] = _apply(origin, values, captured)
+            values[origin] = _applied(origin, values, captured)
         except NotCoveredError as reason:
             refused[_refusal(origin, reason)] = None
             values[origin] = _unknown(origin)
@@ -164,7 +246,27 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
     return None, tuple(refused) or (Refusal("", "an answer that does not depend on the input"),)
 
 
-def _apply(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | Parts:
+def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Any:
+    """What the operation makes of values that are known: a node, several, or a constant where the value is empty."""
+    value = origin.meta.get("val")
+    if isinstance(value, Tensor) and not value.numel():
+        return torch.zeros(tuple(value.shape), dtype=value.dtype, device=device_of(captured.module))
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, Tensor) and part.is_floating_point() and part.dtype != torch.float64:
+            raise NotCoveredError(f"in {part.dtype}, which rounds")
+    try:
+        made = _made(origin, values, captured)
+    except NotCoveredError:
+        raise
+    except Exception as error:  # of torch's or Python's own, deep inside a rule: a refusal, never a bound
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise NotCoveredError(f"in a form that its rule does not cover ({reason})") from error
+    if isinstance(made, Node) and made.shape != unbatched(origin.meta["val"]):
+        raise NotCoveredError(f"whose rule gave the shape {made.shape}: please report this model")
+    return made
+
+
+def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | Parts:
     if origin.target is operator.getitem:
         of, place = origin.args
         parts = values[of] if isinstance(of, fx.Node) else None
@@ -174,8 +276,7 @@ def _apply(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -
     found = _rule_of(origin)
     if found is None or not isinstance(origin.target, torch._ops.OpOverload):
         raise NotCoveredError(_reason(origin))
-    known = {**captured.constants, **values}
-    args, kwargs = fx.node.map_arg((origin.args, origin.kwargs), lambda argument: known[argument])
+    args, kwargs = fx.node.map_arg((origin.args, origin.kwargs), lambda argument: values[argument])
     schema = origin.target._schema.arguments
     arguments = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     arguments.update(zip((argument.name for argument in schema), args, strict=False))
@@ -204,6 +305,6 @@ def _unknown(origin: fx.Node) -> Node | Parts | None:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, Tensor) and part.ndim and part.shape[0] == BATCH for part in parts):
         return None
-    piece = Opaque("refused", Bound(0.0, math.inf, "refused"), math.inf)
-    nodes = tuple(Node(piece, (), tuple(part.shape[1:]), path_of(origin), origin) for part in parts)
+    shapes = [tuple(part.shape[1:]) for part in parts]
+    nodes = tuple(Node(Unknown(shape), (), shape, path_of(origin), origin) for shape in shapes)
     return nodes[0] if isinstance(value, Tensor) else Parts(nodes)

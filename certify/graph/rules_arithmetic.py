@@ -29,7 +29,7 @@ def added(call: Call) -> Node:
         if isinstance(term, Node)
     ]
     if len(terms) == 2:
-        return call.make(Merge("sum", "addition"), *terms)
+        return call.make(Merge("sum"), *terms)
     constant, factor = (right, right_factor) if isinstance(left, Node) else (left, left_factor)
     return call.same(terms[0], shift=abs(factor) * call.size(constant))
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 import torch
 
 from robustres.certify.graph.capture import device_of
-from robustres.certify.graph.network import Node, Opaque
+from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
 from robustres.certify.graph.rules_linear import reshaped
 from robustres.certify.maps.convolution import average_pool
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Separable, Shape
-from robustres.certify.proof.bound import Bound
-from robustres.numerics import rounded_up
+from robustres.certify.maps.nonlinear import MaxPool
 
 
 @rule("avg_pool2d", "avg_pool1d")
@@ -82,72 +81,62 @@ def reduced(call: Call) -> Node:
     return call.linear(source, Composition(parts))
 
 
-@rule("max_pool2d", "max_pool1d", "max_pool2d_with_indices")
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices")
 def max_pooled(call: Call) -> Node | Parts:
-    """Maximum over windows: sqrt(the largest number of windows that one pixel is in).
-
-    |max a - max b| <= |a - b| in each window, and the squares of a pixel count once for each of its windows.
-    """
+    """Maximum over windows."""
     source = call.node("self")
-    flat = "max_pool1d" in str(call.origin.target)
-    names = ("kernel_size", "stride", "padding", "dilation")
-    kernel, stride, padding, dilation = (_pair(call[name], flat) for name in names)
-    assert kernel is not None
-    value = call.origin.meta["val"]
-    out_shape = tuple(value[0].shape[1:]) if isinstance(value, list | tuple) else call.out_shape
-    image, target = _image(source.shape), _image(out_shape)
-    padding = (0, padding[1]) if flat and padding else padding
-    axes = list(
-        zip(image[1:], target[1:], kernel, stride or kernel, padding or (0, 0), dilation or (1, 1), strict=True)
+    rank = 1 if "1d" in str(call.origin.target) else 3 if "3d" in str(call.origin.target) else 2
+    kernel, stride, padding, dilation = (
+        _numbers(call.arguments.get(name), rank) for name in ("kernel_size", "stride", "padding", "dilation")
     )
-    if any(has_empty_window(*axis) for axis in axes):
-        raise NotCoveredError("with a window that holds no pixel, of which torch leaves the value open")
-    overlaps = [windows_per_pixel(*axis) for axis in axes]
-    constant = rounded_up(math.sqrt(overlaps[0] * overlaps[1]), 1) if overlaps != [1, 1] else 1.0
-    node = call.make(Opaque("max pooling", Bound(0.0, constant, "windows per pixel"), 1.0), source, shape=out_shape)
-    return Parts((node,)) if isinstance(value, list | tuple) else node
+    sides, counts = source.shape[-rank:], call.out_shape[-rank:]
+    axes = zip(sides, counts, kernel, stride or kernel, padding or [0] * rank, dilation or [1] * rank, strict=True)
+    return _max_pooled(call, source, [windows(*axis) for axis in axes])
 
 
-@rule("adaptive_max_pool2d", "adaptive_max_pool1d")
-def adaptively_max_pooled(call: Call) -> Parts:
-    """Maximum over adaptive windows, covered where they do not overlap."""
+@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def adaptively_max_pooled(call: Call) -> Node | Parts:
+    """Maximum over windows of a number that is given."""
     source = call.node("self")
-    out_shape = tuple(call.origin.meta["val"][0].shape[1:])
-    if any(side % count for side, count in zip(source.shape[1:], out_shape[1:], strict=True)):
-        raise NotCoveredError("with windows that overlap")
-    return Parts((call.make(Opaque("max pooling", Bound(0.0, 1.0, "disjoint windows"), 1.0), source, shape=out_shape),))
+    rank = int(str(call.origin.target).split("pool")[1][0])
+    axes = zip(source.shape[-rank:], call.out_shape[-rank:], strict=True)
+    return _max_pooled(call, source, [adaptive_windows(*axis) for axis in axes])
 
 
-def windows_per_pixel(side: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """The largest number of windows along one axis that hold the same pixel.
+def _max_pooled(call: Call, source: Node, axes: list[torch.Tensor]) -> Node | Parts:
+    if any(bool((pixels < 0).all(1).any()) for pixels in axes):
+        raise NotCoveredError("with a window that holds no pixel, of which torch leaves the value open")
+    node = call.make(MaxPool(tuple(axes)), source)
+    return node if isinstance(call.origin.meta["val"], torch.Tensor) else Parts((node,))
 
-    >>> windows_per_pixel(8, 4, 3, 2, 1, 1), windows_per_pixel(8, 4, 2, 2, 0, 1)
-    (2, 1)
+
+def windows(side: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> torch.Tensor:
+    """(count, kernel): the pixels of each window along one axis, -1 for padding.
+
+    >>> windows(3, 2, 2, 2, 1, 1).tolist()
+    [[-1, 0], [1, 2]]
     """
-    members = torch.zeros(side, dtype=torch.int64)
-    for window in range(count):
-        for tap in range(kernel):
-            pixel = window * stride - padding + tap * dilation
-            if 0 <= pixel < side:
-                members[pixel] += 1
-    return int(members.max())
+    pixels = torch.arange(count)[:, None] * stride - padding + torch.arange(kernel) * dilation
+    return torch.where((pixels >= 0) & (pixels < side), pixels, -1)
 
 
-def has_empty_window(side: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
-    """Whether all taps of some window along one axis fall into the padding.
+def adaptive_windows(side: int, count: int) -> torch.Tensor:
+    """(count, taps): the pixels of each window of adaptive pooling along one axis, -1 where it has fewer.
 
-    >>> has_empty_window(1, 1, 2, 1, 1, 2), has_empty_window(2, 2, 2, 1, 1, 2)
-    (True, False)
+    >>> adaptive_windows(3, 2).tolist()
+    [[0, 1], [1, 2]]
     """
-    firsts = (window * stride - padding for window in range(count))
-    return any(not any(0 <= first + tap * dilation < side for tap in range(kernel)) for first in firsts)
+    starts = torch.arange(count) * side // count
+    stops = -((torch.arange(1, count + 1) * -side) // count)
+    pixels = starts[:, None] + torch.arange(int((stops - starts).max()))
+    return torch.where(pixels < stops[:, None], pixels, -1)
 
 
 def _adaptive_matrix(side: int, count: int) -> torch.Tensor:
     matrix = torch.zeros(count, side, dtype=torch.float64)
-    for row in range(count):
-        start, stop = row * side // count, -(-(row + 1) * side // count)
-        matrix[row, start:stop] = 1 / (stop - start)
+    for row, pixels in enumerate(adaptive_windows(side, count)):
+        members = pixels[pixels >= 0]
+        matrix[row, members] = 1 / len(members)
     return matrix
 
 
@@ -163,3 +152,9 @@ def _pair(value: Sequence[int] | int | None, flat: bool) -> tuple[int, int] | No
     if not numbers:
         return None
     return (1 if flat else numbers[0], numbers[-1])
+
+
+def _numbers(value: Sequence[int] | int | None, rank: int) -> list[int]:
+    """One number for each axis; empty where torch's default stands."""
+    numbers = [value] if isinstance(value, int) else list(value or [])
+    return numbers * rank if len(numbers) == 1 else numbers

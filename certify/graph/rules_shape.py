@@ -1,5 +1,7 @@
 """Rules for operations that move, copy, drop or pad coordinates: reshape, permute, slice, split, pad, upsample."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -77,14 +79,32 @@ def _selection(answer: Tensor, in_shape: Shape) -> LinearMap:
 @rule("cat", "concat", "concatenate", "stack")
 def concatenated(call: Call) -> Node:
     """Several inputs side by side: their squared distances add. Constants among them contribute nothing."""
-    operands, rank = call["tensors"], len(call.out_shape) + 1
-    axis = int(call["dim"]) % rank
-    if axis == 0:
+    operands, rank = list(call["tensors"]), len(call.out_shape) + 1
+    axis = int(call["dim"]) % rank - 1
+    if axis < 0:
         raise NotCoveredError("over the batch")
-    inputs = [value for value in operands if isinstance(value, Node)]
-    if len(inputs) < len(operands):
-        return call.make(Merge("stack", "concatenation"), *inputs)
-    if "stack" in str(call.origin.target):
-        place = axis - 1
-        inputs = [call.same(value, (*value.shape[:place], 1, *value.shape[place:])) for value in inputs]
-    return call.make(Merge("stack", "concatenation", axis - 1), *inputs)
+    stacked = "stack" in str(call.origin.target)
+    inputs, places, start = [], [], 0
+    for operand in operands:
+        if isinstance(operand, Node):
+            shape = (*operand.shape[:axis], 1, *operand.shape[axis:]) if stacked else operand.shape
+            inputs.append(call.same(operand, shape) if stacked else operand)
+            places.append(torch.arange(start, start + shape[axis]))
+            start += shape[axis]
+        elif operand.numel():
+            length = 1 if stacked else operand.shape[axis + 1]
+            places.append(torch.full((length,), -1))
+    joined = inputs[0]
+    if len(inputs) > 1:
+        shape = (*call.out_shape[:axis], start, *call.out_shape[axis + 1 :])
+        joined = call.make(Merge("concatenation", axis), *inputs, shape=shape)
+    place = torch.cat(places)
+    if len(place) == start:
+        return joined
+    numbers = torch.arange(math.prod(joined.shape)).reshape(joined.shape)
+    padded = torch.cat([numbers, numbers.new_full((*joined.shape[:axis], 1, *joined.shape[axis + 1 :]), -1)], axis)
+    index = padded.index_select(axis, torch.where(place < 0, start, place))
+    device = device_of(call.captured.module)
+    constants = [operand for operand in operands if not isinstance(operand, Node)]
+    shift = math.sqrt(sum(call.size(constant) ** 2 for constant in constants)) * (1 + 1e-12)
+    return call.linear(joined, Selection(index.flatten().to(device), joined.shape, call.out_shape), shift=shift)

@@ -7,13 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap
-from robustres.certify.maps.sector import GroupSort
+from robustres.certify.maps.nonlinear import Extremum, MaxMin, Opaque, Sort
 from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along, rearranged
-from robustres.certify.proof.bound import Bound
 
 
 def simplified(output: Node) -> Node:
@@ -43,18 +42,19 @@ class _Simplifier:
             return self._linear(node, piece.map)
         if isinstance(piece, Merge):
             return self._merged(node, piece)
-        if isinstance(piece, Opaque) and piece.along is not None and piece.name.startswith("sort"):
+        if isinstance(piece, Sort):
             return self._sorted(node, piece)
         source = self._materialised(node.inputs[0])
         return node_like(node, piece, source), None
 
-    def _sorted(self, node: Node, piece: Opaque) -> tuple[Node, LinearMap | None]:
+    def _sorted(self, node: Node, piece: Sort) -> tuple[Node, LinearMap | None]:
         """A sort along an axis, moved to where that axis is still part of the channels."""
         parent = node.inputs[0]
         root, waiting = self.images[parent]
         rest, shape = before_reshape(waiting, parent.shape)
-        whole = piece.along is not None and node.shape == parent.shape  # and not the largest few
-        sorts = groups_along(piece.along, parent.shape, shape) if whole else None  # type: ignore[arg-type]
+        sorts = (
+            groups_along(piece.along, parent.shape, shape) if node.shape == parent.shape else None
+        )  # and not the largest few
         if sorts is None:
             return node_like(node, piece, self._materialised(parent)), None
         entry = root if rest is None else replace(self._linear_node(parent, rest, root), shape=shape)
@@ -116,8 +116,7 @@ class _Simplifier:
         shape = side_by_side.out_shape
         plain = isinstance(side_by_side, Identity) and side_by_side.in_shape == shape
         entry = root if plain else Node(Linear(side_by_side), (root,), shape, node.path, node.origin)
-        piece = Opaque("maxmin", Bound(0.0, 1.0, "closed form"), 1.0, sorts=GroupSort(2, "strided"))
-        place = Node(piece, (entry,), shape, node.path, node.origin)
+        place = Node(MaxMin(), (entry,), shape, node.path, node.origin)
         half = math.prod(shape) // 2
         numbers = [half * k + torch.arange(half).reshape(parent.shape) for k, parent in enumerate(node.inputs)]
         return self._followed_by(node, place, rearranged(torch.cat(numbers, dim=axis), shape))
@@ -125,17 +124,20 @@ class _Simplifier:
     def _pairs(self, operands: list[Node]) -> tuple[Node, LinearMap] | None:
         """Where the operands are the larger and the smaller of pairs: a value, and the map that lays the first of each
         pair, then the second, along its first axis."""
-        names = sorted(_name(operand) for operand in operands)
-        inputs = operands[0].inputs
-        if names == ["maximum", "minimum"]:
+        pieces, inputs = [operand.piece for operand in operands], operands[0].inputs
+        if {piece.kind for piece in pieces if isinstance(piece, Merge)} == {"maximum", "minimum"}:
+            if len(operands) != 2:
+                return None
             if len(set(inputs)) != 2 or set(inputs) != set(operands[1].inputs) or not inputs[0].shape:
                 return None
             selected = self._side_by_side(inputs, 0)
             return None if selected is None else (selected[0], rearranged(selected[1], selected[0].shape))
-        axes = {operand.piece.along for operand in operands if isinstance(operand.piece, Opaque)}
-        along = axes.pop() if len(axes) == 1 else None
-        extremes = [name.split(" ")[0] for name in names] == ["max", "min"]
-        if along is None or not extremes or inputs != operands[1].inputs or inputs[0].shape[along] != 2:
+        first, second = pieces if len(pieces) == 2 else (None, None)
+        if not (isinstance(first, Extremum) and isinstance(second, Extremum)) or len(first.axes) != 1:
+            return None
+        along = first.axes[0]
+        opposite = first.axes == second.axes and first.largest != second.largest
+        if not opposite or inputs != operands[1].inputs or inputs[0].shape[along] != 2:
             return None
         return self._materialised(inputs[0]), halves_along(along, inputs[0].shape)
 
@@ -168,7 +170,3 @@ def _through_reshapes(node: Node) -> Node:
     while isinstance(node.piece, Linear) and isinstance(node.piece.map, Identity):
         node = node.inputs[0]
     return node
-
-
-def _name(node: Node) -> str:
-    return node.piece.name if isinstance(node.piece, Merge | Opaque) else ""

@@ -78,16 +78,16 @@ class Dense(LinearMap):
     """The matrix (out, in), acting on the flattened input."""
 
     matrix: Tensor
-    in_shape: Shape = ()
-    out_shape: Shape = ()
+    in_shape: Shape = None  # type: ignore[assignment]
+    out_shape: Shape = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:
             raise InputError(f"a dense map needs a matrix (out, in), got the shape {tuple(self.matrix.shape)}")
         object.__setattr__(self, "matrix", as_weight(self.matrix, "matrix"))
         rows, columns = self.matrix.shape
-        object.__setattr__(self, "in_shape", tuple(self.in_shape) or (columns,))
-        object.__setattr__(self, "out_shape", tuple(self.out_shape) or (rows,))
+        object.__setattr__(self, "in_shape", (columns,) if self.in_shape is None else tuple(self.in_shape))
+        object.__setattr__(self, "out_shape", (rows,) if self.out_shape is None else tuple(self.out_shape))
         if self.in_size != columns or self.out_size != rows:
             raise InputError(f"a matrix ({rows}, {columns}) cannot map {self.in_shape} to {self.out_shape}")
 
@@ -110,10 +110,10 @@ class Identity(LinearMap):
     """x, or the same numbers in another shape of the same size (flatten, reshape)."""
 
     in_shape: Shape
-    out_shape: Shape = ()
+    out_shape: Shape = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out_shape", tuple(self.out_shape) or self.in_shape)
+        object.__setattr__(self, "out_shape", self.in_shape if self.out_shape is None else tuple(self.out_shape))
         if self.in_size != self.out_size:
             raise InputError(f"a reshape cannot map {self.in_shape} to {self.out_shape}")
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, dominators
+from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
@@ -21,15 +22,6 @@ from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, pro
 from robustres.errors import PrecisionError
 from robustres.numerics import UNIT_ROUNDOFF, gamma
 
-# Computed by comparisons, copies and sign changes: no rounding at all.
-EXACT = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "abs"})
-EXACT_EXTREMA = frozenset({"maximum", "minimum"})
-# One product per coordinate.
-ONE_PRODUCT = frozenset({"leaky_relu", "prelu", "_prelu_kernel"})
-# What is charged for elementary functions in float64: no vendor proves their accuracy, all are within a few units.
-FUNCTION_UNITS = 64
-# What is charged in float64, relative to its values, for a module that states its own bound.
-STATED_RELATIVE = 1e-9
 # The norms below are themselves computed in float64.
 SLACK = 1 + 1e-6
 
@@ -124,24 +116,21 @@ class Deviation:
         assert isinstance(piece, Opaque)
         constant = piece.bound.upper
         size = constant * sizes[0] + self.sizes[node.origin]
-        if piece.name.startswith(("softmax", "logsumexp")):
-            self._only_float64(node, piece.name)
-            return constant * errors[0] + FUNCTION_UNITS * u * size, size
-        if piece.name == "stated by the module":
-            self._only_float64(node, "a module that states its own bound")
-            return constant * errors[0] + STATED_RELATIVE * size, size
-        return constant * errors[0], size
+        return constant * errors[0] + self._relative(node, piece) * size, size
 
     def _elementwise(self, piece: Elementwise, node: Node, error: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        u = UNIT_ROUNDOFF[self.dtype]
         after = piece.constant * (size + error) + self.sizes[node.origin]
-        passed = piece.constant * error
-        if piece.name in EXACT or piece.name in EXACT_EXTREMA:
-            return passed, after
-        if piece.name in ONE_PRODUCT:
-            return passed + 2 * u * after, after
-        self._only_float64(node, piece.name)
-        return passed + FUNCTION_UNITS * u * after + piece.jump * math.sqrt(math.prod(node.shape)), after
+        jumps = piece.function.jump * math.sqrt(math.prod(node.shape))
+        return piece.constant * error + self._relative(node, piece.function) * after + jumps, after
+
+    def _relative(self, node: Node, kind: Activation | Opaque) -> float:
+        found = kind.relative_error(self.dtype)
+        if found is None:
+            raise PrecisionError(
+                f"no deviation bound covers {type(kind).__name__} at {node.path or 'the top of the network'} in "
+                f"{self.dtype}; certify in torch.float64"
+            )
+        return found
 
     def _kappa(self, piece: Linear) -> float:
         count = forward_roundings(piece.map)
@@ -151,13 +140,6 @@ class Deviation:
             return 0.0
         factor = ALGORITHM_FACTOR if self.dtype == torch.float64 else 1
         return gamma(factor * (count + 4), self.dtype)
-
-    def _only_float64(self, node: Node, name: str) -> None:
-        if self.dtype != torch.float64:
-            raise PrecisionError(
-                f"no deviation bound covers {name} at {node.path or 'the top of the network'} in {self.dtype}; "
-                "certify in torch.float64"
-            )
 
 
 def require_covered_float32(analysis: Analysis, x: Tensor) -> None:

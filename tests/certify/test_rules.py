@@ -14,9 +14,10 @@ from robustres.certify import lipschitz
 from robustres.certify.graph.capture import capture
 from robustres.certify.graph.network import Elementwise, Linear, Node, Source
 from robustres.certify.graph.operation_rules import build_network
-from robustres.certify.graph.rules_activation import GELU, GELU_TANH, MISH, SILU
-from robustres.certify.graph.rules_pooling import windows_per_pixel
+from robustres.certify.graph.rules_pooling import windows
 from robustres.certify.graph.simplify import simplified
+from robustres.certify.maps.nonlinear import MaxPool
+from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
 from robustres.errors import UnsupportedOperationError
 
 
@@ -174,7 +175,7 @@ def test_overlapping_max_pooling_is_never_taken_as_nonexpansive(side: int, kerne
     pad = kernel // 2
     generator = torch.Generator().manual_seed(seed)
     count = F.max_pool2d(torch.zeros(1, 1, side, side), kernel, stride, pad).shape[2]
-    overlap = windows_per_pixel(side, count, kernel, stride, pad, 1)
+    overlap = round(MaxPool((windows(side, count, kernel, stride, pad, 1),)).bound.upper ** 2)
     spike = torch.zeros(side * side, 1, side, side, dtype=torch.float64)
     spike.reshape(side * side, -1).fill_diagonal_(1)
     attained = F.max_pool2d(spike, kernel, stride, pad).flatten(1).norm(dim=1).max()
@@ -256,7 +257,6 @@ def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
         (nn.LogSoftmax(1), "log_softmax .*leave it out"),
         (nn.Softsign(), "div whose other depends on the input"),
         (nn.MaxPool2d((1, 2), 1, (0, 1), 2), "max_pool2d with a window that holds no pixel"),
-        (nn.AdaptiveMaxPool2d(2), "adaptive_max_pool2d with windows that overlap"),
     ],
 )
 def test_a_refusal_says_why_and_what_to_do(layer: nn.Module, words: str) -> None:

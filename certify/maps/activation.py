@@ -1,0 +1,165 @@
+"""What an activation is to the certifier: a scalar function with everything that is ever asked of it.
+
+A kind is a frozen dataclass that answers every question below; one that forgets a question cannot be instantiated.
+Parameters (slopes, bounds) are numbers, or tensors that broadcast to the unbatched shape of the value without enlarging
+it; `parameters` lists them, so that the place where a network is built can check that.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+Parameter = float | Tensor
+
+# What is charged for elementary functions in float64: no vendor proves their accuracy, all are within a few units.
+FUNCTION_UNITS = 64
+# Farther out than this no derivative of a smooth kind changes, and none of them overflows there.
+FAR = 1e100
+# How far computed derivatives and values may be off, relative to the steepest slope and to the values they are made of.
+WIDENING = 1e-13
+
+
+class Activation(ABC):
+    """A function of one real number, applied to every coordinate of a value."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function of a batch (N, *shape) or of one sample (*shape), in float64."""
+
+    @property
+    @abstractmethod
+    def slopes(self) -> tuple[float, float]:
+        """An interval that holds every difference quotient, at every coordinate; infinite where there is none."""
+
+    @abstractmethod
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """For each coordinate an interval that holds every difference quotient between points of [lower, upper].
+
+        lower, upper: (*shape) or (N, *shape), lower <= upper, infinite ends allowed.
+        """
+
+    @abstractmethod
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """What torch's computation in `dtype` may be off, relative to constant |x| + |f(x)|; None: not covered."""
+
+    @property
+    @abstractmethod
+    def jump(self) -> float:
+        """How far torch's operation lies from this function at most, in exact arithmetic (a tail that is cut off)."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Everything that may differ between coordinates."""
+
+    @property
+    def constant(self) -> float:
+        """The Lipschitz constant, the same in l2 and linf."""
+        return max(abs(self.slopes[0]), abs(self.slopes[1]))
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """For each coordinate an interval that holds the function on [lower, upper], which must be finite.
+
+        With slopes in [s, t], f lies above both f(lower) + s (x - lower) and f(upper) - t (upper - x); where s < 0 < t
+        the larger of the two is smallest where they meet.
+        """
+        left, right = self(lower), self(upper)
+        low, high = self.slopes_on(lower, upper)
+        width = upper - lower
+        turning = (low < 0) & (high > 0)
+        span = torch.where(turning, high - low, torch.ones_like(high))
+        bottom = torch.where(turning, (high * left - low * right + low * high * width) / span, left.minimum(right))
+        top = torch.where(turning, (high * right - low * left - low * high * width) / span, left.maximum(right))
+        size = torch.maximum(torch.maximum(left.abs(), right.abs()), torch.maximum(low.abs(), high.abs()) * width)
+        slack = WIDENING * size + self.jump
+        return bottom - slack, top + slack
+
+
+class PiecewiseLinear(Activation):
+    """A continuous function of several linear pieces."""
+
+    @property
+    @abstractmethod
+    def kinks(self) -> tuple[Parameter, ...]:
+        """Where one piece ends and the next begins, in ascending order (infinite ones are never met)."""
+
+    @property
+    @abstractmethod
+    def pieces(self) -> tuple[Parameter, ...]:
+        """The slopes from left to right, one more than kinks."""
+
+    @property
+    def jump(self) -> float:
+        """None: it is continuous and computed as it is defined."""
+        return 0.0
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Kinks and slopes."""
+        return (*self.kinks, *self.pieces)
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """The smallest and the largest slope of all pieces and coordinates."""
+        ends = [(float(piece.min()), float(piece.max())) if isinstance(piece, Tensor) else (piece, piece)
+                for piece in self.pieces]  # fmt: skip
+        return min(low for low, _ in ends), max(high for _, high in ends)
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The hull of the slopes of the pieces that [lower, upper] meets in more than an end."""
+        starts: tuple[Parameter, ...] = (-math.inf, *self.kinks)
+        ends: tuple[Parameter, ...] = (*self.kinks, math.inf)
+        point = lower == upper
+        low, high = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
+        for start, end, slope in zip(starts, ends, self.pieces, strict=True):
+            met = ((lower < end) & (upper > start)) | (point & (lower <= end) & (upper >= start))
+            value = torch.as_tensor(slope, dtype=lower.dtype, device=lower.device)
+            low = torch.where(met, torch.minimum(low, value), low)
+            high = torch.where(met, torch.maximum(high, value), high)
+        return low, high
+
+
+class Smooth(Activation):
+    """A function whose derivative is known, monotone between the places in `turns`."""
+
+    @abstractmethod
+    def derivative(self, x: Tensor) -> Tensor:
+        """The derivative in float64, accurate to WIDENING times the steepest slope."""
+
+    @property
+    @abstractmethod
+    def turns(self) -> tuple[tuple[float, float, float], ...]:
+        """Places [from, to] that hold a local extremum or a jump of the derivative, and its value there, outward."""
+
+    @property
+    def jump(self) -> float:
+        """None, unless a kind says otherwise."""
+        return 0.0
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The same function at every coordinate."""
+        return ()
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivative at the ends and at the turns between, widened by what computing it may be off."""
+        ends = [self.derivative(end.clamp(-FAR, FAR)) for end in (lower, upper)]
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        for start, stop, slope in self.turns:
+            met = (lower <= stop) & (upper >= start)
+            low = torch.where(met, low.clamp_max(slope), low)
+            high = torch.where(met, high.clamp_min(slope), high)
+        slack = WIDENING * self.constant
+        return (low - slack).clamp(*self.slopes), (high + slack).clamp(*self.slopes)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units in float64; what elementary functions do in float32 is not covered."""
+        return FUNCTION_UNITS * 2.0**-53 if dtype == torch.float64 else None
+
+
+def broadcast_size(parameters: tuple[Parameter, ...]) -> tuple[int, ...]:
+    """The shape that the parameters broadcast to together; () for numbers only."""
+    shapes = [tuple(value.shape) for value in parameters if isinstance(value, Tensor)]
+    return tuple(torch.broadcast_shapes(*shapes)) if shapes else ()  # type: ignore[no-untyped-call]

@@ -1,0 +1,382 @@
+"""Maps of which the certifier knows a Lipschitz constant and no more: pooling, sorting, softmax, a module's own word.
+
+A kind is a frozen dataclass that answers every question below; one that forgets a question cannot be instantiated.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.activation import FUNCTION_UNITS, WIDENING
+from robustres.certify.maps.linear_map import Shape
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.maps.sorting import in_groups, out_of_groups
+from robustres.certify.proof.bound import Bound
+from robustres.numerics import UNIT_ROUNDOFF, rounded_up
+
+# What is charged in float64, relative to its values, for a module that states its own bound.
+STATED_RELATIVE = 1e-9
+
+
+class Opaque(ABC):
+    """A map between unbatched shapes, not elementwise, bounded by a constant."""
+
+    @property
+    @abstractmethod
+    def bound(self) -> Bound:
+        """Of its Lipschitz constant in l2."""
+
+    @property
+    @abstractmethod
+    def linf(self) -> float:
+        """At or above its Lipschitz constant from linf to linf, infinite where none is known."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What the report calls it."""
+
+    @property
+    @abstractmethod
+    def sorts(self) -> GroupSort | None:
+        """The groups of channels that it sorts; None for other maps."""
+
+    @abstractmethod
+    def out_shape(self, shape: Shape) -> Shape:
+        """The shape that it gives for an input of this shape."""
+
+    @abstractmethod
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """For each output coordinate an interval that holds it for inputs (N, *shape) in [lower, upper]."""
+
+    @abstractmethod
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """What torch's computation in `dtype` may be off, relative to constant |x| + |f(x)|; None: not covered."""
+
+
+class _Comparing(Opaque):
+    """Nonexpansive in every norm, increasing in every coordinate, computed by comparisons alone."""
+
+    kind = "nonlinear"
+    linf = 1.0
+    sorts: GroupSort | None = None
+
+    @property
+    def bound(self) -> Bound:
+        """|f(x) - f(y)| <= |x - y|: sorting permutes (rearrangement inequality), a maximum is one of its values."""
+        return Bound(0.0, 1.0, "closed form")
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The map of a batch (N, *shape)."""
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """By running it on zeros."""
+        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Its values at the two ends."""
+        return self(lower), self(upper)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """None is made."""
+        return 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sort(_Comparing):
+    """The values along one unbatched axis in order; the first `count` of them where that is not None (topk).
+
+    groups: the sort written as one of channels of the map's own input, where simplification found that form.
+    """
+
+    along: int
+    descending: bool = False
+    count: int | None = None
+    sorts: GroupSort | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.sorts is not None:
+            return out_of_groups(in_groups(x, self.sorts).sort(dim=2, descending=self.descending).values, self.sorts)
+        values = x.sort(dim=self.along + 1, descending=self.descending).values
+        return values if self.count is None else values.narrow(self.along + 1, 0, self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Extremum(_Comparing):
+    """The largest or smallest value along unbatched axes."""
+
+    axes: tuple[int, ...]
+    largest: bool
+    keepdim: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        reduce = torch.amax if self.largest else torch.amin
+        return reduce(x, dim=[axis + 1 for axis in self.axes], keepdim=self.keepdim)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxMin(_Comparing):
+    """The first axis in two halves, each pair (c, c + C/2) sorted, the larger ones first."""
+
+    sorts = GroupSort(2, "strided")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Opaque):
+    """The largest value in every window, window by window along each of the last axes.
+
+    windows: for each of the last axes the pixels (out, taps) of its windows, -1 for padding, which never wins.
+    Each window is nonexpansive, and a pixel's square counts once for each of the windows that hold it.
+    """
+
+    windows: tuple[Tensor, ...]
+    kind = "pooling"
+    linf = 1.0
+    sorts = None
+
+    @cached_property
+    def bound(self) -> Bound:
+        """sqrt(the largest number of windows that hold the same pixel)."""
+        overlap = math.prod(_most_windows(pixels) for pixels in self.windows)
+        return Bound(0.0, rounded_up(math.sqrt(overlap), 1) if overlap != 1 else 1.0, "windows per pixel")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for axis, pixels in enumerate(self.windows, start=x.ndim - len(self.windows)):
+            pad = x.new_full((*x.shape[:axis], 1, *x.shape[axis + 1 :]), -math.inf)
+            taken = torch.cat([x, pad], dim=axis).index_select(
+                axis, pixels.to(x.device).flatten() % (x.shape[axis] + 1)
+            )
+            x = taken.reshape(*x.shape[:axis], *pixels.shape, *x.shape[axis + 1 :]).amax(axis + 1)
+        return x
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """One value for each window."""
+        return (*shape[: len(shape) - len(self.windows)], *(len(pixels) for pixels in self.windows))
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Its values at the two ends."""
+        return self(lower), self(upper)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """Comparisons only."""
+        return 0.0
+
+
+def _most_windows(pixels: Tensor) -> int:
+    """The largest number of windows that hold the same pixel, each window counted once."""
+    members = [torch.unique(window[window >= 0]) for window in pixels]
+    used = torch.cat(members)
+    return int(torch.bincount(used).max()) if used.numel() else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Opaque):
+    """softmax along one unbatched axis of `length` values.
+
+    Its Jacobian diag(p) - p p^T is the covariance of one draw from p, so v^T J v = Var_p(v) <= (max v - min v)^2 / 4 <=
+    |v|^2 / 2, and its row sums are 2 p_i (1 - p_i) <= 1/2.
+    """
+
+    along: int
+    length: int
+    kind = "nonlinear"
+    linf = 0.5
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """1/2 for more than one value; a single one gives the constant 1."""
+        return Bound(0.0, 0.5, "closed form")
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The same."""
+        return shape
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares lie in [0, 1], and are smallest where a value is small and all others are large."""
+        return torch.zeros_like(lower), torch.ones_like(upper)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units for the exponentials, and the roundings of their sum."""
+        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+
+
+@dataclass(frozen=True, eq=False)
+class LogSumExp(Opaque):
+    """log of the sum of exponentials along unbatched axes of `length` values together.
+
+    Its gradient is a distribution, of norm at most 1 in l2 and l1.
+    """
+
+    axes: tuple[int, ...]
+    length: int
+    keepdim: bool = False
+    kind = "nonlinear"
+    linf = 1.0
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """1."""
+        return Bound(0.0, 1.0, "closed form")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.logsumexp(x, dim=[axis + 1 for axis in self.axes], keepdim=self.keepdim)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Without the axes, or with length 1 there."""
+        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """It is increasing in every coordinate."""
+        low, high = self(lower), self(upper)
+        slack = WIDENING * self.length * (1 + torch.maximum(low.abs(), high.abs()))
+        return low - slack, high + slack
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units for the exponentials, and the roundings of their sum."""
+        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation(Opaque):
+    """Layer, group, instance and RMS normalisation: each group of values centred (or not), divided by
+    sqrt(mean square + eps), and scaled.
+
+    eps > 0 makes it Lipschitz: let z = P x, P the projection that takes the mean away (or the identity),
+    s^2 = |z|^2/n + eps, y = z / s. Then dy = (P v)/s - z <z, v>/(n s^3), so the Jacobian is
+    (I - z z^T/(n s^2)) P / s. The matrix in brackets is symmetric with eigenvalues 1 and 1 - |z|^2/(n s^2) = eps/s^2,
+    all in (0, 1], hence the norm is at most 1/s <= 1/sqrt(eps), reached at z = 0. In linf the row sums of the bracket times P are at most
+    (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2: max|z| |z|_1 <= |z|^2 (1 + sqrt n)/2.
+
+    scale: at or above max |gamma|. group: values in each group. constant part: `gamma` scales and beta shifts.
+    """
+
+    eps: float
+    scale: float
+    group: int
+    centred: bool
+    kind = "normalisation"
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """max |gamma| / sqrt(eps)."""
+        return Bound(0.0, rounded_up(self.scale / math.sqrt(self.eps), 3), "1 / sqrt(eps)")
+
+    @property
+    def linf(self) -> float:
+        """From the row sums above."""
+        rows = (1 + (1 + math.sqrt(self.group)) / 2) * (2 if self.centred else 1)
+        return rounded_up(self.bound.upper * min(rows, math.sqrt(self.group)), 6)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The same."""
+        return shape
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Not looked into."""
+        return torch.full_like(lower, -math.inf), torch.full_like(upper, math.inf)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps)."""
+        return 8 * (FUNCTION_UNITS + self.group) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+
+
+class _Stated(Opaque):
+    """A module that is taken by its word; the shape is the one that it was met with."""
+
+    kind = "stated"
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing is stated about its values."""
+        shape = (len(lower), *self.out_shape(tuple(lower.shape[1:])))
+        return lower.new_full(shape, -math.inf), lower.new_full(shape, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Stated(_Stated):
+    """A module that states its own bound."""
+
+    word: Bound
+    met_shape: Shape
+    linf = math.inf
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """The module's own."""
+        return self.word
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """As it was met."""
+        return self.met_shape
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """An allowance in float64 only."""
+        return STATED_RELATIVE if dtype == torch.float64 else None
+
+
+@dataclass(frozen=True, eq=False)
+class StatedSort(_Stated):
+    """A module that sorts groups of channels and says so; it was tried, and computes by comparisons alone."""
+
+    groups: GroupSort
+    linf = 1.0
+
+    @property
+    def sorts(self) -> GroupSort:
+        """As stated."""
+        return self.groups
+
+    @property
+    def bound(self) -> Bound:
+        """A sort is nonexpansive."""
+        return Bound(0.0, 1.0, "sort")
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The same."""
+        return shape
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Every value stays within its group, in an order that is not stated: the group's hull."""
+        low, high = (in_groups(end, self.groups) for end in (lower, upper))
+        ends = low.amin(2, keepdim=True).expand_as(low), high.amax(2, keepdim=True).expand_as(high)
+        return out_of_groups(ends[0], self.groups), out_of_groups(ends[1], self.groups)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """None is made."""
+        return 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown(Opaque):
+    """Something of the right shape in place of a refused operation; it never stands in a network that is bounded."""
+
+    shape: Shape
+    kind = "refused"
+    linf = math.inf
+    sorts = None
+    bound = Bound(0.0, math.inf, "refused")
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The shape that the operation gives."""
+        return self.shape
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Anything."""
+        shape = (len(lower), *self.shape)
+        return lower.new_full(shape, -math.inf), lower.new_full(shape, math.inf)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """Not covered."""
+        return None

@@ -1,0 +1,161 @@
+"""Activations of several linear pieces: computed by comparisons, and by one product where a slope is not 0 or +-1."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.activation import Parameter, PiecewiseLinear
+from robustres.numerics import UNIT_ROUNDOFF
+
+
+class _Exact(PiecewiseLinear):
+    """Computed by comparisons, copies and sign changes: no rounding at all."""
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """None is made."""
+        return 0.0
+
+
+class _OneProduct(PiecewiseLinear):
+    """One product, or one sum and one product, per coordinate; the parameter itself may be rounded to the type."""
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """Three roundings."""
+        return 3 * UNIT_ROUNDOFF[dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class Relu(_Exact):
+    """max(x, 0)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+        return torch.relu(x)
+
+    @property
+    def kinks(self) -> tuple[Parameter, ...]:
+        """At 0."""
+        return (0.0,)
+
+    @property
+    def pieces(self) -> tuple[Parameter, ...]:
+        """Slopes 0 and 1."""
+        return (0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(_Exact):
+    """min(max(x, low), high): relu6, hardtanh, clamp, the maximum or minimum of a value and a constant, threshold.
+
+    low, high: numbers or tensors, infinite where there is no bound; where low > high it is `high` everywhere.
+    """
+
+    low: Parameter
+    high: Parameter
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The value between the two bounds that is nearest to x."""
+        bounds = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (self.low, self.high))
+        return torch.clamp(x, *bounds)
+
+    @property
+    def kinks(self) -> tuple[Parameter, ...]:
+        """The two bounds."""
+        return (self.low, self.high)
+
+    @property
+    def pieces(self) -> tuple[Parameter, ...]:
+        """Slopes 0, 1, 0."""
+        return (0.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Abs(_Exact):
+    """|x|."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """|x|."""
+        return x.abs()
+
+    @property
+    def kinks(self) -> tuple[Parameter, ...]:
+        """At 0."""
+        return (0.0,)
+
+    @property
+    def pieces(self) -> tuple[Parameter, ...]:
+        """Slopes -1 and 1."""
+        return (-1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class LeakyRelu(_OneProduct):
+    """right x for x > 0, left x for x <= 0; `left` may differ between coordinates (PReLU)."""
+
+    left: Parameter
+    right: Parameter = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """left x or right x."""
+        return torch.where(x > 0, self.right * x, self.left * x)
+
+    @property
+    def kinks(self) -> tuple[Parameter, ...]:
+        """At 0."""
+        return (0.0,)
+
+    @property
+    def pieces(self) -> tuple[Parameter, ...]:
+        """The two slopes."""
+        return (self.left, self.right)
+
+
+@dataclass(frozen=True, eq=False)
+class Softshrink(_OneProduct):
+    """x moved towards 0 by `cut` >= 0, and 0 within it."""
+
+    cut: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """sign(x) max(|x| - cut, 0)."""
+        return x - x.clamp(-self.cut, self.cut)
+
+    @property
+    def kinks(self) -> tuple[Parameter, ...]:
+        """At -cut and cut."""
+        return (-self.cut, self.cut)
+
+    @property
+    def pieces(self) -> tuple[Parameter, ...]:
+        """Slopes 1, 0, 1."""
+        return (1.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Hardsigmoid(PiecewiseLinear):
+    """min(max(x + 3, 0), 6) / 6."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """min(max(x + 3, 0), 6) / 6."""
+        return torch.nn.functional.hardsigmoid(x)
+
+    @property
+    def kinks(self) -> tuple[Parameter, ...]:
+        """At -3 and 3."""
+        return (-3.0, 3.0)
+
+    @property
+    def pieces(self) -> tuple[Parameter, ...]:
+        """Slopes 0, 1/6 rounded up, 0."""
+        return (0.0, math.nextafter(1 / 6, 1), 0.0)
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """As for all pieces, 1/6 from both sides."""
+        low, high = super().slopes_on(lower, upper)
+        return torch.where(low > 0, low * (1 - 2**-50), low), high
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """x + 3 is rounded relative to 3 + |x|, which is at most 18 (|x| / 6 + value)."""
+        return 64 * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None

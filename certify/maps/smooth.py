@@ -1,0 +1,321 @@
+"""Smooth activations: derivative, extreme slopes and where they lie.
+
+The extreme slopes of GELU, SiLU and Mish are roots of their second derivatives, rounded outwards; the tests derive them
+again in high precision.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from robustres.certify.maps.activation import Activation, Parameter, Smooth
+
+Slopes = tuple[float, float]
+Turns = tuple[tuple[float, float, float], ...]
+
+# Phi(sqrt 2) + sqrt 2 phi(sqrt 2), reached at x = sqrt 2; the smallest slope is 1 minus it by symmetry.
+GELU: Slopes = (-0.128904145185155, 1.128904145185155)
+GELU_TANH: Slopes = (-0.128993068658772, 1.128993068658772)
+SILU: Slopes = (-0.099839320128867, 1.099839320128867)
+MISH: Slopes = (-0.112526122389463, 1.088498161251728)
+
+
+def _hump(place: float, slope: float) -> tuple[float, float, float]:
+    """An extremum whose place is known to 1e-6."""
+    return place - 1e-6, place + 1e-6, slope
+
+
+@dataclass(frozen=True, eq=False)
+class Sigmoid(Smooth):
+    """1 / (1 + exp(-x))."""
+
+    turns: ClassVar[Turns] = ((0.0, 0.0, 0.25),)
+    slopes: ClassVar[Slopes] = (0.0, 0.25)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """1 / (1 + exp(-x))."""
+        return torch.sigmoid(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """s (1 - s)."""
+        return torch.sigmoid(x) * torch.sigmoid(-x)
+
+
+@dataclass(frozen=True, eq=False)
+class Tanh(Smooth):
+    """tanh(x)."""
+
+    turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
+    slopes: ClassVar[Slopes] = (0.0, 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """tanh(x)."""
+        return torch.tanh(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """4 s (1 - s) of the sigmoid at 2 x."""
+        return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
+
+
+@dataclass(frozen=True, eq=False)
+class Erf(Smooth):
+    """The error function."""
+
+    steepest: ClassVar[float] = math.nextafter(2 / math.sqrt(math.pi), 2)
+    turns: ClassVar[Turns] = ((0.0, 0.0, steepest),)
+    slopes: ClassVar[Slopes] = (0.0, steepest)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """erf(x)."""
+        return torch.erf(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """2 / sqrt(pi) exp(-x^2)."""
+        return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
+
+
+@dataclass(frozen=True, eq=False)
+class Atan(Smooth):
+    """arctan(x)."""
+
+    turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
+    slopes: ClassVar[Slopes] = (0.0, 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """arctan(x)."""
+        return torch.atan(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """1 / (1 + x^2)."""
+        return 1 / (1 + x.square())
+
+
+@dataclass(frozen=True, eq=False)
+class LogSigmoid(Smooth):
+    """log(sigmoid(x))."""
+
+    turns: ClassVar[Turns] = ()
+    slopes: ClassVar[Slopes] = (0.0, 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """log(sigmoid(x))."""
+        return F.logsigmoid(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """sigmoid(-x)."""
+        return torch.sigmoid(-x)
+
+
+@dataclass(frozen=True, eq=False)
+class Gelu(Smooth):
+    """x Phi(x), exact or with tanh in place of erf."""
+
+    approximate: Literal["none", "tanh"] = "none"
+
+    @property
+    def slopes(self) -> Slopes:
+        """Reached near +-sqrt(2)."""
+        return GELU if self.approximate == "none" else GELU_TANH
+
+    @property
+    def turns(self) -> Turns:
+        """The two extrema, and for the form with tanh nothing else."""
+        place = math.sqrt(2) if self.approximate == "none" else GELU_TANH_PLACE
+        return _hump(-place, self.slopes[0]), _hump(place, self.slopes[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x Phi(x)."""
+        return F.gelu(x, approximate=self.approximate)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Phi(x) + x phi(x), and its counterpart."""
+        if self.approximate == "none":
+            share: Tensor = torch.special.ndtr(x)
+            return share + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        steepness = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x.square())
+        share, bell = torch.sigmoid(2 * inner), torch.sigmoid(-2 * inner)
+        return share + 2 * x * share * bell * steepness
+
+
+@dataclass(frozen=True, eq=False)
+class Silu(Smooth):
+    """x sigmoid(x)."""
+
+    slopes: ClassVar[Slopes] = SILU
+
+    @property
+    def turns(self) -> Turns:
+        """Where x = 2 coth(x / 2)."""
+        return _hump(-SILU_PLACE, SILU[0]), _hump(SILU_PLACE, SILU[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x sigmoid(x)."""
+        return F.silu(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """s + x s (1 - s)."""
+        share, rest = torch.sigmoid(x), torch.sigmoid(-x)
+        return share + x * share * rest
+
+
+@dataclass(frozen=True, eq=False)
+class Mish(Smooth):
+    """x tanh(softplus(x))."""
+
+    slopes: ClassVar[Slopes] = MISH
+
+    @property
+    def turns(self) -> Turns:
+        """The roots of the second derivative."""
+        return _hump(MISH_PLACES[0], MISH[0]), _hump(MISH_PLACES[1], MISH[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x tanh(softplus(x))."""
+        return F.mish(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """tanh(p) + x (1 - tanh(p)^2) sigmoid(x) with p the softplus."""
+        soft = torch.logaddexp(x, torch.zeros_like(x))
+        bell = 4 * torch.sigmoid(2 * soft) * torch.sigmoid(-2 * soft)
+        return torch.tanh(soft) + x * bell * torch.sigmoid(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Softplus(Smooth):
+    """log(1 + exp(beta x)) / beta, which torch cuts over to x itself where beta x exceeds the threshold.
+
+    The cut is a jump of log(1 + exp(-threshold)) / beta. At torch's threshold of 20 or more that is below 1e-10 of the
+    place where it happens, which certificates charge like a rounding; a smaller threshold is no Lipschitz function.
+    """
+
+    beta: float
+    threshold: float
+    turns: ClassVar[Turns] = ()
+    slopes: ClassVar[Slopes] = (0.0, 1.0)
+
+    @property
+    def jump(self) -> float:
+        """log(1 + exp(-threshold)) / beta, rounded up."""
+        return 1.01 * math.exp(-self.threshold) / self.beta
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """log(1 + exp(beta x)) / beta, without a cut."""
+        return torch.logaddexp(self.beta * x, torch.zeros_like(x)) / self.beta
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """sigmoid(beta x)."""
+        return torch.sigmoid(self.beta * x)
+
+
+@dataclass(frozen=True, eq=False)
+class Elu(Smooth):
+    """scale x on the right, alpha scale (exp(input_scale x) - 1) on the left; SELU and CELU are cases of it."""
+
+    alpha: float
+    scale: float = 1.0
+    input_scale: float = 1.0
+
+    @property
+    def _left(self) -> float:
+        """The slope just left of 0, rounded outwards."""
+        slope = self.alpha * self.scale * self.input_scale
+        return slope + math.copysign(4 * math.ulp(slope), slope) if slope else 0.0
+
+    @property
+    def slopes(self) -> Slopes:
+        """From the left tail (0), the left side of 0, and the right."""
+        return min(0.0, self._left, self.scale), max(0.0, self._left, self.scale)
+
+    @property
+    def turns(self) -> Turns:
+        """The two slopes that meet at 0."""
+        return (0.0, 0.0, self._left), (0.0, 0.0, self.scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """scale max(x, 0) + alpha scale (exp(input_scale min(x, 0)) - 1)."""
+        return self.scale * (x.clamp_min(0) + self.alpha * torch.expm1(self.input_scale * x.clamp_max(0)))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """scale, or the slope at 0 times exp(input_scale x)."""
+        left = self.alpha * self.scale * self.input_scale * torch.exp(self.input_scale * x.clamp_max(0))
+        return torch.where(x > 0, self.scale, left)
+
+
+@dataclass(frozen=True, eq=False)
+class Hardswish(Smooth):
+    """x min(max(x + 3, 0), 6) / 6."""
+
+    slopes: ClassVar[Slopes] = (-0.5, 1.5)
+    turns: ClassVar[Turns] = ((-3.0, -3.0, 0.0), (-3.0, -3.0, -0.5), (3.0, 3.0, 1.5), (3.0, 3.0, 1.0))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x min(max(x + 3, 0), 6) / 6."""
+        return F.hardswish(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """0, (2 x + 3) / 6, 1."""
+        return torch.where(x > 3, 1.0, torch.where(x < -3, 0.0, (2 * x + 3) / 6))
+
+
+class _Periodic(Activation):
+    """A sine with its first maximum of the derivative at `crest`."""
+
+    crest: ClassVar[float]
+    slopes: ClassVar[Slopes] = (-1.0, 1.0)
+
+    @property
+    def jump(self) -> float:
+        """None."""
+        return 0.0
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The same function at every coordinate."""
+        return ()
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """cos(x - crest) at the ends, and 1 or -1 where a crest or a trough lies between."""
+        near = (upper - lower < 6) & (lower.abs() < 1e6)
+        start, stop = torch.where(near, lower, 0.0), torch.where(near, upper, 7.0)
+        ends = [torch.cos(end - self.crest) for end in (start, stop)]
+        low, high = torch.minimum(*ends) - 1e-9, torch.maximum(*ends) + 1e-9
+        for place, slope in ((self.crest, 1.0), (self.crest + math.pi, -1.0)):
+            turn = torch.ceil((start - place) / (2 * math.pi) - 1e-9) * (2 * math.pi) + place
+            met = turn <= stop + 1e-8
+            low, high = torch.where(met, low.clamp_max(slope), low), torch.where(met, high.clamp_min(slope), high)
+        return low.clamp(-1, 1), high.clamp(-1, 1)
+
+    relative_error = Smooth.relative_error
+
+
+@dataclass(frozen=True, eq=False)
+class Sin(_Periodic):
+    """sin(x)."""
+
+    crest: ClassVar[float] = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """sin(x)."""
+        return torch.sin(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Cos(_Periodic):
+    """cos(x)."""
+
+    crest: ClassVar[float] = -math.pi / 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """cos(x)."""
+        return torch.cos(x)
+
+
+# Where the slopes above are reached.
+GELU_TANH_PLACE = 1.4185040
+SILU_PLACE = 2.3993573
+MISH_PLACES = (-2.2563764, 1.4905712)

@@ -1,0 +1,166 @@
+"""Every kind of activation and of opaque map answers every question, and its answers hold against what it computes."""
+
+import inspect
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustres.certify.graph.network import Elementwise, Merge
+from robustres.certify.graph.operation_rules import NotCoveredError, require_fitting
+from robustres.certify.maps import nonlinear, piecewise_linear, smooth
+from robustres.certify.maps.activation import Activation
+from robustres.certify.maps.nonlinear import (
+    Extremum,
+    LogSumExp,
+    MaxMin,
+    MaxPool,
+    Normalisation,
+    Opaque,
+    Softmax,
+    Sort,
+    Stated,
+    StatedSort,
+    Unknown,
+)
+from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
+from robustres.certify.maps.sector import GroupSort
+from robustres.certify.maps.smooth import (
+    Atan,
+    Cos,
+    Elu,
+    Erf,
+    Gelu,
+    Hardswish,
+    LogSigmoid,
+    Mish,
+    Sigmoid,
+    Silu,
+    Sin,
+    Softplus,
+    Tanh,
+)
+from robustres.certify.proof.bound import Bound
+
+CHANNELS = torch.tensor([-0.5, 0.2, 1.5], dtype=torch.float64)
+ACTIVATIONS: list[Activation] = [
+    *(Relu(), Clamp(0.0, 6.0), Clamp(-1.0, math.inf), Clamp(-CHANNELS.abs(), CHANNELS.abs()), Clamp(1.0, -1.0), Abs()),
+    *(LeakyRelu(0.1), LeakyRelu(CHANNELS), LeakyRelu(1.0), Softshrink(0.5), Softshrink(0.0), Hardsigmoid()),
+    *(Sigmoid(), Tanh(), Erf(), Atan(), LogSigmoid(), Gelu(), Gelu("tanh"), Silu(), Mish(), Hardswish(), Sin(), Cos()),
+    *(Softplus(2.0, 20.0), Elu(1.0), Elu(0.7), Elu(1.8), Elu(1.67, 1.05), Elu(0.5, 1.0, 2.0), Elu(-0.3), Elu(0.0)),
+]
+OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
+    (Sort(0), (4, 2)),
+    (Sort(1, descending=True, count=2), (3, 4)),
+    (Sort(0, sorts=GroupSort(2)), (4, 2)),
+    (Extremum((0,), largest=True), (3, 2)),
+    (Extremum((0, 1), largest=False, keepdim=True), (3, 2)),
+    (MaxMin(), (4, 2)),
+    (MaxPool((torch.tensor([[-1, 0, 1], [1, 2, 3]]), torch.tensor([[0, 1]]))), (2, 4, 2)),
+    (Softmax(0, 3), (3, 2)),
+    (LogSumExp((0,), 3), (3, 2)),
+    (Normalisation(1e-2, 1.0, 3, centred=True), (3,)),
+    (Stated(Bound(0.0, 2.0, "word"), (2,)), (3,)),
+    (StatedSort(GroupSort(2)), (4,)),
+    (Unknown((2,)), (3,)),
+]
+
+
+def concrete(base: type, module: object) -> Iterator[type]:
+    """Every kind below `base` that can be instantiated and stands in the module."""
+    for kind in vars(module).values():
+        here = inspect.isclass(kind) and kind.__module__ == module.__name__  # type: ignore[attr-defined]
+        if here and issubclass(kind, base) and kind is not base and not kind.__name__.startswith("_"):
+            yield kind
+
+
+def test_every_kind_is_walked_and_none_leaves_a_question_open() -> None:
+    activations = {*concrete(Activation, piecewise_linear), *concrete(Activation, smooth)}
+    assert activations == {type(kind) for kind in ACTIVATIONS}
+    assert set(concrete(Opaque, nonlinear)) == {type(kind) for kind, _ in OPAQUE}
+    for kind in (*activations, *concrete(Opaque, nonlinear)):
+        assert not kind.__abstractmethods__, kind  # type: ignore[attr-defined]
+
+
+def intervals(count: int) -> tuple[Tensor, Tensor]:
+    """Short and long ones, near 0 and far out, (count, 3)."""
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randn(2, count, 3, dtype=torch.float64, generator=generator) * torch.logspace(-3, 1.3, count)[:, None]
+    ends[:, ::7, 1] = ends[0, ::7, 1]  # single points
+    ends[0, ::5, 2] = 0.0
+    return ends.amin(0), ends.amax(0)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: type(kind).__name__)
+def test_slopes_and_values_on_an_interval_hold_what_the_function_does_there(kind: Activation) -> None:
+    lower, upper = intervals(400)
+    low, high = kind.slopes_on(lower, upper)
+    bottom, top = kind.values_on(lower, upper)
+    assert bool((low <= high).all())
+    assert bool((low >= kind.slopes[0]).all())
+    assert bool((high <= kind.slopes[1]).all())
+    shares = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None, None]
+    points = lower + (upper - lower) * shares
+    values = kind(points)
+    assert bool((values >= bottom).all())
+    assert bool((values <= top).all())
+    quotients = values.diff(dim=0) / points.diff(dim=0)
+    slack = 1e-9 + 4e-16 * values.abs().amax(0) / (upper - lower).clamp_min(1e-300) * 100
+    wide = (upper > lower).expand_as(quotients)
+    assert bool((quotients >= low - slack)[wide].all())
+    assert bool((quotients <= high + slack)[wide].all())
+    # and they are seldom wider than what is there, where the interval is long
+    long = upper - lower > 0.3
+    near = (quotients.amax(0) >= high - 0.1) & (quotients.amin(0) <= low + 0.1)
+    assert float(near[long].double().mean()) > 0.9
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: type(kind).__name__)
+def test_slopes_on_the_whole_line_are_those_of_the_kind(kind: Activation) -> None:
+    ends = torch.full((3,), math.inf, dtype=torch.float64)
+    low, high = kind.slopes_on(-ends, ends)
+    assert float(low.min()) == pytest.approx(kind.slopes[0], abs=1e-12)
+    assert float(high.max()) == pytest.approx(kind.slopes[1], abs=1e-12)
+    assert kind.relative_error(torch.float64) is not None
+    assert kind.jump < 1e-8
+
+
+@pytest.mark.parametrize(("kind", "shape"), OPAQUE, ids=lambda value: type(value).__name__)
+def test_an_opaque_map_bounds_its_shape_values_and_pairs(kind: Opaque, shape: tuple[int, ...]) -> None:
+    assert kind.kind
+    assert kind.bound.upper >= 0
+    assert kind.linf >= 0
+    x, y = torch.randn(2, 200, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lower, upper = torch.minimum(x, y), torch.maximum(x, y)
+    bottom, top = kind.values_on(lower, upper)
+    assert bottom.shape == (200, *kind.out_shape(shape))
+    assert bool((bottom <= top).all())
+    assert kind.relative_error(torch.float64) is None or kind.relative_error(torch.float64) >= 0  # type: ignore[operator]
+    if not callable(kind):
+        return
+    inside = kind(lower + (upper - lower) * torch.rand_like(x))
+    assert bool((inside >= bottom - 1e-12).all())
+    assert bool((inside <= top + 1e-12).all())
+    change, distance = (kind(x) - kind(y)).flatten(1), (x - y).flatten(1)
+    assert bool((change.norm(dim=1) <= kind.bound.upper * distance.norm(dim=1) * (1 + 1e-12)).all())
+    assert bool((change.abs().amax(1) <= kind.linf * distance.abs().amax(1) * (1 + 1e-12)).all())
+
+
+@pytest.mark.parametrize(
+    ("piece", "inputs", "shape"),
+    [
+        (Elementwise(Relu()), [(1, 2)], (3, 2)),
+        (Elementwise(Clamp(torch.zeros(3, 1), 1.0)), [(1, 2)], (1, 2)),
+        (Elementwise(LeakyRelu(torch.zeros(2, 1, 1))), [(1, 2)], (1, 2)),
+        (Merge("sum"), [(3,), (1,)], (3,)),
+        (Merge("concatenation", 0), [(3,), (1,)], (5,)),
+        (Merge("maximum"), [(3, 1), (3, 2)], (3, 2)),
+        (Sort(0, count=2), [(4,)], (4,)),
+        (Relu(), [(3,)], (3,)),
+    ],
+)
+def test_a_piece_that_does_not_fit_its_shapes_is_an_error_of_its_rule(piece, inputs, shape) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(NotCoveredError, match="does not fit"):
+        require_fitting(piece, inputs, shape)
