@@ -255,8 +255,9 @@ class Normalisation(Opaque):
     eps > 0 makes it Lipschitz: let z = P x, P the projection that takes the mean away (or the identity),
     s^2 = |z|^2/n + eps, y = z / s. Then dy = (P v)/s - z <z, v>/(n s^3), so the Jacobian is
     (I - z z^T/(n s^2)) P / s. The matrix in brackets is symmetric with eigenvalues 1 and 1 - |z|^2/(n s^2) = eps/s^2,
-    all in (0, 1], hence the norm is at most 1/s <= 1/sqrt(eps), reached at z = 0. In linf the row sums of the bracket times P are at most
-    (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2: max|z| |z|_1 <= |z|^2 (1 + sqrt n)/2.
+    all in (0, 1], hence the norm is at most 1/s <= 1/sqrt(eps), reached at z = 0. In linf the row sums of the bracket
+    times P are at most (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2, since max|z| |z|_1 <=
+    |z|^2 (1 + sqrt n)/2, and at most sqrt n times the l2 norm.
 
     scale: at or above max |gamma|. group: values in each group. constant part: `gamma` scales and beta shifts.
     """

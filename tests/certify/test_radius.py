@@ -199,7 +199,7 @@ def test_the_deviation_bound_covers_what_float32_does_and_is_charged(monkeypatch
 
 def test_float32_refuses_what_no_deviation_bound_covers() -> None:
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
-    with pytest.raises(PrecisionError, match="gelu"):
+    with pytest.raises(PrecisionError, match="Gelu"):
         certify(smooth, torch.rand(1, 1, 2, 2), dtype=torch.float32)
     computed = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)))
     with pytest.raises(PrecisionError, match="parametrisation"):
