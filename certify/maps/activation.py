@@ -108,13 +108,14 @@ class PiecewiseLinear(Activation):
         return min(low for low, _ in ends), max(high for _, high in ends)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The hull of the slopes of the pieces that [lower, upper] meets in more than an end."""
+        """The hull of the slopes of the pieces that [lower, upper] meets in more than an end; empty pieces aside."""
         starts: tuple[Parameter, ...] = (-math.inf, *self.kinks)
         ends: tuple[Parameter, ...] = (*self.kinks, math.inf)
         point = lower == upper
         low, high = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
         for start, end, slope in zip(starts, ends, self.pieces, strict=True):
             met = ((lower < end) & (upper > start)) | (point & (lower <= end) & (upper >= start))
+            met = met & torch.as_tensor(start < end, device=met.device)
             value = torch.as_tensor(slope, dtype=lower.dtype, device=lower.device)
             low = torch.where(met, torch.minimum(low, value), low)
             high = torch.where(met, torch.maximum(high, value), high)
