@@ -16,6 +16,7 @@ from robustres.attacks.methods.ensemble import Ensemble
 from robustres.attacks.methods.fab import FAB
 from robustres.attacks.methods.fgsm import FGSM
 from robustres.attacks.methods.fmn import FMN
+from robustres.attacks.methods.own import OwnAttack
 from robustres.attacks.methods.pgd import PGD
 from robustres.attacks.methods.square import Square
 from robustres.attacks.methods.torchattacks_backend import Torchattacks, torchattacks_names
@@ -36,6 +37,7 @@ __all__ = [
     "Diagnosis",
     "Ensemble",
     "Finding",
+    "OwnAttack",
     "Square",
     "Torchattacks",
     "accuracy_curve",

@@ -23,7 +23,7 @@ from robustres.reports.sample_table import wide_samples
 from robustres.reports.sandwich import per_sample
 from robustres.reports.standing import Standing, standings
 from robustres.reports.verdict import Sentence
-from robustres.results import SCHEMA_VERSION, write_atomically
+from robustres.results import REPORT_FILES, SCHEMA_VERSION, csv_text, require_own, write_atomically
 
 
 def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path:
@@ -31,11 +31,13 @@ def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path
 
     Written are the files of a single report under the same names; samples.csv and blocks.csv have a leading column
     `model`, summary.json holds every run's summary. Outcomes are paired by sample, and differences tested, where the
-    runs were made on the same images. Raises: InputError for fewer than two runs or a folder without a run.
+    runs were made on the same images. Raises: InputError for fewer than two runs, a folder without a run, or an `out`
+    that holds something else under these names.
     """
     if len(folders) < 2:
         raise InputError(f"a comparison needs at least 2 runs, got {len(folders)}; for one run write a report")
     out = Path(out)
+    require_own(out, REPORT_FILES, marker="summary.json", entry="runs")
     runs = [load_run(Path(folder), name=name) for name, folder in folders.items()]
     samples = [per_sample(run) for run in runs]
     ledgers = [ledger(run) for run in runs]
@@ -47,7 +49,7 @@ def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path
     write_atomically(out / "tables.tex", render("comparison.tex", **values).encode())
     wide = [wide_samples(run, frame) for run, frame in zip(runs, samples, strict=True)]
     for name, frames in (("samples", wide), ("blocks", ledgers)):
-        content = _stacked(runs, frames).to_csv(index=False)
+        content = csv_text(_stacked(runs, frames))
         write_atomically(out / f"{name}.csv", content.encode())
     summaries = [{"name": run.name, **run.summary} for run in runs]
     write_json(out / "summary.json", {"schema_version": SCHEMA_VERSION, "runs": summaries})

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ from typing import Any
 
 import altair as alt
 import vl_convert
+
+from robustres.errors import InputError
 
 # One colour for each side of the sandwich, readable on white and on black, told apart by everybody.
 CERTIFIED = "#0f8a78"
@@ -47,6 +50,10 @@ class Figure:
     spec: dict[str, Any]
     rows: list[dict[str, Any]]
     group: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", self.name):
+            raise InputError(f"a figure's name becomes that of a file: letters, digits and -, got {self.name!r}")
 
     @cached_property
     def svg(self) -> str:

@@ -10,7 +10,7 @@ from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, write_figures, write_json
 from robustres.reports.records import records
 from robustres.reports.render import page_assets, render
-from robustres.results import write_atomically
+from robustres.results import csv_text, require_own, write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,15 @@ def write_inspection(folder: Path, subject: str, sections: list[Section]) -> Pat
 
     subject: what was inspected, in words.
     """
+    require_own(
+        folder, ("inspect.html", "inspect.md", "inspect.json", "figures"), marker="inspect.json", entry="claims"
+    )
     figures = [figure for section in sections if (figure := section.figure) is not None]
     values: dict[str, Any] = {"subject": subject, "sections": sections}
     write_figures(folder, figures)
     for section in sections:
         if section.frame is not None:
-            write_atomically(folder / f"{section.name}.csv", section.frame.to_csv(index=False).encode())
+            write_atomically(folder / f"{section.name}.csv", csv_text(section.frame).encode())
     content = [
         {"claim": section.name, "title": section.title, "holds": section.holds, "skipped": section.skipped,
          "findings": records(pd.DataFrame(list(section.findings)))}

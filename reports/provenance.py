@@ -13,6 +13,8 @@ def provenance_rows(run: Run) -> list[tuple[str, str]]:
     rows = [
         ("command", command_line(run)),
         ("created", manifest.get("created")),
+        ("run", manifest.get("id")),
+        ("digest of run.json and all parts", run.digest or "none: the run is not finished"),
         *((f"model {key}", value) for key, value in manifest["model"].items()),
         *((f"data {key}", value) for key, value in manifest["data"].items() if key != "class_names"),
         ("seed", manifest.get("seed")),

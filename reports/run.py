@@ -14,6 +14,7 @@ class Run:
     """One run, read completely.
 
     eps: for each norm of the run, main norm first, the eps at which accuracies are counted, ascending.
+    digest: over the manifest and all parts of a finished run; None where the run is not finished.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Run:
     tables: dict[str, pd.DataFrame]
     summary: dict[str, Any]
     eps: dict[str, list[float]]
+    digest: str | None = None
 
     @property
     def norms(self) -> list[str]:
@@ -58,7 +60,7 @@ def load_run(folder: Path, *, name: str | None = None) -> Run:
     eps = _eps_by_norm(manifest, tables)
     manifest["eps"] = eps
     title = name or manifest["model"].get("name") or manifest.get("name") or folder.resolve().name
-    return Run(str(title), manifest, tables, summarise(manifest, tables), eps)
+    return Run(str(title), manifest, tables, summarise(manifest, tables), eps, source.digest())
 
 
 def _eps_by_norm(manifest: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, list[float]]:

@@ -24,7 +24,7 @@ from robustres.reports.sandwich_figure import sandwich_figures
 from robustres.reports.standing import standings
 from robustres.reports.training_figure import training_figures
 from robustres.reports.verdict import lipschitz_sentence, verdict
-from robustres.results import write_atomically
+from robustres.results import csv_text, write_atomically
 
 
 def write_report(folder: Path | str) -> Path:
@@ -48,8 +48,8 @@ def write_report(folder: Path | str) -> Path:
     write_figures(folder, figures)
     for template in ("report.md", "tables.tex", "model_card.md"):
         write_atomically(folder / template, render(template, **values).encode())
-    write_atomically(folder / "samples.csv", wide_samples(run, samples).to_csv(index=False).encode())
-    write_atomically(folder / "blocks.csv", blocks.to_csv(index=False).encode())
+    write_atomically(folder / "samples.csv", csv_text(wide_samples(run, samples)).encode())
+    write_atomically(folder / "blocks.csv", csv_text(blocks).encode())
     write_json(folder / "summary.json", run.summary)
     write_json(folder / "robustbench.json", robustbench_entries(run))
     page = {"figures": figure_data(figures), "samples": page_samples(run, samples)}

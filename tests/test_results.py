@@ -36,8 +36,8 @@ def attack(
 
 def certificate(index: int, radius: float, *, norm: str = "linf") -> dict[str, Any]:
     return {
-        "index": index, "certificate": "lipschitz", "norm": norm, "radius": radius, "prediction": 1,
-        "source": "product", "guarantee": "deterministic",
+        "index": index, "certificate": "lipschitz", "function": "network", "norm": norm, "radius": radius,
+        "prediction": 1, "source": "product", "guarantee": "deterministic",
     }  # fmt: skip
 
 
@@ -146,7 +146,12 @@ def test_a_smoothed_classifier_is_never_held_against_attacks_on_the_network() ->
     attacks = typed_table("attacks", [attack(0, 0.1)])
     radius = certificate(0, 1.0)
     assert len(sandwich_violations(attacks, typed_table("certificates", [radius]))) == 1
-    smoothed = {**radius, "certificate": "smoothed(sigma=0.5)", "guarantee": "probability 1 - 0.001"}
+    smoothed = {
+        **radius,
+        "certificate": "vote",
+        "function": "smoothed(sigma=0.5)",
+        "guarantee": "probability 1 - 0.001",
+    }
     assert len(sandwich_violations(attacks, typed_table("certificates", [smoothed]))) == 0
     assert len(sandwich_violations(attacks, empty_table("certificates"))) == 0
 
@@ -165,7 +170,7 @@ def test_violations_are_those_of_all_pairs(data: st.DataObject) -> None:
     ]  # fmt: skip
     certificates = [
         {**certificate(data.draw(st.integers(0, 2)), data.draw(number), norm=data.draw(norms)),
-         "certificate": data.draw(st.sampled_from(["lipschitz", "smoothed 0.5"])),
+         "function": data.draw(st.sampled_from(["network", "smoothed 0.5"])),
          "prediction": data.draw(st.integers(0, 1))}
         for _ in range(data.draw(st.integers(0, 6)))
     ]  # fmt: skip
@@ -175,7 +180,7 @@ def test_violations_are_those_of_all_pairs(data: st.DataObject) -> None:
             measured = (
                 a[c["norm"]] if c["norm"] in ("l2", "linf") else a["distance"] if a["norm"] == c["norm"] else math.nan
             )
-            same = c["index"] == a["index"] and a["fooled"] and c["certificate"] == "lipschitz"
+            same = c["index"] == a["index"] and a["fooled"] and c["function"] == "network"
             if same and a["adversarial_prediction"] != c["prediction"] and measured < c["radius"]:
                 expected.append((c["index"], c["norm"], c["radius"], measured))
     found = sandwich_violations(typed_table("attacks", attacks), typed_table("certificates", certificates))

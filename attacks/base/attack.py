@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -80,7 +80,29 @@ class Attack(ABC):
         Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, of another
         type or on another device than the images, with outputs of the wrong shape, or that answers at random. Warns
         where the model has no gradients to follow.
+
+        Where the accelerator's memory does not suffice, the attack begins again with half the batch size, which
+        changes no result; torch.OutOfMemoryError where one sample does not fit.
         """
+        attack = self
+        while True:
+            try:
+                return attack._attacked(model, x, y, indices, targets, clean)
+            except torch.OutOfMemoryError:
+                if (size := min(attack.batch_size, len(x)) // 2) < 1:
+                    raise
+            torch.cuda.empty_cache()
+            attack = replace(attack, batch_size=size)
+
+    def _attacked(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        indices: Tensor | None,
+        targets: Tensor | None,
+        clean: Tensor | None,
+    ) -> AttackResult:
         preflight.check_types(model, x, y)
         preflight.check_images(x, y, self.threat)
         preflight.warn_of_everything(x, self.threat)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from robustres.certify.proof.bound import Guarantee
 from robustres.errors import InputError
+from robustres.results import NETWORK
 from robustres.threat import Norm
 
-# What a radius is about: the network itself, or the classifier that answers by vote under noise.
-NETWORK = "network"
+__all__ = ["NETWORK", "ColumnKey", "RadiusColumn"]
 
 
 class ColumnKey(NamedTuple):

@@ -59,7 +59,10 @@ def audit(
     """
     from robustres.certify import Search
     from robustres.certify import audit as run_audit
+    from robustres.results import require_own
 
+    folder = out or Path("runs") / f"audit-{slug(model)}"
+    require_own(folder, ("audit.json", "audit.csv"), marker="audit.json", entry="claims")
     table = _claims(claimed_lipschitz, claims)
     search = Search(seconds=seconds, seed=seed)
     where = options.pick_device(device)
@@ -74,7 +77,6 @@ def audit(
         search=search,
         delta=delta,
     )
-    folder = out or Path("runs") / f"audit-{slug(model)}"
     text = _write(folder, report, {"source": loaded.source, "sha256": loaded.sha256, "parameters": loaded.parameters})
     if json:
         typer.echo(text, nl=False)
@@ -117,7 +119,7 @@ def _read_claims(path: Path) -> dict[str, float]:
 
 def _write(folder: Path, report: "AuditReport", model: dict[str, Any]) -> str:
     """Write audit.json, audit.csv and a witness for every refuted claim; return the JSON."""
-    from robustres.results import json_text, write_atomically
+    from robustres.results import csv_text, json_text, write_atomically
 
     frame = report.to_frame()
     rows = [{str(column): value for column, value in record.items()} for record in frame.to_dict(orient="records")]
@@ -129,7 +131,7 @@ def _write(folder: Path, report: "AuditReport", model: dict[str, Any]) -> str:
             write_atomically(folder / record["witness"], _archive(row.witness))
     result = {"verdict": report.verdict, "tolerance": report.tolerance, "norm": "l2", "model": model, "claims": rows}
     text = json_text(result)
-    write_atomically(folder / "audit.csv", frame.to_csv(index=False).encode())
+    write_atomically(folder / "audit.csv", csv_text(frame).encode())
     write_atomically(folder / "audit.json", text.encode())
     return text
 

@@ -76,6 +76,7 @@ def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, prog
     from robustres.evaluation import Settings, evaluate
     from robustres.models import load_model, preset, save_checkpoint
     from robustres.reports import write_report
+    from robustres.results import TRAINING
     from robustres.training import Recipe, train
 
     model = preset(NETWORKS[name], seed=seed)
@@ -92,7 +93,8 @@ def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, prog
         overwrite=True, command=console.invocation(),
         progress=lambda stage, done, total: progress(f"{name}: {stage}", done, total),
     )  # fmt: skip
-    run.folder.write_part("training", "all", history.rows)
+    run.folder.finish_part(TRAINING, {"training": history.rows})
+    run.folder.seal()
     write_report(folder)
     return run.summary
 

@@ -1,23 +1,124 @@
-"""Which attacks an evaluation runs."""
+"""Which attacks and certificates an evaluation runs."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from robustres.attacks import Attack, make_attack
+import torch
+
+from robustres.attacks import Attack, OwnAttack, make_attack
 from robustres.attacks.registry import MINIMUM_NORM
-from robustres.evaluation.settings import Settings
-from robustres.threat import ThreatModel
+from robustres.certify import Certificate, LipschitzReport, NetworkCertificate
+from robustres.errors import InputError
+from robustres.evaluation.plugins import imported, is_threat
+from robustres.threat import Norm, ThreatModel
+
+if TYPE_CHECKING:
+    from robustres.evaluation.settings import Settings
 
 
-def planned_attacks(settings: Settings) -> list[Attack]:
+def planned_attacks(settings: "Settings") -> list[Attack]:
     """Every attack at every eps; a minimum-norm attack once per norm, since one run of it serves every eps.
 
-    Raises InputError for a name, a setting or a norm that the attack does not know.
+    A name, "package.module:name" or a class is made for every threat; an object brings its own.
+    Raises InputError for a name, a setting or a norm that the attack does not know, and for two of one name.
     """
-    attacks = []
-    for name in settings.attacks:
-        threats = settings.threats()
-        if name in MINIMUM_NORM:
-            threats = [ThreatModel(norm, math.inf) for norm in settings.eps]
-        keywords = {"seed": settings.seed, **settings.attack_settings.get(name, {})}
-        attacks += [make_attack(name, threat, **keywords) for threat in threats]
+    attacks = [attack for entry in settings.attacks for attack in _attacks(entry, settings)]
+    named = {entry for entry in settings.attacks if isinstance(entry, str)} | {"pgd"}  # which the diagnosis runs, too
+    if unused := sorted(settings.attack_settings.keys() - named):
+        raise InputError(f"there are settings of {unused[0]!r}, which is not among the attacks")
+    _require_names([(attack.name, attack.threat) for attack in attacks], "attacks")
     return attacks
+
+
+def _attacks(entry: Any, settings: "Settings") -> list[Attack]:
+    threats = settings.threats()
+    if not isinstance(entry, str) and not isinstance(entry, type):
+        return [_as_attack(entry)]
+    shared = {"seed": settings.seed}
+    given = settings.attack_settings.get(entry, {}) if isinstance(entry, str) else {}
+    if isinstance(entry, str) and (":" not in entry or entry.startswith("torchattacks:")):
+        if entry in MINIMUM_NORM:
+            threats = [ThreatModel(norm, math.inf) for norm in settings.eps]
+        return [make_attack(entry, threat, **{**shared, **given}) for threat in threats]
+    factory = imported(entry) if isinstance(entry, str) else entry
+    if isinstance(factory, type) and issubclass(factory, Attack):
+        given = {**shared, **given}
+    try:
+        return [_as_attack(factory(threat, **given)) for threat in threats]
+    except TypeError as error:
+        raise InputError(f"cannot make the attack {entry} from a threat and {given}: {error}") from error
+
+
+def _as_attack(entry: Any) -> Attack:
+    """An attack object as it is, or the attack that offers what the object proposes."""
+    if isinstance(entry, Attack):
+        return entry
+    name = getattr(entry, "name", None)
+    if not callable(entry) or not is_threat(entry) or not isinstance(name, str) or not name:
+        raise InputError(
+            f"an attack is a name, or an object with `name`, `threat` (a ThreatModel) and a call (model, x, y), got "
+            f"{entry!r}"
+        )
+    return OwnAttack(entry.threat, propose=entry, called=name)
+
+
+def _require_names(named: Sequence[tuple[str, Any]], what: str) -> None:
+    for position, one in enumerate(named):
+        if one in named[:position]:
+            raise InputError(f"two {what} are called {one[0]!r}; give one of them a name of its own")
+
+
+# How a certificate that has a name is made for a norm.
+Maker = Callable[["Settings", LipschitzReport, Norm], Certificate]
+
+
+def _of_network(certificate: Any) -> Maker:
+    return lambda settings, report, norm: NetworkCertificate(
+        norm=norm,  # type: ignore[arg-type]
+        certificate=certificate,
+        report=report,
+        dtype=getattr(torch, settings.dtype),
+    )
+
+
+CERTIFICATES: Mapping[str, Maker] = MappingProxyType(
+    {"lipschitz": _of_network("lipschitz"), "best": _of_network("best")}
+)
+
+
+def check_certificates(entries: Sequence[Any]) -> None:
+    """InputError for an entry that is no certificate."""
+    for entry in entries:
+        if isinstance(entry, str) and ":" in entry:
+            imported(entry)
+        elif isinstance(entry, str) and entry not in CERTIFICATES:
+            raise InputError(f"certificate must be {' or '.join(CERTIFICATES)} or package.module:name, got {entry!r}")
+        elif not isinstance(entry, str):
+            _as_certificate(entry)
+
+
+def planned_certificates(settings: "Settings", report: LipschitzReport | None) -> list[Certificate]:
+    """Every certificate: those with a name in each norm and only where the network has bounds, objects as they are."""
+    planned: list[Certificate] = [] if settings.smoothing is None else [settings.smoothing]
+    if not settings.certify:
+        return planned
+    bounded = report is not None and not report.refused
+    for entry in settings.certificates():
+        if isinstance(entry, str) and entry in CERTIFICATES:
+            norms = settings.certified_norms() if bounded else ()
+            planned += [CERTIFICATES[entry](settings, report, norm) for norm in norms]  # type: ignore[arg-type]
+        else:
+            planned.append(_as_certificate(imported(entry)() if isinstance(entry, str) else entry))
+    return planned
+
+
+def _as_certificate(entry: Any) -> Certificate:
+    name = getattr(entry, "name", None)
+    if not callable(entry) or isinstance(entry, type) or not isinstance(name, str) or not name:
+        raise InputError(
+            f"a certificate is a name, or an object with `name` and a call (model, x, indices=...) that returns a "
+            f"RadiusColumn, got {entry!r}"
+        )
+    return entry  # type: ignore[no-any-return]

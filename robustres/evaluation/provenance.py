@@ -1,5 +1,7 @@
 """The manifest of a run: what was evaluated, with which settings, on which machine."""
 
+import hashlib
+import json
 import math
 import os
 import platform
@@ -28,18 +30,24 @@ def build_manifest(
     name: str,
     classes: int,
     device: torch.device,
+    parts: list[str],
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Everything about a run that is not a table; `identity` is the part that a resumed run must share.
 
     classes: how many the model knows; those that do not occur in the data are named by their number.
+    parts: the names of the parts of the samples.
     """
+    same = identity(model, data, settings)
     return {
         "schema_version": SCHEMA_VERSION,
+        "id": run_id(same),
         "name": name,
         "command": command or sys.argv,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "identity": identity(model, data, settings),
+        "identity": same,
+        "samples": len(data),
+        "parts": parts,
         "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters},
         "data": {
             **data.facts(),
@@ -49,7 +57,11 @@ def build_manifest(
         "eps": settings.counted_eps(),
         "lipschitz": _bound(report),
         "refused": [{"path": row.path, "operation": row.operation} for row in (report.refused if report else ())],
-        "settings": {**settings.to_json(), "batch_size": settings.images_at_once(data.image_shape)},
+        "settings": {
+            **settings.to_json(),
+            "batch_size": settings.images_at_once(data.image_shape),
+            "part_size": settings.samples_per_part(data.image_shape),
+        },
         "seed": settings.seed,
         "dtype": {"weights": _dtype(model), "images": "float32", "certify": "float64"},
         "tf32": tf32(),
@@ -61,8 +73,14 @@ def build_manifest(
 def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, Any]:
     """What decides a run's results: the weights, the data, and every setting that can change a number."""
     decisive = {key: value for key, value in settings.to_json().items() if key != "batch_size"}
+    decisive["part_size"] = settings.samples_per_part(data.image_shape)
     arithmetic = {"tf32": tf32(), "versions": versions()}
     return {"model": model.sha256, "data": data.sha256, "samples": len(data), **decisive, **arithmetic}
+
+
+def run_id(same: dict[str, Any]) -> str:
+    """The name by which a run can be cited: made from all that decides its numbers, so a repetition has the same."""
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def tf32() -> dict[str, bool]:

@@ -6,12 +6,9 @@ from typing import Any
 
 from robustres.certify import LipschitzReport
 from robustres.errors import InputError
-from robustres.results import RunFolder, empty_table
+from robustres.results import WHOLE, RunFolder, empty_table, read_seal, sha256
 
 log = logging.getLogger(__name__)
-
-# The part of the tables that are not about samples.
-WHOLE = "all"
 
 
 def require_same_run(folder: RunFolder, identity: dict[str, Any]) -> bool:
@@ -35,10 +32,12 @@ def open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzRepor
         folder.clear()
     folder.remove_leftovers()
     begun = require_same_run(folder, manifest["identity"])
-    if not usable(folder, WHOLE):
-        folder.finish_part(WHOLE, {"blocks": empty_table("blocks") if report is None else report.to_frame()})
+    if begun:
+        _require_sealed_manifest(folder)
     if not begun:
         folder.write_manifest(manifest)
+    if not usable(folder, WHOLE):
+        folder.finish_part(WHOLE, {"blocks": empty_table("blocks") if report is None else report.to_frame()})
 
 
 def pending(folder: RunFolder, spans: Sequence[range]) -> list[range]:
@@ -53,12 +52,21 @@ def part_name(span: range) -> str:
 
 def usable(folder: RunFolder, part: str) -> bool:
     """Whether a part is finished and undamaged; a damaged file is named in the log."""
-    if not folder.is_finished(part):
+    parts = folder.parts()
+    if not parts.digests(part):
         return False
-    damaged = folder.damaged_files(part)
+    damaged = parts.damaged(part)
     for file in damaged:
         log.warning("%s is damaged: its sha256 is not the one recorded; this part is computed again", file)
     return not damaged
+
+
+def _require_sealed_manifest(folder: RunFolder) -> None:
+    """InputError where the manifest was changed after the run had ended: parts can be made again, a manifest cannot."""
+    seal = read_seal(folder.path)
+    file = folder.path / "run.json"
+    if seal is not None and seal["files"].get("run.json") != sha256(file.read_bytes()):
+        raise InputError(f"{file} was changed after the run had ended; begin again with --overwrite")
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

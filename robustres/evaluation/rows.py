@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import Attack, AttackResult
-from robustres.certify import Certificates, LipschitzReport, RadiusColumn, certify
+from robustres.certify import NETWORK, Certificate, RadiusColumn, best_radii
+from robustres.errors import InputError
 from robustres.evaluation.batches import in_batches
 from robustres.evaluation.forward import label_margin
 from robustres.evaluation.settings import Settings
 from robustres.evaluation.timing import Timing
 from robustres.numerics import distance
-from robustres.results import Sandwich, typed_table
+from robustres.results import MEASURED_NORMS, Sandwich, typed_table
+from robustres.threat import Norm
 
-CertifiedNorm = Literal["l2", "linf"]
-NORMS_MEASURED: tuple[CertifiedNorm, ...] = ("l2", "linf")
 MEASURED_AT_ONCE = 64
 
 
@@ -49,7 +49,7 @@ def evaluated_part(
     model: nn.Module,
     samples: Samples,
     attacks: Sequence[Attack],
-    report: LipschitzReport | None,
+    certificates: Sequence[Certificate],
     settings: Settings,
     *,
     device: torch.device,
@@ -57,7 +57,7 @@ def evaluated_part(
 ) -> Part:
     """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory."""
     rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
-    certified = _certificate_rows(model, samples, rows, report, settings, at_once, device=device, timing=timing)
+    certified = _certificate_rows(model, samples, rows, certificates, at_once, device=device, timing=timing)
     sandwich = Sandwich(certified)
     attacked, examples, violations = [], [], []
     for attack in attacks:
@@ -98,15 +98,11 @@ def _sample_rows(samples: Samples) -> pd.DataFrame:
 
 
 def _attack(model: nn.Module, attack: Attack, samples: Samples, batch_size: int, device: torch.device) -> AttackResult:
-    """The attack's result for all samples, computed batch by batch and gathered on the CPU."""
+    """The attack's result for all samples on the CPU; the attack itself fills its batches from them."""
+    known = (samples.images, samples.labels, samples.logits)
+    images, labels, logits = (part.to(device, non_blocking=True) for part in known)
     attack = replace(attack, batch_size=batch_size)
-
-    def work(batch: slice) -> AttackResult:
-        known = (samples.images, samples.labels, samples.logits)
-        images, labels, logits = (part[batch].to(device, non_blocking=True) for part in known)
-        return attack(model, images, labels, indices=samples.index[batch], clean=logits).to("cpu")
-
-    return AttackResult.concatenate(in_batches(work, len(samples), batch_size=batch_size))
+    return attack(model, images, labels, indices=samples.index, clean=logits).to("cpu")
 
 
 def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.DataFrame:
@@ -114,7 +110,7 @@ def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.D
     columns["eps"] = _bounded_eps(attack)
     columns["fooled"] = result.fooled.numpy()
     columns["distance"] = result.distance.numpy()
-    for norm in NORMS_MEASURED:
+    for norm in MEASURED_NORMS:
         own = norm == attack.threat.norm
         columns[norm] = (result.distance if own else _distances(result, samples.images, norm)).numpy()
     columns["adversarial_prediction"] = result.prediction.numpy()
@@ -125,7 +121,7 @@ def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.D
     return pd.DataFrame(columns)
 
 
-def _distances(result: AttackResult, images: Tensor, norm: CertifiedNorm) -> Tensor:
+def _distances(result: AttackResult, images: Tensor, norm: Norm) -> Tensor:
     """How far every example lies from its image (N,) in float64, infinite where there is none; a few at a time."""
     measured = torch.full_like(result.distance, torch.inf)
     for part in torch.split(result.fooled.nonzero().flatten(), MEASURED_AT_ONCE):
@@ -143,66 +139,76 @@ def _certificate_rows(
     model: nn.Module,
     samples: Samples,
     rows: pd.DataFrame,
-    report: LipschitzReport | None,
-    settings: Settings,
+    certificates: Sequence[Certificate],
     at_once: int,
     *,
     device: torch.device,
     timing: Timing,
 ) -> pd.DataFrame:
-    """One row per sample, certificate and norm; none of the network where it was refused."""
-    tables: list[pd.DataFrame] = []
-    if settings.smoothing is not None:
-        smoothing = settings.smoothing
+    """One row per sample and certificate.
 
-        def smoothed(batch: slice) -> pd.DataFrame:
-            column = smoothing(model, samples.images[batch].to(device), indices=samples.index[batch])
-            return _smoothed_rows(column, smoothing.name, samples.index[batch])
+    Raises DefectiveBoundError where two deterministic ones promise different answers of the same function.
+    """
+    columns: dict[tuple[str, ...], RadiusColumn] = {}
+    for certificate in certificates:
 
-        with timing.of("certificate", smoothing.name, "l2"):
-            tables += in_batches(smoothed, len(samples), batch_size=at_once)
-    for norm in settings.certified_norms() if report is not None and not report.refused else ():
+        def work(batch: slice, certificate: Certificate = certificate) -> RadiusColumn:
+            index = samples.index[batch]
+            return _checked(
+                certificate(model, samples.images[batch].to(device), indices=index), certificate, len(index)
+            )
 
-        def bounded(batch: slice, norm: CertifiedNorm = norm) -> pd.DataFrame:
-            images, index = samples.images[batch].to(device), samples.index[batch]
-            found = certify(
-                model, images, norm=norm, certificate=settings.certificate, report=report,
-                dtype=getattr(torch, settings.dtype), batch_size=at_once,
-            )  # fmt: skip
-            return _network_rows(found, settings.certificate, index, rows[batch])
-
-        with timing.of("certificate", settings.certificate, norm):
-            tables += in_batches(bounded, len(samples), batch_size=at_once)
+        with timing.of("certificate", certificate.name) as row:
+            column = _joined(in_batches(work, len(samples), batch_size=at_once), certificate.name)
+            row["norm"] = column.norm
+        key = (certificate.name, column.function, column.norm)
+        if key in columns:
+            raise InputError(f"two certificates are called {key[0]!r} in {key[2]}; give one of them a name of its own")
+        columns[key] = column
+    best_radii(list(columns.values()))
+    tables = [_radius_rows(column, key[0], samples.index, rows) for key, column in columns.items()]
     return typed_table("certificates", _stacked(tables))
 
 
-def _network_rows(found: Certificates, name: str, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
-    """The certificate is of the float64 network: where that answers otherwise than the network as it runs, or where
-    an answer is not finite, the radius is 0.
-    """
-    prediction = found.prediction.cpu().numpy()
-    same = (prediction == rows["prediction"].to_numpy()) & rows["finite"].to_numpy()
-    return pd.DataFrame(
-        {
-            "index": index.numpy(),
-            "certificate": name,
-            "norm": found.norm,
-            "radius": np.where(same, found.radius.cpu().numpy(), 0.0),
-            "prediction": prediction,
-            "source": list(found.source),
-            "guarantee": str(found.guarantee),
-        }
+def _checked(column: Any, certificate: Certificate, samples: int) -> RadiusColumn:
+    """What a certificate returned, which may be anybody's."""
+    if not isinstance(column, RadiusColumn) or len(column) != samples:
+        got = f"{len(column)} radii" if isinstance(column, RadiusColumn) else type(column).__name__
+        raise InputError(f"{certificate.name} must return a RadiusColumn of {samples} radii, got {got}")
+    return column
+
+
+def _joined(columns: Sequence[RadiusColumn], name: str) -> RadiusColumn:
+    """The columns of consecutive batches as one, on the CPU."""
+    first = columns[0]
+    if any((column.key, column.guarantee) != (first.key, first.guarantee) for column in columns):
+        raise InputError(f"{name} must be about one function, in one norm and with one guarantee for all samples")
+    return RadiusColumn(
+        radius=torch.cat([column.radius.cpu().to(torch.float64) for column in columns]),
+        prediction=torch.cat([column.prediction.cpu() for column in columns]),
+        source=tuple(source for column in columns for source in column.source),
+        function=first.function,
+        norm=first.norm,
+        guarantee=first.guarantee,
     )
 
 
-def _smoothed_rows(column: RadiusColumn, name: str, index: Tensor) -> pd.DataFrame:
+def _radius_rows(column: RadiusColumn, name: str, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
+    """A certificate of the network is of its float64 answers: where the network as it runs answers otherwise, or where
+    an answer is not finite, the radius is 0.
+    """
+    radius, prediction = column.radius.numpy(), column.prediction.numpy()
+    if column.function == NETWORK:
+        same = (prediction == rows["prediction"].to_numpy()) & rows["finite"].to_numpy()
+        radius = np.where(same, radius, 0.0)
     return pd.DataFrame(
         {
             "index": index.numpy(),
             "certificate": name,
+            "function": column.function,
             "norm": column.norm,
-            "radius": column.radius.numpy(),
-            "prediction": column.prediction.numpy(),
+            "radius": radius,
+            "prediction": prediction,
             "source": list(column.source),
             "guarantee": str(column.guarantee),
         }

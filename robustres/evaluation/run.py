@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from robustres.certify import LipschitzReport
 from robustres.data import ImageSet, load_data
 from robustres.evaluation.lock import locked, require_free
-from robustres.evaluation.plan import planned_attacks
+from robustres.evaluation.plan import planned_attacks, planned_certificates
 from robustres.evaluation.preflight import check_output
 from robustres.evaluation.provenance import build_manifest, identity
-from robustres.evaluation.resume import open_run, pending, require_same_run
+from robustres.evaluation.resume import open_run, part_name, pending, require_same_run
 from robustres.evaluation.settings import Settings
 from robustres.evaluation.shard import this_shard
-from robustres.evaluation.task import Progress, Task
+from robustres.evaluation.task import Progress, Task, spans_of
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel, load_model
-from robustres.results import RunFolder
+from robustres.results import RunFolder, require_own_run
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -98,6 +98,7 @@ def evaluate(
     folder, module = RunFolder(Path(out)), model.module.to(device)
     with this_shard() as shard, evaluation_mode(module):
         task = Task(module, data, settings, folder, shard, device, progress)
+        shard.from_first(lambda: require_own_run(folder.path))
         shard.from_first(lambda: require_free(folder.path))
         classes = check_output(module, data, device=device)
         attacks = planned_attacks(settings)
@@ -110,14 +111,14 @@ def evaluate(
         def hold_and_open() -> None:
             manifest = build_manifest(
                 model, data, settings, report, name=name or folder.path.name, classes=classes, device=device,
-                command=command,
+                parts=[part_name(span) for span in spans_of(data, settings)], command=command,
             )  # fmt: skip
             held.enter_context(locked(folder.path))
             open_run(folder, manifest, report, overwrite=overwrite)
 
         with ExitStack() as held:
             shard.from_first(hold_and_open)
-            task.finish(logits, attacks, report)
+            task.finish(logits, attacks, planned_certificates(settings, report))
             task.diagnose()
             summary = task.summarise()
     return Run(folder, summary, report, first=shard.first)

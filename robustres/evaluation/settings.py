@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from robustres.certify import RandomisedSmoothing
+from robustres.certify import Certificate, RandomisedSmoothing
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
-from robustres.certify.radii.margin_radii import Choice
 from robustres.errors import InputError
+from robustres.evaluation.plan import check_certificates, planned_attacks
+from robustres.evaluation.plugins import described
 from robustres.threat import Norm, ThreatModel
 
 Dtype = Literal["float64", "float32"]
@@ -27,17 +28,22 @@ class Settings:
     """Threats, attacks and certificates of one evaluation.
 
     eps: for each norm to attack in, the budgets in pixel units. Certificates are computed in these norms and in l2.
-    attacks: names that `robustres.attacks.make_attack` knows; none for certificates alone.
+    attacks: names that `robustres.attacks.make_attack` knows, and attacks of one's own: an object with `name`, `threat`
+        and a call (model, x, y) that returns images, which brings its own eps; or a class, or its place as
+        "package.module:name", which is made with each threat. None for certificates alone.
     certify: whether radii are computed; False for attacks alone.
     certificate: "lipschitz", the product of the pieces' bounds, or "best", per sample the largest radius of every
-        deterministic certificate of the network that there is.
+        deterministic bound of the network that there is; or one's own: an object (`robustres.certify.Certificate`) or
+        its place "package.module:name"; or several of these. What each is about, in which norm, and what it promises
+        stands in the column that it returns.
     dtype: "float64", or "float32" for radii of the network as it runs in float32, whose rounding costs margin.
-    attack_settings: keyword arguments by attack name, for example {"pgd": {"steps": 50}}.
+    attack_settings: keyword arguments by the name or place of an attack, for example {"pgd": {"steps": 50}}.
     smoothing: also certify the classifier smoothed by Gaussian noise, another function than the network, with a
         probability; None leaves it out.
     batch_size: samples per forward pass; the results do not depend on it beyond rounding. None takes 512, fewer where
         so many images hold more than 2^25 values.
-    part_size: samples per part of the run's tables, the unit of resuming and of sharding.
+    part_size: samples per part of the run's tables, the unit of resuming and of sharding. None takes two of the
+        batches that batch_size would be by default, so that an attack can fill its batch again while samples fall.
     seed: of every random number; each draw also depends on the sample's index.
     joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
@@ -47,14 +53,14 @@ class Settings:
     """
 
     eps: Mapping[Norm, tuple[float, ...]]
-    attacks: tuple[str, ...] = ("fgsm", "pgd")
+    attacks: tuple[Any, ...] = ("fgsm", "pgd")
     certify: bool = True
-    certificate: Choice = "lipschitz"
+    certificate: str | Certificate | tuple[str | Certificate, ...] = "lipschitz"
     dtype: Dtype = "float64"
     attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     smoothing: RandomisedSmoothing | None = None
     batch_size: int | None = None
-    part_size: int = 512
+    part_size: int | None = None
     seed: int = 0
     joint: bool = True
     effort: float = DEFAULT_EFFORT
@@ -73,15 +79,24 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        for name, allowed in (("certificate", get_args(Choice)), ("dtype", get_args(Dtype))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.dtype not in get_args(Dtype):
+            raise InputError(f"dtype must be {' or '.join(get_args(Dtype))}, got {self.dtype!r}")
         if not self.effort > 0:
             raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
+        check_certificates(self.certificates())
+        planned_attacks(self)
+
+    def certificates(self) -> tuple[str | Certificate, ...]:
+        """Every entry of `certificate`."""
+        return self.certificate if isinstance(self.certificate, tuple) else (self.certificate,)
 
     def images_at_once(self, shape: Sequence[int]) -> int:
         """Samples per forward pass, for images of shape (C, H, W)."""
         return self.batch_size or max(1, min(IMAGES_AT_ONCE, VALUES_AT_ONCE // math.prod(shape)))
+
+    def samples_per_part(self, shape: Sequence[int]) -> int:
+        """Samples per part of the tables, for images of shape (C, H, W), whatever the batch size."""
+        return self.part_size or 2 * max(1, min(IMAGES_AT_ONCE, VALUES_AT_ONCE // math.prod(shape)))
 
     def threats(self) -> list[ThreatModel]:
         """Every threat model, norm by norm, eps ascending and without repetitions."""
@@ -103,11 +118,11 @@ class Settings:
         """The settings as they stand in the manifest."""
         return {
             "eps": {norm: list(budgets) for norm, budgets in self.eps.items()},
-            "attacks": list(self.attacks),
+            "attacks": [described(entry) for entry in self.attacks],
             "certify": self.certify,
-            "certificate": self.certificate,
+            "certificate": described(self.certificate),
             "dtype": self.dtype,
-            "attack_settings": {name: dict(values) for name, values in self.attack_settings.items()},
+            "attack_settings": described(self.attack_settings),
             "batch_size": self.batch_size,
             "part_size": self.part_size,
             "seed": self.seed,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import Attack
-from robustres.certify import LipschitzReport, lipschitz
+from robustres.certify import Certificate, LipschitzReport, lipschitz
 from robustres.data import ImageSet, read_ahead
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.bound_store import BoundStore, user_cache
@@ -22,14 +22,12 @@ from robustres.evaluation.rows import Samples, evaluated_part
 from robustres.evaluation.settings import Settings
 from robustres.evaluation.shard import Shard
 from robustres.evaluation.timing import Timing
-from robustres.results import RunFolder, sandwich_violations, typed_table
+from robustres.results import DIAGNOSED, RunFolder, sandwich_violations, typed_table
 
 log = logging.getLogger(__name__)
 
 # Images that the estimates from below start at.
 STARTS = 9
-# The part that holds what was found about masked gradients.
-DIAGNOSED = "diagnosed"
 # Samples on which a run that goes on is compared with what it found before, and how far rounding on another machine
 # may move a margin, relative to the largest.
 COMPARED, SAME_MARGIN = 8, 0.02
@@ -55,8 +53,7 @@ class Task:
 
     def spans(self) -> list[range]:
         """The parts of the samples that are this process's."""
-        total, size = len(self.data), self.settings.part_size
-        return self.shard.own([range(start, min(start + size, total)) for start in range(0, total, size)])
+        return self.shard.own(spans_of(self.data, self.settings))
 
     def require_same_answers(self) -> None:
         """InputError where the model answers the first images of a finished part otherwise than it did then.
@@ -118,7 +115,9 @@ class Task:
         self.progress("bound", 1, 1)
         return report
 
-    def finish(self, logits: dict[range, Tensor], attacks: Sequence[Attack], report: LipschitzReport | None) -> None:
+    def finish(
+        self, logits: dict[range, Tensor], attacks: Sequence[Attack], certificates: Sequence[Certificate]
+    ) -> None:
         """Attack, certify and write every part whose clean logits are given; they are forgotten on the way.
 
         SandwichViolationError after a part with a violation was written.
@@ -130,7 +129,7 @@ class Task:
             samples = Samples(index, images, self.data.labels[index], logits[span])
             timing = Timing(span.start, len(span))
             part = evaluated_part(
-                self.module, samples, attacks, report, self.settings, device=self.device, timing=timing
+                self.module, samples, attacks, certificates, self.settings, device=self.device, timing=timing
             )
             self.folder.write_timings(part_name(span), timing.rows)
             self.folder.finish_part(part_name(span), part.tables)
@@ -151,16 +150,26 @@ class Task:
         SandwichViolationError where any part, also one of an earlier attempt, holds a violation.
         """
         self.shard.wait()
-        summary = self.shard.from_first(self.folder.write_summary)
+        summary = self.shard.from_first(self._sealed_summary)
         if summary["sandwich"]["violations"]:
             _stop_at(sandwich_violations(self.folder.table("attacks"), self.folder.table("certificates")))
         self.shard.wait()
         return summary
 
+    def _sealed_summary(self) -> dict[str, Any]:
+        self.folder.seal()
+        return self.folder.write_summary()
+
     def _read(self, span: range) -> Tensor:
         """The images of a part, in memory from which a GPU can fetch them by itself where there is one."""
         images = self.data.batch(torch.arange(span.start, span.stop))
         return images.pin_memory() if self.device.type == "cuda" else images
+
+
+def spans_of(data: ImageSet, settings: Settings) -> list[range]:
+    """The samples of every part of a run."""
+    total, size = len(data), settings.samples_per_part(data.image_shape)
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _stop_at(violations: pd.DataFrame) -> None:

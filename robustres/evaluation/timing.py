@@ -20,19 +20,15 @@ class Timing:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def of(self, side: Literal["attack", "certificate"], name: str, norm: str, eps: float = math.nan) -> Iterator[None]:
-        """Measure the body as one step; results are on the CPU when it ends, so that a GPU's work is counted."""
+    def of(
+        self, side: Literal["attack", "certificate"], name: str, norm: str = "", eps: float = math.nan
+    ) -> Iterator[dict[str, Any]]:
+        """Measure the body as one step; results are on the CPU when it ends, so that a GPU's work is counted.
+
+        Yields the row, for a body that learns the norm on the way.
+        """
+        row: dict[str, Any] = {"first": self.first, "samples": self.samples, "side": side, "name": name}
+        row |= {"norm": norm, "eps": eps}
         begun = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - begun
-        self.rows.append(
-            {
-                "first": self.first,
-                "samples": self.samples,
-                "side": side,
-                "name": name,
-                "norm": norm,
-                "eps": eps,
-                "seconds": seconds,
-            }
-        )
+        yield row
+        self.rows.append({**row, "seconds": time.perf_counter() - begun})

@@ -1,16 +1,44 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and text that no spreadsheet takes for a formula."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from robustres.errors import StorageError
+
+# What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def json_text(content: Any) -> str:
     """JSON as robustres writes it: indented, without NaN or infinity, which its standard does not know."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """CSV without the index; text that a spreadsheet would run as a formula, in cells and headers, begins with '.
+
+    >>> csv_text(pd.DataFrame({"name": ["=1+1", "-3"], "x": [-1.5, 2.0]}))
+    "name,x\\n'=1+1,-1.5\\n-3,2.0\\n"
+    """
+    texts = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]
+    harmless = frame.assign(**{str(column): frame[column].map(_harmless) for column in texts})
+    return str(harmless.rename(columns=_harmless).to_csv(index=False))
+
+
+def _harmless(value: Any) -> Any:
+    """The value as it is, unless it is a text that begins like a formula and is no number."""
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -33,7 +61,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             "command again: what was written is kept"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        # What kept the file from being written may keep it from being removed; the first error is the one to tell.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

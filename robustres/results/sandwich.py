@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustres.results.schema import MEASURED_NORMS, SMOOTHED, empty_table
+from robustres.results.schema import MEASURED_NORMS, NETWORK, empty_table
 
 
 def of_network(certificates: pd.DataFrame) -> pd.DataFrame:
     """The radii of the network itself, which alone may be held against attacks on the network."""
-    return certificates[~certificates["certificate"].astype(str).str.startswith(SMOOTHED)]
+    return certificates[certificates["function"] == NETWORK]
 
 
 class Sandwich:
@@ -27,7 +27,7 @@ class Sandwich:
         """Every pair of a certificate and an example of the same sample that lies inside the certified radius.
 
         An example counts when it changes the certified prediction; it is measured in the certificate's norm.
-        Certificates of a smoothed classifier are left out: the examples fool the network, which is another function.
+        Radii of another function than the network are left out: the examples fool the network.
         """
         fooled = attacks[attacks["fooled"].to_numpy()]
         # Almost always there are none in reach, so that no pairs need be made.

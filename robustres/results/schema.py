@@ -7,14 +7,20 @@ from typing import Any
 import pandas as pd
 
 from robustres.errors import InputError
+from robustres.threat import Norm
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
-# A certificate whose name starts so is about the classifier that votes under noise, not about the network.
+# What a radius is about: the network itself, or another classifier that is made from it and named in its place.
+NETWORK = "network"
+# The name of the classifier that votes under noise starts so.
 SMOOTHED = "smoothed"
+# Nobody classifies into more; a number beyond it is damage.
+MOST_CLASSES = 1_000_000
 
 # Every example is measured in these norms, whatever the norm of its attack.
-MEASURED_NORMS = ("l2", "linf")
+MEASURED_NORMS: tuple[Norm, ...] = ("l2", "linf")
 
 # Column -> pandas dtype. Radii and distances are in pixel units, in the norm of their row.
 TABLES: dict[str, dict[str, str]] = {
@@ -45,11 +51,13 @@ TABLES: dict[str, dict[str, str]] = {
         "steps": "int64",
         "gradient_evaluations": "int64",
     },
-    # One row per sample, certificate and norm. radius: 0 where nothing is certified. guarantee: "deterministic" or
-    # "probability 1 - DELTA". source: which bound gave the radius.
+    # One row per sample, certificate and norm. function: which function the radius is of, NETWORK or another name.
+    # radius: 0 where nothing is certified. prediction: the answer that is certified, -1 where there is none.
+    # guarantee: "deterministic" or "probability 1 - DELTA". source: which bound gave the radius.
     "certificates": {
         "index": "int64",
         "certificate": "str",
+        "function": "str",
         "norm": "str",
         "radius": "float64",
         "prediction": "int64",

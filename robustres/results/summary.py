@@ -87,13 +87,14 @@ def _certificate_rows(
     certificates: pd.DataFrame, labels: pd.Series, eps_by_norm: Mapping[str, list[float]]
 ) -> list[dict[str, Any]]:
     rows = []
-    groups: Any = certificates.groupby(["certificate", "guarantee", "norm"], sort=True)
-    for (name, guarantee, norm), group in groups:
+    groups: Any = certificates.groupby(["certificate", "function", "guarantee", "norm"], sort=True)
+    for (name, function, guarantee, norm), group in groups:
         for eps in eps_by_norm.get(norm, []):
             certified = int(certified_mask(group, labels, eps).sum())
             rows.append(
                 {
                     "certificate": name,
+                    "function": function,
                     "guarantee": guarantee,
                     "norm": norm,
                     "eps": eps,

@@ -166,3 +166,33 @@ def test_a_damaged_stored_bound_is_computed_again(tmp_path: Path, caplog: pytest
     file.write_text(file.read_text().replace("upper", "lower"))
     assert lipschitz(small(nn.ReLU()), (1, 4, 4), store=store).upper == first.upper
     assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_run_keeps_every_file_of_its_owner(
+    model: LoadedModel, data: ImageSet, tmp_path: Path, overwrite: bool
+) -> None:
+    for name in ("summary.json", "report.md", "samples.csv", "run.json", "parts", "figures"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        if "." in name:
+            (folder / name).write_text('{"mine": 1}')
+        else:
+            (folder / name).mkdir()
+            (folder / name / "attacks-0.parquet").write_text("mine")
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        with pytest.raises(InputError, match="no result of this command"):
+            evaluate(model, data, folder, SETTINGS, overwrite=overwrite)
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_manifest_changed_after_the_end_is_refused_by_the_same_call(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path, SETTINGS)
+    manifest = RunFolder(tmp_path).manifest()
+    RunFolder(tmp_path).write_manifest({**manifest, "lipschitz": {"norm": "l2", "upper": 1.0, "lower": 1.0}})
+    with pytest.raises(InputError, match="changed after the run had ended"):
+        evaluate(model, data, tmp_path, SETTINGS)
+    evaluate(model, data, tmp_path, SETTINGS, overwrite=True)
+    assert RunFolder(tmp_path).digest() is not None

@@ -249,7 +249,7 @@ def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
 
     settings = replace(SETTINGS, eps={"l2": (1.0,)}, examples=0)
     with monkeypatch.context() as patch:
-        patch.setattr("robustres.evaluation.rows.certify", broken)
+        patch.setattr("robustres.certify.radii.network_certificate.certify", broken)
         with pytest.raises(SandwichViolationError, match="certificate is defective") as stop:
             evaluate(model, data, tmp_path / "run", settings)
     kept = RunFolder(tmp_path / "run").table("examples")

@@ -101,6 +101,7 @@ def certificate_rows(samples: pd.DataFrame, radius: np.ndarray) -> pd.DataFrame:
                 {
                     "index": samples["index"],
                     "certificate": "lipschitz",
+                    "function": "network",
                     "norm": norm,
                     "radius": radius * scale,
                     "prediction": samples["prediction"],
@@ -166,6 +167,7 @@ def write_run() -> WriteRun:
         skill: float = 0.95,
         looseness: float = 1.0,
         parts: int = 2,
+        without: tuple[str, ...] = (),
         **changes: Any,
     ) -> Path:
         random = np.random.default_rng(seed)
@@ -179,9 +181,11 @@ def write_run() -> WriteRun:
         for part in range(parts):
             for name, frame in (("samples", samples), ("attacks", attacks), ("certificates", certificates)):
                 inside = frame["index"].between(bounds[part], bounds[part + 1] - 1)
-                folder.write_part(name, f"{part:04d}", frame[inside])
+                if name not in without:
+                    folder.write_part(name, f"{part:04d}", frame[inside])
         folder.write_part("examples", "0000", example_rows(random, attacks, 24))
-        folder.write_part("blocks", "all", block_rows(looseness))
+        if "blocks" not in without:
+            folder.write_part("blocks", "all", block_rows(looseness))
         masking = {"attack": "pgd", "norm": "linf", "eps": 8 / 255, "check": "zero gradients", "value": 0.0}
         folder.write_part("diagnosis", "all", [masking | {"suspicious": False, "verdict": "No gradient vanishes."}])
         epochs = np.arange(1, 11)

@@ -48,11 +48,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory, write_run: Any) -> dict[str,
     report = write_run(base / "digits", count=120)
     other = write_run(base / "other", count=120, looseness=3.0)
     # A network without a certificate, trained without one: figures must cope with series that are missing.
-    refused = write_run(base / "refused", count=40, lipschitz=None, refused=[{"path": "a", "operation": "softmax"}])
+    refused = write_run(
+        base / "refused",
+        count=40,
+        without=("certificates", "blocks"),
+        lipschitz=None,
+        refused=[{"path": "a", "operation": "softmax"}],
+    )
     training = RunFolder(refused).table("training").assign(certified=math.nan)
     RunFolder(refused).write_part("training", "all", training)
-    for file in [*refused.glob("parts/certificates-*"), *refused.glob("parts/blocks-*")]:
-        file.unlink()
     return {
         "report": write_report(report),
         "refused": write_report(refused),

@@ -52,7 +52,14 @@ def folder(tmp_path: Path) -> RunFolder:
         )
         attacks.append(attack_row(index, "l2", math.nan, distance))
         certificates.append(
-            {"index": index, "certificate": "lipschitz", "norm": "l2", "radius": radius, "prediction": prediction}
+            {
+                "index": index,
+                "certificate": "lipschitz",
+                "function": "network",
+                "norm": "l2",
+                "radius": radius,
+                "prediction": prediction,
+            }
             | {"source": "joint", "guarantee": "deterministic"}
         )
     for name, rows in (("samples", samples), ("attacks", attacks), ("certificates", certificates)):

@@ -142,9 +142,7 @@ def test_a_run_without_rows_gets_a_report_that_says_so(tmp_path: Path) -> None:
 
 def test_a_refused_network_is_named_with_its_operation(tmp_path: Path, write_run: Any) -> None:
     refused = [{"path": "stage.attention", "operation": "softmax"}]
-    folder = write_run(tmp_path / "refused", count=20, lipschitz=None, refused=refused)
-    for file in (folder / "parts").glob("certificates-*"):
-        file.unlink()
+    folder = write_run(tmp_path / "refused", count=20, without=("certificates",), lipschitz=None, refused=refused)
     html = write_report(folder).read_text()
     assert "softmax" in html
     assert "There is no certificate" in html
@@ -153,10 +151,9 @@ def test_a_refused_network_is_named_with_its_operation(tmp_path: Path, write_run
 
 def test_a_violated_sandwich_is_a_defect_in_red(tmp_path: Path, write_run: Any) -> None:
     folder = write_run(tmp_path / "violated", count=40)
-    certificates = RunFolder(folder).table("certificates").assign(radius=5.0)
-    for file in (folder / "parts").glob("certificates-*"):
-        file.unlink()
-    RunFolder(folder).write_part("certificates", "all", certificates)
+    for part in ("0000", "0001"):
+        certificates = RunFolder(folder).part("certificates", part).assign(radius=5.0)
+        RunFolder(folder).write_part("certificates", part, certificates)
     html = write_report(folder).read_text()
     assert "certificate is defective" in html
     assert 'class="sentence defect"' in html

@@ -1,0 +1,44 @@
+"""Whether a folder may be written into: empty, without files of the names that will be written, or our own."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustres.errors import InputError
+
+# What a report and a comparison write beside each other.
+REPORT_FILES = (
+    *("report.html", "report.md", "tables.tex", "model_card.md", "samples.csv", "blocks.csv"),
+    *("summary.json", "robustbench.json", "figures"),
+)
+RUN_FILES = ("run.json", "digest.json", "parts", "timings", "examples", *REPORT_FILES)
+
+
+def require_own(folder: Path, names: Sequence[str], *, marker: str, entry: str) -> None:
+    """InputError where one of the names exists in the folder and is not what an earlier result of the kind left.
+
+    It is that where `marker`, a JSON file among the names, is an object with the entry.
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --out")
+    if there and not _has(folder / marker, entry):
+        raise InputError(
+            f"{folder} holds {there[0]}, which is no result of this command and would be overwritten; choose another "
+            "--out"
+        )
+
+
+def _has(file: Path, entry: str) -> bool:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and entry in content
+
+
+def require_own_run(folder: Path) -> None:
+    """InputError where an evaluation into the folder would touch a file that no evaluation wrote."""
+    damaged = (folder / "parts" / "all.json").is_file() and (folder / "run.json").is_file()
+    if not damaged:
+        require_own(folder, RUN_FILES, marker="run.json", entry="schema_version")
