@@ -57,7 +57,7 @@ MOVED = {
         ),
         "networks": "residual_net presets materialise normalised",
         "sources": (
-            "factory aten_graph onnx_model archive exported_program torchscript checkpoint weights_file hub "
+            "factory aten_graph onnx_model=onnx.load archive exported_program torchscript checkpoint weights_file hub "
             "zoo load_model save_model"
         ),
     },

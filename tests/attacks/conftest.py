@@ -1,6 +1,5 @@
 """Small networks, images and the real network that the attack tests share."""
 
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from robustres.models import load_model
 
 
 class Case(NamedTuple):
@@ -79,10 +80,8 @@ class Normalised(nn.Module):
 @pytest.fixture(scope="session")
 def resnet(shared: Path) -> Case:
     """VNN-COMP 2021's resnet_2b with 100 CIFAR-10 images, of which it answers 86 correctly."""
-    onnx2torch = pytest.importorskip("onnx2torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = Normalised(onnx2torch.convert(str(shared / "models" / "resnet_2b.onnx"))).eval()
+    pytest.importorskip("onnxruntime")
+    model = Normalised(load_model(str(shared / "models" / "resnet_2b.onnx")).module).eval()
     folder = shared / "data" / "cifar10-100"
     x = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2).float().div(255).contiguous()
     return Case(model, x, torch.from_numpy(np.load(folder / "labels.npy")).long())

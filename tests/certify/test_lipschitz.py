@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustres.certify import Bound, certify, lipschitz
 from robustres.errors import InputError, ModelError, UnsupportedOperationError
+from robustres.models import load_model
 
 
 class Function(nn.Module):
@@ -313,8 +314,8 @@ def test_an_unknown_norm_is_an_input_error() -> None:
 
 def normalised(shared: Path) -> nn.Module:
     """The VNN-COMP 2021 network with its normalisation in front."""
-    onnx2torch = pytest.importorskip("onnx2torch")
-    network = onnx2torch.convert(str(shared / "models" / "resnet_2b.onnx")).eval()
+    pytest.importorskip("onnxruntime")
+    network = load_model(str(shared / "models" / "resnet_2b.onnx")).module
     mean = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
     std = torch.tensor([0.2471, 0.2435, 0.2616]).reshape(3, 1, 1)
     return Function(lambda self, x: self.network((x - mean) / std), network=network)

@@ -214,7 +214,7 @@ def test_clipping_leaves_what_is_small_as_it_is() -> None:
 def test_the_published_network_is_brought_below_a_budget_and_loads_again(
     shared: Path, tmp_path: Path, method: Method
 ) -> None:
-    pytest.importorskip("onnx2torch")
+    pytest.importorskip("onnxruntime")
     source = str(shared / "models" / "resnet_2b.onnx")
     enforced = enforce(load_model(source).module, lipschitz=3.0, input_shape=(3, 32, 32), method=method)
     loaded = load_model(save_model(enforced, tmp_path, source=source)).module

@@ -14,7 +14,7 @@ from robustres.models.networks.normalised import Normalised
 from robustres.models.sources.checkpoint import load_checkpoint
 from robustres.models.sources.exported_program import load_exported
 from robustres.models.sources.factory import call_factory
-from robustres.models.sources.onnx_model import load_onnx
+from robustres.models.sources.onnx.load import load_onnx
 from robustres.models.sources.torchscript import is_torchscript, load_torchscript
 from robustres.models.sources.weights_file import load_weights
 from robustres.models.sources.zoo import ZOOS
@@ -86,7 +86,7 @@ def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.
     if file is None and Path(source).suffix in TORCH_FILES:
         return _torch_file(Path(source), input_shape)
     readers: dict[str, Callable[[Path], nn.Module]] = {
-        ".safetensors": load_checkpoint, ".onnx": load_onnx, ".pt2": load_exported,
+        ".safetensors": load_checkpoint, ".onnx": lambda path: load_onnx(path, input_shape), ".pt2": load_exported,
     }  # fmt: skip
     reader = readers.get(Path(source).suffix)
     if reader is not None:

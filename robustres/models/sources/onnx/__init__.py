@@ -1,0 +1,1 @@
+"""ONNX files, read operator by operator by their specification; nothing in a file is executed."""

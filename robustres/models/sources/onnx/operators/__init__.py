@@ -1,0 +1,33 @@
+"""One small function for each operator of ONNX, written after its specification."""
+
+from robustres.models.sources.onnx.operators import (
+    activations,
+    arithmetic,
+    casts,
+    convolutions,
+    indexing,
+    logic,
+    matrices,
+    normalisations,
+    paddings,
+    poolings,
+    reductions,
+    resizing,
+    shapes,
+)
+
+__all__ = [
+    "activations",
+    "arithmetic",
+    "casts",
+    "convolutions",
+    "indexing",
+    "logic",
+    "matrices",
+    "normalisations",
+    "paddings",
+    "poolings",
+    "reductions",
+    "resizing",
+    "shapes",
+]
