@@ -12,7 +12,7 @@ from robustres.threat import Norm, ThreatModel
 LossName = Literal["clean", "adversarial", "trades", "emma", "gloro", "offset", "annealing"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 CERTIFIED_LOSSES = frozenset({"emma", "gloro", "offset", "annealing"})
-OptimiserName = Literal["nadam", "adamw"]
+OptimiserName = Literal["nadam", "adamw", "manifold"]
 AugmentationName = Literal["none", "shift", "shift-flip"]
 
 
@@ -28,6 +28,9 @@ class Recipe:
     temperature: factor on the logits inside the margin losses' cross-entropy. annealing: power of (1 - p_label) in
         the loss "annealing". lipschitz_weight: of log L in the loss, L the estimated norm before the head, for
         ordinary networks.
+    budget: the eps that a margin loss asks for, where it is not the `eps` that is counted; 0 asks for `eps`.
+    optimiser: "nadam", "adamw", or "manifold": orthogonal matrices are moved on their manifold by Adam with
+        `manifold_learning_rate`, everything else by NAdam; biases with `bias_learning_rate` (0: as the rest).
     learning_rate: the largest, after a linear warm-up over `warmup` (share of all steps) and before a cosine to 0.
     ema: decay per step of the averaged weights that are validated and kept; 0 keeps the weights themselves.
     augmentation: "shift" moves images by up to `shift` pixels, "shift-flip" also mirrors them.
@@ -39,6 +42,7 @@ class Recipe:
     loss: LossName = "clean"
     eps: float = 0.5
     norm: Norm = "l2"
+    budget: float = 0.0
     eps_warmup: float = 0.5
     attack_steps: int = 7
     trades_beta: float = 6.0
@@ -49,6 +53,8 @@ class Recipe:
     batch_size: int = 64
     optimiser: OptimiserName = "nadam"
     learning_rate: float = 5e-3
+    manifold_learning_rate: float = 7e-3
+    bias_learning_rate: float = 0.0
     weight_decay: float = 0.0
     warmup: float = 0.1
     ema: float = 0.0
@@ -72,10 +78,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
-        for name in ("learning_rate", "temperature", "clip_norm"):
+        for name in ("learning_rate", "manifold_learning_rate", "temperature", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name):g}")
-        for name in ("weight_decay", "trades_beta", "annealing", "lipschitz_weight"):
+        for name in ("weight_decay", "trades_beta", "annealing", "lipschitz_weight", "budget", "bias_learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name} must not be negative, got {getattr(self, name):g}")
         for name in ("warmup", "ema", "eps_warmup"):

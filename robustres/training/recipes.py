@@ -12,5 +12,22 @@ RECIPES: dict[str, Recipe] = {
     "orthogonal-cifar10": Recipe(
         loss="emma", eps=64 / 255, epochs=24, batch_size=128, learning_rate=3e-3, augmentation="shift-flip", shift=2
     ),
-    "orthogonal-mnist": Recipe(loss="emma", eps=1.58, epochs=6, batch_size=512, learning_rate=8e-3),
+    "orthogonal-mnist": Recipe(
+        loss="emma", eps=1.58, budget=1.95, epochs=18, batch_size=256, optimiser="manifold", learning_rate=8e-3
+    ),
+    "shift-cifar10": Recipe(
+        loss="emma",
+        eps=36 / 255,
+        budget=72 / 255,
+        epochs=76,
+        batch_size=256,
+        optimiser="manifold",
+        learning_rate=8e-3,
+        manifold_learning_rate=4e-3,
+        bias_learning_rate=1e-3,
+        warmup=0.05,
+        augmentation="shift-flip",
+        shift=3,
+        mixed_precision=True,
+    ),
 }

@@ -18,7 +18,9 @@ from robustres.models import Normalised, ResidualNet
 from robustres.training.augmentation import augmented
 from robustres.training.distributed import World, world
 from robustres.training.history import Epoch, History
+from robustres.training.manifold import free_state, leave_manifold
 from robustres.training.objective import Objective
+from robustres.training.optimiser import Optimiser
 from robustres.training.progress_file import load_state, save_state
 from robustres.training.recipe import Recipe
 from robustres.training.schedule import eps_factor, learning_rate_factor
@@ -72,11 +74,7 @@ class _Run:
         self.objective = Objective(self.model, recipe).to(self.device)
         parallel = self.world.size > 1
         self.parallel = DistributedDataParallel(self.objective) if parallel else self.objective
-        kinds: dict[str, Any] = {"nadam": torch.optim.NAdam, "adamw": torch.optim.AdamW}
-        extra: dict[str, Any] = {"decoupled_weight_decay": True} if recipe.optimiser == "nadam" else {}
-        self.optimiser: torch.optim.Optimizer = kinds[recipe.optimiser](
-            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **extra
-        )
+        self.optimiser = Optimiser(self.model, recipe)
         self.average = copy.deepcopy(self.model.state_dict()) if recipe.ema else None
         self.per_epoch = math.ceil(len(self.train_set) / recipe.batch_size)
         self.images, self.labels = (part.to(self.device) for part in (self.train_set.images, self.train_set.labels))
@@ -94,6 +92,7 @@ class _Run:
                     save_state(folder, self._state())
                 if on_epoch is not None:
                     on_epoch(self.epochs[-1])
+        leave_manifold(self.model)
         self.model.load_state_dict(self.best)
         self.model.eval()
         return History(tuple(self.epochs), self.best_epoch, perf_counter() - start)
@@ -110,11 +109,10 @@ class _Run:
             if len(batch) < self.world.size:
                 continue
             step, steps = number * self.per_epoch + position, recipe.epochs * self.per_epoch
-            for group in self.optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup)
+            self.optimiser.scale(learning_rate_factor(step, steps, recipe.warmup))
             # Channels last: the layout in which convolutions of few positions and many channels run fastest.
             images = augmented(self.images[own], recipe, generator).contiguous(memory_format=torch.channels_last)
-            eps = recipe.eps * eps_factor(step, steps, recipe.eps_warmup)
+            eps = (recipe.budget or recipe.eps) * eps_factor(step, steps, recipe.eps_warmup)
             loss = self.parallel(images, self.labels[own], eps, generator)
             if not torch.isfinite(loss):
                 raise ModelError(f"the loss is {loss.item()} in epoch {number + 1}; lower learning_rate, raise warmup")
@@ -142,9 +140,10 @@ class _Run:
         own = copy.deepcopy(self.model.state_dict()) if self.average is not None else None
         if self.average is not None:
             self.model.load_state_dict(self.average)
+            self.optimiser.retract()
         epoch = Epoch(len(self.epochs) + 1, loss, *self._validate())
         if not self.epochs or epoch.score > max(before.score for before in self.epochs):
-            self.best, self.best_epoch = copy.deepcopy(self.model.state_dict()), epoch.epoch
+            self.best, self.best_epoch = free_state(self.model), epoch.epoch
         self.epochs.append(epoch)
         if own is not None:
             self.model.load_state_dict(own)

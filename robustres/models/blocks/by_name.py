@@ -16,6 +16,7 @@ from robustres.models.blocks.ordinary import PlainBlock, PreActivationBlock, Res
 from robustres.models.blocks.orthogonal import OrthogonalBlock
 from robustres.models.blocks.orthogonal_convolution import OrthogonalConvolutionBlock
 from robustres.models.blocks.scaled import LearnableScaledBlock, spectral_block
+from robustres.models.blocks.shifted import ShiftBlock
 from robustres.models.blocks.site import Site
 
 BLOCKS: dict[str, Callable[[Site], nn.Module]] = {
@@ -26,6 +27,7 @@ BLOCKS: dict[str, Callable[[Site], nn.Module]] = {
     "linear": LinearResidualBlock,
     "orthogonal": OrthogonalBlock,
     "orthogonal-convolution": OrthogonalConvolutionBlock,
+    "shift": ShiftBlock,
     "spectral": spectral_block,
     "scaled": LearnableScaledBlock,
     "convex": partial(LearnableScaledBlock, convex=True),

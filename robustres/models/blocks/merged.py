@@ -1,11 +1,26 @@
 """What the blocks act(x + W x) share: branch and shortcut are one linear map, kept by how W is parametrised."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robustres.certify.proof.bound import Bound
 from robustres.models.blocks.site import Site
 from robustres.models.blocks.stated import residual_norm_of
 from robustres.models.constraints.activations import activation
+
+
+def convolved(convolution: nn.Module, x: Tensor) -> Tensor:
+    """The convolution of x; in training as one matrix product where the window is the whole image.
+
+    On a CPU that is several times faster than a convolution of one position, forwards and backwards.
+    """
+    assert isinstance(convolution, nn.Conv2d)
+    one_window = x.shape[2:] == convolution.kernel_size and convolution.padding == (0, 0)
+    if not (convolution.training and one_window):
+        out: Tensor = convolution(x)
+        return out
+    flat = functional.linear(x.flatten(1), convolution.weight.flatten(1), convolution.bias)
+    return flat[:, :, None, None]
 
 
 class MergedBlock(nn.Module):
@@ -19,7 +34,7 @@ class MergedBlock(nn.Module):
         self.activation = activation(site.activation, site.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(x + self.branch(x))
+        out: Tensor = self.activation(x + convolved(self.branch, x))
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:

@@ -1,6 +1,7 @@
 """Orthogonal matrices as parametrisations, and the residual block whose linear part is orthogonal."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,36 @@ from robustres.errors import ModelError
 from robustres.models.blocks.merged import MergedBlock
 from robustres.models.blocks.site import Site
 from robustres.models.constraints.operator_norm import STORAGE_SLACK, full_precision
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Rows of a weight, as a matrix, that form a rotation (square) or an isometry (orthonormal rows or columns)."""
+
+    rows: slice
+    kind: Literal["rotation", "isometry"]
+
+
+@runtime_checkable
+class LiesOnManifold(Protocol):
+    """A parametrisation whose tensor may itself be orthogonal: training can move it there (`training.manifold`).
+
+    on_manifold: whether the tensor is to be taken as it is instead of being made orthogonal.
+    """
+
+    on_manifold: bool
+
+    def to_manifold(self, weight: Tensor) -> Tensor:
+        """The orthogonal tensor that gives what the free tensor `weight` gives."""
+        ...
+
+    def from_manifold(self, weight: Tensor) -> Tensor:
+        """A free tensor that gives what the orthogonal one gives."""
+        ...
+
+    def factors(self, weight: Tensor) -> tuple[Factor, ...]:
+        """The orthogonal matrices that the tensor holds."""
+        ...
 
 
 def orthonormal_rows(matrix: Tensor) -> Tensor:
@@ -62,14 +93,27 @@ class SemiOrthogonal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("shrink", torch.ones(()))
+        self.on_manifold = False
 
     @full_precision
     def forward(self, weight: Tensor) -> Tensor:
+        if self.on_manifold:
+            return weight
         kernel: Tensor = self.shrink * orthonormal_rows(weight.flatten(1)).reshape(weight.shape)
         return kernel
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
+
+    def to_manifold(self, weight: Tensor) -> Tensor:
+        return orthonormal_rows(weight.flatten(1)).reshape(weight.shape)
+
+    def from_manifold(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def factors(self, weight: Tensor) -> tuple[Factor, ...]:
+        rows, columns = weight.flatten(1).shape
+        return (Factor(slice(0, rows), "rotation" if rows == columns else "isometry"),)
 
     def settle(self, weight: Tensor) -> None:
         """Make room for the rounding of the stored kernel, so that its norm is at most 1."""
@@ -90,15 +134,30 @@ class CayleyMinusIdentity(nn.Module):
         super().__init__()
         self.register_buffer("start", nn.init.orthogonal_(torch.empty(channels, channels)))
         self.register_buffer("shrink", torch.ones(()))
+        self.on_manifold = False
 
     @full_precision
     def forward(self, weight: Tensor) -> Tensor:
         square = weight.flatten(1)
+        if self.on_manifold:
+            return (square - torch.eye(len(square), dtype=square.dtype, device=square.device)).reshape(weight.shape)
         skew = square - square.T
         eye = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
         rotation = torch.linalg.solve(eye + skew, (eye - skew) @ self.start)
         kernel: Tensor = (self.shrink * rotation - eye).reshape(weight.shape)
         return kernel
+
+    def to_manifold(self, weight: Tensor) -> Tensor:
+        rotation: Tensor = self(weight).flatten(1)
+        rotation = rotation + torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
+        return rotation.reshape(weight.shape)
+
+    def from_manifold(self, weight: Tensor) -> Tensor:
+        self.start.copy_(weight.flatten(1))
+        return torch.zeros_like(weight)
+
+    def factors(self, weight: Tensor) -> tuple[Factor, ...]:
+        return (Factor(slice(0, len(weight)), "rotation"),)
 
     def settle(self, weight: Tensor) -> None:
         """Make room for the rounding of the stored kernel, so that |I + W| is at most 1."""

@@ -1,12 +1,14 @@
 """Orthogonal convolutions of 3 x 3 pixels, and the residual block whose linear part is one."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustres.errors import ModelError
 from robustres.models.blocks.merged import MergedBlock
-from robustres.models.blocks.orthogonal import orthonormal_rows
+from robustres.models.blocks.orthogonal import Factor, orthonormal_rows
 from robustres.models.blocks.site import Site
 from robustres.models.constraints.operator_norm import STORAGE_SLACK, full_precision
 
@@ -32,15 +34,16 @@ class OrthogonalMinusIdentity(nn.Module):
         super().__init__()
         self.channels = channels
         self.register_buffer("shrink", torch.ones(()))
+        self.on_manifold = False
 
     @full_precision
     def forward(self, weight: Tensor) -> Tensor:
         channels = self.channels
-        matrix, *frames = torch.split(weight, [channels, *(channels // 2,) * PROJECTIONS])
+        parts = torch.split(weight if self.on_manifold else self.to_manifold(weight), self._heights())
+        matrix, (first, second, third, fourth) = parts[0], (rows.T @ rows for rows in parts[1:])
         eye = torch.eye(channels, dtype=weight.dtype, device=weight.device)
-        first, second, third, fourth = (rows.T @ rows for rows in map(orthonormal_rows, frames))
         down = _composed((first, eye - first), (eye - second, second))
-        across = _composed((third, eye - third), (eye - fourth, fourth)) @ orthonormal_rows(matrix)
+        across = _composed((third, eye - third), (eye - fourth, fourth)) @ matrix
         kernel = torch.einsum("aij,bjk->ikab", down, across)
         centre = torch.zeros_like(kernel)
         centre[:, :, SIDE // 2, SIDE // 2] = eye
@@ -57,6 +60,21 @@ class OrthogonalMinusIdentity(nn.Module):
             frame = nn.init.orthogonal_(weight.new_empty(channels // 2, channels))
             rows += [frame, frame + TURN / channels**0.5 * torch.randn_like(frame)]
         return torch.cat(rows)
+
+    def _heights(self) -> list[int]:
+        """Rows of the matrix and of each frame."""
+        return [self.channels, *(self.channels // 2,) * PROJECTIONS]
+
+    def to_manifold(self, weight: Tensor) -> Tensor:
+        return torch.cat([orthonormal_rows(part) for part in torch.split(weight, self._heights())])
+
+    def from_manifold(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def factors(self, weight: Tensor) -> tuple[Factor, ...]:
+        ends = accumulate(self._heights())
+        first, *frames = (slice(end - height, end) for end, height in zip(ends, self._heights(), strict=True))
+        return (Factor(first, "rotation"), *(Factor(rows, "isometry") for rows in frames))
 
     def settle(self, weight: Tensor) -> None:
         """Make room for the rounding of the stored kernel, so that |I + W| is at most 1."""

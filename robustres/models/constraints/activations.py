@@ -4,12 +4,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robustres.certify.maps.sector import GroupSort
 from robustres.certify.proof.bound import Bound
 from robustres.errors import ModelError
 
-ActivationName = Literal["relu", "maxmin", "identity"]
+ActivationName = Literal["relu", "maxmin", "half-abs", "identity"]
 ACTIVATIONS: tuple[ActivationName, ...] = get_args(ActivationName)
 
 
@@ -62,12 +63,55 @@ class _SortedPairs(torch.autograd.Function):
         return torch.cat((larger + exchange, smaller - exchange), dim=1)
 
 
+class HalfAbs(nn.Module):
+    """|x| on the first half of the channels, x on the others: slopes of size 1 everywhere, so no gradient is lost.
+
+    Lipschitz constant: exactly 1 in every norm.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        ones = torch.ones(channels - channels // 2)
+        self.register_buffer("slopes", torch.cat((-torch.ones(channels // 2), ones)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.requires_grad:
+            folded: Tensor = _HalfAbs.apply(x)
+            return folded
+        return functional.prelu(x, self.slopes.to(x.dtype))
+
+
+class _HalfAbs(torch.autograd.Function):
+    """The same in one pass in each direction, in whatever layout the features have."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        out = x.clone()
+        out[:, : x.shape[1] // 2].abs_()
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0][:, : output.shape[1] // 2].sign())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (sign,) = ctx.saved_tensors
+        gradient = gradients[0].clone()
+        gradient[:, : sign.shape[1]].mul_(sign)
+        return gradient
+
+
 def activation(name: ActivationName, channels: int) -> nn.Module:
     """The activation of that name for features of `channels` channels."""
     if name == "relu":
         return nn.ReLU()
     if name == "identity":
         return nn.Identity()
+    if name == "half-abs":
+        return HalfAbs(channels)
     if name != "maxmin":
         raise ModelError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     if channels % 2:

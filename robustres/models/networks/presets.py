@@ -56,6 +56,19 @@ CIFAR: dict[str, Architecture] = {
         downsample=(2, 4),
         growth=(4, 2),
     ),
+    "shift-cifar10": Architecture(
+        "shift",
+        8,
+        64,
+        (3, 32, 32),
+        10,
+        activation="half-abs",
+        stem_kernel=2,
+        stem_stride=2,
+        downsample=(2, 5, 8),
+        widths=(128, 256, 160),
+        dense=(256, 256),
+    ),
 }
 PRESETS: dict[str, Architecture] = {**TINY, **MNIST, **CIFAR, **FAMILIES}
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn.utils import parametrize
 from robustres.errors import ModelError
 from robustres.guard import random_state_kept
 from robustres.models.blocks.by_name import ORDINARY, make_block
+from robustres.models.blocks.merged import convolved
 from robustres.models.blocks.orthogonal import SemiOrthogonal
+from robustres.models.blocks.shifted import OrthogonalDense, ShiftTransition, WindowConvolution
 from robustres.models.blocks.site import Site
 from robustres.models.blocks.transition import Transition
 from robustres.models.constraints.activations import ActivationName, activation
@@ -30,6 +33,9 @@ class Architecture:
     downsample: the positions of blocks that see the image halved and twice the width: an ordinary block does so itself,
         before a constrained one stands a `Transition`. growth: the factor of the width at each of these transitions, 1
         to 4; left out, 2 at each.
+    widths: channels after each transition of a network of shift blocks, in place of `growth`; there a position in
+        `downsample` may equal `depth`, for a transition after the last block.
+    dense: widths of orthogonal layers on the flattened features, before the head.
     pool: side to which the features are average-pooled before the head; None flattens them as they are.
     head: "free", or "normalised" for rows of norm 1 (last-layer normalisation, Singla et al. 2022), so that each
         margin changes at most by sqrt(2) per unit of input.
@@ -47,6 +53,8 @@ class Architecture:
     stem_stride: int = 1
     downsample: tuple[int, ...] = ()
     growth: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
     pool: int | None = None
     batch_norm: bool = False
     scale: float = 0.5
@@ -67,6 +75,12 @@ class Architecture:
             )
         if self.growth and self.block in ORDINARY:
             raise ModelError(f"growth is for constrained blocks; {self.block!r} doubles its width where it downsamples")
+        transitions = len(self.downsample) if self.block == "shift" else 0
+        if len(self.widths) != transitions:
+            raise ModelError(
+                f"widths gives the channels after each transition of a network of shift blocks: {transitions} numbers "
+                f"here, got {self.widths}"
+            )
         if any(side < self.stem_kernel - 2 * self.stem_padding for side in self.image_shape[1:]):
             raise ModelError(f"images {self.image_shape} are smaller than the stem's kernel {self.stem_kernel}")
 
@@ -116,8 +130,14 @@ class ResidualNet(nn.Module):
         self.stem, site = _stem(architecture)
         blocks: list[nn.Module] = []
         growth = iter(architecture.growth or (2,) * len(architecture.downsample))
-        for position in range(architecture.depth):
-            stride = 2 if position in architecture.downsample else 1
+        widths = iter(architecture.widths)
+        for position in range(architecture.depth + 1):
+            if architecture.block == "shift" and position in architecture.downsample:
+                blocks.append(ShiftTransition(site, width := next(widths)))
+                site = replace(_after(site, 2), channels=width)
+            if position == architecture.depth:
+                break
+            stride = 2 if position in architecture.downsample and architecture.block != "shift" else 1
             if stride == 2 and architecture.block not in ORDINARY:
                 blocks.append(transition := Transition(site, next(growth)))
                 site, stride = replace(_after(site, stride), channels=transition.convolution.out_channels), 1
@@ -128,6 +148,9 @@ class ResidualNet(nn.Module):
         self.pool: nn.Module = nn.Identity()
         if architecture.pool is not None:
             self.pool, features = _pool(site, architecture.pool)
+        sizes = (features, *architecture.dense)
+        self.dense = nn.Sequential(*(OrthogonalDense(before, after, site) for before, after in pairwise(sizes)))
+        features = sizes[-1]
         self.head = nn.Linear(features, architecture.classes)
         if architecture.head == "normalised":
             parametrize.register_parametrization(self.head, "weight", UnitLength())
@@ -145,8 +168,10 @@ class ResidualNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees (N, features)."""
-        out: Tensor = self.pool(self.blocks(self.stem(x)))
-        return out.flatten(1)
+        convolution, act = self.stem
+        out: Tensor = self.pool(self.blocks(act(convolved(convolution, x))))
+        flat: Tensor = self.dense(out.flatten(1))
+        return flat
 
 
 def residual_net(
@@ -189,7 +214,11 @@ def _stem(architecture: Architecture) -> tuple[nn.Sequential, Site]:
     """The first convolution with its activation, and the place after it."""
     channels, height, width = architecture.image_shape
     kernel, stride, padding = architecture.stem_kernel, architecture.stem_stride, architecture.stem_padding
-    convolution = nn.Conv2d(channels, architecture.width, kernel, stride, padding)
+    convolution = (
+        WindowConvolution(channels, architecture.width, kernel)
+        if architecture.block == "shift" and kernel == stride
+        else nn.Conv2d(channels, architecture.width, kernel, stride, padding)
+    )
     if architecture.block not in ORDINARY:
         disjoint = kernel == stride
         parametrisation = (

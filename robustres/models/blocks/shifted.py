@@ -1,0 +1,132 @@
+"""Shift, mix, fold: blocks for images that lose nothing, neither at borders nor in the activation.
+
+While training, the images of a batch lie innermost in memory, (C, H, W, N) behind the usual (N, C, H, W): a shift is
+then a contiguous copy and a layer one matrix product. In evaluation mode the same functions are plain operations.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from robustres.certify.proof.bound import Bound
+from robustres.errors import ModelError
+from robustres.models.blocks.orthogonal import SemiOrthogonal
+from robustres.models.blocks.site import Site
+from robustres.models.blocks.stated import norm_of
+from robustres.models.constraints.activations import activation
+
+START = 0.01  # size of the random rotation that a block starts with
+SHIFTS = ((1, 1), (1, -1), (2, 1), (2, -1))  # unbatched axis and direction, an eighth of the channels each
+
+
+class ShiftBlock(nn.Module):
+    """act(Q shift(x) + B): Q orthogonal over the channels, B a learnt bias for every coordinate.
+
+    An eighth of the channels each (rounded down) moves by one pixel up, down, left and right, round the image; B
+    carries the position, which the circular shift forgets. Lipschitz constant: exactly 1, since every factor before
+    the activation is orthogonal (after LipNeXt, Hu, Hu and Fredrikson 2026).
+    """
+
+    budget = 1.0
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        if site.stride != 1:
+            raise ModelError("a shift block keeps its size; downsample with the stem or with widths")
+        self.mix = nn.Conv2d(site.channels, site.channels, 1, bias=False)
+        free = START * torch.randn(site.channels, site.channels)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.matrix_exp(free - free.T)[:, :, None, None])
+        parametrize.register_parametrization(self.mix, "weight", SemiOrthogonal(), unsafe=True)
+        self.bias = nn.Parameter(torch.zeros(site.shape))
+        self.activation = activation(site.activation, site.channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self._mixed_innermost(x) if self.training else self.mix(shifted(x, 1)) + self.bias
+        out: Tensor = self.activation(mixed)
+        return out
+
+    def _mixed_innermost(self, x: Tensor) -> Tensor:
+        inner = shifted(x.permute(1, 2, 3, 0), 0)
+        mixed = self.mix.weight.flatten(1) @ inner.flatten(1)
+        return (mixed.reshape(inner.shape) + self.bias[..., None].to(mixed.dtype)).permute(3, 0, 1, 2)
+
+    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        """|Q| of the present weights; a shift is a permutation."""
+        return norm_of(self.mix, input_shape)
+
+
+def shifted(x: Tensor, axis: int) -> Tensor:
+    """The features with an eighth of the channels each rolled by one pixel in the four directions.
+
+    axis: of the channels; height and width follow it.
+    """
+    eighth = x.shape[axis] // 8
+    *moving, rest = torch.split(x, [eighth] * len(SHIFTS) + [x.shape[axis] - len(SHIFTS) * eighth], dim=axis)
+    rolled = [part.roll(step, axis + side) for part, (side, step) in zip(moving, SHIFTS, strict=True)]
+    return torch.cat([*rolled, rest], dim=axis)
+
+
+class WindowConvolution(nn.Conv2d):
+    """A convolution of disjoint windows (stride = kernel, no padding); in training one product, images innermost."""
+
+    def __init__(self, in_channels: int, out_channels: int, side: int) -> None:
+        super().__init__(in_channels, out_channels, side, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        side = self.kernel_size[0]
+        channels, height, width, count = (inner := x.permute(1, 2, 3, 0)).shape
+        windows = inner.reshape(channels, height // side, side, width // side, side, count)
+        windows = windows.permute(0, 2, 4, 1, 3, 5).reshape(channels * side * side, -1)
+        mixed = self.weight.flatten(1) @ windows
+        assert self.bias is not None
+        mixed = mixed + self.bias[:, None].to(mixed.dtype)
+        return mixed.reshape(-1, height // side, width // side, count).permute(3, 0, 1, 2)
+
+
+class ShiftTransition(nn.Module):
+    """act(W x + b), W a 2 x 2 convolution of stride 2 with orthonormal rows or columns, to any number of channels.
+
+    Lipschitz constant: 1, since the windows do not overlap, so that W acts on each of them as one matrix.
+    """
+
+    budget = 1.0
+
+    def __init__(self, site: Site, channels: int) -> None:
+        super().__init__()
+        if any(side % 2 for side in site.size):
+            raise ModelError(f"images of odd side cannot be halved, got {site.size[0]} x {site.size[1]}")
+        self.convolution = WindowConvolution(site.channels, channels, 2)
+        parametrize.register_parametrization(self.convolution, "weight", SemiOrthogonal())
+        self.activation = activation(site.activation, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.convolution(x))
+        return out
+
+    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        """|W| of the present weights on features of that shape."""
+        return norm_of(self.convolution, input_shape)
+
+
+class OrthogonalDense(nn.Module):
+    """act(W x + b) on vectors, W a matrix with orthonormal rows, or columns where it is tall. Lipschitz constant: 1."""
+
+    budget = 1.0
+
+    def __init__(self, features: int, width: int, site: Site) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features, width)
+        parametrize.register_parametrization(self.layer, "weight", SemiOrthogonal())
+        self.activation = activation(site.activation, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(functional.linear(x, self.layer.weight, self.layer.bias))
+        return out
+
+    def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
+        """|W| of the present weights."""
+        return norm_of(self.layer, input_shape)

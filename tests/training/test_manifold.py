@@ -1,0 +1,104 @@
+"""Moving orthogonal matrices on their manifold: the function kept on entering, the manifold kept on the way."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.models import materialise, residual_net
+from robustres.models.blocks.orthogonal import Factor
+from robustres.training.manifold import ManifoldAdam, Point, enter_manifold, leave_manifold, retract
+
+BLOCKS = {
+    "orthogonal": {"stem_kernel": 8, "stem_stride": 8},
+    "orthogonal-convolution": {"stem_kernel": 2, "stem_stride": 2, "downsample": (1,), "growth": (4,)},
+}
+
+
+def network(block: str) -> nn.Module:
+    return residual_net(
+        block=block, depth=2, width=8, image_shape=(1, 8, 8), classes=3, activation="maxmin", **BLOCKS[block]
+    )
+
+
+def distance(matrix: Tensor) -> float:
+    """How far a matrix is from orthonormal rows, or columns where it is tall."""
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_entering_and_leaving_keep_the_function(block: str) -> None:
+    model, x = network(block).double(), torch.rand(5, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(x)
+        points = enter_manifold(model)
+        assert points
+        torch.testing.assert_close(model(x), before, rtol=0, atol=1e-5)  # the ridge of the Cholesky factor
+        leave_manifold(model)
+        torch.testing.assert_close(model(x), before, rtol=0, atol=1e-3)
+        assert model.state_dict().keys() == network(block).state_dict().keys()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_steps_stay_on_the_manifold_and_lower_the_loss(block: str) -> None:
+    torch.manual_seed(0)
+    model = network(block).double().train()
+    x, y = torch.rand(32, 1, 8, 8, dtype=torch.float64), torch.arange(32) % 3
+    points = enter_manifold(model)
+    optimiser = ManifoldAdam(points, lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(distance(matrix) < 1e-2 for point in points for _, matrix in point.matrices())
+    for point in points:
+        retract(point, 6)
+    assert all(distance(matrix) < 1e-12 for point in points for _, matrix in point.matrices())
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_the_nearest_orthogonal_matrix_is_found(shape: tuple[int, int], adaptive: bool) -> None:
+    """max <X, A> over orthonormal X is the nuclear norm of A (von Neumann), reached at the polar factor."""
+    generator = torch.Generator().manual_seed(shape[0])
+    target = torch.randn(shape, generator=generator, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(target, full_matrices=False)
+    start = u @ vh if shape[0] != shape[1] else (u @ torch.matrix_exp(_skew(shape[0], generator)) @ vh)
+    noise = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    parameter = nn.Parameter((start + noise) if shape[0] != shape[1] else start.clone())
+    point = Point(parameter, (Factor(slice(0, shape[0]), "rotation" if shape[0] == shape[1] else "isometry"),))
+    with torch.no_grad():
+        v, _, wh = torch.linalg.svd(parameter, full_matrices=False)
+        parameter.copy_(v @ wh)
+    optimiser = ManifoldAdam([point], lr=2e-2, adaptive=adaptive)
+    for step in range(600):
+        optimiser.param_groups[0]["lr"] = 2e-2 * (1 - step / 600)
+        optimiser.zero_grad()
+        (-(parameter * target).sum()).backward()
+        optimiser.step()
+    retract(point, 6)
+    assert float((parameter.detach() * target).sum()) == pytest.approx(float(s.sum()), rel=1e-4)
+
+
+def _skew(size: int, generator: torch.Generator) -> Tensor:
+    free = 0.2 * torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return free - free.T
+
+
+def test_a_materialised_network_is_what_was_trained() -> None:
+    torch.manual_seed(0)
+    model = network("orthogonal").train()
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 3
+    points = enter_manifold(model)
+    optimiser = ManifoldAdam(points)
+    for _ in range(25):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    trained = model.eval()(x)
+    leave_manifold(model)
+    torch.testing.assert_close(materialise(model)(x), trained, rtol=0, atol=2e-3)
