@@ -17,6 +17,7 @@ from robustres.attacks.base.result import AttackResult
 from robustres.attacks.base.strided import cheaper_gradients
 from robustres.errors import DataError, InputError
 from robustres.guard import random_state_kept, untouched
+from robustres.precision import taking
 from robustres.threat import NORMS, Norm, ThreatModel
 
 Precision = Literal["model", "bfloat16"]
@@ -77,9 +78,12 @@ class Attack(ABC):
         targets: (N,) classes to reach; without them any wrong answer counts.
         clean: (N, K) this model's logits at x, where they are known already; the first few are compared with the model.
 
-        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, of another
-        type or on another device than the images, with outputs of the wrong shape, or that answers at random. Warns
-        where the model has no gradients to follow.
+        The model is run as it is: where it takes images of another floating type (model.half(), model.double()), it
+        gets them cast, and that cast is a part of the function that is attacked.
+
+        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, on another
+        device than the images, with outputs of the wrong shape, that answers at random, or whose answer to an image
+        depends on the others of its batch. Warns where the model has no gradients to follow.
 
         Where the accelerator's memory does not suffice, the attack begins again with half the batch size, which
         changes no result; torch.OutOfMemoryError where one sample does not fit.
@@ -108,7 +112,8 @@ class Attack(ABC):
         preflight.warn_of_everything(x, self.threat)
         preflight.check_mode(model, allowed=self.allow_training_mode)
         with _nothing_changed(model):
-            problem = self._problem(model, x, y, indices, targets)
+            problem = self._problem(taking(model, x), x, y, indices, targets)
+            preflight.check_rounding(problem.taken, self.threat)
             ledger = Ledger(problem)
             if len(x):
                 with preflight.mismatch_explained(model, x):
@@ -117,7 +122,7 @@ class Attack(ABC):
                     clean = self._clean(problem, clean)
                     preflight.check_logits(clean)
                     preflight.check_classes(clean.shape[1], problem.labels, targets)
-                    self._try_out(problem, probe, clean[: len(probe)], answers)
+                    self._try_out(problem, probe, answers, clean[: len(probe)])
                 ledger.record_clean(clean)
                 self.search(problem, ledger, clean)
             return ledger.result(self.batch_size)
@@ -129,10 +134,10 @@ class Attack(ABC):
         preflight.check_output(known, len(problem.x))
         return known.detach().to(problem.x.device)
 
-    def _try_out(self, problem: Problem, probe: Tensor, first: Tensor, second: Tensor) -> None:
-        """Whether the model answers the same twice, and whether there are gradients for those who follow them."""
+    def _try_out(self, problem: Problem, probe: Tensor, answers: Tensor, clean: Tensor) -> None:
+        """Whether the model is a function of one image, and has gradients for those who follow them."""
         if not self.allow_training_mode:
-            preflight.check_repeatable(first, second)
+            preflight.check_function(problem.answers, probe, answers, clean, roundoff=problem.roundoff())
         if self.follows_gradients:
             logits, _, gradient = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
             preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])

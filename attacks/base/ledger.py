@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from robustres.attacks.base.problem import Problem
+from robustres.attacks.base.problem import Problem, in_parts
 from robustres.attacks.base.result import AttackResult
 from robustres.attacks.geometry import ball
 from robustres.numerics import distance
@@ -55,7 +55,7 @@ class Ledger:
 
     def result(self, batch_size: int) -> AttackResult:
         """What is known now, after the misses that only the search has seen: every entry is the model's own answer."""
-        for rest in torch.split((self._noted & ~self.fooled).nonzero().flatten(), batch_size):
+        for rest in in_parts((self._noted & ~self.fooled).nonzero().flatten(), batch_size):
             self.loss[rest] = -torch.inf
             self.offer(rest, self.examples[rest])
         return AttackResult(

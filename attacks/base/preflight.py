@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from robustres.errors import DataError, InputError, ModelError
+from robustres.precision import named
 from robustres.threat import ThreatModel, widest
 
 
@@ -41,12 +42,22 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     if low < 0 or high > 1:
         cure = "divide by 255" if high > 2 and low >= 0 else "undo the normalisation and make it part of the model"
         raise DataError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {cure}")
-    # The spacing of numbers just below 1: a smaller eps cannot be represented there.
-    resolution = torch.finfo(x.dtype).eps / 2
-    if threat.eps < 4 * resolution:
+    # Twice the spacing of numbers below 2: a smaller eps cannot be represented well there.
+    resolution = 2 * torch.finfo(x.dtype).eps
+    if threat.eps < resolution:
         raise InputError(
-            f"eps {threat.eps:g} is below the resolution of {x.dtype} images ({4 * resolution:.2g}); "
-            "use float64 images and model, or a larger eps"
+            f"eps {threat.eps:g} is below the resolution of {named(x.dtype)} images ({resolution:.2g}); give them in "
+            "float64 to a float64 model, x.double() and model.double(), or take a larger eps"
+        )
+
+
+def check_rounding(dtype: torch.dtype, threat: ThreatModel) -> None:
+    """Refuse an eps that the model cannot see, since it rounds its images by more."""
+    rounding = torch.finfo(dtype).eps / 4  # of numbers just below 1
+    if threat.eps < rounding:
+        raise InputError(
+            f"eps {threat.eps:g} is below the rounding of {named(dtype)} ({rounding:.2g}), in which the model takes "
+            "its images; convert it by model.double(), or take a larger eps"
         )
 
 
@@ -72,7 +83,7 @@ def check_mode(model: nn.Module, *, allowed: bool) -> None:
 
 @contextmanager
 def mismatch_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Inside, a model that fails on images of another type or device than its weights' is told from a broken one."""
+    """Inside, a model that fails on images of another device than its weights' is told from a broken one."""
     try:
         yield
     except RuntimeError as error:
@@ -81,11 +92,6 @@ def mismatch_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
             raise ModelError(
                 f"the model is on {weight.device} and the images are on {x.device}; "
                 f"move them by x.to({str(weight.device)!r})"
-            ) from error
-        if weight.dtype != x.dtype:
-            raise ModelError(
-                f"the model's weights are {weight.dtype} and the images {x.dtype}; convert the images by "
-                f"x.to({weight.dtype})"
             ) from error
         raise
 
@@ -126,15 +132,51 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def check_repeatable(first: Tensor, second: Tensor) -> None:
-    """Refuse a model whose logits for the same images differ between two calls by more than rounding may."""
-    difference = float((first - second).abs().nan_to_num(0, 0, 0).max())
-    if difference > 1e-3 * max(1.0, float(first.abs().nan_to_num(0, 0, 0).max())):
+def check_function(
+    run: Callable[[Tensor], Tensor], probe: Tensor, answers: Tensor, clean: Tensor, *, roundoff: float
+) -> None:
+    """Refuse a model that is no function of one image at a time, by the first images and what it said of them.
+
+    The first image is asked about once more between two others, in another batch at another place.
+    answers, clean: (B, K) logits of the probe (B, C, H, W), from two calls; `clean` may be the caller's.
+    roundoff: relative spacing of the coarsest type in which the model computes; what rounding may do passes.
+    """
+    among = _among_others(run, probe)
+    among = answers[:1] if among is None else among
+    if _difference(answers[:1], among, roundoff) == 0 == _difference(answers, clean, roundoff):
+        return
+    if (away := _difference(answers, run(probe), roundoff)) > 0:
         raise ModelError(
-            f"the model answers the same images differently in two calls (logits differ by {difference:.3g}), so no "
+            f"the model answers the same images differently in two calls (logits differ by {away:.3g}), so no "
             "example found could be verified; switch its randomness off, or certify the smoothed classifier by "
             "randomised smoothing instead"
         )
+    if (away := _difference(answers[:1], among, roundoff)) > 0:
+        raise ModelError(
+            f"the model's answer to an image depends on the other images of its batch (logits differ by {away:.3g}), "
+            "so no example found could be verified; a usual cause is a batch normalisation without running "
+            "statistics, or a network traced in training mode: train or export it with model.eval()"
+        )
+    raise ModelError(
+        f"the logits given as clean differ by {_difference(answers, clean, roundoff):.3g} from the model's answers to "
+        "these images; leave them out, or compute them with this model"
+    )
+
+
+def _among_others(run: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor | None:
+    """Logits (1, K) of the first image between a black and a white one; None for a model of fixed batches."""
+    first = probe[:1]
+    try:
+        return run(torch.cat([torch.zeros_like(first), first, torch.ones_like(first)]))[1:2]
+    except (RuntimeError, ModelError):
+        return None
+
+
+def _difference(first: Tensor, second: Tensor, roundoff: float) -> float:
+    """The largest difference of two logits where it is more than rounding may make, else 0."""
+    away = float((first - second).abs().nan_to_num(0, 0, 0).max())
+    largest = max(1.0, float(first.abs().nan_to_num(0, 0, 0).max()))
+    return away if away > max(1e-3, 8 * roundoff) * largest else 0.0
 
 
 def warn_without_gradients(gradient: Tensor) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from robustres.attacks.base import preflight
 from robustres.attacks.geometry import losses
+from robustres.precision import REDUCED, Taking, floating_types
 from robustres.threat import ThreatModel
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -37,7 +36,16 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Of a search's points: the images' own; float32 for half precision, where the model gets them rounded."""
-        return torch.float32 if self.x.dtype in HALF else self.x.dtype
+        return torch.float32 if self.x.dtype in REDUCED else self.x.dtype
+
+    @property
+    def taken(self) -> torch.dtype:
+        """The type in which the model gets the images."""
+        return self.model.dtype if isinstance(self.model, Taking) else self.x.dtype
+
+    def roundoff(self) -> float:
+        """Relative spacing of numbers in the coarsest type among the images' and the model's."""
+        return max(torch.finfo(dtype).eps for dtype in (self.taken, *floating_types(self.model)))
 
     def first_answers(self, points: Tensor) -> Tensor:
         """The same as `answers`, and notes whether the model writes into its images."""
@@ -56,7 +64,7 @@ class Problem:
 
     def answers_in_batches(self, points: Tensor, batch_size: int) -> Tensor:
         """The same, at most `batch_size` at once."""
-        return torch.cat([self.answers(part) for part in torch.split(points, batch_size)])
+        return torch.cat([self.answers(part) for part in in_parts(points, batch_size)])
 
     def search_answers(self, points: Tensor) -> Tensor:
         """Logits in the search's precision, as float32 or better, without a gradient."""
@@ -105,6 +113,14 @@ class Problem:
         return torch.autocast(self.x.device.type, dtype=self.search_dtype)
 
 
+def in_parts(values: Tensor, size: int) -> list[Tensor]:
+    """The rows of (N, ...) in consecutive parts of at most `size`; none where there are no rows.
+
+    `torch.split` gives one empty part then, and many models cannot be called with zero images.
+    """
+    return list(torch.split(values, size)) if len(values) else []
+
+
 def vanished(gradient: Tensor) -> Tensor:
     """Which samples' gradients (N, ...) are exactly zero, (N,); looks at all pixels only where a few are zero."""
     flat = gradient.flatten(1)
@@ -115,4 +131,4 @@ def vanished(gradient: Tensor) -> Tensor:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in HALF else logits
+    return logits.float() if logits.dtype in REDUCED else logits

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
-from robustres.attacks.base.problem import Problem
+from robustres.attacks.base.problem import Problem, in_parts
 from robustres.errors import InputError
 
 PREFIX = "torchattacks:"
@@ -88,7 +88,7 @@ class Torchattacks(Attack):
                 f"torchattacks.{self.method} assumes 10 classes, the model has {clean.shape[1]}; use apgd-t or pgd"
             )
         samples = (~ledger.fooled).nonzero().flatten()
-        for batch in torch.split(samples, self.batch_size):
+        for batch in in_parts(samples, self.batch_size):
             model = _Counted(problem)
             model.training = problem.model.training
             with _seeded(self.seed + int(problem.index[batch[0]])), torch.enable_grad():

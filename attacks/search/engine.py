@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robustres.attacks.base.ledger import Ledger
-from robustres.attacks.base.problem import Problem, vanished
+from robustres.attacks.base.problem import Problem, in_parts, vanished
 
 
 class Slots(dict[str, Tensor]):
@@ -206,9 +206,8 @@ def _settled(
 def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch_size: int) -> Tensor:
     """Which of the slots in the mask have points that fool the model as given, (B,); what does is entered."""
     fooled = torch.zeros_like(mask)
-    for part in torch.split(mask.nonzero().flatten(), batch_size):
-        if len(part):
-            fooled[part] = ledger.offer(slots["sample"][part], points[part])
+    for part in in_parts(mask.nonzero().flatten(), batch_size):
+        fooled[part] = ledger.offer(slots["sample"][part], points[part])
     return fooled
 
 

@@ -16,6 +16,7 @@ from robustres.certify.radii.radius_column import RadiusColumn
 from robustres.errors import InputError, ModelError
 from robustres.guard import evaluation_mode
 from robustres.numerics import rounded_down
+from robustres.precision import taking
 from robustres.results import SMOOTHED
 
 ABSTAIN = -1
@@ -102,7 +103,8 @@ class RandomisedSmoothing:
         """
         numbers = range(len(x)) if indices is None else indices.tolist()
         with evaluation_mode(model), torch.no_grad():
-            rows = [self._certify(model, image, number) for image, number in zip(x, numbers, strict=True)]
+            network = taking(model, x)
+            rows = [self._certify(network, image, number) for image, number in zip(x, numbers, strict=True)]
         selected, votes, lower, radius = zip(*rows, strict=True) if rows else ((), (), (), ())
         radii = torch.tensor(radius, dtype=torch.float64)
         classes = torch.tensor(selected, dtype=torch.int64)

@@ -21,7 +21,7 @@ def check_shape(shape: tuple[int, ...], source: str) -> None:
 
 
 def checked_digest(pixels: Pixels, labels: Tensor, source: str) -> str:
-    """sha256 of shape, float32 pixels and labels, however they are stored; DataError names the first unusable image.
+    """sha256 of shape, pixels and labels, however they are stored; DataError names the first unusable image.
 
     Only a few chunks of the images are in memory at a time.
     """
@@ -52,9 +52,9 @@ def check_labels(labels: Tensor, samples: int, classes: int, source: str) -> Non
 
 
 def _check_chunk(pixels: Pixels, images: Tensor, start: int, source: str) -> None:
-    if images.dtype != torch.float32:
+    if images.dtype not in (torch.float32, torch.float64):
         raise DataError(
-            f"{source}: images must be float32 of shape (N, C, H, W), "
+            f"{source}: images must be float32 or float64 of shape (N, C, H, W), "
             f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}; convert them with .float()"
         )
     low, high = (bound.item() for bound in torch.aminmax(images))

@@ -16,8 +16,8 @@ from robustres.errors import DataError
 class ImageSet:
     """Images and labels; building one checks them, so whoever holds one need not check again.
 
-    pixels: the images, N >= 1, finite and in [0, 1]: a float32 tensor (N, C, H, W), or anything that reads such images
-        when asked for, so that a set may be larger than the memory.
+    pixels: the images, N >= 1, finite and in [0, 1]: a float32 or float64 tensor (N, C, H, W), or anything that reads
+        such images when asked for, so that a set may be larger than the memory.
     labels: (N,) int64 in 0 .. len(class_names) - 1.
     class_names: one name per class.
     source: where they come from, in the words of `load_data`.
@@ -63,11 +63,11 @@ class ImageSet:
 
     @cached_property
     def images(self) -> Tensor:
-        """All images at once, (N, C, H, W) float32; they stay in memory, so large sets are read by `batch`."""
+        """All images at once, (N, C, H, W); they stay in memory, so large sets are read by `batch`."""
         return self.pixels if isinstance(self.pixels, Tensor) else self.batch(torch.arange(len(self)))
 
     def batch(self, indices: Tensor) -> Tensor:
-        """The images at `indices` (M,) int64, as float32 (M, C, H, W), in that order; nothing else is read."""
+        """The images at `indices` (M,) int64, as (M, C, H, W), in that order; nothing else is read."""
         return self.pixels[indices]
 
     def facts(self) -> dict[str, Any]:

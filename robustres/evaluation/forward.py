@@ -4,13 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from robustres.evaluation.batches import in_batches
+from robustres.precision import taking
 
 
 def clean_logits(model: nn.Module, images: Tensor, *, batch_size: int, device: torch.device) -> Tensor:
     """Logits (N, classes) on the CPU of images (N, C, H, W)."""
 
     def answers(batch: slice) -> Tensor:
-        logits: Tensor = model(images[batch].to(device, non_blocking=True))
+        given = images[batch].to(device, non_blocking=True)
+        logits: Tensor = taking(model, given)(given)
         return logits.cpu()
 
     with torch.no_grad():

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from robustres.data import ImageSet
-from robustres.errors import DataError, ModelError
+from robustres.errors import DataError, InputError, ModelError, Refusal
+from robustres.numerics import UNIT_ROUNDOFF
+from robustres.precision import floating_types, named, taking
 
 
 def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> int:
@@ -13,7 +15,7 @@ def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> i
     probe = data.batch(torch.arange(min(2, len(data)))).to(device)
     try:
         with torch.no_grad():
-            logits = model(probe)
+            logits = taking(model, probe)(probe)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -51,4 +53,24 @@ def require_finite(broken: list[int], samples: int) -> None:
         raise ModelError(
             f"the logits of {len(broken)} of {samples} samples are not finite (NaN or infinity), first at sample "
             f"{min(broken)}; mend the model, or report these samples and go on with --keep-going"
+        )
+
+
+def uncovered_arithmetic(model: nn.Module) -> Refusal | None:
+    """Why no radius covers the network as it runs, where its weights are in a type of which no bound is known."""
+    for dtype in floating_types(model):
+        if dtype not in UNIT_ROUNDOFF:
+            return Refusal(
+                "", f"arithmetic in {named(dtype)}, whose rounding no radius covers (certify model.float()),"
+            )
+    return None
+
+
+def require_certifiable_type(model: nn.Module, dtype: str) -> None:
+    """InputError where radii are asked for of the network as it runs in float32, and it runs in another type."""
+    types = sorted(map(named, floating_types(model)))
+    if dtype == "float32" and "float64" in types:
+        raise InputError(
+            f"radii of the network as it runs in float32 were asked for, but its weights are {', '.join(types)}; leave "
+            "dtype at float64, or convert it by model.float()"
         )

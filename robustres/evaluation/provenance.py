@@ -15,9 +15,11 @@ import torch
 
 from robustres import __version__
 from robustres.certify import LipschitzReport
+from robustres.certify.graph.capture import device_of
 from robustres.data import ImageSet
 from robustres.evaluation.settings import Settings
 from robustres.models import LoadedModel
+from robustres.precision import floating_types, image_dtype, named
 from robustres.results import SCHEMA_VERSION
 
 
@@ -63,7 +65,7 @@ def build_manifest(
             "part_size": settings.samples_per_part(data.image_shape),
         },
         "seed": settings.seed,
-        "dtype": {"weights": _dtype(model), "images": "float32", "certify": "float64"},
+        "dtype": arithmetic(model, data, settings),
         "tf32": tf32(),
         "hardware": hardware(device),
         "versions": versions(),
@@ -88,10 +90,15 @@ def tf32() -> dict[str, bool]:
     return {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolution": torch.backends.cudnn.allow_tf32}
 
 
-def _dtype(model: LoadedModel) -> str:
-    """The type in which the network is attacked."""
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in model.module.parameters()}
-    return ", ".join(sorted(dtypes)) or "float32"
+def arithmetic(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, str | None]:
+    """The floating types of the weights, of the images as the network gets them, and of the certified network."""
+    probe = data.batch(torch.arange(1)).to(device_of(model.module))
+    weights = sorted(map(named, floating_types(model.module)))
+    return {
+        "weights": ", ".join(weights) or named(probe.dtype),
+        "images": named(image_dtype(model.module, probe)),
+        "certify": settings.dtype if settings.certify else None,
+    }
 
 
 def _bound(report: LipschitzReport | None) -> dict[str, Any] | None:

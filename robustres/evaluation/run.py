@@ -13,7 +13,7 @@ from robustres.certify import LipschitzReport
 from robustres.data import ImageSet, load_data
 from robustres.evaluation.lock import locked, require_free
 from robustres.evaluation.plan import planned_attacks, planned_certificates
-from robustres.evaluation.preflight import check_output
+from robustres.evaluation.preflight import check_output, require_certifiable_type
 from robustres.evaluation.provenance import build_manifest, identity
 from robustres.evaluation.resume import open_run, part_name, pending, require_same_run
 from robustres.evaluation.settings import Settings
@@ -101,6 +101,8 @@ def evaluate(
         shard.from_first(lambda: require_own_run(folder.path))
         shard.from_first(lambda: require_free(folder.path))
         classes = check_output(module, data, device=device)
+        if settings.certify:
+            require_certifiable_type(module, settings.dtype)
         attacks = planned_attacks(settings)
         if not overwrite:
             require_same_run(folder, identity(model, data, settings))

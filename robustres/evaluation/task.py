@@ -1,6 +1,7 @@
 """One process's share of an evaluation, step by step: clean answers, bounds, parts, diagnosis, summary."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.bound_store import BoundStore, user_cache
 from robustres.evaluation.forward import clean_logits, label_margin
 from robustres.evaluation.masking import diagnosis_rows
-from robustres.evaluation.preflight import not_finite, require_finite
+from robustres.evaluation.preflight import not_finite, require_finite, uncovered_arithmetic
 from robustres.evaluation.resume import part_name, usable
 from robustres.evaluation.rows import Samples, evaluated_part
 from robustres.evaluation.settings import Settings
@@ -103,6 +104,8 @@ class Task:
         if not self.settings.certify:
             return None
         self.progress("bound", 0, 1)
+        if (uncovered := uncovered_arithmetic(self.module)) is not None:
+            return LipschitzReport(self.data.image_shape, "l2", (), math.inf, 0.0, (uncovered,))
         store = BoundStore((self.folder.path / "bounds", user_cache())) if cache else None
         if store is not None and not self.shard.first:
             self.shard.wait()

@@ -1,9 +1,10 @@
-"""Models in half precision: the search is in float32, what it returns is in the model's own type and exact."""
+"""Models in half precision: the search is in float32, what it returns is in the images' own type and exact."""
 
 import pytest
 import torch
 
 from robustres.attacks import attack_names, make_attack
+from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import ThreatModel
 
@@ -30,3 +31,28 @@ def test_a_model_in_half_precision_does_not_look_more_robust(name: str, dtype: t
     assert (away[half.fooled] <= threat.eps).all()
     assert ((half.examples >= 0) & (half.examples <= 1)).all()
     assert abs(half.robust - single.robust) <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_are_cast_for_a_model_of_another_type_and_the_examples_are_not(dtype: torch.dtype) -> None:
+    case = make_case(count=10)
+    model = case.model.to(dtype)
+    with torch.no_grad():
+        y = model(case.x.to(dtype)).argmax(dim=1)
+    found = make_attack("pgd", ThreatModel("linf", 0.05), steps=8)(model, case.x, y)
+    assert found.examples.dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    with torch.no_grad():
+        assert torch.equal(model(found.examples.to(dtype)).argmax(dim=1) != y, found.fooled)
+    assert found.fooled.any()
+    assert (distance(found.examples.double() - case.x.double(), "linf")[found.fooled] <= 0.05).all()
+
+
+def test_the_advice_for_a_tiny_eps_can_be_followed() -> None:
+    case = make_case(count=3)
+    tiny = make_attack("pgd", ThreatModel("linf", 1e-9), steps=2)
+    with pytest.raises(InputError, match=r"x.double\(\) and model.double\(\)"):
+        tiny(*case)
+    with pytest.raises(InputError, match=r"rounding of float32 .* model.double\(\)"):
+        tiny(case.model, case.x.double(), case.y)
+    assert len(tiny(case.model.double(), case.x.double(), case.y)) == 3

@@ -1,6 +1,7 @@
 """What a run folder holds: every column and every fact that a reader years later needs."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from robustres.certify import RandomisedSmoothing
 from robustres.data import load_data
+from robustres.errors import InputError
 from robustres.evaluation import Run, Settings, evaluate
 from robustres.models import load_model
 
@@ -65,3 +67,53 @@ def test_the_manifest_says_what_was_run_on_what_and_where(run: Run) -> None:
     assert manifest["dtype"] == {"weights": "float32", "images": "float32", "certify": "float64"}
     assert set(manifest["tf32"]) == {"matmul", "convolution"}
     assert manifest["created"].endswith("+00:00")
+
+
+class Mixed(nn.Module):
+    """A body in bfloat16 and a head in float32, as quantised language models and careful half precision have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 16).to(torch.bfloat16), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.body(x.flatten(1).to(torch.bfloat16)).relu().float())
+        return logits
+
+
+def test_a_network_of_several_types_stays_as_it_is() -> None:
+    mixed, x = Mixed().eval(), torch.rand(4, 1, 8, 8)
+    loaded = load_model(mixed, input_shape=(1, 8, 8)).module
+    assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in mixed.parameters()]
+    assert torch.equal(loaded(x), mixed(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "images"),
+    [
+        (Mixed(), "bfloat16, float32", "float32"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half(), "float16", "float16"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double(), "float64", "float64"),
+    ],
+)
+@pytest.mark.parametrize("statistics", [{}, {"mean": (0.5,), "std": (0.25,)}])
+def test_every_type_is_evaluated_as_it_is_and_radii_are_given_where_they_cover_it(
+    model: nn.Module, weights: str, images: str, statistics: dict[str, tuple[float]], tmp_path: Path
+) -> None:
+    data, settings = load_data("digits", limit=4), Settings(eps={"linf": (0.1,)}, attacks=("pgd",))
+    run = evaluate(load_model(model, input_shape=(1, 8, 8), **statistics), data, tmp_path / "run", settings)
+    arithmetic = run.folder.manifest()["dtype"]
+    assert arithmetic["weights"] == weights
+    assert arithmetic["images"] == images or statistics
+    covered = images == "float64"
+    assert (len(run.certificates) > 0) == covered
+    assert covered or "arithmetic in" in run.summary["refused"][0]["operation"]
+
+
+def test_the_manifest_says_in_which_arithmetic_radii_were_computed(tmp_path: Path) -> None:
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), load_data("digits", limit=4)
+    single = Settings(eps={"l2": (0.1,)}, attacks=(), dtype="float32")
+    manifest = evaluate(load_model(model), data, tmp_path / "run", single).folder.manifest()
+    assert manifest["dtype"] == {"weights": "float32", "images": "float32", "certify": "float32"}
+    with pytest.raises(InputError, match=r"weights are float64; leave dtype at float64, or .* model.float\(\)"):
+        evaluate(load_model(model.double()), data, tmp_path / "other", single)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = ("attacks", "certify", "reports")
 FLOORS = (
-    {"errors", "threat", "numerics", "guard", "results", "moved"},
+    {"errors", "threat", "numerics", "guard", "precision", "results", "moved"},
     {"attacks", "certify"},
     {"models", "data"},
     {"training", "dynamics"},

@@ -43,13 +43,52 @@ def test_other_arguments_are_refused_without_being_evaluated(factory: str, call:
         load_model(factory + call)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": s[k] for k in s}])
+def renamed(state, change):  # type: ignore[no-untyped-def]
+    return {change(name): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s},
+        lambda s: {"net": s, "acc": 95.0, "epoch": 3},
+        lambda s: {"model_state": s, "loss": torch.tensor(0.5), "optimizer": {"state": {0: {"step": torch.tensor(1)}}}},
+        lambda s: {"params": s, "epoch": 1},
+        lambda s: {"ema": {"module": s}},
+        lambda s: {"student": s, "teacher": renamed(s, lambda name: name + "x")},
+        lambda s: {"model": s, "model_ema": {name: value + 1 for name, value in s.items()}},
+        lambda s: {"ema": {name: value + 1 for name, value in s.items()}, "net": renamed(s, lambda n: f"net.{n}")},
+        lambda s: s | {"epoch": 3},
+        lambda s: renamed(s, lambda name: f"module.{name}"),
+        lambda s: renamed(s, lambda name: f"module._orig_mod.model.{name}"),
+        lambda s: renamed(s, lambda name: name.replace(".", "._orig_mod.")),
+        lambda s: {"n_averaged": torch.tensor(3), **renamed(s, lambda name: f"module.{name}")},
+    ],
+)
 def test_weights_of_a_training_script_fill_the_factorys_network(factory: str, tmp_path: Path, wrap) -> None:  # type: ignore[no-untyped-def]
     trained, x = linear(), torch.rand(4, 3, 2, 2)
     torch.save(wrap(trained.state_dict()), tmp_path / "weights.pth")
     assert torch.equal(load_model(f"{factory}@{tmp_path / 'weights.pth'}").module(x), trained(x))
     save_file(trained.state_dict(), tmp_path / "weights.safetensors")
     assert torch.equal(load_model(f"{factory}@{tmp_path / 'weights.safetensors'}").module(x), trained(x))
+
+
+def test_batches_that_were_never_counted_are_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "normalising_networks.py").write_text(
+        "from torch import nn\n"
+        "def build(): return nn.Sequential(nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network = load_model("normalising_networks:build").module
+    old = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    torch.save({"net": old}, tmp_path / "old.pth")
+    x = torch.rand(2, 3, 2, 2)
+    assert torch.equal(load_model(f"normalising_networks:build@{tmp_path / 'old.pth'}").module(x), network(x))
+    old.pop("1.running_var")
+    torch.save(old, tmp_path / "old.pth")
+    with pytest.raises(ModelError, match=r"lacks 1\.running_var"):
+        load_model(f"normalising_networks:build@{tmp_path / 'old.pth'}")
 
 
 class Bomb:

@@ -44,14 +44,23 @@ def settle(model: nn.Module) -> None:
 def materialise(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose weights are plain tensors: what is saved, certified and shipped.
 
-    Parametrised weights are evaluated in float64 after `settle`, then stored in the model's own type; the model given
-    is left as it was.
+    Parametrised weights are evaluated in float64 after `settle`; every tensor has the type that it had before, so that
+    a network of several types stays one. The model given is left as it was.
     """
     plain = copy.deepcopy(model).eval()
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
+    if not any(isinstance(part, SettlesItself) or parametrize.is_parametrized(part) for part in plain.modules()):
+        return plain
+    with torch.no_grad():
+        types = {name: tensor.dtype for name, tensor in _named_tensors(without_parametrisations(copy.deepcopy(plain)))}
     plain.to(torch.float64)
     settle(plain)
-    return without_parametrisations(plain).to(dtype)
+    for name, tensor in _named_tensors(without_parametrisations(plain)):
+        tensor.data = tensor.data.to(types[name])
+    return plain
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def without_parametrisations(model: nn.Module) -> nn.Module:

@@ -101,19 +101,25 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Fill the model; ModelError names the first tensors that are missing, too many, of another shape or not finite."""
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    """Fill the model; ModelError names the first tensors that are missing, too many, of another shape or not finite.
+
+    How many batches a batch normalisation has seen plays no role for what the network answers: files of old versions
+    and converted ones do not say it.
+    """
+    expected = model.state_dict()
+    counts = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    tensors = {**counts, **tensors}
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         parts = [
             f"{word} {', '.join(names[:3])}" for word, names in (("lacks", missing), ("has unknown", extra)) if names
         ]
         raise ModelError(f"{source} does not fit its architecture: it {' and '.join(parts)}")
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
             raise ModelError(
                 f"{source} does not fit its architecture: {name} has shape {tuple(tensors[name].shape)}, "
-                f"expected {tuple(shape)}"
+                f"expected {tuple(value.shape)}"
             )
         if not torch.isfinite(tensors[name]).all():
             raise ModelError(f"{source} holds NaN or infinite values in {name}; train or export the network again")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustres.errors import ModelError
 from robustres.models.networks.materialise import materialise
@@ -18,6 +18,7 @@ from robustres.models.sources.onnx.load import load_onnx
 from robustres.models.sources.torchscript import is_torchscript, load_torchscript
 from robustres.models.sources.weights_file import load_weights
 from robustres.models.sources.zoo import ZOOS
+from robustres.precision import image_dtype, taking
 
 TORCH_FILES = frozenset({".pt", ".pth", ".bin", ".ts", ".torchscript"})
 
@@ -63,7 +64,8 @@ def load_model(
     module = materialise(module)
     if mean is not None or std is not None:
         channels = len(mean if mean is not None else std or ())
-        module = Normalised(module, mean or (0.0,) * channels, std or (1.0,) * channels)
+        dtype = torch.float32 if input_shape is None else image_dtype(module, _one_image(module, input_shape))
+        module = Normalised(module, mean or (0.0,) * channels, std or (1.0,) * channels, dtype=dtype)
     module.eval()
     if input_shape is not None:
         _pass_one_image(module, input_shape, source)
@@ -74,9 +76,17 @@ def weights_digest(module: nn.Module) -> str:
     """sha256 over name, type, shape and content of every parameter and buffer."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # what a quantised layer keeps beside its weights
+            digest.update(f"{name} {tensor!r}".encode())
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(_plain(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor stands for, as an ordinary one."""
+    return tensor.dequantize() if tensor.is_quantized else tensor.detach()
 
 
 def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.Module:
@@ -120,14 +130,17 @@ def _torch_file(file: Path, input_shape: tuple[int, ...] | None) -> nn.Module:
     )
 
 
+def _one_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """A random image (1, *input_shape), float32, where the module's tensors lie."""
+    place = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    return torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(place)
+
+
 def _pass_one_image(module: nn.Module, input_shape: tuple[int, ...], source: str) -> None:
-    image = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    parameter = next(module.parameters(), None)
-    if parameter is not None:
-        image = image.to(parameter)
     try:
         with torch.no_grad():
-            logits = module(image)
+            image = _one_image(module, input_shape)
+            logits = taking(module, image)(image)
     except ModelError:
         raise
     except Exception as error:

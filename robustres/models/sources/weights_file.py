@@ -1,7 +1,9 @@
 """Plain files of weights for a network that something else builds. Reading them never executes code."""
 
+import logging
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +14,93 @@ from robustres.errors import ModelError
 from robustres.models.sources.archive import Archive
 from robustres.models.sources.checkpoint import load_tensors, read_tensors
 
-# Names under which training scripts keep the weights inside their checkpoints.
-NESTED = ("state_dict", "model_state_dict", "model")
-# What stands before every name where the network was wrapped: for several GPUs, compiled, or with a normalisation.
-WRAPPERS = ("", "module.", "_orig_mod.", "model.", "module.model.", "module._orig_mod.", "_orig_mod.module.")
+log = logging.getLogger(__name__)
+
+# What stands in the names of weights where a network was wrapped for several GPUs or compiled, wholly or in parts.
+WRAPPERS = frozenset({"module", "_orig_mod"})
+# What an averaged copy counts beside its weights.
+COUNTERS = frozenset({"n_averaged"})
+# Names that training scripts give to averaged copies and helpers: taken where the file has no other weights that fit.
+SECOND_CHOICE = ("ema", "average", "avg", "swa", "teacher", "momentum", "target", "best")
+DEEPEST = 4  # dictionaries inside dictionaries
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Fill the module from a .safetensors file or a state_dict saved by torch (.pt, .pth), exactly; else ModelError."""
+    """Fill the module from a .safetensors file or what torch.save wrote (.pt, .pth), exactly; else ModelError.
+
+    The weights may lie in dictionaries inside the file, as training scripts keep them ({"net": ..., "epoch": 3}), and
+    their names may carry what a wrapper put there (`module.`, `_orig_mod.`, `model.`). Of several sets that fit, the
+    one that is no averaged copy is taken, which the log says.
+    """
     if not file.is_file():
         raise ModelError(f"there is no file of weights {file}; check the path")
-    tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_state_dict(file)
-    load_tensors(module, _without_wrapper(tensors, set(module.state_dict())), str(file))
+    found = {"": read_tensors(file)} if file.suffix == ".safetensors" else _state_dicts(_read(file))
+    if not found:
+        raise ModelError(f"{file} holds no state_dict; save model.state_dict() with torch.save or safetensors")
+    expected = list(module.state_dict())
+    fitting = {
+        place: named for place, tensors in found.items() if (named := _by_expected_name(tensors, expected)) is not None
+    }
+    if not fitting:
+        load_tensors(module, max(found.values(), key=len), str(file))  # says what is missing
+        return
+    place = min(fitting, key=_rank)
+    if len(fitting) > 1:
+        others = ", ".join(repr(other) for other in fitting if other != place)
+        log.warning("%s holds several networks that fit; the weights in %r are taken, not %s", file, place, others)
+    load_tensors(module, fitting[place], f"{file} ({place})" if place else str(file))
 
 
-def _without_wrapper(tensors: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """The tensors without what a wrapper put before every name, where that makes the names fit."""
-    for prefix in WRAPPERS:
-        if {name.removeprefix(prefix) for name in tensors} == expected:
-            return {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+def _rank(place: str) -> int:
+    """0 for the weights themselves, 1 for an averaged copy of them."""
+    return int(any(word in place.lower() for word in SECOND_CHOICE))
 
 
-def _read_state_dict(file: Path) -> dict[str, Tensor]:
+def _by_expected_name(tensors: Mapping[str, Tensor], expected: list[str]) -> dict[str, Tensor] | None:
+    """The tensors by the names in `expected`, without what wrappers put before or into them; None if they do not fit.
+
+    What counts batches or averages may be missing or too many.
+    """
+    wanted = {_unwrapped(name): name for name in expected}
+    own = {name: value for name, value in tensors.items() if name not in COUNTERS}
+    if len(wanted) < len(expected):  # the network's own names are told apart by the words that would be left out
+        wanted = {name: name for name in expected}
+    else:
+        own = {_unwrapped(name): value for name, value in own.items()}
+    if len(own) < len(tensors.keys() - COUNTERS):
+        return None
+    necessary = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    while not necessary <= own.keys() <= wanted.keys():
+        heads = {name.partition(".")[0] for name in own if "." in name}
+        if len(heads) != 1 or not all("." in name for name in own):
+            return None
+        own = {name.partition(".")[2]: value for name, value in own.items()}
+    return {wanted[name]: value for name, value in own.items()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _state_dicts(content: Any, place: str = "", depth: int = 0) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every dictionary in what a file holds, by the keys that lead to it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    if isinstance(content, Mapping) and depth <= DEEPEST:
+        if own := {str(name): value for name, value in content.items() if isinstance(value, Tensor)}:
+            found[place] = own
+        for key, value in content.items():
+            found |= _state_dicts(value, f"{place}.{key}" if place else str(key), depth + 1)
+    return found
+
+
+def _read(file: Path) -> Any:
     """With weights_only: a pickle that would execute anything is refused by torch itself."""
     if zipfile.is_zipfile(file):
         Archive(file, "plain weights")  # refuses what would unpack to more than the file's size
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"cannot read {file} as plain weights ({reason}); save model.state_dict() with torch.save or safetensors"
         ) from error
-    for name in NESTED:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{file} holds no state_dict; save model.state_dict() with torch.save or safetensors")
-    return {str(name): value for name, value in content.items()}
