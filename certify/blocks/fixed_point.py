@@ -1,0 +1,236 @@
+"""The best multipliers of a whole network by a fixed point, without descent (section 3.4 of the mathematics).
+
+The dual of the inequality, in low rank: r copies of the input's difference x, of norm 1 together, and for every neuron
+a direction g over the copies. A layer with slopes in [a, b] answers w = ((a + b) z + (b - a) |z| g) / 2, |z| over the
+copies, which meets the inequality v (z - v) >= 0 summed over the copies with equality. The size of the output over all
+copies is at most the best bound that such multipliers can give, whatever x and g are; at the largest one, where every
+g and x points along the derivative of the size, (b - a) |derivative| / |z| is the best multiplier. So x and g are set
+to those directions again and again, over-relaxed, until the size stays: no step size, no solver.
+
+Everything here is an estimate and a search. What the multipliers prove is `elimination`'s to say.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
+from robustres.certify.graph.network import Linear, Merge, Node, Source
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.linear_map import Composition, LinearMap
+
+OVER = 0.8  # over-relaxation, from step
+OVER_FROM = 6
+LOOK = 10  # steps between two looks at how much the size still grows
+TINY = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint:
+    """value: the size of the output reached, an estimate of the smallest bound that multipliers of this kind can prove.
+
+    multipliers, sizes: of every nonlinear node, the multiplier (ties,) of each tie, and how large its z is there.
+    change, directions: x (r, *in_shape) and g (r, N) of every nonlinear node, from which a search can go on.
+    weights: (n,) of the input's coordinates, for a box: sum weights change^2 replaces |change|^2. None for l2.
+    """
+
+    value: float
+    multipliers: Mapping[Node, Tensor]
+    sizes: Mapping[Node, Tensor]
+    change: Tensor
+    directions: Mapping[Node, Tensor]
+    weights: Tensor | None = None
+    steps: int = 0
+
+
+def search(
+    order: Sequence[Node],
+    layers: Mapping[Node, Increment],
+    *,
+    rows: Tensor | None = None,
+    box: Tensor | None = None,
+    copies: int = 16,
+    steps: int = 250,
+    tolerance: float = 3e-5,
+    dtype: torch.dtype = torch.float64,
+    start: FixedPoint | None = None,
+) -> FixedPoint:
+    """Run the fixed point on a simplified network, for |rows . output change| (all outputs where left out).
+
+    order: the network's nodes, `output.ordered()`. layers: of `increments`. box: (n,) half-widths of a box around the
+    centre in place of the l2 ball of radius 1. tolerance: relative growth of the size in `LOOK` steps at which it ends.
+    """
+    found = _Iteration(order, layers, rows, box, copies, dtype, start).run(steps, tolerance)
+    if dtype != torch.float64 and not math.isfinite(found.value):  # out of float32's range
+        return _Iteration(order, layers, rows, box, copies, torch.float64, start).run(steps, tolerance)
+    return found
+
+
+class _Iteration:
+    """The state x, g and one sweep forward and back."""
+
+    def __init__(
+        self,
+        order: Sequence[Node],
+        layers: Mapping[Node, Increment],
+        rows: Tensor | None,
+        box: Tensor | None,
+        copies: int,
+        dtype: torch.dtype,
+        start: FixedPoint | None,
+    ) -> None:
+        self.order, self.layers, self.dtype = order, layers, dtype
+        maps = {node: node.piece.map for node in order if isinstance(node.piece, Linear)}
+        self.device = next((m.device for m in maps.values() if m.device.type != "cpu"), torch.device("cpu"))
+        self.maps = {node: in_precision(map_, dtype) for node, map_ in maps.items()}
+        self.rows = None if rows is None else rows.to(self.device, dtype)
+        self.box = None if box is None else box.to(self.device, dtype).reshape(1, *order[0].shape)
+        draw = torch.Generator().manual_seed(0)
+        self.half = {}
+        for node, layer in layers.items():
+            if isinstance(layer, SectorLayer):
+                middle, reach = (layer.lower + layer.upper) / 2, (layer.upper - layer.lower) / 2
+                self.half[node] = middle.to(self.device, dtype), reach.to(self.device, dtype)
+        if start is None:
+            x = torch.randn(copies, *order[0].shape, generator=draw, dtype=torch.float64)
+            self.x = self._onto_set(x.to(self.device, dtype))
+            self.g: dict[Node, Tensor] = {}
+            for node, layer in layers.items():
+                g = torch.randn(copies, torch.Size(node.shape).numel(), generator=draw, dtype=torch.float64)
+                self.g[node] = _unit(layer, g.to(self.device, dtype))
+        else:
+            self.x = start.change.to(self.device, dtype)
+            self.g = {node: g.to(self.device, dtype) for node, g in start.directions.items()}
+
+    def run(self, steps: int, tolerance: float) -> FixedPoint:
+        """Until the size stays, or for so many steps."""
+        last = 0.0
+        step = 0
+        while True:
+            step += 1
+            value, x_slope, slopes, sizes = self._sweep()
+            done = step >= steps or not math.isfinite(value) or value == 0
+            if step % LOOK == 0:
+                done |= value <= last * (1 + tolerance)
+                last = value
+            if done:
+                return self._found(value, x_slope, slopes, sizes, step)
+            over = OVER if step >= OVER_FROM else 0.0
+            self.x = self._onto_set((1 + over) * self._onto_set(x_slope) - over * self.x)
+            for node, slope in slopes.items():
+                layer = self.layers[node]
+                self.g[node] = _unit(layer, (1 + over) * _unit(layer, slope) - over * self.g[node])
+
+    def _onto_set(self, x: Tensor) -> Tensor:
+        """Norm 1 in all, or the half-width of the box for each coordinate over the copies."""
+        length = x.norm() if self.box is None else x.norm(dim=0, keepdim=True)
+        placed: Tensor = x / length.clamp_min(TINY) * (1.0 if self.box is None else self.box)
+        return placed
+
+    def _sweep(self) -> tuple[float, Tensor, dict[Node, Tensor], dict[Node, Tensor]]:
+        """The size, its derivatives with respect to x and to where g steers each layer (times |z| and the width of the
+        sector: the direction that g should have), and the sizes (ties,) of what enters each layer."""
+        x = self.x.detach().requires_grad_(True)
+        values: dict[Node, Tensor] = {}
+        answers: dict[Node, Tensor] = {}
+        sizes: dict[Node, Tensor] = {}
+        with torch.enable_grad():
+            for node in self.order:
+                values[node] = self._value(node, values, answers, sizes, x)
+            out = values[self.order[-1]].flatten(1)
+            size = (out if self.rows is None else out @ self.rows.T).norm()
+            steered = list(answers)
+            slopes = torch.autograd.grad(size, [x, *(answers[node] for node in steered)], materialize_grads=True)
+        steer = dict(zip(steered, slopes[1:], strict=True))
+        for node, (_, reach) in self.half.items():
+            steer[node] = 2 * reach * steer[node]
+        return float(size.detach()), slopes[0], steer, sizes
+
+    def _value(
+        self,
+        node: Node,
+        values: dict[Node, Tensor],
+        answers: dict[Node, Tensor],
+        sizes: dict[Node, Tensor],
+        x: Tensor,
+    ) -> Tensor:
+        piece = node.piece
+        if isinstance(piece, Source):
+            return x
+        inputs = [values[parent] for parent in node.inputs]
+        if node in self.maps:
+            return self.maps[node](inputs[0])
+        layer = self.layers.get(node)
+        if isinstance(layer, SectorLayer):
+            middle, reach = self.half[node]
+            z = layer.mixed(inputs[0].flatten(1))
+            size = layer.over_ties((z * (reach > 0)).square().sum(0)).clamp_min(TINY).sqrt()
+            sizes[node] = size.detach()
+            answers[node] = (reach * self.g[node]).detach().requires_grad_(True)
+            w = middle * z + size[layer.tie] * answers[node]
+            return layer.mixed(w, back=True).reshape(-1, *node.shape)
+        if isinstance(layer, BoundedLayer):
+            size = torch.cat([part.flatten() for part in inputs]).norm().clamp_min(TINY)
+            sizes[node] = size.detach()[None]
+            answers[node] = (layer.constant * self.g[node]).detach().requires_grad_(True)
+            return (size * answers[node]).reshape(-1, *node.shape)
+        assert isinstance(piece, Merge)
+        if piece.kind == "sum":
+            return torch.stack(inputs).sum(0)
+        assert piece.axis is not None
+        return torch.cat(inputs, dim=1 + piece.axis)
+
+    def _found(
+        self, value: float, x_slope: Tensor, slopes: dict[Node, Tensor], sizes: dict[Node, Tensor], steps: int
+    ) -> FixedPoint:
+        """Multipliers from the derivatives, which carry a factor |z| that `sizes` takes out again."""
+        multipliers, reaches = {}, {}
+        for node, layer in self.layers.items():
+            size = sizes[node].to(torch.float64)
+            floor = 1e-9 * size.square().mean().sqrt()
+            slope = slopes[node].to(torch.float64)
+            if isinstance(layer, SectorLayer):
+                steep = layer.over_ties(slope.square().sum(0)).sqrt()
+                multipliers[node] = value * (steep / size) / size.clamp_min(floor)
+            else:
+                multipliers[node] = value * slope.norm()[None] / size.square() / max(layer.constant, TINY)
+            reaches[node] = size.clamp_min(floor)
+        weights = None
+        if self.box is not None:
+            length = x_slope.to(torch.float64).norm(dim=0).flatten()
+            weights = value * length / self.box.to(torch.float64).flatten().clamp_min(TINY)
+        directions = {node: g.detach() for node, g in self.g.items()}
+        return FixedPoint(value, multipliers, reaches, self.x.detach(), directions, weights, steps)
+
+
+def _unit(layer: Increment, g: Tensor) -> Tensor:
+    """Each tie's direction with norm 1 over the copies."""
+    if isinstance(layer, BoundedLayer):
+        direction: Tensor = g / g.norm().clamp_min(TINY)
+        return direction
+    size = layer.over_ties(g.square().sum(0)).clamp_min(TINY * TINY if g.dtype == torch.float64 else TINY).sqrt()
+    return g / size[layer.tie]
+
+
+def in_precision(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
+    """A copy of the map whose tensors have another precision: for searches, never for bounds."""
+    if isinstance(map_, Convolution) and map_.padding_mode != "zeros":
+        return in_precision(Composition((map_.pad(), map_.unpadded())), dtype)
+    clone = copy.copy(map_)
+    for field in fields(map_):  # type: ignore[arg-type]
+        object.__setattr__(clone, field.name, _converted(getattr(map_, field.name), dtype))
+    return clone
+
+
+def _converted(value: object, dtype: torch.dtype) -> object:
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, LinearMap):
+        return in_precision(value, dtype)
+    if isinstance(value, tuple | list) and any(isinstance(part, LinearMap) for part in value):
+        return tuple(_converted(part, dtype) for part in value)
+    return value

@@ -1,0 +1,123 @@
+"""The Lipschitz constant of a whole network in one inequality: search of the multipliers, elimination, proof."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.elimination import Eliminated, Weights, eliminate
+from robustres.certify.blocks.fixed_point import FixedPoint, search
+from robustres.certify.blocks.increments import Increment, Sharing, SlopeIntervals, increments
+from robustres.certify.graph.network import Node
+from robustres.certify.norms.ritz_pair import top_ritz_pair
+from robustres.certify.proof.largest_singular_value import proved_below
+from robustres.numerics import gamma, rounded_up
+
+EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, above it is sought by Lanczos steps
+LANCZOS_STEPS = 60
+EXCESSES = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkBound:
+    """upper: a proved, deterministic bound, infinite where none was found. reachable: what multipliers of this kind can
+    reach at all, an estimate from the search. point: the search's end, from which another can start."""
+
+    upper: float
+    reachable: float
+    point: FixedPoint
+    seconds: float = 0.0
+
+
+def network_bound(
+    output: Node,
+    *,
+    rows: Tensor | None = None,
+    slopes: SlopeIntervals | None = None,
+    box: Tensor | None = None,
+    sharing: Sharing = "neuron",
+    copies: int = 16,
+    steps: int = 250,
+    dtype: torch.dtype = torch.float64,
+    start: FixedPoint | None = None,
+) -> NetworkBound:
+    """The largest |rows . (f(x) - f(y))| / |x - y| of a simplified network f.
+
+    rows: (R, outputs), a pair of classes or all outputs (left out). slopes: intervals per neuron that are narrower than
+    the function's own; the bound then holds where they do. box: (n,) half-widths; the bound is then of the largest
+    |rows . change| for changes of the input within the box, not of a quotient.
+    sharing, copies, steps, dtype: of the search; nothing in it can make the bound wrong.
+    """
+    began = perf_counter()
+    order = output.ordered()
+    layers = increments(order, slopes=slopes, sharing=sharing)
+    point = search(order, layers, rows=rows, box=box, copies=copies, steps=steps, dtype=dtype, start=start)
+    upper = proved_bound(order, layers, point, rows=rows, box=box)
+    return NetworkBound(upper, point.value, point, perf_counter() - began)
+
+
+def proved_bound(
+    order: Sequence[Node],
+    layers: Mapping[Node, Increment],
+    point: FixedPoint,
+    *,
+    rows: Tensor | None = None,
+    box: Tensor | None = None,
+    scale: float = 1.0,
+) -> float:
+    """The bound that the multipliers of a search prove, infinite where they prove none.
+
+    scale: of the multipliers; 2 for those of all logits used on the difference of two.
+    """
+    multipliers = {node: scale * values for node, values in point.multipliers.items()}
+    found = eliminate(order, layers, Weights(multipliers, point.sizes), rows=rows)
+    if found is None:
+        return math.inf
+    if box is None:
+        return l2_bound(found)
+    assert point.weights is not None
+    return box_bound(found, point.weights, box)
+
+
+def l2_bound(found: Eliminated) -> float:
+    """At or above |output change| / |input change| in l2."""
+    square = found.factor * (largest_square(found.rows) + found.slack)
+    return rounded_up(math.sqrt(square), 8) if math.isfinite(square) else math.inf
+
+
+def box_bound(found: Eliminated, weights: Tensor, box: Tensor) -> float:
+    """At or above |output change| for input changes within the box: |G d|^2 <= kappa sum w d^2, for any w > 0."""
+    half = box.to(found.rows).flatten()
+    moving = half > 0
+    total = float(half.square().sum())
+    w = weights.to(found.rows)[moving]
+    w = w.clamp_min(1e-12 * float(w.max()) + 1e-290)
+    root = w.rsqrt()
+    # The stored root, not w, is what the columns are scaled with: w is 1 / root^2 from here on.
+    kappa = largest_square(found.rows[:, moving] * root) * (1 + gamma(8))
+    spread = float((half[moving] / root).square().sum()) * (1 + gamma(len(half) + 16))
+    square = found.factor * (kappa * spread + found.slack * total * (1 + gamma(len(half) + 8)))
+    return rounded_up(math.sqrt(square), 8) if math.isfinite(square) else math.inf
+
+
+def largest_square(rows: Tensor) -> float:
+    """At or above the square of the largest singular value of the stored matrix, proved; infinite where that fails."""
+    if not rows.numel():
+        return 0.0
+    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    square = float(rows.norm()) ** 2 * (1 + gamma(rows.numel() + 8))
+    if square == 0 or not math.isfinite(square):
+        return 0.0 if square == 0 else math.inf
+    error = gamma(4 * (max(rows.shape) + 2)) * square
+    if len(gram) <= EXACT_SIDE:
+        top = float(torch.linalg.eigvalsh(gram)[-1])
+        return max(top, 0.0) + gamma(40 * len(gram)) * square + error
+    top = float(top_ritz_pair(gram[None], steps=LANCZOS_STEPS)[0])
+    for excess in EXCESSES:
+        value = top * (1 + excess)
+        if bool(proved_below(gram[None], value, error)):
+            return value * (1 + gamma(4))
+    return square
