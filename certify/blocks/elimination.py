@@ -180,7 +180,7 @@ class Front:
         shape = weights.sizes.get(node)
         multipliers = weights.multipliers.get(node)
         certain = _dominating(demand, layer, place, shape)
-        least = _largest_of_ties(demand.diagonal() / 2 + slack * d * d, layer, place)
+        least = _largest_of_ties(demand.diagonal() / 2, layer, place)
         for share in MIXTURES:
             chosen = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
             t = ((1 + LIFT) * chosen.maximum(least))[place]
@@ -203,7 +203,9 @@ class Front:
         demand = rows.T @ rows
         demand.diagonal().add_(slack)
         alone = not self.rows
-        least = _largest(demand) + gamma(4 * (self.count or 1) + 16) * (_frobenius(rows) ** 2 + slack)
+        if not math.isfinite(layer.constant):
+            return False
+        least = _largest(demand) + gamma(4 * (len(rows) + 16)) * (_frobenius(rows) ** 2 + slack)
         wanted = weights.multipliers.get(node)
         t = least if alone else max((1 + LIFT) * least, 0.0 if wanted is None else (1 + LIFT) * float(wanted))
         weight = t * layer.constant * layer.constant * max(parents.values()) * UP
@@ -211,11 +213,11 @@ class Front:
             for parent in parents:
                 self._add(parent, rows.new_zeros(0, math.prod(parent.shape)), slack=weight)
             return True
-        pivot = _Pivot.of(demand, torch.full_like(demand[0], t / 2), self.count)
+        pivot = _Pivot.of(demand, torch.full_like(demand[0], t / 2), len(rows))
         if pivot is None:
             return False
         for parent in parents:
-            self._add(parent, rows.new_zeros(self.count, math.prod(parent.shape)), slack=weight)
+            self._add(parent, rows.new_zeros(len(rows), math.prod(parent.shape)), slack=weight)
         self._eliminate(pivot, rows, {})
         return True
 

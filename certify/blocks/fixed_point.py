@@ -172,12 +172,14 @@ class _Iteration:
             sizes[node] = size.detach()
             answers[node] = (reach * self.g[node]).detach().requires_grad_(True)
             w = middle * z + size[layer.tie] * answers[node]
-            return layer.mixed(w, back=True).reshape(-1, *node.shape)
+            answer: Tensor = layer.mixed(w, back=True).reshape(-1, *node.shape)
+            return answer
         if isinstance(layer, BoundedLayer):
-            size = torch.cat([part.flatten() for part in inputs]).norm().clamp_min(TINY)
-            sizes[node] = size.detach()[None]
+            whole: Tensor = torch.cat([part.flatten() for part in inputs]).norm().clamp_min(TINY)
+            sizes[node] = whole.detach()[None]
             answers[node] = (layer.constant * self.g[node]).detach().requires_grad_(True)
-            return (size * answers[node]).reshape(-1, *node.shape)
+            answer = whole * answers[node]
+            return answer.reshape(-1, *node.shape)
         assert isinstance(piece, Merge)
         if piece.kind == "sum":
             return torch.stack(inputs).sum(0)

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
 from robustres.certify.maps.linear_map import Shape
+from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.maps.sector import Slopes, sector
 
 Sharing = Literal["neuron", "channel", "layer"]
@@ -95,7 +96,8 @@ def _increment(node: Node) -> Increment | None:
     if isinstance(piece, Source | Linear):
         return None
     if isinstance(piece, Merge):
-        return None if piece.kind == "sum" or piece.axis is not None else BoundedLayer(1.0, node.shape)
+        linear = piece.kind == "sum" or (piece.kind == "concatenation" and piece.axis is not None)
+        return None if linear else BoundedLayer(1.0, node.shape)
     if isinstance(piece, Elementwise):
         return _sector_layer(piece.slopes, node.shape)
     assert isinstance(piece, Opaque), piece

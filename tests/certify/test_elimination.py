@@ -192,7 +192,7 @@ def test_slopes_around_a_centre_bound_every_change_from_it(seed: int, norm: str)
     for node in output.ordered():
         if node in increments([node]):
             layer = model[2 * len(slopes)]
-            constant *= float(torch.linalg.matrix_norm(layer.weight, 2))
+            constant *= float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
             z = layer(h).detach()
             low, high = z - constant * reach, z + constant * reach
             low_slope = torch.where(low >= 0, 1.0, torch.where(z > 0, z / (z - low), 0.0))
