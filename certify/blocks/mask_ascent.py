@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.residual_block import ResidualBlock
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_error, product_roundings
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_error
 from robustres.certify.maps.sector import GroupSort
 from robustres.certify.maps.sorting import in_groups, out_of_groups
 from robustres.certify.norms.power_iteration import uniform_on_sphere
@@ -18,7 +18,7 @@ from robustres.numerics import gamma
 def affordable_steps(block: ResidualBlock, *, operations: float = 1e10) -> int:
     """Steps that so many floating-point operations allow, between 10 and 480."""
     maps = (block.shortcut, *block.layers)
-    each = sum(2 * product_roundings(map_) * max(map_.in_size, map_.out_size) for map_ in maps)
+    each = sum(2 * map_.roundings * max(map_.in_size, map_.out_size) for map_ in maps)
     return max(10, min(480, int(operations / max(each, 1))))
 
 
@@ -118,5 +118,5 @@ def _first_pattern(block: ResidualBlock, index: int, generator: torch.Generator 
 
 
 def _branch_error(block: ResidualBlock) -> float:
-    total = sum(product_roundings(layer) for layer in block.layers)
+    total = sum(layer.roundings for layer in block.layers)
     return gamma(ALGORITHM_FACTOR * total) * math.prod(absolute_norm(layer) for layer in block.layers)

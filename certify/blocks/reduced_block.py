@@ -184,21 +184,18 @@ def reduced_block(block: ResidualBlock, embedding: Embedding) -> ReducedBlock | 
     """The block in this form; None where some slope may be other than [0, b], or some part is not as it asks."""
     if len(block.slopes) > 2 or any(isinstance(s, GroupSort) or s[0] != 0 or s[1] <= 0 for s in block.slopes):
         return None
-    shortcut = polynomial(block.shortcut, embedding.multiplicity)
-    if shortcut is None or not shortcut[0].is_constant_but_for_a_shift:
+    shortcut, _ = polynomial(block.shortcut, embedding.multiplicity)
+    if not shortcut.is_constant_but_for_a_shift:
         return None
     layers: list[MatrixPolynomial] = []
     multiplicity = embedding.multiplicity
     for index, layer in enumerate(block.layers):
-        found = polynomial(layer, multiplicity)
-        if found is None:
-            return None
-        multiplicity = found[1]
+        found, multiplicity = polynomial(layer, multiplicity)
         width = 1.0 if index == 0 else float(block.slopes[index - 1][1])  # type: ignore[index]
-        layers.append(found[0] if width == 1 else found[0].scaled(width))
+        layers.append(found if width == 1 else found.scaled(width))
     if len(layers) == 3 and not layers[0].is_constant_but_for_a_shift:
         return None
-    return ReducedBlock(shortcut[0], layers, [layer.out_shape[0] for layer in block.layers[:-1]])
+    return ReducedBlock(shortcut, layers, [layer.out_shape[0] for layer in block.layers[:-1]])
 
 
 def inverse_from_above(matrix: Tensor, magnitude: Tensor, roundings: int) -> Above | None:

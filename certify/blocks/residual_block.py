@@ -10,10 +10,19 @@ from torch import Tensor
 from robustres.certify.blocks.direct_search import DirectSearch
 from robustres.certify.blocks.incremental_form import IncrementalForm, nominal_cost
 from robustres.certify.fourier.symbol import coarse_frequencies, roundings, symbol
-from robustres.certify.fourier.torus import Embedding, Torus, embed, propagate
+from robustres.certify.fourier.torus import Embedding, Torus, embed, passage
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Shape, Sum
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_roundings
+from robustres.certify.maps.linear_map import (
+    ChannelScale,
+    Composition,
+    Identity,
+    LinearMap,
+    Scaled,
+    Shape,
+    Sum,
+    unanswered,
+)
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.maps.sector import Sector, Slopes, sector
 from robustres.errors import InputError
 
@@ -100,11 +109,9 @@ class DenseForm(DirectSearch):
             for s, layer in zip(block.slopes, block.layers, strict=False)
         ]
         with torch.no_grad():
-            bounds = [absolute_dense(map_, matrix) for map_, matrix in zip(maps, matrices, strict=True)]
+            bounds = [map_.absolute().dense()[None] for map_ in maps]
             absolute = _assemble(bounds[0], bounds[1:], [absolute_sector(s) for s in sectors])
-        count = ALGORITHM_FACTOR * sum(product_roundings(map_) for map_ in maps) + 4 * sum(
-            m.shape[-1] for m in matrices
-        )
+        count = ALGORITHM_FACTOR * sum(map_.roundings for map_ in maps) + 4 * sum(m.shape[-1] for m in matrices)
         self._form = IncrementalForm(
             *_assemble(matrices[0], matrices[1:], sectors), *ties_of(sectors), absolute, count + 16 * len(maps)
         )
@@ -121,13 +128,6 @@ class DenseForm(DirectSearch):
     def chunks(self) -> Iterator[IncrementalForm]:
         """The one form there is."""
         yield self._form
-
-
-def absolute_dense(map_: LinearMap, matrix: Tensor) -> Tensor:
-    """At or above what rounding of the dense matrix is relative to: its entries where they are copied weights."""
-    absolute = matrix.detach().abs()
-    copied = isinstance(map_, (Dense, Identity, ChannelScale, Convolution)) and map_.device.type == "cpu"
-    return absolute if copied else absolute + absolute_norm(map_)
 
 
 def _cost(form: IncrementalForm) -> float:
@@ -152,16 +152,16 @@ def _sectors_on_torus(block: ResidualBlock) -> list[Sector]:
 
 def _values_outside_are_read(layer: LinearMap, following: LinearMap, axis: int) -> bool:
     """Whether a circular layer would make values outside the image that the following layer then reads."""
-    support = propagate(layer, axis, (0, layer.in_shape[1 + axis] - 1))
-    clean = support is not None and support[0] >= 0 and support[1] < layer.out_shape[1 + axis]
-    return not clean and propagate(following, axis, EVERYWHERE) is None
+    found = passage(layer, axis, (0, layer.in_shape[1 + axis] - 1))
+    clean = found is not None and found.support[0] >= 0 and found.support[1] < layer.out_shape[1 + axis]
+    return not clean and passage(following, axis, EVERYWHERE) is None
 
 
 def absolute_symbol(map_: LinearMap, rows: int, columns: int) -> Tensor:
     """A real matrix (rows, columns) at or above the absolute values in every symbol of the map."""
     match map_:
         case Convolution():
-            kernel = map_.weight.detach().abs().sum((2, 3))
+            kernel = map_.absolute().weight.sum((2, 3))
             if map_.groups > 1:
                 eye = torch.eye(map_.groups, dtype=kernel.dtype, device=kernel.device)
                 blocks = kernel.reshape(map_.groups, -1, 1, kernel.shape[1])
@@ -171,14 +171,16 @@ def absolute_symbol(map_: LinearMap, rows: int, columns: int) -> Tensor:
         case TransposedConvolution():
             return absolute_symbol(map_.forward_map, columns, rows).T
         case ChannelScale():
-            return torch.diag(map_.scale.detach().abs().repeat(rows // map_.in_shape[0]))
+            return torch.diag(map_.absolute().scale.repeat(rows // map_.in_shape[0]))
         case Scaled():
-            return abs(map_.factor) * absolute_symbol(map_.map, rows, columns)
+            return map_.absolute().factor * absolute_symbol(map_.map, rows, columns)
         case Sum():
             return torch.stack([absolute_symbol(term, rows, columns) for term in map_.terms]).sum(0)
         case Composition():
             return torch.full((rows, columns), absolute_norm(map_), dtype=torch.float64, device=map_.device)
-    return torch.eye(rows, dtype=torch.float64, device=map_.device)
+        case Identity():
+            return torch.eye(rows, dtype=torch.float64, device=map_.device)
+    raise unanswered("absolute_symbol", map_)
 
 
 def _assemble(

@@ -18,10 +18,10 @@ from robustres.certify.blocks.direct_search import DirectSearch
 from robustres.certify.blocks.incremental_form import IncrementalForm, hidden_matrix, nominal_cost
 from robustres.certify.blocks.multiplier_form import Scaling
 from robustres.certify.blocks.multiplier_search import descend, prove
-from robustres.certify.blocks.residual_block import absolute_dense, absolute_sector, sector_per_neuron, ties_of
+from robustres.certify.blocks.residual_block import absolute_sector, sector_per_neuron, ties_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, product_roundings
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR
 from robustres.certify.maps.sector import Sector, Slopes
 from robustres.numerics import rounded_up
 
@@ -183,7 +183,7 @@ def _network_form(order: list[Node]) -> IncrementalForm | None:
             signals[node] = _Signal(eye, eye.new_zeros(len(eye), 0), eye, eye.new_zeros(len(eye), 0))
         elif isinstance(node.piece, Linear):
             signals[node] = _mapped(node.piece.map, inputs[0])
-            roundings += ALGORITHM_FACTOR * product_roundings(node.piece.map) + 4 * (node.piece.map.in_size + 4)
+            roundings += ALGORITHM_FACTOR * node.piece.map.roundings + 4 * (node.piece.map.in_size + 4)
         elif slopes is not None:
             sector = sector_per_neuron(slopes, node.shape, inputs[0].input.device)
             kept = sector.upper > sector.lower
@@ -209,7 +209,7 @@ def _device(order: list[Node]) -> torch.device:
 
 def _mapped(map_: LinearMap, signal: _Signal) -> _Signal:
     matrix = map_.dense()
-    absolute = absolute_dense(map_, matrix)
+    absolute = map_.absolute().dense()
     return _Signal(
         matrix @ signal.input,
         matrix @ signal.hidden,

@@ -70,13 +70,13 @@ def gram_polynomial(map_: Convolution | TransposedConvolution) -> GramPolynomial
     stacked = torch.stack(products)
     even, odd = stacked + stacked.mT, stacked - stacked.mT
     even[0] = 0.5 * even[0]  # lag 0 stands once
-    roundings = 2 * (math.prod(kernel.shape[2:]) + len(lags) + 64)
+    roundings = 2 * (math.prod(kernel.shape[2:]) + len(lags) + 64 + convolution.seen)
     size = math.ldexp(absolute_norm(convolution), -exponent)
     return GramPolynomial(
         torch.tensor(lags, device=kernel.device) * torch.tensor(spacing, device=kernel.device),
         even,
         odd,
-        gamma(roundings) * size * size,
+        gamma(roundings) * size * size * (1 + gamma(4)),
         exponent,
     )
 

@@ -6,17 +6,16 @@ transposes of maps are sums, products and transposes of polynomials, computed on
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, singledispatch
 
 import torch
 from torch import Tensor
 
 from robustres.certify.fourier.torus import Torus
-from robustres.certify.maps.convolution import Convolution
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum, unanswered
 from robustres.numerics import gamma
 
 Lag = tuple[int, int]
@@ -33,10 +32,10 @@ class MatrixPolynomial:
     roundings: int = 0
 
     @classmethod
-    def exact(cls, parts: dict[Lag, Tensor]) -> "MatrixPolynomial":
-        """A polynomial whose parts are exactly these."""
+    def exact(cls, parts: dict[Lag, Tensor], seen: int = 0) -> "MatrixPolynomial":
+        """A polynomial whose parts are exactly these, or within `seen` relative roundings of each entry."""
         total = torch.stack(list(parts.values())).abs().sum(0)
-        return cls(parts, total * (1 + gamma(len(parts) + 1)))
+        return cls(parts, total * (1 + gamma(len(parts) + 3 + seen)), seen)
 
     @property
     def is_constant_but_for_a_shift(self) -> bool:
@@ -172,49 +171,56 @@ def turns(torus: Torus, frequencies: Tensor, lags: Tensor) -> Tensor:
     return total
 
 
-def polynomial(map_: LinearMap, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag] | None:
-    """The map of a signal at that multiplicity, and the multiplicity of its output; None where there is no rule."""
-    match map_:
-        case Identity() if map_.in_shape == map_.out_shape:
-            eye = torch.eye(math.prod(multiplicity) * map_.in_shape[0], dtype=torch.float64, device=map_.device)
-            return MatrixPolynomial.exact({(0, 0): eye}), multiplicity
-        case ChannelScale():
-            diagonal = torch.diag(map_.scale.repeat(math.prod(multiplicity)))
-            return MatrixPolynomial.exact({(0, 0): diagonal}), multiplicity
-        case Convolution() if map_.padding_mode in ("zeros", "circular"):
-            return _convolution_polynomial(map_, multiplicity)
-        case Scaled():
-            inner = polynomial(map_.map, multiplicity)
-            if inner is None:
-                return None
-            parts = {lag: map_.factor * part for lag, part in inner[0].parts.items()}
-            magnitude = abs(map_.factor) * inner[0].magnitude * (1 + gamma(1))
-            return MatrixPolynomial(parts, magnitude, inner[0].roundings + 1), inner[1]
-        case Composition():
-            return _chained(map_.parts, multiplicity)
-        case Sum():
-            terms = [polynomial(term, multiplicity) for term in map_.terms]
-            known = [term for term in terms if term is not None]
-            if len(known) < len(terms):
-                return None
-            total = known[0][0]
-            for term, _ in known[1:]:
-                total = total + term
-            return total, known[0][1]
-    return None
+@singledispatch
+def polynomial(map_: LinearMap, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    """A map that has a `passage`, of a signal at that multiplicity, and the multiplicity of its output."""
+    raise unanswered("polynomial", map_)
 
 
-def _chained(maps: Iterable[LinearMap], multiplicity: Lag) -> tuple[MatrixPolynomial, Lag] | None:
-    total: MatrixPolynomial | None = None
-    for map_ in maps:
-        following = polynomial(map_, multiplicity)
-        if following is None:
-            return None
-        total = following[0] if total is None else following[0] @ total
-        multiplicity = following[1]
-    return None if total is None else (total, multiplicity)
+@polynomial.register
+def _identity_polynomial(map_: Identity, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    eye = torch.eye(math.prod(multiplicity) * map_.in_shape[0], dtype=torch.float64, device=map_.device)
+    return MatrixPolynomial.exact({(0, 0): eye}), multiplicity
 
 
+@polynomial.register
+def _channelwise_polynomial(map_: ChannelScale, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    diagonal = torch.diag(map_.scale.detach().repeat(math.prod(multiplicity)))
+    return MatrixPolynomial.exact({(0, 0): diagonal}, map_.seen), multiplicity
+
+
+@polynomial.register
+def _scaled_polynomial(map_: Scaled, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    inner, out = polynomial(map_.map, multiplicity)
+    parts = {lag: map_.factor * part for lag, part in inner.parts.items()}
+    magnitude = abs(map_.factor) * inner.magnitude * (1 + gamma(3 + map_.seen))
+    return MatrixPolynomial(parts, magnitude, inner.roundings + 1 + map_.seen), out
+
+
+@polynomial.register
+def _chain_polynomial(map_: Composition, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    total, multiplicity = polynomial(map_.parts[0], multiplicity)
+    for part in map_.parts[1:]:
+        following, multiplicity = polynomial(part, multiplicity)
+        total = following @ total
+    return total, multiplicity
+
+
+@polynomial.register
+def _sum_polynomial(map_: Sum, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    total, out = polynomial(map_.terms[0], multiplicity)
+    for term in map_.terms[1:]:
+        total = total + polynomial(term, multiplicity)[0]
+    return total, out
+
+
+@polynomial.register
+def _transposed_polynomial(map_: TransposedConvolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    fine = (multiplicity[0] * map_.stride[0], multiplicity[1] * map_.stride[1])
+    return polynomial(map_.forward_map, fine)[0].transposed(), fine
+
+
+@polynomial.register
 def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
     weight = map_.weight.detach()
     c_out, c_in = weight.shape[0], map_.in_shape[0]
@@ -236,7 +242,7 @@ def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[Matri
                         parts[place_1, place_2] = whole
                     row, column = (j * out[1] + k) * c_out, (residue_1 * r_2 + residue_2) * c_in
                     whole[row : row + c_out, column : column + c_in] = tap
-    return MatrixPolynomial.exact(parts), out
+    return MatrixPolynomial.exact(parts, map_.seen), out
 
 
 def _ungrouped(tap: Tensor, groups: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustres.certify.fourier.torus import HALF, Torus
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum
+from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum, unanswered
 
 Pair = tuple[int, int]
 
@@ -62,7 +62,7 @@ def symbol(map_: LinearMap, torus: Torus, frequencies: Tensor, multiplicity: Pai
         case ChannelScale():
             diagonal = map_.scale.repeat(multiplicity[0] * multiplicity[1]).to(torch.complex128)
             return torch.diag(diagonal).expand(len(frequencies), -1, -1), multiplicity
-    raise TypeError(f"{type(map_).__name__} has no symbol; torus.embed returns None for it")
+    raise unanswered("symbol", map_)
 
 
 def convolution_symbol(
@@ -125,14 +125,18 @@ def roundings(map_: LinearMap) -> int:
     """
     match map_:
         case Convolution():
-            return 64 + 4 * map_.weight.shape[2] * map_.weight.shape[3]
+            return 64 + 4 * map_.weight.shape[2] * map_.weight.shape[3] + map_.seen
         case TransposedConvolution():
             return roundings(map_.forward_map)
         case Scaled():
-            return roundings(map_.map) + 4
+            return roundings(map_.map) + 4 + map_.seen
         case Sum():
             return max(roundings(term) for term in map_.terms) + 2 * len(map_.terms)
         case Composition():
             inner = sum(4 * (part.in_shape[0] * 64 + 2) for part in map_.parts[1:])
             return sum(roundings(part) for part in map_.parts) + inner
-    return 4
+        case ChannelScale():
+            return 4 + map_.seen
+        case Identity():
+            return 0
+    raise unanswered("the rounding of a symbol", map_)

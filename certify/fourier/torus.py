@@ -12,9 +12,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import singledispatch
 
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum
+from robustres.certify.maps.coordinate_maps import Diagonal, Selection
+from robustres.certify.maps.linear_map import (
+    ChannelScale,
+    Composition,
+    Dense,
+    Identity,
+    LinearMap,
+    Scaled,
+    Separable,
+    Sum,
+    unanswered,
+)
 
 Interval = tuple[int, int]
 HALF = Fraction(1, 2)
@@ -26,6 +38,18 @@ class Torus:
 
     points: tuple[int, int]
     phase: tuple[Fraction, Fraction] = (Fraction(0), Fraction(0))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """support: of the uncropped output. rates: points per input point of every signal on the way, the output's last.
+
+    wraps: whether some part pads this axis circularly.
+    """
+
+    support: Interval
+    rates: tuple[Fraction, ...] = (Fraction(1),)
+    wraps: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,86 +91,105 @@ def embed(chains: Sequence[Sequence[LinearMap]]) -> Embedding | None:
 def _embed_axis(chains: Sequence[Sequence[LinearMap]], axis: int) -> tuple[int, int, bool] | None:
     """Multiplicity of the input, smallest number of coarse points, and whether that size is the only one."""
     demands: list[tuple[Fraction, int]] = []  # (points per input point, points needed at that rate)
-    rates = [Fraction(1)]
+    rates, wraps = [Fraction(1)], False
     for chain in chains:
         rate = Fraction(1)
         for part in chain:
             image = (0, part.in_shape[1 + axis] - 1)
-            support = propagate(part, axis, image)
-            if support is None:
+            found = passage(part, axis, image)
+            if found is None:
                 return None
             demands.append((rate, image[1] + 1))
-            inner_rates = [rate * inner for inner in passed_rates(part, axis)]
-            rates += inner_rates
-            rate = inner_rates[-1]
+            wraps = wraps or found.wraps
+            rates += [rate * inner for inner in found.rates]
+            rate = rates[-1]
             side = part.out_shape[1 + axis]
-            demands.append((rate, max(side, support[1] + 1, side - support[0])))
+            demands.append((rate, max(side, found.support[1] + 1, side - found.support[0])))
     multiplicity = math.lcm(*(rate.denominator for rate in rates))
     points = max(math.ceil(need / (rate * multiplicity)) for rate, need in demands)
-    if not any(wraps(part, axis) for chain in chains for part in chain):
+    if not wraps:
         return multiplicity, points, False
     side = chains[0][0].in_shape[1 + axis]
     return (multiplicity, points, True) if points * multiplicity == side else None
 
 
-def passed_rates(map_: LinearMap, axis: int) -> list[Fraction]:
-    """Points per input point of every signal on the way through the map; the last one is the output's."""
-    match map_:
-        case Convolution():
-            return [Fraction(1, map_.stride[axis])]
-        case TransposedConvolution():
-            return [Fraction(map_.stride[axis])]
-        case Scaled():
-            return passed_rates(map_.map, axis)
-        case Sum():
-            return [rate for term in map_.terms for rate in passed_rates(term, axis)]
-        case Composition():
-            rates = [Fraction(1)]
-            for part in map_.parts:
-                rates += [rates[-1] * inner for inner in passed_rates(part, axis)]
-            return rates
-    return [Fraction(1)]
-
-
-def propagate(map_: LinearMap, axis: int, support: Interval) -> Interval | None:
-    """Support of the uncropped output of a signal whose support is given.
+@singledispatch
+def passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
+    """What becomes of a signal on Z^2 whose support is given, in the map without its crop (`embed`).
 
     Returns None where the map is not shift-invariant, or where it reads values that the true map has cut off: then the
     uncropped map differs from the true one and its symbol bounds nothing.
     """
-    match map_:
-        case Identity() if map_.in_shape == map_.out_shape:
-            return support
-        case ChannelScale():
-            return support
-        case Scaled():
-            return propagate(map_.map, axis, support)
-        case Sum():
-            branches = [propagate(term, axis, support) for term in map_.terms]
-            known = [branch for branch in branches if branch is not None]
-            if len(known) < len(branches):
-                return None
-            return min(low for low, _ in known), max(high for _, high in known)
-        case Composition():
-            current: Interval | None = support
-            for part in map_.parts:
-                current = None if current is None else propagate(part, axis, current)
-            return current
-        case Convolution() if wraps(map_, axis):
-            return _propagate_circular(map_, axis, support)
-        case Convolution() if map_.padding_mode in ("zeros", "circular") or map_.padding[axis] == (0, 0):
-            if not _reads_only_truth(map_, axis, support):
-                return None
-            low, high = support
-            pad, reach, stride = _window(map_, axis)
-            return -((reach - low - pad) // stride), (high + pad) // stride
-        case TransposedConvolution():
-            if not _reads_only_truth(map_, axis, support):
-                return None
-            low, high = support
-            pad, reach, stride = _window(map_.forward_map, axis)
-            return stride * low - pad, stride * high + reach - pad
+    raise unanswered("passage", map_)
+
+
+@passage.register(Dense)
+@passage.register(Separable)
+@passage.register(Selection)
+@passage.register(Diagonal)
+def _no_passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
     return None
+
+
+@passage.register
+def _identity_passage(map_: Identity, axis: int, support: Interval) -> Passage | None:
+    return Passage(support) if map_.in_shape == map_.out_shape else None
+
+
+@passage.register
+def _channelwise_passage(map_: ChannelScale, axis: int, support: Interval) -> Passage | None:
+    return Passage(support)
+
+
+@passage.register
+def _scaled_passage(map_: Scaled, axis: int, support: Interval) -> Passage | None:
+    return passage(map_.map, axis, support)
+
+
+@passage.register
+def _sum_passage(map_: Sum, axis: int, support: Interval) -> Passage | None:
+    branches = [passage(term, axis, support) for term in map_.terms]
+    known = [branch for branch in branches if branch is not None]
+    if len(known) < len(branches):
+        return None
+    hull = min(branch.support[0] for branch in known), max(branch.support[1] for branch in known)
+    rates = tuple(rate for branch in known for rate in branch.rates)
+    return Passage(hull, rates, any(branch.wraps for branch in known))
+
+
+@passage.register
+def _chain_passage(map_: Composition, axis: int, support: Interval) -> Passage | None:
+    rates, wraps = [Fraction(1)], False
+    for part in map_.parts:
+        found = passage(part, axis, support)
+        if found is None:
+            return None
+        support, wraps = found.support, wraps or found.wraps
+        rates += [rates[-1] * inner for inner in found.rates]
+    return Passage(support, tuple(rates), wraps)
+
+
+@passage.register
+def _convolution_passage(map_: Convolution, axis: int, support: Interval) -> Passage | None:
+    (low, high), rates = support, (Fraction(1, map_.stride[axis]),)
+    if map_.padding[axis] != (0, 0) and map_.padding_mode == "circular":
+        side, out_side = map_.in_shape[1 + axis], map_.out_shape[1 + axis]
+        whole = side == out_side * map_.stride[axis]  # exact on the torus of the image itself
+        return Passage((0, out_side - 1), rates, True) if whole and low >= 0 and high < side else None
+    known = map_.padding_mode in ("zeros", "circular") or map_.padding[axis] == (0, 0)
+    if not known or not _reads_only_truth(map_, axis, support):
+        return None
+    pad, reach, stride = _window(map_, axis)
+    return Passage((-((reach - low - pad) // stride), (high + pad) // stride), rates)
+
+
+@passage.register
+def _transposed_passage(map_: TransposedConvolution, axis: int, support: Interval) -> Passage | None:
+    if not _reads_only_truth(map_, axis, support):
+        return None
+    low, high = support
+    pad, reach, stride = _window(map_.forward_map, axis)
+    return Passage((stride * low - pad, stride * high + reach - pad), (Fraction(map_.stride[axis]),))
 
 
 def reads(map_: Convolution | TransposedConvolution, axis: int) -> Interval:
@@ -159,20 +202,6 @@ def reads(map_: Convolution | TransposedConvolution, axis: int) -> Interval:
     return -pad, stride * (side - 1) + reach - pad
 
 
-def wraps(map_: LinearMap, axis: int) -> bool:
-    """Whether some part pads this axis circularly."""
-    match map_:
-        case Convolution():
-            return map_.padding_mode == "circular" and map_.padding[axis] != (0, 0)
-        case Scaled():
-            return wraps(map_.map, axis)
-        case Sum():
-            return any(wraps(term, axis) for term in map_.terms)
-        case Composition():
-            return any(wraps(part, axis) for part in map_.parts)
-    return False
-
-
 def _window(convolution: Convolution, axis: int) -> tuple[int, int, int]:
     """Padding before the image, distance from the kernel's first to its last element, stride."""
     reach = (convolution.weight.shape[2 + axis] - 1) * convolution.dilation[axis]
@@ -183,10 +212,3 @@ def _reads_only_truth(map_: Convolution | TransposedConvolution, axis: int, supp
     """Whether every position that is read and may be non-zero lies inside the true image."""
     low, high = reads(map_, axis)
     return max(low, support[0]) >= 0 and min(high, support[1]) <= map_.in_shape[1 + axis] - 1
-
-
-def _propagate_circular(convolution: Convolution, axis: int, support: Interval) -> Interval | None:
-    """Circular padding is exact on the torus of the image itself, when the stride divides it."""
-    side, out_side = convolution.in_shape[1 + axis], convolution.out_shape[1 + axis]
-    whole = side == out_side * convolution.stride[axis]
-    return (0, out_side - 1) if whole and support[0] >= 0 and support[1] < side else None

@@ -1,14 +1,23 @@
 """Two-dimensional convolutions, their transposes, paddings and average pooling as linear maps."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustres.certify.maps.linear_map import Composition, LinearMap, Separable, Shape, as_weight
+from robustres.certify.maps.linear_map import (
+    Composition,
+    LinearMap,
+    Separable,
+    Shape,
+    as_weight,
+    magnitude_of,
+    written_out,
+)
 from robustres.errors import InputError
 
 PaddingMode = Literal["zeros", "circular", "replicate", "reflect"]
@@ -41,6 +50,7 @@ class Convolution(LinearMap):
     """What `torch.nn.functional.conv2d` computes (a cross-correlation), without its bias, at one image size.
 
     weight: (C_out, C_in / groups, k_1, k_2). in_shape: (C_in, H, W). padding: ((top, bottom), (left, right)).
+    seen: relative roundings that the weights have seen.
     """
 
     weight: Tensor
@@ -50,6 +60,7 @@ class Convolution(LinearMap):
     dilation: Pair = (1, 1)
     groups: int = 1
     padding_mode: PaddingMode = "zeros"
+    seen: int = 0
     out_shape: Shape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +110,26 @@ class Convolution(LinearMap):
             return self.pad().adjoint(self.unpadded().adjoint(y))
         return _scatter(y, self, self.in_shape)
 
+    def dense(self) -> Tensor:
+        return written_out(self)
+
+    def absolute(self) -> "Convolution":
+        return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)
+
+    @property
+    def roundings(self) -> int:
+        rows, columns, *kernel = self.weight.shape
+        pads = self.pad().roundings if self.padding_mode != "zeros" else 0
+        return math.prod(kernel) * max(rows // self.groups, columns) + pads + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        return math.prod(self.weight.shape[1:])
+
+    @property
+    def cancels(self) -> bool:
+        return self.padding_mode != "zeros"  # taps of both signs may read the same pixel
+
     def pad(self) -> Separable:
         """The padding alone, as a linear map of its own."""
         rows, columns = (
@@ -111,7 +142,12 @@ class Convolution(LinearMap):
         """The same kernel on the image that is padded already; `unpadded() @ pad()` is the whole map."""
         image = tuple(side + sum(pads) for side, pads in zip(self.in_shape[1:], self.padding, strict=True))
         return Convolution(
-            self.weight, (self.in_shape[0], *image), self.stride, dilation=self.dilation, groups=self.groups
+            self.weight,
+            (self.in_shape[0], *image),
+            self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            seen=self.seen,
         )
 
 
@@ -131,7 +167,7 @@ def _scatter(y: Tensor, convolution: Convolution, image_shape: Shape) -> Tensor:
 class TransposedConvolution(LinearMap):
     """What `torch.nn.functional.conv_transpose2d` computes, without its bias: the transpose of `forward_map`.
 
-    weight: (C_in, C_out / groups, k_1, k_2), as torch keeps it. in_shape: (C_in, H, W).
+    weight: (C_in, C_out / groups, k_1, k_2), as torch keeps it. in_shape: (C_in, H, W). seen: as in `Convolution`.
     """
 
     weight: Tensor
@@ -141,6 +177,7 @@ class TransposedConvolution(LinearMap):
     output_padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    seen: int = 0
     out_shape: Shape = field(init=False)
     forward_map: Convolution = field(init=False)
 
@@ -161,7 +198,13 @@ class TransposedConvolution(LinearMap):
         )
         object.__setattr__(self, "out_shape", (self.weight.shape[1] * self.groups, *image))
         forward_map = Convolution(
-            self.weight, self.out_shape, self.stride, both_sides(self.padding), self.dilation, self.groups
+            self.weight,
+            self.out_shape,
+            self.stride,
+            both_sides(self.padding),
+            self.dilation,
+            self.groups,
+            seen=self.seen,
         )
         object.__setattr__(self, "weight", forward_map.weight)
         object.__setattr__(self, "forward_map", forward_map)
@@ -180,6 +223,24 @@ class TransposedConvolution(LinearMap):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.forward_map(y)
+
+    def dense(self) -> Tensor:
+        return self.forward_map.dense().T
+
+    def absolute(self) -> "TransposedConvolution":
+        return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)
+
+    @property
+    def roundings(self) -> int:
+        return self.forward_map.roundings
+
+    @property
+    def forward_roundings(self) -> int:
+        return math.prod(self.weight.shape[2:]) * self.weight.shape[0] // self.groups
+
+    @property
+    def cancels(self) -> bool:
+        return False
 
 
 def padding_matrix(side: int, pads: Pair, mode: PaddingMode, device: torch.device | str = "cpu") -> Tensor:
@@ -218,8 +279,8 @@ def average_pool(
     if uniform:
         value = 1 / (divisor or kernels[0] * kernels[1])
         weight = torch.full((channels, 1, *kernels), value, dtype=torch.float64, device=device)
-        return Convolution(weight, in_shape, strides, both_sides(pads), groups=channels)
-    return Separable(matrices[0].to(device), matrices[1].to(device), channels)
+        return Convolution(weight, in_shape, strides, both_sides(pads), groups=channels, seen=1)
+    return Separable(matrices[0].to(device), matrices[1].to(device), channels, seen=3)
 
 
 def _pooling_matrix(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight
+from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight, magnitude_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,37 @@ class Selection(LinearMap):
         place = torch.where(self.index < 0, self.in_size, self.index)
         return gathered.index_add(1, place, y.flatten(1))[:, :-1].reshape(-1, *self.in_shape)
 
+    def dense(self) -> Tensor:
+        kept = self.index >= 0
+        matrix = torch.zeros(len(self.index), self.in_size, dtype=torch.float64, device=self.device)
+        matrix[kept.nonzero()[:, 0], self.index[kept]] = 1.0
+        return matrix
+
+    def absolute(self) -> "Selection":
+        return self
+
+    @property
+    def roundings(self) -> int:
+        return self.copies
+
+    @property
+    def forward_roundings(self) -> int:
+        return 0
+
+    @property
+    def cancels(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(LinearMap):
-    """Each coordinate times its own factor; the norm is the largest |factor|."""
+    """Each coordinate times its own factor; the norm is the largest |factor|.
+
+    seen: relative roundings that the factors have seen.
+    """
 
     factors: Tensor
+    seen: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", as_weight(self.factors, "factors"))
@@ -60,3 +85,21 @@ class Diagonal(LinearMap):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y * self.factors
+
+    def dense(self) -> Tensor:
+        return torch.diag(self.factors.flatten())
+
+    def absolute(self) -> "Diagonal":
+        return Diagonal(magnitude_of(self.factors, self.seen))
+
+    @property
+    def roundings(self) -> int:
+        return 1 + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        return 9  # as a channel scale
+
+    @property
+    def cancels(self) -> bool:
+        return False

@@ -12,32 +12,42 @@ from torch import Tensor
 from robustres.certify.maps.convolution import Convolution, Padding, PaddingMode
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
 from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.numerics import gamma
 
 # Two dense matrices are multiplied out when the product costs at most this many multiplications.
 DENSE_PRODUCT = 200_000_000
+# Smaller products have fewer digits; sums of products that are at least so large lose nothing by those that do.
+SMALLEST_PRODUCT = 2.0**-1022
+SMALLEST_SUM = 2.0**-900
 
 
 def composed(maps: Iterable[LinearMap]) -> LinearMap:
     """The maps one after the other, in the order in which they are applied, folded into as few as possible.
 
-    Folding multiplies weights in float64, which moves each weight by a relative 2^-53 per fold; the slack of the norms
-    is larger than that by orders of magnitude (section 6 of the mathematics counts n roundings per product).
+    The roundings that folding adds to the weights are counted in the folded map (`seen`), relative to |B| |A| where
+    matrices are multiplied out. Maps whose product would overflow, or lose digits near the smallest numbers, stay
+    apart.
     """
     parts: list[LinearMap] = []
-    factor = 1.0
+    factor, seen = 1.0, 0
     for map_ in maps:
         for part in map_.parts if isinstance(map_, Composition) else (map_,):
             while isinstance(part, Scaled):
-                factor, part = factor * part.factor, part.map
+                whole = factor * part.factor
+                if SMALLEST_PRODUCT <= abs(whole) < math.inf or not (factor and part.factor):
+                    factor, seen = whole, seen + part.seen + (1 if factor != 1 else 0)
+                else:
+                    parts.append(Scaled(part.factor, Identity(part.in_shape), part.seen))
+                part = part.map
             parts.append(part)
     shape = parts[0].in_shape
     changed = True
     while changed:
         parts, changed = _one_pass(parts)
     if not parts:
-        return Scaled(factor, Identity(shape)) if factor != 1 else Identity(shape)
+        return Scaled(factor, Identity(shape), seen) if factor != 1 else Identity(shape)
     if factor != 1:
-        parts = _rescaled(parts, factor)
+        parts = _rescaled(parts, factor, seen)
     return parts[0] if len(parts) == 1 else Composition(parts)
 
 
@@ -51,48 +61,80 @@ def _one_pass(parts: list[LinearMap]) -> tuple[list[LinearMap], bool]:
 
 
 def _pair(inner: LinearMap, outer: LinearMap) -> LinearMap | None:
-    """`outer` after `inner` as one map, where that is one."""
+    """`outer` after `inner` as one map, where that is one; None keeps both."""
     match inner, outer:
         case Identity(), Identity():
             return Identity(inner.in_shape, outer.out_shape)
-        case Identity(), Dense():
-            return Dense(outer.matrix, inner.in_shape, outer.out_shape)
-        case Dense(), Identity():
-            return Dense(inner.matrix, inner.in_shape, outer.out_shape)
+        case Identity(), (Dense() | Selection()):
+            return replace(outer, in_shape=inner.in_shape)
+        case ((Dense() | Selection()), Identity()):
+            return replace(inner, out_shape=outer.out_shape)
         case Dense(), Dense() if inner.out_size * inner.in_size * outer.out_size <= DENSE_PRODUCT:
-            return Dense(outer.matrix @ inner.matrix, inner.in_shape, outer.out_shape)
+            return _multiplied_out(inner, outer)
         case ChannelScale(), ChannelScale():
-            return ChannelScale(inner.scale * outer.scale, inner.in_shape)
+            scale = _scaled_weights(inner.scale, outer.scale)
+            return None if scale is None else replace(inner, scale=scale, seen=inner.seen + outer.seen + 1)
         case Convolution(), ChannelScale():
-            return replace(inner, weight=inner.weight * outer.scale[:, None, None, None])
+            weight = _scaled_weights(inner.weight, outer.scale[:, None, None, None])
+            return None if weight is None else replace(inner, weight=weight, seen=inner.seen + outer.seen + 1)
         case ChannelScale(), Convolution():
             per_group = inner.scale.reshape(outer.groups, 1, -1)
             per_output = per_group.expand(-1, outer.weight.shape[0] // outer.groups, -1).flatten(0, 1)
-            return replace(outer, weight=outer.weight * per_output[:, :, None, None])
+            weight = _scaled_weights(outer.weight, per_output[:, :, None, None])
+            return None if weight is None else replace(outer, weight=weight, seen=inner.seen + outer.seen + 1)
         case ((ChannelScale() | Diagonal()), Dense()):
             ones = torch.ones(1, *inner.in_shape, dtype=torch.float64, device=inner.device)
-            return Dense(outer.matrix * inner(ones).flatten(), inner.in_shape, outer.out_shape)
+            return _scaled_dense(outer, inner(ones).flatten(), inner.seen + 1)
         case Selection(), Convolution() if outer.groups == 1 and (order := channel_order(inner)) is not None:
             return replace(outer, weight=outer.weight[:, order.argsort()])
         case Convolution(), Selection() if inner.groups == 1 and (order := channel_order(outer)) is not None:
             return replace(inner, weight=inner.weight[order])
         case Dense(), Selection() if bool((outer.index >= 0).all()):
-            return Dense(inner.matrix[outer.index], inner.in_shape, outer.out_shape)
+            magnitude = None if inner.magnitude is None else inner.magnitude[outer.index]
+            return Dense(inner.matrix[outer.index], inner.in_shape, outer.out_shape, inner.seen, magnitude)
         case Selection(), Convolution() if all(pads == (0, 0) for pads in outer.padding):
             return _padded(inner, outer)
         case Selection(), Selection():
             index = torch.cat([inner.index, inner.index.new_full((1,), -1)])[outer.index]
             return Selection(index, inner.in_shape, outer.out_shape)
-        case Selection(), Identity():
-            return Selection(inner.index, inner.in_shape, outer.out_shape)
-        case Identity(), Selection():
-            return Selection(outer.index, inner.in_shape, outer.out_shape)
     return None
+
+
+def _multiplied_out(inner: Dense, outer: Dense) -> Dense | None:
+    """The product of two matrices, its roundings relative to the product of their magnitudes."""
+    left, right = outer.absolute().matrix, inner.absolute().matrix
+    matrix = outer.matrix @ inner.matrix
+    magnitude = (left @ right) * (1 + gamma(left.shape[1] + 2))
+    small = (magnitude < SMALLEST_SUM) & ((left != 0).to(left) @ (right != 0).to(right) > 0)
+    if bool(small.any()) or not bool(torch.isfinite(magnitude).all()):
+        return None
+    seen = inner.seen + outer.seen + left.shape[1] + 1
+    return Dense(matrix, inner.in_shape, outer.out_shape, seen, magnitude)
+
+
+def _scaled_dense(map_: Dense, columns: Tensor, roundings: int) -> Dense | None:
+    """The matrix times factors of its columns that have seen so many roundings, the product counted."""
+    matrix = _scaled_weights(map_.matrix, columns)
+    if matrix is None:
+        return None
+    magnitude = map_.magnitude
+    if magnitude is not None:
+        magnitude = _scaled_weights(magnitude, columns.abs() * (1 + gamma(roundings + 2)))
+        if magnitude is None:
+            return None
+    return replace(map_, matrix=matrix, seen=map_.seen + roundings, magnitude=magnitude)
+
+
+def _scaled_weights(weights: Tensor, factors: Tensor) -> Tensor | None:
+    """The products, each within one rounding; None where one overflows or loses digits."""
+    products = weights * factors
+    accurate = (products.abs() >= SMALLEST_PRODUCT) & torch.isfinite(products)
+    return products if bool((accurate | (weights == 0) | (factors == 0)).all()) else None
 
 
 def channel_order(selection: Selection) -> Tensor | None:
     """(C,) the input channel of each output channel, where the selection reorders whole channels and nothing else."""
-    if selection.in_shape != selection.out_shape or len(selection.in_shape) != 3:
+    if selection.in_shape != selection.out_shape or len(selection.in_shape) != 3 or bool((selection.index < 0).any()):
         return None
     positions = math.prod(selection.in_shape[1:])
     rows = selection.index.reshape(-1, positions)
@@ -132,20 +174,28 @@ def _room(mode: PaddingMode, pads: Padding, image: tuple[int, int]) -> bool:
     return all(max(pair) <= side - limit for pair, side in zip(pads, image, strict=True))
 
 
-def _rescaled(parts: list[LinearMap], factor: float) -> list[LinearMap]:
-    """A number put into the first map that has weights; a factor in front where there is none."""
+def _rescaled(parts: list[LinearMap], factor: float, seen: int) -> list[LinearMap]:
+    """A number put into the first map that has weights and can take it; a factor in front where there is none."""
     for place, part in enumerate(parts):
-        match part:
-            case Dense():
-                scaled: LinearMap = Dense(factor * part.matrix, part.in_shape, part.out_shape)
-            case Convolution():
-                scaled = replace(part, weight=factor * part.weight)
-            case ChannelScale():
-                scaled = ChannelScale(factor * part.scale, part.in_shape)
-            case _:
-                continue
-        return [*parts[:place], scaled, *parts[place + 1 :]]
-    return [Scaled(factor, parts[0]), *parts[1:]]
+        scaled = _times(part, factor, seen + 1)
+        if scaled is not None:
+            return [*parts[:place], scaled, *parts[place + 1 :]]
+    return [Scaled(factor, parts[0], seen), *parts[1:]]
+
+
+def _times(map_: LinearMap, factor: float, roundings: int) -> LinearMap | None:
+    """The map with its weights multiplied by the number; None where it has none or they cannot take it."""
+    number = torch.tensor(factor, dtype=torch.float64, device=map_.device)
+    match map_:
+        case Dense():
+            return _scaled_dense(map_, number, roundings)
+        case Convolution():
+            weight = _scaled_weights(map_.weight, number)
+            return None if weight is None else replace(map_, weight=weight, seen=map_.seen + roundings)
+        case ChannelScale():
+            scale = _scaled_weights(map_.scale, number)
+            return None if scale is None else replace(map_, scale=scale, seen=map_.seen + roundings)
+    return None
 
 
 def added(maps: Iterable[LinearMap]) -> LinearMap:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustres.errors import InputError
+from robustres.numerics import gamma
 
 Shape = tuple[int, ...]
 
@@ -19,6 +20,14 @@ class LinearMap(ABC):
 
     `map(x)` takes (B, *in_shape) and returns (B, *out_shape); `map.adjoint(y)` is the transpose. Both are exact up to
     float64 rounding and differentiable. `outer @ inner` composes, `a + b` adds, `2.0 * a` scales.
+
+    The exact map A is the one that the network's own weights define, however many roundings the stored weights have
+    seen since (folding multiplies weights). Every product and the dense matrix C that are computed satisfy, entry by
+    entry,
+        |C - A| <= gamma(ALGORITHM_FACTOR * roundings) * absolute()    and    |A| <= absolute().
+
+    Every kind answers every question by itself: nothing has a default, so a kind that forgets one cannot be made. What
+    the rooms above ask (`structural_norm`, `passage`, `polynomial`) are single-dispatch functions whose default raises.
     """
 
     in_shape: Shape
@@ -32,10 +41,34 @@ class LinearMap(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """The transposed map applied to a batch (B, *out_shape)."""
 
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The matrix (out_size, in_size) of the map on flattened tensors."""
+
+    @abstractmethod
+    def absolute(self) -> "LinearMap":
+        """A map whose entries are at or above the absolute values of the exact map's; of a product B A, |B| |A|."""
+
     @property
+    @abstractmethod
+    def roundings(self) -> int:
+        """Roundings that a coordinate of a product or of the adjoint goes through, those of the stored weights among
+        them."""
+
+    @property
+    @abstractmethod
+    def forward_roundings(self) -> int:
+        """Roundings that an output coordinate goes through where the network itself applies the map to its weights."""
+
+    @property
+    @abstractmethod
+    def cancels(self) -> bool:
+        """Whether the entries of `absolute()` may be larger than the absolute values of the map's entries."""
+
+    @property
+    @abstractmethod
     def device(self) -> torch.device:
-        """Where the map's tensors lie, and where its arguments must lie."""
-        return torch.device("cpu")
+        """Where the map's tensors lie, and where its arguments must lie; the processor where it holds none."""
 
     @property
     def in_size(self) -> int:
@@ -47,14 +80,6 @@ class LinearMap(ABC):
         """Number of output coordinates."""
         return math.prod(self.out_shape)
 
-    def dense(self) -> Tensor:
-        """The matrix (out_size, in_size) of the map on flattened tensors: the map applied to the identity."""
-        if self.in_size <= self.out_size:
-            eye = torch.eye(self.in_size, dtype=torch.float64, device=self.device)
-            return self(eye.reshape(-1, *self.in_shape)).flatten(1).T
-        eye = torch.eye(self.out_size, dtype=torch.float64, device=self.device)
-        return self.adjoint(eye.reshape(-1, *self.out_shape)).flatten(1)
-
     def __matmul__(self, inner: "LinearMap") -> "LinearMap":
         return Composition((inner, self))
 
@@ -63,6 +88,25 @@ class LinearMap(ABC):
 
     def __rmul__(self, factor: float) -> "LinearMap":
         return Scaled(float(factor), self)
+
+
+def written_out(map_: LinearMap) -> Tensor:
+    """The matrix (out_size, in_size): the map, or its adjoint, applied to the identity."""
+    if map_.in_size <= map_.out_size:
+        eye = torch.eye(map_.in_size, dtype=torch.float64, device=map_.device)
+        return map_(eye.reshape(-1, *map_.in_shape)).flatten(1).T
+    eye = torch.eye(map_.out_size, dtype=torch.float64, device=map_.device)
+    return map_.adjoint(eye.reshape(-1, *map_.out_shape)).flatten(1)
+
+
+def unanswered(question: str, map_: LinearMap) -> TypeError:
+    """The error of a question that a kind of map has not been registered for."""
+    return TypeError(f"{type(map_).__name__} has no answer to {question}; register one for this kind of map")
+
+
+def magnitude_of(stored: Tensor, seen: int) -> Tensor:
+    """At or above the absolute values of weights that are known up to `seen` relative roundings."""
+    return stored.detach().abs() * (1 + gamma(seen + 2)) if seen else stored.detach().abs()
 
 
 def as_weight(values: Tensor, name: str) -> Tensor:
@@ -75,11 +119,17 @@ def as_weight(values: Tensor, name: str) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Dense(LinearMap):
-    """The matrix (out, in), acting on the flattened input."""
+    """The matrix (out, in), acting on the flattened input.
+
+    seen: roundings of the stored entries: they lie within gamma(seen) * magnitude of the exact ones. magnitude: (out,
+    in), at or above the absolute values of the exact entries; None where the roundings are relative to the entries.
+    """
 
     matrix: Tensor
     in_shape: Shape = None  # type: ignore[assignment]
     out_shape: Shape = None  # type: ignore[assignment]
+    seen: int = 0
+    magnitude: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:
@@ -104,6 +154,22 @@ class Dense(LinearMap):
     def dense(self) -> Tensor:
         return self.matrix
 
+    def absolute(self) -> "Dense":
+        whole = magnitude_of(self.matrix, self.seen) if self.magnitude is None else self.magnitude
+        return Dense(whole, self.in_shape, self.out_shape)
+
+    @property
+    def roundings(self) -> int:
+        return max(self.matrix.shape) + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        return self.matrix.shape[1]
+
+    @property
+    def cancels(self) -> bool:
+        return self.magnitude is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Identity(LinearMap):
@@ -117,19 +183,45 @@ class Identity(LinearMap):
         if self.in_size != self.out_size:
             raise InputError(f"a reshape cannot map {self.in_shape} to {self.out_shape}")
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
     def __call__(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y.reshape(-1, *self.in_shape)
 
+    def dense(self) -> Tensor:
+        return torch.eye(self.in_size, dtype=torch.float64)
+
+    def absolute(self) -> "Identity":
+        return self
+
+    @property
+    def roundings(self) -> int:
+        return 0
+
+    @property
+    def forward_roundings(self) -> int:
+        return 0
+
+    @property
+    def cancels(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelScale(LinearMap):
-    """Each channel (first axis) times its own factor `scale` (C,): what remains of batch normalisation."""
+    """Each channel (first axis) times its own factor `scale` (C,), what remains of batch normalisation.
+
+    seen: relative roundings that the factors have seen.
+    """
 
     scale: Tensor
     in_shape: Shape
+    seen: int = 0
     out_shape: Shape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,14 +240,36 @@ class ChannelScale(LinearMap):
     def adjoint(self, y: Tensor) -> Tensor:
         return self(y)
 
+    def dense(self) -> Tensor:
+        return torch.diag(self.scale.repeat_interleave(self.in_size // len(self.scale)))
+
+    def absolute(self) -> "ChannelScale":
+        return ChannelScale(magnitude_of(self.scale, self.seen), self.in_shape)
+
+    @property
+    def roundings(self) -> int:
+        return 1 + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        return 9  # a network that normalises computes the factors as it runs
+
+    @property
+    def cancels(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, eq=False)
 class Separable(LinearMap):
-    """Each channel X (H, W) becomes rows X columns^T: average pooling, padding, resizing; norm = product of the two."""
+    """Each channel X (H, W) becomes rows X columns^T: average pooling, padding, resizing; norm = product of the two.
+
+    seen: relative roundings of every product of an entry of `rows` and one of `columns`.
+    """
 
     rows: Tensor
     columns: Tensor
     channels: int
+    seen: int = 0
     in_shape: Shape = field(init=False)
     out_shape: Shape = field(init=False)
 
@@ -174,6 +288,25 @@ class Separable(LinearMap):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.rows.T @ y @ self.columns
+
+    def dense(self) -> Tensor:
+        return written_out(self)
+
+    def absolute(self) -> "Separable":
+        return Separable(magnitude_of(self.rows, self.seen), self.columns.detach().abs(), self.channels)
+
+    @property
+    def roundings(self) -> int:
+        return max(self.rows.shape) + max(self.columns.shape) + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        window = int(self.rows.count_nonzero(1).max()) * int(self.columns.count_nonzero(1).max())
+        return window + self.seen + 8
+
+    @property
+    def cancels(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +339,24 @@ class Composition(LinearMap):
         for part in reversed(self.parts):
             y = part.adjoint(y)
         return y
+
+    def dense(self) -> Tensor:
+        return written_out(self)
+
+    def absolute(self) -> "Composition":
+        return Composition([part.absolute() for part in self.parts])
+
+    @property
+    def roundings(self) -> int:
+        return sum(part.roundings for part in self.parts)
+
+    @property
+    def forward_roundings(self) -> int:
+        return sum(part.forward_roundings for part in self.parts)
+
+    @property
+    def cancels(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,13 +392,32 @@ class Sum(LinearMap):
             total = total + term.adjoint(y)
         return total
 
+    def dense(self) -> Tensor:
+        return written_out(self)
+
+    def absolute(self) -> "Sum":
+        return Sum([term.absolute() for term in self.terms])
+
+    @property
+    def roundings(self) -> int:
+        return max(term.roundings for term in self.terms) + len(self.terms)
+
+    @property
+    def forward_roundings(self) -> int:
+        return max(term.forward_roundings for term in self.terms) + len(self.terms)
+
+    @property
+    def cancels(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, eq=False)
 class Scaled(LinearMap):
-    """A number times a map."""
+    """A number times a map; `seen`: relative roundings of the number."""
 
     factor: float
     map: LinearMap
+    seen: int = 0
     in_shape: Shape = field(init=False)
     out_shape: Shape = field(init=False)
 
@@ -266,6 +436,25 @@ class Scaled(LinearMap):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.factor * self.map.adjoint(y)
+
+    def dense(self) -> Tensor:
+        return self.factor * self.map.dense()
+
+    def absolute(self) -> "Scaled":
+        up = 1 + gamma(self.seen + 2) if self.seen else 1.0
+        return Scaled(abs(self.factor) * up, self.map.absolute())
+
+    @property
+    def roundings(self) -> int:
+        return self.map.roundings + 1 + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        return self.map.forward_roundings + 2
+
+    @property
+    def cancels(self) -> bool:
+        return self.map.cancels
 
 
 def common_device(maps: Sequence[LinearMap]) -> torch.device:

@@ -6,6 +6,7 @@ inequality.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def before_reshape(map_: LinearMap | None, shape: Shape) -> tuple[LinearMap | No
         case Composition() if isinstance(map_.parts[-1], Identity):
             return composed(map_.parts[:-1]), map_.parts[-1].in_shape
         case Dense():
-            return Dense(map_.matrix, map_.in_shape), (len(map_.matrix),)
+            return replace(map_, out_shape=(len(map_.matrix),)), (len(map_.matrix),)
     return map_, shape
 
 

@@ -150,7 +150,7 @@ def kept_gram(convolution: Convolution, kept: tuple[bool, bool]) -> HermitianPol
     size = absolute_norm(convolution) * (1 + gamma(8 + 2 * len(taps) * sum(weight.shape[:2])))
     # Not entry by entry, but its row sums, all that `error` looks at, bound the norm of the matrix of absolute values.
     magnitude = torch.full((width, width), size * size / width, dtype=torch.float64, device=weight.device)
-    return HermitianPolynomial(parts, magnitude, max(weight.shape[:2]) + len(taps) ** 2 + 4)
+    return HermitianPolynomial(parts, magnitude, max(weight.shape[:2]) + len(taps) ** 2 + 4 + 2 * convolution.seen)
 
 
 def gram_width(convolution: Convolution, kept: tuple[bool, bool], *, of_outputs: bool) -> int:

@@ -3,23 +3,11 @@
 import math
 
 import torch
-from torch import Tensor
 
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.coordinate_maps import Diagonal, Selection
-from robustres.certify.maps.linear_map import (
-    ChannelScale,
-    Composition,
-    Dense,
-    Identity,
-    LinearMap,
-    Scaled,
-    Separable,
-    Sum,
-)
-from robustres.certify.maps.rounding import product_roundings
+from robustres.certify.maps.linear_map import LinearMap
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, largest_sum
 from robustres.certify.proof.bound import Bound, Guarantee
-from robustres.numerics import rounded_up
+from robustres.numerics import gamma, rounded_up
 
 # Entries of a dense operator that is written out to get the row sums of a composition exactly.
 DENSE_ENTRIES = 4_000_000
@@ -40,49 +28,10 @@ def all_hold(bounds: list[Bound]) -> Guarantee:
 
 
 def linf_norm(map_: LinearMap) -> float:
-    """The largest absolute row sum, rounded up; of compositions and sums exactly where small, else bounded by parts."""
-    rows = _row_sums(map_)
-    if rows is not None:
-        return rounded_up(float(rows.max()), product_roundings(map_) + map_.in_size)
-    if map_.in_size * map_.out_size <= DENSE_ENTRIES:
-        return rounded_up(float(map_.dense().abs().sum(1).max()), 2 * product_roundings(map_) + map_.in_size)
-    match map_:
-        case Composition():
-            return rounded_up(math.prod(linf_norm(part) for part in map_.parts), len(map_.parts))
-        case Sum():
-            return rounded_up(math.fsum(linf_norm(term) for term in map_.terms), len(map_.terms))
-        case Scaled():
-            return rounded_up(abs(map_.factor) * linf_norm(map_.map), 1)
-    raise AssertionError(f"no row sums for {type(map_).__name__}")
-
-
-def _row_sums(map_: LinearMap) -> Tensor | None:
-    """Absolute row sums of a single map: the map of absolute values applied to ones."""
-    match map_:
-        case Identity():
-            return torch.ones(1, dtype=torch.float64)
-        case Selection():
-            return (map_.index >= 0).to(torch.float64)
-        case Diagonal():
-            return map_.factors.abs()
-        case ChannelScale():
-            return map_.scale.abs()
-        case Dense():
-            return map_.matrix.abs().sum(1)
-        case Separable():
-            return map_.rows.abs().sum(1)[:, None] * map_.columns.abs().sum(1)
-        case Convolution():
-            return map_.weight.abs().sum((1, 2, 3))
-        case TransposedConvolution():
-            ones = torch.ones(1, *map_.in_shape, dtype=torch.float64, device=map_.device)
-            absolute = TransposedConvolution(
-                map_.weight.abs(),
-                map_.in_shape,
-                map_.stride,
-                map_.padding,
-                map_.output_padding,
-                map_.dilation,
-                map_.groups,
-            )
-            return absolute(ones)
-    return None
+    """The largest absolute row sum, rounded up; where maps are composed or added, exact where the matrix is small."""
+    bound = largest_sum(map_, of_rows=True)
+    if not map_.cancels or map_.in_size * map_.out_size > DENSE_ENTRIES:
+        return bound
+    with torch.no_grad():
+        sums = rounded_up(float(map_.dense().abs().sum(1).max()), map_.in_size)
+    return min(bound, rounded_up(sums + gamma(ALGORITHM_FACTOR * map_.roundings) * bound, 3))

@@ -1,45 +1,94 @@
 """Maps whose norm is known by their structure or small enough for a dense singular value decomposition."""
 
 import math
+from functools import singledispatch
 
 import torch
 
-from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
-from robustres.certify.maps.linear_map import ChannelScale, Dense, Identity, LinearMap, Scaled, Separable
-from robustres.certify.maps.rounding import product_error
+from robustres.certify.maps.linear_map import (
+    ChannelScale,
+    Composition,
+    Dense,
+    Identity,
+    LinearMap,
+    Scaled,
+    Separable,
+    Sum,
+    unanswered,
+)
+from robustres.certify.maps.rounding import absolute_norm, product_error
 from robustres.certify.proof.largest_singular_value import largest_norm
-from robustres.numerics import rounded_up
+from robustres.numerics import gamma, rounded_up
 
 DENSE_SIDE = 768  # smaller side of a matrix that is decomposed without asking
 DENSE_ENTRIES = 4_000_000
 
 
+@singledispatch
 def structural_norm(map_: LinearMap) -> float | None:
     """The norm, rounded up, where the structure alone gives it exactly; None elsewhere."""
-    match map_:
-        case Identity():
-            return 1.0
-        case ChannelScale():
-            return float(map_.scale.abs().max())
-        case Diagonal():
-            return float(map_.factors.detach().abs().max())
-        case Selection():
-            return float(map_.copies) if map_.copies <= 1 else rounded_up(math.sqrt(map_.copies), 1)
-        case Scaled():
-            inner = structural_norm(map_.map)
-            return None if inner is None else rounded_up(abs(map_.factor) * inner, 1)
-        case Separable():
-            factors = [largest_norm(matrix[None], method="svd") for matrix in (map_.rows, map_.columns)]
-            return rounded_up(math.prod(factors), 1)
-        case Dense() if min(map_.matrix.shape) <= DENSE_SIDE:
-            return largest_norm(map_.matrix[None], method="svd")
-        case Dense():
-            return largest_norm(map_.matrix[None], method="cholesky")
-        case Convolution() if _is_pointwise(map_):
-            blocks = map_.weight.reshape(map_.groups, -1, map_.weight.shape[1])
-            return largest_norm(blocks, method="svd" if min(blocks.shape[1:]) <= DENSE_SIDE else "cholesky")
+    raise unanswered("structural_norm", map_)
+
+
+@structural_norm.register
+def _identity_norm(map_: Identity) -> float | None:
+    return 1.0
+
+
+@structural_norm.register
+def _channel_scale_norm(map_: ChannelScale) -> float | None:
+    return float(map_.absolute().scale.max())
+
+
+@structural_norm.register
+def _diagonal_norm(map_: Diagonal) -> float | None:
+    return float(map_.absolute().factors.max())
+
+
+@structural_norm.register
+def _selection_norm(map_: Selection) -> float | None:
+    return float(map_.copies) if map_.copies <= 1 else rounded_up(math.sqrt(map_.copies), 1)
+
+
+@structural_norm.register
+def _scaled_norm(map_: Scaled) -> float | None:
+    inner = structural_norm(map_.map)
+    return None if inner is None else rounded_up(abs(map_.factor) * inner, 1 + map_.seen)
+
+
+@structural_norm.register
+def _separable_norm(map_: Separable) -> float | None:
+    factors = [largest_norm(matrix[None], method="svd") for matrix in (map_.rows, map_.columns)]
+    return rounded_up(math.prod(factors) + _weight_error(map_, map_.seen), 2)
+
+
+@structural_norm.register
+def _dense_norm(map_: Dense) -> float | None:
+    stored = largest_norm(map_.matrix[None], method="svd" if min(map_.matrix.shape) <= DENSE_SIDE else "cholesky")
+    return rounded_up(stored + _weight_error(map_, map_.seen), 1) if map_.seen else stored
+
+
+@structural_norm.register
+def _convolution_norm(map_: Convolution) -> float | None:
+    if not _is_pointwise(map_):
+        return None
+    blocks = map_.weight.reshape(map_.groups, -1, map_.weight.shape[1])
+    stored = largest_norm(blocks, method="svd" if min(blocks.shape[1:]) <= DENSE_SIDE else "cholesky")
+    return rounded_up(stored + _weight_error(map_, map_.seen), 1) if map_.seen else stored
+
+
+@structural_norm.register(TransposedConvolution)
+@structural_norm.register(Composition)
+@structural_norm.register(Sum)
+def _no_structural_norm(map_: LinearMap) -> float | None:
     return None
+
+
+def _weight_error(map_: LinearMap, seen: int) -> float:
+    """At or above the norm of what the stored weights are off by."""
+    return gamma(seen) * absolute_norm(map_) if seen else 0.0
 
 
 def dense_bound(map_: LinearMap) -> float:

@@ -15,10 +15,7 @@ from torch import Tensor, fx
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, dominators
 from robustres.certify.maps.activation import Activation
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_roundings
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.errors import PrecisionError
 from robustres.numerics import UNIT_ROUNDOFF, gamma
 
@@ -133,7 +130,7 @@ class Deviation:
         return found
 
     def _kappa(self, piece: Linear) -> float:
-        count = forward_roundings(piece.map)
+        count = piece.map.forward_roundings
         if piece.shift > 0:
             count += 4
         if count == 0:
@@ -158,23 +155,3 @@ def require_covered_float32(analysis: Analysis, x: Tensor) -> None:
             "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
             "torch.backends.cudnn.enabled = False, or certify in torch.float64"
         )
-
-
-def forward_roundings(map_: LinearMap) -> int:
-    """Roundings that one output coordinate goes through when the map is applied; weights are taken as exact."""
-    match map_:
-        case Identity() | Selection():
-            return 0
-        case Dense():
-            return map_.matrix.shape[1]
-        case Convolution() if map_.padding_mode == "zeros":
-            return math.prod(map_.weight.shape[1:])
-        case TransposedConvolution():
-            return math.prod(map_.weight.shape[2:]) * map_.weight.shape[0]
-        case Scaled():
-            return forward_roundings(map_.map) + 2
-        case Composition():
-            return sum(forward_roundings(part) for part in map_.parts)
-        case Sum():
-            return max(forward_roundings(term) for term in map_.terms) + len(map_.terms)
-    return product_roundings(map_) + 8

@@ -1,0 +1,267 @@
+"""Every kind of linear map answers every question, and folding charges what it rounds, also where weights cancel."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import robustres.certify as certify_package
+from robustres.certify.fourier.matrix_polynomial import polynomial
+from robustres.certify.fourier.torus import passage
+from robustres.certify.maps.convolution import Convolution, TransposedConvolution, average_pool
+from robustres.certify.maps.coordinate_maps import Diagonal, Selection
+from robustres.certify.maps.folding import composed
+from robustres.certify.maps.linear_map import (
+    ChannelScale,
+    Composition,
+    Dense,
+    Identity,
+    LinearMap,
+    Scaled,
+    Separable,
+    Sum,
+)
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_error
+from robustres.certify.norms.linf_norm import linf_norm
+from robustres.certify.norms.spectral_norm import spectral_norm
+from robustres.certify.norms.structural_norm import structural_norm
+from robustres.numerics import gamma
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape) + 100 * seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+CUT = Selection(torch.tensor([5, -1, 0, 0, 3, -1, 2, 2]), (2, 3, 1), (2, 2, 2))
+# Each map with the number of roundings that its longest sum of products takes, counted by hand.
+MAPS: dict[str, tuple[LinearMap, int]] = {
+    "dense": (Dense(normal(3, 5)), 5),
+    "dense, folded": (Dense(normal(3, 5), seen=4, magnitude=normal(3, 5).abs() * 2), 9),
+    "same": (Identity((2, 3, 4)), 0),
+    "flatten": (Identity((2, 3, 4), (24,)), 0),
+    "channel scale": (ChannelScale(normal(3), (3, 4, 5), seen=2), 3),
+    "diagonal": (Diagonal(normal(2, 3)), 1),
+    "selection": (CUT, 2),
+    "separable": (Separable(normal(3, 4), normal(6, 5), 2), 10),
+    "pooling with uneven windows": (average_pool((2, 5, 5), 2, 2, 1, count_include_pad=False), 5 + 5 + 3),
+    "scaled": (Scaled(-0.5, Dense(normal(4, 2))), 5),
+    "grouped": (Convolution(normal(4, 3, 3, 2), (6, 7, 5), (2, 1), ((0, 2), (1, 0)), (1, 2), 2), 18),
+    "wide": (Convolution(normal(7, 2, 3, 3), (2, 5, 4), padding=1), 63),
+    "pooling": (average_pool((2, 4, 4), 2), 5),
+    "circular": (Convolution(normal(2, 2, 3, 3), (2, 5, 4), padding=1, padding_mode="circular"), 18 + 7 + 6),
+    "reflect": (Convolution(normal(2, 2, 3, 3), (2, 5, 4), 2, 1, padding_mode="reflect"), 18 + 7 + 6),
+    "transposed": (TransposedConvolution(normal(4, 3, 3, 2), (4, 5, 6), (2, 3), 1, (1, 0)), 24),
+    "composition": (Composition([Identity((2, 3, 4), (24,)), Dense(normal(5, 24)), Dense(normal(2, 5))]), 29),
+    "sum": (Sum((Identity((2, 3, 3)), Convolution(normal(2, 2, 3, 3), (2, 3, 3), padding=1))), 20),
+}
+FOLDED: dict[str, Sequence[LinearMap]] = {
+    "two matrices": (Dense(normal(4, 3)), Dense(normal(2, 4))),
+    "three matrices and a number": (Dense(normal(4, 3)), Scaled(0.1, Dense(normal(5, 4))), Dense(normal(2, 5))),
+    "numbers": (Scaled(0.1, Identity((3,))), Scaled(0.7, Identity((3,))), Scaled(3.3, Dense(normal(2, 3)))),
+    "normalisation before and after": (
+        ChannelScale(normal(4), (4, 3, 3)),
+        Convolution(normal(2, 2, 2, 2), (4, 3, 3), groups=2),
+        ChannelScale(normal(2), (2, 2, 2)),
+    ),
+    "factors of columns": (Dense(normal(6, 4), out_shape=(2, 3)), Diagonal(normal(2, 3)), Dense(normal(3, 6), (2, 3))),
+    "two scales": (ChannelScale(normal(3), (3, 2)), ChannelScale(normal(3, seed=1), (3, 2))),
+    "rows of a product": (Dense(normal(4, 3)), Dense(normal(3, 4)), Selection(torch.tensor([2, 2, 0]), (3,), (3,))),
+    "rows of a product and a zero": (
+        Dense(normal(2, 3)),
+        Dense(normal(3, 2)),
+        Selection(torch.tensor([1, -1]), (3,), (2,)),
+    ),
+    "channels of a pixel reordered": (
+        Convolution(normal(2, 2, 1, 1), (2, 1, 1)),
+        Selection(torch.tensor([1, 0]), (2, 1, 1), (2, 1, 1)),
+    ),
+    "a channel of a pixel cut off, after": (
+        Convolution(normal(2, 2, 1, 1), (2, 1, 1)),
+        Selection(torch.tensor([0, -1]), (2, 1, 1), (2, 1, 1)),
+    ),
+    "a channel of a pixel cut off, before": (
+        Selection(torch.tensor([-1, 1]), (2, 1, 1), (2, 1, 1)),
+        Convolution(normal(2, 2, 1, 1), (2, 1, 1)),
+    ),
+    "channels reordered before a stride": (
+        Selection(torch.arange(12).reshape(3, 4)[[2, 0, 1]].flatten(), (3, 2, 2), (3, 2, 2)),
+        Convolution(normal(2, 3, 2, 2), (3, 2, 2), 2, 1),
+    ),
+    "channels reordered before groups": (
+        Selection(torch.tensor([3, 1, 0, 2]), (4, 1, 1), (4, 1, 1)),
+        Convolution(normal(2, 2, 1, 1), (4, 1, 1), groups=2),
+    ),
+    "a padded pixel": (
+        Selection(torch.tensor([-1, -1, -1, -1, 0, -1, -1, -1, -1]), (1, 1, 1), (1, 3, 3)),
+        Convolution(normal(2, 1, 3, 3), (1, 3, 3)),
+    ),
+    "a padding that lost its pixel": (
+        Selection(torch.tensor([-1, -1, -1, -1]), (1, 1, 1), (1, 2, 2)),
+        Convolution(normal(2, 1, 2, 2), (1, 2, 2)),
+    ),
+    "a selection of a selection": (
+        Selection(torch.tensor([1, -1, 0]), (2,), (3,)),
+        Selection(torch.tensor([-1, 2, 1, 0]), (3,), (4,)),
+    ),
+    "small times large": (Dense(normal(3, 2) * 1e-200), Dense(normal(2, 3) * 1e-200), Dense(normal(2, 2) * 1e300)),
+    "numbers that underflow": (
+        Scaled(1e-200, Identity((2,))),
+        Scaled(1e-200, Dense(normal(2, 2))),
+        Scaled(1e300, Identity((2,))),
+    ),
+    "scales that underflow": (ChannelScale(normal(2) * 1e-200, (2,)), ChannelScale(normal(2) * 1e-200, (2,))),
+}
+CANCELLING = (
+    (1, [[1 + 2.0**-30], [1 + 2.0**-29]], [[1 + 2.0**-30, -1.0]]),
+    (2, [[1 / 3, 1.0], [1 / 3, 1.0]], [[3.0, -3.0], [1.0, -1.0]]),
+)
+
+
+def kinds(base: type[Any] = LinearMap) -> Iterator[type[Any]]:
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("robustres."):
+            yield kind
+            yield from kinds(kind)
+
+
+def questions() -> Iterator[tuple[str, Any]]:
+    """The single-dispatch functions of the certifier whose first argument is a linear map."""
+    for module in pkgutil.walk_packages(certify_package.__path__, "robustres.certify."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if hasattr(value, "registry") and value.__module__ == module.name and Dense in value.registry:
+                yield name, value
+
+
+def exact(matrix: Tensor) -> list[list[Fraction]]:
+    return [[Fraction(number) for number in row] for row in matrix.tolist()]
+
+
+def exact_product(maps: Sequence[LinearMap]) -> list[list[Fraction]]:
+    total: list[list[Fraction]] = []
+    for map_ in maps:
+        factor, inner = (Fraction(map_.factor), map_.map) if isinstance(map_, Scaled) else (Fraction(1), map_)
+        matrix = [[factor * number for number in row] for row in exact(inner.dense())]
+        columns = list(zip(*total, strict=True))
+        total = (
+            matrix if not total else [[sum(map(Fraction.__mul__, row, column)) for column in columns] for row in matrix]
+        )  # type: ignore[misc]
+    return total
+
+
+def assert_within(computed: Tensor, truth: list[list[Fraction]], allowed: Tensor, factor: float) -> None:
+    for row, (numbers, limits) in enumerate(zip(computed.tolist(), allowed.tolist(), strict=True)):
+        for column, (number, limit) in enumerate(zip(numbers, limits, strict=True)):
+            error = abs(Fraction(number) - truth[row][column])
+            assert error <= Fraction(factor) * Fraction(limit), (row, column, float(error), limit)
+            assert abs(truth[row][column]) <= Fraction(limit), (row, column)
+
+
+def test_every_kind_has_an_example_here() -> None:
+    assert {type(map_) for map_, _ in MAPS.values()} == set(kinds())
+
+
+def test_every_kind_is_registered_for_every_question_of_the_rooms_above() -> None:
+    asked = dict(questions())
+    assert {"passage", "structural_norm"} <= set(asked)
+    shift_invariant = {type(map_) for map_, _ in MAPS.values() if len(map_.in_shape) == 3 and passage(map_, 0, (0, 2))}
+    for name, question in (*asked.items(), ("polynomial", polynomial)):
+        due = shift_invariant if name == "polynomial" else set(kinds())
+        forgot = [kind.__name__ for kind in due if kind not in question.registry]
+        assert not forgot, f"{name} is not registered for {forgot}"
+
+
+def test_a_new_kind_that_forgets_a_question_fails() -> None:
+    class Forgetful(LinearMap):
+        in_shape = out_shape = (2,)
+
+    with pytest.raises(TypeError, match="abstract"):
+        Forgetful()  # type: ignore[abstract]
+    assert {"absolute", "roundings", "dense", "cancels", "device"} <= LinearMap.__abstractmethods__
+    Forgetful.__abstractmethods__ = frozenset()
+    forgetful = Forgetful()  # type: ignore[abstract]
+    for question in (structural_norm, lambda map_: passage(map_, 0, (0, 1)), lambda map_: polynomial(map_, (1, 1))):
+        with pytest.raises(TypeError, match="Forgetful has no answer"):
+            question(forgetful)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_products_and_bounds_agree_with_the_dense_matrix(name: str) -> None:
+    map_, roundings = MAPS[name]
+    x, y = normal(2, *map_.in_shape), normal(2, *map_.out_shape)
+    matrix = map_.dense()
+    assert matrix.shape == (map_.out_size, map_.in_size)
+    torch.testing.assert_close(map_(x).flatten(1), x.flatten(1) @ matrix.T)
+    torch.testing.assert_close(map_.adjoint(y).flatten(1), y.flatten(1) @ matrix)
+    whole = map_.absolute().dense()
+    assert bool((whole >= matrix.abs() * (1 - 1e-15)).all())
+    if not map_.cancels:
+        torch.testing.assert_close(whole, matrix.abs())
+    assert map_.roundings == roundings
+    assert isinstance(map_.forward_roundings, int)
+    assert map_.device == torch.device("cpu")
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    assert absolute_norm(map_) >= float(torch.linalg.matrix_norm(whole, 2)) * (1 - 1e-12)
+    assert product_error(map_) >= gamma(ALGORITHM_FACTOR * roundings) * truth * (1 - 1e-12)
+    assert truth * (1 - 1e-13) <= spectral_norm(map_).upper <= 1.3 * truth
+    structural = structural_norm(map_)
+    assert structural is None or abs(structural - truth) <= 1e-12 * truth
+    rows = float(matrix.abs().sum(1).max())
+    assert rows <= linf_norm(map_) <= rows * (1 + 1e-12) + (10 * rows if map_.cancels else 0.0)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_single_products_round_no_more_than_is_charged(name: str) -> None:
+    map_, _ = MAPS[name]
+    if isinstance(map_, Composition | Sum) or map_.in_size > 60:
+        pytest.skip("the exact product is taken of single, small maps")
+    x = normal(1, *map_.in_shape)
+    factor = gamma(ALGORITHM_FACTOR * map_.roundings)
+    truth = exact_product([Dense(x.reshape(-1, 1)), map_])
+    allowed = map_.absolute().dense() @ x.reshape(-1, 1).abs() * (1 + 1e-12)
+    assert_within(map_(x).reshape(-1, 1), truth, allowed, factor)
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folded_maps_are_within_their_roundings_of_the_exact_product(name: str) -> None:
+    maps = FOLDED[name]
+    folded = composed(maps)
+    parts = folded.parts if isinstance(folded, Composition) else (folded,)
+    truth = exact_product(maps)
+    if all(not isinstance(part, Composition) for part in parts):
+        together = exact_product(parts)  # stored weights multiplied exactly: what is left is what folding rounded
+        seen = sum(getattr(part, "seen", 0) for part in parts)
+        allowed = exact_product([part.absolute() for part in parts])
+        for stored, wanted, limits in zip(together, truth, allowed, strict=True):
+            for number, target, limit in zip(stored, wanted, limits, strict=True):
+                assert abs(number - target) <= Fraction(gamma(seen)) * limit if seen else number == target
+                assert abs(target) <= limit
+
+
+@pytest.mark.parametrize(("width", "inner", "outer"), CANCELLING)
+def test_folding_matrices_that_cancel_keeps_the_size_of_what_was_added(
+    width: int, inner: list[list[float]], outer: list[list[float]]
+) -> None:
+    maps = [Dense(torch.tensor(matrix, dtype=torch.float64)) for matrix in (inner, outer)]
+    folded = composed(maps)
+    assert isinstance(folded, Dense)
+    assert folded.magnitude is not None
+    truth = exact_product(maps)
+    assert_within(folded.matrix, truth, folded.magnitude, gamma(folded.seen))
+    largest = max(abs(number) for row in truth for number in row)
+    assert spectral_norm(folded).upper >= float(largest)
+    assert linf_norm(folded) >= float(max(sum(abs(number) for number in row) for row in truth))
+    again = composed([Identity((width,)), folded, Scaled(3.0, Identity((len(outer),)))])
+    assert isinstance(again, Dense)
+    assert again.magnitude is not None
+    assert_within(again.matrix, [[3 * number for number in row] for row in truth], again.magnitude, gamma(again.seen))
+
+
+def test_folding_keeps_digits_near_the_smallest_numbers_by_keeping_maps_apart() -> None:
+    assert isinstance(composed(FOLDED["small times large"][:2]), Composition)
+    assert isinstance(composed(FOLDED["scales that underflow"]), Composition)
