@@ -33,7 +33,7 @@ from torch import Tensor
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Linear, Merge, Node, Source
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_roundings
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
@@ -141,7 +141,7 @@ class Front:
         rows, slack = self.rows.pop(node), self.slack.pop(node)
         image = map_.adjoint(rows.reshape(-1, *map_.out_shape)).flatten(1)
         steep = absolute_norm(map_)
-        error = gamma(ALGORITHM_FACTOR * product_roundings(map_)) * _frobenius(rows) * steep
+        error = gamma(ALGORITHM_FACTOR * map_.roundings) * _frobenius(rows) * steep
         self._add(node.inputs[0], image, error=error * UP, slack=slack * steep * steep)
 
     def merge(self, node: Node, piece: Merge) -> None:
