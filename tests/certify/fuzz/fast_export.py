@@ -1,0 +1,34 @@
+"""Many captures in a row: torch.export works the same table of decompositions out again for each, half of its time."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch.export.exported_program as exporting
+
+
+@contextmanager
+def one_table() -> Iterator[None]:
+    """Work the table out once. It is private to torch: where it is not found, captures merely take longer."""
+    valid = getattr(exporting, "_collect_all_valid_cia_ops", None)
+    override = getattr(exporting, "_override_composite_implicit_decomp", None)
+    if valid is None or override is None:
+        yield
+        return
+    entered: set[frozenset[Any]] = set()
+    with ExitStack() as stack:
+
+        @contextmanager
+        def kept(table: Any) -> Iterator[None]:
+            if frozenset(table) not in entered:
+                entered.add(frozenset(table))
+                stack.enter_context(override(table))
+            yield
+
+        with (
+            mock.patch.object(exporting, "_collect_all_valid_cia_ops", functools.cache(valid)),
+            mock.patch.object(exporting, "_override_composite_implicit_decomp", kept),
+        ):
+            yield

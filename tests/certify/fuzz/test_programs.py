@@ -1,0 +1,111 @@
+"""Laws that hold for any program over the operations that have a rule; see docs/fuzzing.md."""
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from robustres.certify import lipschitz
+from robustres.certify.bounds.lipschitz import RULE_FILES
+from robustres.certify.graph.operation_rules import RULES
+from tests.certify.fuzz.exact import ExactProgram, exceeds_l2, exceeds_linf
+from tests.certify.fuzz.fast_export import one_table
+from tests.certify.fuzz.grammar import Drawn, Recorded, drawn, numbers_of, programs, shrunk
+from tests.certify.fuzz.oracles import FoundError, Outcome, check, settings_of
+from tests.certify.fuzz.productions import PRODUCTIONS
+
+# Registered operations that no production draws, each with the reason.
+NOT_DRAWN: dict[str, str] = {}
+PIECES = 20
+PER_PIECE = 500
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_captures() -> Iterator[None]:
+    """One table for all captures of this file; torch's remarks on even kernels are not about robustres."""
+    with one_table(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using padding='same'", UserWarning)
+        yield
+
+
+def test_every_registered_operation_is_drawn_by_a_production() -> None:
+    assert RULE_FILES
+    named = {operation for production in PRODUCTIONS for operation in production.operations}
+    assert set(RULES) - named - set(NOT_DRAWN) == set()
+
+
+def check_seed(seed: int) -> Outcome:
+    """Every law for the program of a seed; a failing program is shrunk and printed."""
+    try:
+        return check(*drawn(Recorded(numbers_of(seed))), seed)
+    except FoundError as error:
+        law = error.law
+
+    def fails(other: Drawn) -> bool:
+        try:
+            check(*other, seed)
+        except FoundError as found:
+            return found.law == law
+        return False
+
+    program, shape = drawn(Recorded(shrunk(numbers_of(seed), fails)))
+    print(f"seed {seed}, input shape {shape}{program!r}")
+    check(program, shape, seed)
+    raise AssertionError("the program failed once and then no longer")
+
+
+def check_exactly(seed: int) -> str:
+    """No Jacobian on any cell that some lines meet exceeds the bounds, compared in rational numbers."""
+    exact = ExactProgram(Recorded(numbers_of(seed)))
+    report = lipschitz(exact.program, exact.input_shape, **settings_of(seed), refuse="record")
+    if report.refused:
+        return "refused"
+    if report.upper == float("inf"):
+        return "vacuous"
+    rng = random.Random(seed)
+    for _ in range(1 if exact.inputs == 1 else 6):
+        start = [rng.choice([-100, -40, 0, 31, 50]) + Fraction(rng.gauss(0, 1)) for _ in range(exact.inputs)]
+        direction = [Fraction(rng.gauss(0, 1)) for _ in range(exact.inputs)]
+        if exact.inputs == 1:  # the whole line: every pattern that there is
+            start, direction = [Fraction(-(10**39))], [Fraction(1)]
+        for jacobian in exact.cells(start, direction):
+            over = exceeds_l2(jacobian, report.l2_upper), exceeds_linf(jacobian, report.linf_upper)
+            text = f"seed {seed}: l2 {report.l2_upper!r}, linf {report.linf_upper!r}, {over}{exact.program!r}"
+            assert not any(over), text
+    return "bounded"
+
+
+@settings(deadline=None, max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(programs())
+def test_no_drawn_program_breaks_a_law(program: Drawn) -> None:
+    check(*program)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_program_of_a_seed_breaks_a_law(seed: int) -> None:
+    check_seed(seed)
+
+
+def test_exact_jacobians_lie_below_the_bounds() -> None:
+    outcomes = Counter(check_exactly(seed) for seed in range(20))
+    assert outcomes["bounded"] >= 15, outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_no_program_of_many_breaks_a_law(piece: int) -> None:
+    outcomes = [check_seed(seed) for seed in range(1000 + PER_PIECE * piece, 1000 + PER_PIECE * (piece + 1))]
+    met = {operation for outcome in outcomes for operation in outcome.operations}
+    assert sum(outcome.kind == "bounded" for outcome in outcomes) > PER_PIECE / 2
+    assert len(met & set(RULES)) > len(RULES) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_exact_jacobians_of_many_programs_lie_below_the_bounds(piece: int) -> None:
+    for seed in range(1000 + 100 * piece, 1000 + 100 * (piece + 1)):
+        check_exactly(seed)
