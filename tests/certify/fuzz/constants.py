@@ -30,8 +30,10 @@ def constant(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> T
         case "whole":
             return torch.round(3 * normal)
         case "one alone":
-            return (torch.arange(normal.numel()) == int(3 * uniform.flatten()[0]) if normal.numel() else normal).to(
-                torch.float64
-            ).reshape(shape)
+            return (
+                (torch.arange(normal.numel()) == int(3 * uniform.flatten()[0]) if normal.numel() else normal)
+                .to(torch.float64)
+                .reshape(shape)
+            )
         case _:
             return normal * float(kind)

@@ -35,6 +35,7 @@ class Draft:
         self.values: dict[str, Tensor] = {"x": probe}
         self.names: dict[str, Any] = {**NAMES, "self": self.program, "x": probe}
         self.constants = 0
+        self.kept: dict[str, Shape] = {}
 
     # What productions draw.
 
@@ -87,6 +88,9 @@ class Draft:
     def constant(self, shape: Sequence[int], *, values: Tensor | None = None, any_type: bool = False) -> str:
         """A new constant of the shape, kept as a buffer, a parameter or a plain tensor, which may be of float32."""
         if values is None:
+            alike = [name for name, of in self.kept.items() if of == tuple(shape) and not any_type]
+            if alike and self.number(0, 3) == 0:
+                return self.one_of(*alike)  # a layer that is used twice
             generator = torch.Generator().manual_seed(self.below(2**16))
             values = constant(self.one_of(*KINDS), tuple(shape), generator)
         name, kept = f"c{self.constants}", self.one_of(*KEPT)
@@ -99,6 +103,8 @@ class Draft:
             narrow = values.to(torch.float32)
             fits = any_type and kept == "plain" and bool(torch.isfinite(narrow).all())
             setattr(self.program, name, narrow if fits else values)
+        if not any_type:
+            self.kept[f"self.{name}"] = tuple(shape)
         return f"self.{name}"
 
     def broadcasting(self, name: str, *, larger: bool = True) -> str:

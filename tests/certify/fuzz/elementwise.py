@@ -7,6 +7,7 @@ from tests.certify.fuzz.productions import draws
 PLAIN = (
     *("relu", "relu6", "hardtanh", "tanh", "atan", "log_sigmoid", "sigmoid", "hardsigmoid", "abs", "sin", "cos"),
     *("hardswish", "silu", "mish", "celu", "elu", "selu", "gelu", "softplus", "leaky_relu"),
+    *("absolute", "arctan", "erf", "special_erf", "special_expit", "rrelu", "softshrink"),
 )
 PIECEWISE = ("torch.relu", "torch.abs", "F.hardtanh", "F.leaky_relu", "F.relu6", "F.hardsigmoid")
 SAME = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "neg")
@@ -75,11 +76,19 @@ def same(d: Draft) -> None:
     )
 
 
-@draws("hardtanh", "clamp", "gelu", "elu", "celu", "softplus", "leaky_relu", "threshold", weight=4)
+@draws(
+    *("hardtanh", "clamp", "clip", "gelu", "elu", "celu", "softplus", "leaky_relu", "threshold", "softshrink"),
+    *("hardshrink", "rrelu", "rrelu_with_noise", "log_sigmoid_forward"),
+    weight=4,
+)
 def with_settings(d: Draft) -> None:
     """An activation with settings."""
     v, low = d.value(), d.one_of(0.0, -0.5, 2.0, -30.0)
-    high, slope, alpha = low + d.one_of(1.0, 0.0, 0.1), d.one_of(0.3, 1.0, -2.0, 0.0, 1.5), d.one_of(1.0, 0.5, 3.0, -1.0)
+    high, slope, alpha = (
+        low + d.one_of(1.0, 0.0, 0.1),
+        d.one_of(0.3, 1.0, -2.0, 0.0, 1.5),
+        d.one_of(1.0, 0.5, 3.0, -1.0),
+    )
     d.write(
         d.one_of(
             f"F.hardtanh({v}, {low}, {high})",
@@ -93,11 +102,30 @@ def with_settings(d: Draft) -> None:
             f"F.softplus({v}, {abs(alpha)}, {d.one_of(20.0, 5.0, 40.0, 1.0)})",
             f"F.leaky_relu({v}, {slope})",
             f"F.threshold({v}, {low}, {d.one_of(low, low, 0.0)})",
+            f"torch.clip({v}, {low}, {high})",
+            f"F.softshrink({v}, {abs(slope)})",
+            f"F.hardshrink({v}, {d.one_of(0.0, 0.5)})",
+            f"F.rrelu({v}, 0.1, 0.3)",
+            f"aten.rrelu_with_noise({v}, torch.ones({list(d.values[v].shape[1:])}), 0.1, 0.3)",
+            f"aten.log_sigmoid_forward({v})[0]",
         )
     )
 
 
-@draws("clamp", "clamp.Tensor", "clamp_min", "clamp_max", "maximum", "minimum", "max.other", "min.other", weight=4)
+@draws(
+    "clamp",
+    "clamp.Tensor",
+    "clamp_min",
+    "clamp_max",
+    "maximum",
+    "minimum",
+    "max.other",
+    "min.other",
+    "clip",
+    "fmax",
+    "fmin",
+    weight=4,
+)
 def with_a_constant_limit(d: Draft) -> None:
     """Limits that are tensors and broadcast."""
     v = d.value()
@@ -115,6 +143,9 @@ def with_a_constant_limit(d: Draft) -> None:
             f"torch.minimum({low}, {v})",
             f"torch.max({v}, {low})",
             f"torch.min({v}, {low})",
+            f"torch.clip({v}, min={low})",
+            f"torch.fmax({v}, {low})",
+            f"torch.fmin({low}, {v})",
             f"torch.where({v} > {low}, {v}, {low})",
             f"torch.where({low} > 0, {v}, {low})",
         )
@@ -129,7 +160,7 @@ def prelu(d: Draft) -> None:
     d.write(f"F.prelu({v}, {slopes})")
 
 
-@draws("maximum", "minimum", "max.other", "min.other", "add", "sub", weight=4)
+@draws("maximum", "minimum", "max.other", "min.other", "fmax", "fmin", "add", "sub", weight=4)
 def of_two_values(d: Draft) -> None:
     """A sum, a difference, a maximum or a minimum of two values, which may broadcast or be the same."""
     left = d.value()
@@ -144,6 +175,8 @@ def of_two_values(d: Draft) -> None:
             f"torch.rsub({left}, {right}, alpha={alpha})",
             f"torch.maximum({left}, {right})",
             f"torch.minimum({left}, {right})",
+            f"torch.fmax({left}, {right})",
+            f"torch.fmin({left}, {right})",
             f"torch.max({left}, {right})",
             f"torch.min({left}, {right})",
             f"torch.lerp({left}, {right}, {alpha})",
@@ -194,7 +227,7 @@ def in_place(d: Draft) -> None:
     v = d.value()
     h = f"v{len(d.program.lines)}"
     d.run(f"{h} = {v}.clone()", h)
-    change = d.one_of("relu_()", "mul_(0.5)", "add_(1.0)", "clamp_(0, 1)")
+    change = d.one_of("relu_()", "mul_(0.5)", "add_(1.0)", "clamp_(0, 1)", f"add_({v})", "abs_()")
     if d.chance() and d.shape(h):
         d.run(f"{h}[:, 0].{change}", h)
         d.run(f"{h}[:, -1] = 0.5 * {h}[:, 0]", h)

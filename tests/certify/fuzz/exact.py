@@ -178,7 +178,8 @@ class ExactProgram:
             return
 
         def rule(cell: Cell, forms: list[Form]) -> Form:
-            return Form(*(sum((getattr(f, name) for f in forms), []) for name in ("at", "along", "gradients")))
+            a, b = forms
+            return Form(a.at + b.at, a.along + b.along, a.gradients + b.gradients)
 
         self.write("torch.cat([{}, {}], 1)", rule, (a, b), self.widths[a] + self.widths[b])
 
@@ -187,9 +188,7 @@ class ExactProgram:
         source = self.value()
         width = self.widths[source]
         rows = [[Fraction(1, width)] * width]
-        self.write(
-            "{}.mean(1, keepdim=True)", lambda cell, forms: _mapped(rows, forms[0], [Fraction(0)]), (source,), 1
-        )
+        self.write("{}.mean(1, keepdim=True)", lambda cell, forms: _mapped(rows, forms[0], [Fraction(0)]), (source,), 1)
 
     def _moved(self, text: str, source: int, order: list[int | None]) -> None:
         zero = Fraction(0)
@@ -270,9 +269,7 @@ def exceeds_l2(jacobian: list[Row], bound: float) -> bool:
     """Whether the largest singular value lies above the bound: bound^2 I - J^T J is then not positive semidefinite."""
     size = len(jacobian[0])
     square = Fraction(bound) ** 2
-    matrix = [
-        [square * (i == j) - sum(row[i] * row[j] for row in jacobian) for j in range(size)] for i in range(size)
-    ]
+    matrix = [[square * (i == j) - sum(row[i] * row[j] for row in jacobian) for j in range(size)] for i in range(size)]
     for k in range(size):  # elimination without rounding; a zero pivot needs a zero row
         pivot = matrix[k][k]
         if pivot < 0 or (pivot == 0 and any(matrix[k][j] for j in range(k, size))):

@@ -1,4 +1,4 @@
-"""Whole programs: some lines of any production, and a head; drawn by hypothesis or, faster and without repeats, by seed.
+"""Whole programs: some lines of any production, and a head; drawn by hypothesis, or faster by seed.
 
 Both ways draw whole numbers below a given one and nothing else, so a program is a list of numbers, and a failing one is
 shrunk by leaving numbers out and making them smaller.

@@ -123,7 +123,9 @@ def normalised(d: Draft) -> None:
     c = (shape[0],)
     mean, gamma, beta = d.constant(c), d.constant(c), d.constant(c)
     eps = d.one_of(1e-5, 1.0, 1e-12)
-    variance = d.constant(c, values=torch.rand(c, dtype=torch.float64, generator=torch.Generator().manual_seed(len(shape))))
+    variance = d.constant(
+        c, values=torch.rand(c, dtype=torch.float64, generator=torch.Generator().manual_seed(len(shape)))
+    )
     statistics = d.one_of(f"{gamma}, {beta}, False, 0.1, {eps}", f"None, None, False, 0.1, {eps}")
     d.write(
         d.one_of(

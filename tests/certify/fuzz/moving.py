@@ -150,7 +150,9 @@ def side_by_side(d: Draft) -> None:
     others = [d.value(lambda other: other == shape) for _ in range(d.number(0, 2))]
     parts = [v, *others]
     if d.number(0, 3) == 0:
-        parts.insert(d.number(0, len(parts)), d.one_of(f"torch.zeros_like({v})", f"(0 * {v} + 1)", f"{v}[:, :0]" if shape else v))
+        parts.insert(
+            d.number(0, len(parts)), d.one_of(f"torch.zeros_like({v})", f"(0 * {v} + 1)", f"{v}[:, :0]" if shape else v)
+        )
     listed = ", ".join(parts)
     if not shape or d.number(0, 2) == 0:
         d.write(f"torch.stack([{listed}], {d.number(1, len(shape) + 1)})")

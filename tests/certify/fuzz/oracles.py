@@ -55,8 +55,8 @@ def check(program: Program, shape: Shape, seed: int = 0) -> Outcome:
         raise FoundError("nan", "the bound is not a number")
     x = points(shape, generator)
     _check_graph(program, report, x)
-    attained = _check_slopes(program, report, x, generator)
     _check_certificates(program, report, x, generator)
+    attained = _check_slopes(program, report, x, generator)
     operations = _operations(report)
     if math.isinf(report.upper):
         return Outcome("vacuous", operations)
@@ -147,12 +147,24 @@ def _check_slopes(program: Program, report: LipschitzReport, x: Tensor, generato
             if bool(over.any()) and _stays_over(program, steepest[over][:3], norm, bound):
                 where = steepest[over][0].tolist()
                 raise FoundError("slope", f"{norm}: {float(norms[norm].max()):.17g} > {bound:.17g} at {where}")
+        _check_classes(report, jacobian)
         best = max(best, float(norms["l2"].max()))
         _check_pairs(program, bounds, steepest, jacobian, generator)
         top = steepest[norms["l2"].topk(6).indices].repeat(6, *[1] * (x.ndim - 1))
         noise = torch.randn(top.shape, dtype=torch.float64, generator=generator)
         steepest = top + size * noise * (0.01 + top.abs())
     return best
+
+
+def _check_classes(report: LipschitzReport, jacobian: Tensor) -> None:
+    """The bounds of the differences of two logits, where the whole network was bounded jointly."""
+    whole = vars(report.analysis).get("whole")  # once `certify` has asked for it
+    if whole is None:
+        return
+    clean = torch.where(torch.isfinite(jacobian).all((1, 2), keepdim=True), jacobian, 0.0)
+    slopes = (clean[:, :, None] - clean[:, None]).norm(dim=3).amax(0)
+    if not bool((slopes <= whole.pairs * (1 + ACCURACY) + 1e-300).all()):
+        raise FoundError("classes", f"{slopes.tolist()} > {whole.pairs.tolist()}")
 
 
 def _stays_over(program: Program, x: Tensor, norm: str, bound: float) -> bool:
@@ -191,7 +203,9 @@ def _check_pairs(
             over = (change > bound * length * (1 + ACCURACY) + LEAST) & torch.isfinite(change)
             if bool(over.any()) and _pair_stays_over(program, x[over], other.reshape(x.shape)[over], order, bound):
                 pair = x[over][0].tolist(), other.reshape(x.shape)[over][0].tolist()
-                raise FoundError("pair", f"{norm}: {float((change / length)[over].max()):.17g} > {bound:.17g} at {pair}")
+                raise FoundError(
+                    "pair", f"{norm}: {float((change / length)[over].max()):.17g} > {bound:.17g} at {pair}"
+                )
 
 
 def _pair_stays_over(program: Program, a: Tensor, b: Tensor, order: float, bound: float) -> bool:
@@ -242,7 +256,9 @@ def _search_balls(program: Program, found: Certificates, x: Tensor, name: str, g
     within = lengths(moved, order).reshape(len(x), -1) <= found.radius[:, None]
     if bool((~same & counted & within).any()):
         row = int((~same & counted & within).any(1).nonzero()[0])
-        raise FoundError("ball", f"{name}: radius {float(found.radius[row])!r} at {x[row].tolist()} holds another answer")
+        raise FoundError(
+            "ball", f"{name}: radius {float(found.radius[row])!r} at {x[row].tolist()} holds another answer"
+        )
 
 
 def _operations(report: LipschitzReport) -> set[str]:

@@ -22,7 +22,7 @@ def reduced(d: Draft) -> None:
     d.write(d.one_of(inner, inner, f"{v} - {v}.{name}({axes}, keepdim=True)"))
 
 
-@draws("amax", "amin", "max.dim", "min.dim", "sort", "sort.stable", "topk", weight=5)
+@draws("amax", "amin", "max.dim", "min.dim", "sort", "sort.stable", "msort", "topk", weight=5)
 def extremes(d: Draft) -> None:
     """The largest, the smallest, or all in order."""
     v = d.value(lambda shape: len(shape) > 0)
@@ -39,6 +39,7 @@ def extremes(d: Draft) -> None:
             f"torch.max({v}, dim={axis}, keepdim={keep}).values",
             f"torch.min({v}, dim={axis}, keepdim={keep}).values",
             f"{v} - {v}.amax({axes}, keepdim=True)",
+            f"torch.msort({v})",
             f"torch.median({v}, dim={axis}).values",
         )
     )
@@ -103,5 +104,20 @@ def averaged(d: Draft) -> None:
             f"F.avg_pool2d({v}, ({kernel}, {stride}))",
             f"F.adaptive_avg_pool2d({v}, ({kernel}, {stride}))",
             f"aten._adaptive_avg_pool2d({v}, [{kernel}, 1])",
+        )
+    )
+
+
+@draws("max_pool3d", "max_pool3d_with_indices", "adaptive_max_pool3d", "avg_pool3d", weight=1)
+def pooled_volumes(d: Draft) -> None:
+    """Pooling over volumes."""
+    v = d.value(lambda shape: len(shape) == 4)
+    kernel, stride = d.number(1, 2), d.number(1, 2)
+    d.write(
+        d.one_of(
+            f"F.max_pool3d({v}, {kernel}, {stride}, {d.number(0, kernel // 2)})",
+            f"aten.max_pool3d_with_indices({v}, [{kernel}] * 3, [{stride}] * 3)[0]",
+            f"F.adaptive_max_pool3d({v}, {kernel})",
+            f"F.avg_pool3d({v}, {kernel}, {stride})",
         )
     )

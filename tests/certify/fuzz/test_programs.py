@@ -39,23 +39,24 @@ def test_every_registered_operation_is_drawn_by_a_production() -> None:
 
 
 def check_seed(seed: int) -> Outcome:
-    """Every law for the program of a seed; a failing program is shrunk and printed."""
+    """Every law for the program of a seed; a failing program is shrunk first."""
     try:
         return check(*drawn(Recorded(numbers_of(seed))), seed)
     except FoundError as error:
         law = error.law
+    found = {}
 
     def fails(other: Drawn) -> bool:
         try:
             check(*other, seed)
-        except FoundError as found:
-            return found.law == law
+        except FoundError as error:
+            if error.law == law:
+                found["smallest"] = f"seed {seed}: {error}; input shape {other[1]}{other[0]!r}"
+                return True
         return False
 
-    program, shape = drawn(Recorded(shrunk(numbers_of(seed), fails)))
-    print(f"seed {seed}, input shape {shape}{program!r}")
-    check(program, shape, seed)
-    raise AssertionError("the program failed once and then no longer")
+    shrunk(numbers_of(seed), fails)
+    raise AssertionError(found.get("smallest", f"seed {seed}: {law}, which could not be shrunk"))
 
 
 def check_exactly(seed: int) -> str:
@@ -79,20 +80,20 @@ def check_exactly(seed: int) -> str:
     return "bounded"
 
 
-@settings(deadline=None, max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs())
 def test_no_drawn_program_breaks_a_law(program: Drawn) -> None:
     check(*program)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(14))
 def test_no_program_of_a_seed_breaks_a_law(seed: int) -> None:
     check_seed(seed)
 
 
 def test_exact_jacobians_lie_below_the_bounds() -> None:
-    outcomes = Counter(check_exactly(seed) for seed in range(20))
-    assert outcomes["bounded"] >= 15, outcomes
+    outcomes = Counter(check_exactly(seed) for seed in range(10))
+    assert outcomes["bounded"] >= 8, outcomes
 
 
 @pytest.mark.slow
