@@ -1,4 +1,4 @@
-"""Eliminating the layers of a network from its output to its input, every rounding charged (section 3.4).
+"""Eliminating a network's layers from its output to its input, every rounding charged (section 3.4 of the mathematics).
 
 Two inputs differ by d at the nodes of the present cut. Throughout,
 

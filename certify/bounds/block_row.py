@@ -13,7 +13,8 @@ class BlockRow:
 
     name: dotted path of the module. kind: what it is, "residual (identity)" and "residual (projection)" for blocks.
     shortcut, branch: bounds of the two sides of a residual block, NaN elsewhere.
-    textbook: shortcut + branch. joint: the joint bound of section 3.3. NaN where they do not apply or were not asked.
+    textbook: shortcut + branch. joint: the joint bound (section 3.3 of the mathematics). NaN where they do not apply or
+        were not asked.
     candidates: every valid bound that was computed, by method. upper: the smallest, method: which one it is.
     lower: an estimate from below; it certifies nothing.
     """

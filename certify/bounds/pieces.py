@@ -104,7 +104,7 @@ class Bounder:
         )
 
     def _linear_residual_row(self, name: str, piece: Linear) -> BlockRow:
-        """x + W x, whose norm |I + W| needs no inequality (mathematics of the linear branch, section 3.2)."""
+        """x + W x, whose norm |I + W| needs no inequality (section 3.2 of the mathematics)."""
         start = perf_counter()
         whole = self.norm_of(piece.map)
         branches = [self.norm_of(term) for term in piece.summands]

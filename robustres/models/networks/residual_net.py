@@ -121,7 +121,7 @@ class ResidualNet(nn.Module):
     """stem -> blocks -> pooling or flattening -> linear head; images (N, C, H, W) in, logits (N, classes) out.
 
     In a network of constrained blocks the stem is non-expansive as well; the head is free, since its Lipschitz
-    constant enters the radius through the differences of its rows (mathematics of the certified margin).
+    constant enters the radius through the differences of its rows (section 4 of the mathematics).
     """
 
     def __init__(self, architecture: Architecture) -> None:
