@@ -15,6 +15,7 @@ from robustres.certify.lower.witness import Witness
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Bound, Estimate, Guarantee, JointBound
 from robustres.certify.radii.certificate import Certificate, best_radii, certify_best
+from robustres.certify.radii.local_certificate import LocalCertificate
 from robustres.certify.radii.network_certificate import NetworkCertificate
 from robustres.certify.radii.radius import Certificates, certified_accuracy_curve, certify
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
@@ -36,6 +37,7 @@ __all__ = [
     "HasSortedGroups",
     "JointBound",
     "LipschitzReport",
+    "LocalCertificate",
     "NetworkCertificate",
     "RadiusColumn",
     "RandomisedSmoothing",

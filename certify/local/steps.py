@@ -1,0 +1,131 @@
+"""The network as bounds are propagated through it: affine maps with their constants, scalar activations, sums."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustres.certify.local.absolute_maps import absolute
+from robustres.certify.local.absolute_maps import roundings as rounding_count
+from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The image."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """map(x) + constant, of the step `source`.
+
+    absolute: at or above the absolute values of the exact map's entries. constant: of the shape of the output.
+    constant_size: at or above everything that was added up to the constant, per coordinate. roundings: that a
+    coordinate of the product, of the transpose's or of the constant may have seen.
+    """
+
+    source: int
+    map: LinearMap
+    absolute: LinearMap
+    constant: Tensor
+    constant_size: Tensor
+    roundings: int
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output."""
+        return self.map.out_shape
+
+    @property
+    def charged(self) -> int:
+        """Roundings to charge for a coordinate of the product, or of the transpose's."""
+        return ALGORITHM_FACTOR * self.roundings
+
+
+def affine(source: int, map_: LinearMap, constant: Tensor, constant_size: Tensor, roundings: int) -> Affine:
+    """An affine step; roundings: that the constant has seen."""
+    return Affine(source, map_, absolute(map_), constant, constant_size, rounding_count(map_) + roundings)
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """max(z, 0)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """A scalar function of every coordinate of the step `source`; `piece` says which."""
+
+    source: int
+    piece: Any
+    shape: Shape
+    function: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """The sum of the steps `sources`."""
+
+    sources: tuple[int, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """The steps `sources` side by side along the unbatched `axis`; sizes: of each along it."""
+
+    sources: tuple[int, ...]
+    axis: int
+    sizes: tuple[int, ...]
+    shape: Shape
+
+
+Step = Input | Affine | Activation | Total | Concatenation
+
+
+def sources_of(step: Step) -> tuple[int, ...]:
+    """The steps that a step reads."""
+    match step:
+        case Input():
+            return ()
+        case Affine() | Activation():
+            return (step.source,)
+        case Total() | Concatenation():
+            return step.sources
+
+
+def converted(step: Step, dtype: torch.dtype) -> Step:
+    """The same step in another precision: what a search computes with, never a proof."""
+    if not isinstance(step, Affine):
+        return step
+    return replace(
+        step,
+        map=converted_map(step.map, dtype),
+        absolute=converted_map(step.absolute, dtype),
+        constant=step.constant.to(dtype),
+        constant_size=step.constant_size.to(dtype),
+    )
+
+
+def converted_map(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
+    """A copy of the map whose tensors of floating-point numbers are in `dtype`."""
+    twin = copy.copy(map_)
+    for field in fields(map_):  # type: ignore[arg-type]
+        object.__setattr__(twin, field.name, _converted(getattr(map_, field.name), dtype))
+    return twin
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, LinearMap):
+        return converted_map(value, dtype)
+    if isinstance(value, list | tuple) and any(isinstance(part, LinearMap) for part in value):
+        return tuple(converted_map(part, dtype) for part in value)
+    return value

@@ -1,0 +1,42 @@
+"""Radii around each image by local bounds, as a certificate like the others."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustres.certify.local.local_radii import local_program, local_radii
+from robustres.certify.proof.bound import Guarantee
+from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
+from robustres.threat import Norm
+
+
+@dataclass(frozen=True)
+class LocalCertificate:
+    """Linear bounds propagated around every image, searched in float32 and proved in float64.
+
+    Guaranteed: no image in [0, 1]^n within `radius` of x, in `norm` and pixel units, is answered with another class by
+    the model in exact arithmetic with the weights that it has; rounding of the proof itself is charged. (Around an x
+    that lies outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide.
+    """
+
+    norm: Norm = "linf"
+    seconds: float = 5.0
+
+    @property
+    def name(self) -> str:
+        """As it stands in the tables of a run."""
+        return "local"
+
+    def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:
+        """Radii at images (N, C, H, W); UnsupportedOperationError names every operation without a relaxation."""
+        made = local_program(model, tuple(x.shape[1:]))
+        found = local_radii(made, x, norm=self.norm, seconds=self.seconds)
+        return RadiusColumn(
+            radius=torch.tensor([one.radius for one in found], dtype=torch.float64),
+            prediction=torch.tensor([one.prediction for one in found]),
+            source=(self.name,) * len(found),
+            function=NETWORK,
+            norm=self.norm,
+            guarantee=Guarantee(),
+        )
