@@ -5,22 +5,23 @@ off the captured graph: it is the operation's answer where everything that depen
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.capture import BATCH, Captured, call, device_of, operation_of
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
+from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
 from robustres.certify.local.absolute_maps import absolute
 from robustres.certify.local.absolute_maps import roundings as rounding_count
+from robustres.certify.local.comparisons import comparisons
+from robustres.certify.local.relaxations import checked
 from robustres.certify.local.steps import (
     Activation,
     Affine,
     Concatenation,
     Input,
-    Rectifier,
     Step,
     Total,
     affine,
@@ -28,6 +29,9 @@ from robustres.certify.local.steps import (
     sources_of,
 )
 from robustres.certify.maps.folding import composed
+from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled
+from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Opaque, Sort
+from robustres.certify.maps.piecewise_linear import Relu
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
 
 # Roundings of an operation that adds a constant, beyond those of its map: batch normalisation has six.
@@ -61,7 +65,7 @@ class Program:
                 case Affine():
                     values.append(step.map(values[step.source]) + step.constant)
                 case Activation():
-                    values.append(step.function(values[step.source]))
+                    values.append(step.function(values[step.source].to(torch.float64)).to(x.dtype))
                 case Total():
                     values.append(sum((values[place] for place in step.sources[1:]), values[step.sources[0]]))
                 case Concatenation():
@@ -125,15 +129,43 @@ class _Builder:
                 return self._put(Input(node.shape))
             case Linear():
                 return self._affine(node, piece, sources[0])
-            case Elementwise(name="relu"):
-                return self._put(Activation(sources[0], Rectifier(), node.shape, self._function(node)))
+            case Elementwise():
+                return self._put(Activation(sources[0], checked(piece.function), node.shape))
             case Merge(kind="sum"):
                 return self._put(Total(sources, node.shape))
-            case Merge(axis=int(axis)):
+            case Merge(kind="concatenation", axis=int(axis)):
                 sizes = tuple(parent.shape[axis] for parent in node.inputs)
                 return self._put(Concatenation(sources, axis, sizes, node.shape))
-            case Elementwise() | Merge() | Opaque():
+            case Merge(kind="maximum" | "minimum"):
+                return self._larger(sources[0], sources[1], 1.0 if piece.kind == "maximum" else -1.0)
+            case Sort() | Extremum() | MaxMin() | MaxPool():
+                return self._sorted(piece, sources[0])
+            case Merge() | Opaque():
                 raise NotImplementedError("has no relaxation")
+
+    def _larger(self, first: int, second: int, sign: float) -> int:
+        """max(a, b) = a + relu(b - a), and min(a, b) = a - relu(a - b)."""
+        shape = self.steps[first].shape
+        opposite = self._plain(first, Scaled(-sign, Identity(shape)))
+        gap = self._put(
+            Total((opposite, second if sign > 0 else self._plain(second, Scaled(-1.0, Identity(shape)))), shape)
+        )
+        return self._put(
+            Total((first, self._plain(self._put(Activation(gap, Relu(), shape)), Scaled(sign, Identity(shape)))), shape)
+        )
+
+    def _plain(self, source: int, map_: LinearMap) -> int:
+        zero = torch.zeros(map_.out_shape, dtype=torch.float64, device=device_of(self.captured.module))
+        return self._put(affine(source, map_, zero, zero, 0))
+
+    def _sorted(self, piece: Sort | Extremum | MaxMin | MaxPool, source: int) -> int:
+        """By comparators: of two places the first takes a + relu(b - a), the second b - relu(b - a)."""
+        plan = comparisons(piece, self.steps[source].shape, device_of(self.captured.module))
+        place = self._plain(source, plan.entry)
+        for gap, spread in plan.rounds:
+            ahead = self._put(Activation(self._plain(place, gap), Relu(), gap.out_shape))
+            place = self._put(Total((place, self._plain(ahead, spread)), self.steps[place].shape))
+        return self._plain(place, plan.exit)
 
     def _affine(self, node: Node, piece: Linear, source: int) -> int:
         constant, size = self._constant(node, piece)
@@ -157,16 +189,6 @@ class _Builder:
         nothing = torch.zeros(BATCH, *parent.shape, dtype=torch.float64, device=device)
         answer = self.captured.run({parent.origin: nothing}, node.origin)[0]
         return answer.clone(), answer.abs() + piece.shift
-
-    def _function(self, node: Node) -> Callable[[Tensor], Tensor]:
-        captured, origin = self.captured, node.origin
-        (source,) = (parent for parent in origin.all_input_nodes if parent not in captured.constants)
-
-        def function(x: Tensor) -> Tensor:
-            answer: Tensor = call(origin, {**captured.constants, source: x.to(torch.float64)}, captured.module)
-            return answer.to(x.dtype)
-
-        return function
 
 
 def _without_unused(steps: Sequence[Step], output: int) -> list[Step]:

@@ -7,19 +7,19 @@ the one whose line is best at the middle of the interval is taken, which leaves 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustres.certify.local.steps import Activation, Rectifier
+from robustres.certify.local.steps import Activation
+from robustres.certify.maps.activation import Activation as ScalarFunction
+from robustres.certify.maps.activation import PiecewiseLinear, Smooth, broadcast_size
+from robustres.certify.maps.smooth import Cos, Sin
 from robustres.numerics import UNIT_ROUNDOFF
-
-Function = Callable[[Tensor], Tensor]
-SlopesOn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 CELLS = 24
 # Roundings of what a line's offset is computed from, with room: relative to the sizes of all terms.
@@ -52,39 +52,50 @@ class Lines:
 
 def lines(step: Activation, lower: Tensor, upper: Tensor) -> Lines:
     """The lines of an activation for arguments in [lower, upper], (N, *shape); computed, and valid, in float64."""
-    return relaxed(step.piece, lower.to(torch.float64), upper.to(torch.float64)).to(lower.dtype)
+    return relaxed(step.function, lower.to(torch.float64), upper.to(torch.float64)).to(lower.dtype)
+
+
+def checked(function: ScalarFunction) -> ScalarFunction:
+    """The function itself; NotImplementedError where it has no lines or nothing is known of its computed values."""
+    if function.relative_error(torch.float64) is None:
+        raise NotImplementedError("has no known accuracy")
+    point = torch.zeros(1, *broadcast_size(function.parameters), dtype=torch.float64)
+    relaxed(function, point, point + 1)
+    return function
 
 
 @singledispatch
-def relaxed(piece: Any, lower: Tensor, upper: Tensor) -> Lines:
-    """The lines of one kind of activation; NotImplementedError where none are known for it."""
-    raise NotImplementedError(f"has no relaxation ({type(piece).__name__})")
+def relaxed(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Lines:
+    """The lines of one kind of activation between bounds in float64."""
+    raise NotImplementedError(f"has no relaxation ({type(function).__name__})")
 
 
 @relaxed.register
-def _(piece: Rectifier, lower: Tensor, upper: Tensor) -> Lines:
-    return piecewise_linear(lambda z: z.clamp_min(0), (0.0,), (0.0, 1.0), lower, upper)
+def _(function: PiecewiseLinear, lower: Tensor, upper: Tensor) -> Lines:
+    return piecewise_linear(function, lower, upper)
 
 
-def piecewise_linear(
-    function: Function,
-    kinks: Sequence[float | Tensor],
-    pieces: Sequence[float | Tensor],
-    lower: Tensor,
-    upper: Tensor,
-) -> Lines:
-    """Lines of a continuous function of linear `pieces` (slopes) between `kinks`, which broadcast to the shape."""
+@relaxed.register(Smooth)
+@relaxed.register(Sin)
+@relaxed.register(Cos)
+def _(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Lines:
+    return by_cells(function, lower, upper)
+
+
+def piecewise_linear(function: PiecewiseLinear, lower: Tensor, upper: Tensor) -> Lines:
+    """Lines of a continuous function of several linear pieces."""
+    kinks, pieces, units = function.kinks, function.pieces, _units(function)
     places = [torch.as_tensor(kink).to(lower).expand_as(lower) for kink in kinks]
     inside = [torch.minimum(torch.maximum(place, lower), upper) for place in places]
     points = [lower, *inside, upper]
     values = [function(point) for point in points]
     slopes = [torch.as_tensor(piece).to(lower).expand_as(lower) for piece in pieces]
     chord = _chord(points, values)
-    size = torch.stack([value.abs() for value in values]).amax(0)
+    size = torch.stack([value.abs() for value in values]).amax(0) + torch.maximum(lower.abs(), upper.abs())
 
     def extremes(slope: Tensor) -> tuple[Tensor, Tensor]:
         gaps = torch.stack([value - slope * point for point, value in zip(points, values, strict=True)])
-        room = UNITS * (size + slope.abs() * torch.maximum(lower.abs(), upper.abs()))
+        room = units * (size + slope.abs() * torch.maximum(lower.abs(), upper.abs()))
         return gaps.amin(0) - room, gaps.amax(0) + room
 
     # A line of the one piece that [lower, upper] lies on is exact; its slope is taken as it is, without rounding.
@@ -93,7 +104,7 @@ def piecewise_linear(
     found = _best([chord, *slopes], extremes, lower, upper, only=torch.stack(only).any(0))
     low, high = torch.stack(values).amin(0), torch.stack(values).amax(0)
     through = (places[0] == 0) & (function(torch.zeros_like(lower)) == 0)
-    return _with_free_slopes(found, through, slopes, low - UNITS * size, high + UNITS * size)
+    return _with_free_slopes(found, through, slopes, low - units * size, high + units * size)
 
 
 def _with_free_slopes(found: Lines, through: Tensor, slopes: list[Tensor], low: Tensor, high: Tensor) -> Lines:
@@ -114,18 +125,17 @@ def _with_free_slopes(found: Lines, through: Tensor, slopes: list[Tensor], low: 
     )
 
 
-def smooth(
-    function: Function, derivative: Function, slopes_on: SlopesOn, error: float, lower: Tensor, upper: Tensor
-) -> Lines:
-    """Lines of a function with intervals of its difference quotients; error: relative, of its computed values."""
+def by_cells(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Lines:
+    """Lines of any function with intervals of its difference quotients."""
     width = (upper - lower) / CELLS
     points = [lower + place * width for place in range(CELLS)] + [upper]
     points = [torch.minimum(point, upper) for point in points]
     values = [function(point) for point in points]
     size = torch.stack([value.abs() for value in values]).amax(0) + torch.maximum(lower.abs(), upper.abs())
-    cells = [slopes_on(left, right) for left, right in itertools.pairwise(points)]
+    cells = [function.slopes_on(left, right) for left, right in itertools.pairwise(points)]
     chord = _chord(points, values)
-    candidates = [chord, *(derivative(points[place]) for place in (0, CELLS // 4, CELLS // 2, 3 * CELLS // 4, CELLS))]
+    quotients = [_chord(points[place : place + 2], values[place : place + 2]) for place in range(CELLS)]
+    candidates = [chord, *(quotients[place] for place in (0, CELLS // 4, CELLS // 2, 3 * CELLS // 4, CELLS - 1))]
 
     def extremes(slope: Tensor) -> tuple[Tensor, Tensor]:
         low, high = torch.full_like(lower, torch.inf), torch.full_like(lower, -torch.inf)
@@ -138,12 +148,18 @@ def smooth(
             bottom = torch.where(turning, (up * left - down * right + down * up * span) / across, left.minimum(right))
             top = torch.where(turning, (up * right - down * left - down * up * span) / across, left.maximum(right))
             low, high = torch.minimum(low, bottom), torch.maximum(high, top)
-        room = (UNITS + 4 * error) * (1 + slope.abs()) * size
+        room = _units(function) * (1 + slope.abs()) * size + 2 * function.jump
         return low - room, high + room
 
     found = _best(candidates, extremes, lower, upper, only=torch.zeros_like(lower, dtype=torch.bool))
     low, high = extremes(torch.zeros_like(lower))
     return _replaced(found, low=low, high=high, loose=upper > lower)
+
+
+def _units(function: ScalarFunction) -> float:
+    """Relative to the sizes of all terms: the roundings of an offset, and how far computed values may be off."""
+    error = function.relative_error(torch.float64)
+    return UNITS + 4 * (1 + function.constant) * (math.inf if error is None else error)
 
 
 def _chord(points: list[Tensor], values: list[Tensor]) -> Tensor:

@@ -1,7 +1,6 @@
 """The network as bounds are propagated through it: affine maps with their constants, scalar activations, sums."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from robustres.certify.local.absolute_maps import absolute
 from robustres.certify.local.absolute_maps import roundings as rounding_count
+from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.linear_map import LinearMap, Shape
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR
 
@@ -53,19 +53,13 @@ def affine(source: int, map_: LinearMap, constant: Tensor, constant_size: Tensor
     return Affine(source, map_, absolute(map_), constant, constant_size, rounding_count(map_) + roundings)
 
 
-@dataclass(frozen=True)
-class Rectifier:
-    """max(z, 0)."""
-
-
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """A scalar function of every coordinate of the step `source`; `piece` says which."""
+    """A scalar function of every coordinate of the step `source`."""
 
     source: int
-    piece: Any
+    function: ScalarFunction
     shape: Shape
-    function: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
