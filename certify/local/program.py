@@ -13,8 +13,6 @@ from torch import Tensor
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
-from robustres.certify.local.absolute_maps import absolute
-from robustres.certify.local.absolute_maps import roundings as rounding_count
 from robustres.certify.local.comparisons import comparisons
 from robustres.certify.local.relaxations import checked
 from robustres.certify.local.steps import (
@@ -172,8 +170,8 @@ class _Builder:
         before, map_, roundings = self.steps[source], piece.map, OWN
         if isinstance(before, Affine) and self.consumers[node.inputs[0]] == 1:
             constant = piece.map(before.constant[None])[0] + constant
-            size = absolute(piece.map)(before.constant_size[None])[0] + size
-            roundings += before.roundings + rounding_count(piece.map) + 1
+            size = piece.map.absolute()(before.constant_size[None])[0] + size
+            roundings += before.roundings + piece.map.roundings + 1
             source, map_ = before.source, composed([before.map, piece.map])
         return self._put(affine(source, map_, constant, size, roundings))
 

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustres.certify.local.absolute_maps import absolute
-from robustres.certify.local.absolute_maps import roundings as rounding_count
 from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.linear_map import LinearMap, Shape
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR
@@ -50,7 +48,7 @@ class Affine:
 
 def affine(source: int, map_: LinearMap, constant: Tensor, constant_size: Tensor, roundings: int) -> Affine:
     """An affine step; roundings: that the constant has seen."""
-    return Affine(source, map_, absolute(map_), constant, constant_size, rounding_count(map_) + roundings)
+    return Affine(source, map_, map_.absolute(), constant, constant_size, map_.roundings + roundings)
 
 
 @dataclass(frozen=True, eq=False)
