@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 
 @contextmanager
@@ -38,6 +38,26 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         yield model
+
+
+def without_guards(module: nn.Module) -> nn.Module:
+    """The module given, without what torch.export left in it: checks that only let batches of one size pass, and `eval`
+    and `train` that raise.
+
+    What it computes is what the operations of its graph say, as in a .pt2 file.
+    """
+    for part in module.modules():
+        hooks = part._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("torch.export.")]:
+            del hooks[key]
+        if isinstance(part, fx.GraphModule) and hasattr(part, "_guards_fn"):
+            for node in [node for node in part.graph.nodes if node.target == "_guards_fn"]:
+                part.graph.erase_node(node)
+            del part._guards_fn
+            part.recompile()
+            for name in ("eval", "train"):
+                part.__dict__.pop(name, None)
+    return module
 
 
 @contextmanager

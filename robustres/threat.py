@@ -42,6 +42,20 @@ def widest(norm: Norm, pixels: int) -> float:
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
 
 
+def require_width(threat: ThreatModel, pixels: int) -> None:
+    """InputError where a finite eps allows every image in [0, 1] of so many numbers, as one in 8-bit units does.
+
+    >>> require_width(ThreatModel("l2", 0.5), 4)
+    """
+    farthest = widest(threat.norm, pixels)
+    if math.isfinite(threat.eps) and threat.eps > farthest:
+        meant = f"did you mean {threat.eps:g}/255?" if threat.eps <= 255 else "for 8-bit images write 8/255"
+        raise InputError(
+            f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is "
+            f"{farthest:.4g}; eps is in pixel units: {meant}"
+        )
+
+
 def parse_number(text: str) -> float:
     """A number written as a decimal or as a fraction.
 

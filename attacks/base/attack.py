@@ -5,11 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from robustres.at_hand import images_tensor, labels_tensor
 from robustres.attacks.base import preflight
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
@@ -65,14 +66,14 @@ class Attack(ABC):
     def __call__(
         self,
         model: nn.Module,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         *,
         indices: Tensor | None = None,
-        targets: Tensor | None = None,
+        targets: Any = None,
         clean: Tensor | None = None,
     ) -> AttackResult:
-        """Attack images x (N, C, H, W) in [0, 1] with labels y (N,).
+        """Attack images x (N, C, H, W) in [0, 1] with labels y (N,): tensors, arrays or lists.
 
         indices: (N,) global sample numbers for the random numbers; 0, 1, ... if not given.
         targets: (N,) classes to reach; without them any wrong answer counts.
@@ -89,6 +90,8 @@ class Attack(ABC):
         changes no result; torch.OutOfMemoryError where one sample does not fit.
         """
         attack = self
+        x, y = images_tensor(x), labels_tensor(y)
+        targets = None if targets is None else labels_tensor(targets)
         while True:
             try:
                 return attack._attacked(model, x, y, indices, targets, clean)
@@ -107,9 +110,8 @@ class Attack(ABC):
         targets: Tensor | None,
         clean: Tensor | None,
     ) -> AttackResult:
-        preflight.check_types(model, x, y)
+        preflight.check_types(model)
         preflight.check_images(x, y, self.threat)
-        preflight.warn_of_everything(x, self.threat)
         preflight.check_mode(model, allowed=self.allow_training_mode)
         with _nothing_changed(model):
             problem = self._problem(taking(model, x), x, y, indices, targets)

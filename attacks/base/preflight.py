@@ -1,6 +1,5 @@
 """What must hold before an attack starts; every message names the cure."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,18 +9,15 @@ from torch import Tensor, nn
 
 from robustres.errors import DataError, InputError, ModelError
 from robustres.precision import named
-from robustres.threat import ThreatModel, widest
+from robustres.threat import ThreatModel, require_width
 
 
-def check_types(model: object, x: object, y: object) -> None:
-    """Refuse what is no module and no tensor, before anything else is asked of it."""
+def check_types(model: object) -> None:
+    """Refuse what is no module, before anything else is asked of it."""
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"the model must be a torch.nn.Module, got {type(model).__name__}; a function goes into a module's forward"
         )
-    for name, value in (("images", x), ("labels", y)):
-        if not isinstance(value, Tensor):
-            raise DataError(f"{name} must be a torch.Tensor, got {type(value).__name__}; convert by torch.as_tensor")
 
 
 def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
@@ -35,6 +31,7 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
         )
     if len(x) == 0:
         return
+    require_width(threat, x[0].numel())
     low, high = float(x.min()), float(x.max())
     if not torch.isfinite(x).all():
         sample = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
@@ -61,17 +58,6 @@ def check_rounding(dtype: torch.dtype, threat: ThreatModel) -> None:
         )
 
 
-def warn_of_everything(x: Tensor, threat: ThreatModel) -> None:
-    """Say so where the ball holds every image there is, as when eps is given in 8-bit units."""
-    farthest = widest(threat.norm, x[0].numel() if len(x) else 1)
-    if math.isfinite(threat.eps) and threat.eps > farthest:
-        warnings.warn(
-            f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is {farthest:g};"
-            " eps is in pixel units: for 8-bit images write 8/255",
-            stacklevel=3,
-        )
-
-
 def check_mode(model: nn.Module, *, allowed: bool) -> None:
     """Refuse a model in training mode: dropout and batch statistics would be attacked instead of the classifier."""
     if not allowed and (training := [name or "the model" for name, m in model.named_modules() if m.training]):
@@ -86,6 +72,13 @@ def mismatch_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Inside, a model that fails on images of another device than its weights' is told from a broken one."""
     try:
         yield
+    except AssertionError as error:
+        if "Guard failed" not in str(error):
+            raise
+        raise ModelError(
+            f"the module of an exported program only takes batches as it was exported with ({error}); give it to "
+            "load_model first, or export it with dynamic_shapes"
+        ) from error
     except RuntimeError as error:
         weight = next((p for p in model.parameters() if p.is_floating_point()), x)
         if weight.device != x.device:
@@ -154,8 +147,8 @@ def check_function(
     if (away := _difference(answers[:1], among, roundoff)) > 0:
         raise ModelError(
             f"the model's answer to an image depends on the other images of its batch (logits differ by {away:.3g}), "
-            "so no example found could be verified; a usual cause is a batch normalisation without running "
-            "statistics, or a network traced in training mode: train or export it with model.eval()"
+            "so no example found could be verified; usual causes are a batch normalisation without running "
+            "statistics, a network traced in training mode (export it after model.eval()), and dynamic quantisation"
         )
     raise ModelError(
         f"the logits given as clean differ by {_difference(answers, clean, roundoff):.3g} from the model's answers to "

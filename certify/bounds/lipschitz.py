@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from robustres.at_hand import images_tensor
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bound_cache import BoundMemory, Known, RememberingBounder, network_key
@@ -125,7 +126,8 @@ def lipschitz(
     return report
 
 
-def _fitting(images: Tensor | None, shape: Shape) -> Tensor | None:
+def _fitting(given: Any, shape: Shape) -> Tensor | None:
+    images = None if given is None else images_tensor(given)
     if images is not None and (tuple(images.shape[1:]) != shape or not len(images)):
         raise InputError(f"images must have the shape (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
     return images

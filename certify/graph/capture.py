@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
-from robustres.guard import random_state_kept
+from robustres.guard import random_state_kept, without_guards
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
@@ -100,7 +100,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"the model cannot be copied, which certification needs: {first_line(error)}") from error
-    module = module.to(torch.float64).eval()
+    module = without_guards(module).to(torch.float64).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from robustres.at_hand import images_tensor
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport, multiplied
@@ -69,6 +70,7 @@ def certify(
     >>> 0.353553 < radius < 0.5 / 2**0.5
     True
     """
+    x = images_tensor(x)
     _check(x, norm, dtype)
     if report is None:
         report = lipschitz(model, tuple(x.shape[1:]))

@@ -60,7 +60,7 @@ def inspect(
             subject, results, total = _model(
                 str(model),
                 data,
-                options.Source(split, limit or 60, data_root, download, mean, std),
+                options.Source(split, limit or 60, data_root, download, mean=mean, std=std),
                 joint=joint,
             )
         progress("claims", 0, total)

@@ -1,10 +1,14 @@
 """The command `robustres`: registers the commands and turns errors into one line and an exit code.
 
-Exit codes: 0 done; 1 a defect was found, such as a violated sandwich; 2 bad input; 130 interrupted.
+Exit codes: 0 done; 1 a defect was found, such as a violated sandwich; 2 bad input; 3 a defect of robustres; 130
+interrupted.
 torch is imported inside the commands, so that --help answers at once.
 """
 
+import os
 import sys
+import traceback
+from pathlib import Path
 
 import typer
 
@@ -60,8 +64,39 @@ def app() -> None:
     except RobustresError as error:
         _say(error)
         sys.exit(2)
+    except MemoryError as error:
+        _say(f"the memory does not suffice ({_line(error)}); take fewer images at once with --batch-size")
+        sys.exit(2)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            _say(f"the GPU's memory does not suffice ({_line(error)}); take fewer images at once with --batch-size")
+            sys.exit(2)
+        if os.environ.get("ROBUSTRES_TRACEBACK"):
+            traceback.print_exc()
+        _say(
+            f"{type(error).__name__}: {_line(error)} ({_place(error)}); this is a defect of robustres, please report "
+            "it with the command (ROBUSTRES_TRACEBACK=1 before the command shows where it happened)"
+        )
+        sys.exit(3)
 
 
-def _say(error: Exception) -> None:
+def _say(error: object) -> None:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(str(error), err=True)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or "nothing said").splitlines()[0]
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the innermost frame in this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "robustres" in Path(frame.filename).parts] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is torch's; torch is imported where it was raised, and nowhere else."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -82,6 +82,12 @@ KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples wi
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
 
 
+Classes = Annotated[
+    Path | None,
+    typer.Option("--classes", help="For folder:DIR: a file of folder names in the order of the network's outputs."),
+]
+
+
 @dataclass(frozen=True)
 class Reading:
     """Which samples of DATA."""
@@ -90,14 +96,19 @@ class Reading:
     limit: Limit = None
     data_root: DataRoot = None
     download: Download = False
+    classes: Classes = None
 
     def images(self, data: str) -> "ImageSet":
         """The samples that the command names."""
         from robustres.data import load_data
 
-        return load_data(
-            data, root=self.data_root, split=cast(Any, self.split), limit=self.limit, download=self.download
-        )
+        images = load_data(
+            data, root=self.data_root, split=cast(Any, self.split), limit=self.limit, download=self.download,
+            classes=self.classes,
+        )  # fmt: skip
+        if data.startswith("folder:"):
+            console.notes.print(f"labels of the folders: {labels_in_words(images)}", markup=False, highlight=False)
+        return images
 
 
 @dataclass(frozen=True)
@@ -219,6 +230,12 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     flat.__dict__["__signature__"] = Signature(parameters)
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
+
+
+def labels_in_words(images: "ImageSet", *, shown: int = 20) -> str:
+    """Which folder became which label."""
+    listed = ", ".join(f"{label} = {name}" for label, name in enumerate(images.class_names[:shown]))
+    return listed + (f", ... {images.classes} in all" if images.classes > shown else "")
 
 
 def pick_device(name: str) -> str:

@@ -118,11 +118,12 @@ class Parts:
     limit: options.Limit = None
     data_root: options.DataRoot = None
     download: options.Download = False
+    classes: options.Classes = None
 
     def load(self, data: str) -> "tuple[ImageSet, ImageSet]":
         """The samples of both parts."""
         train, validation = (
-            options.Reading(split, self.limit, self.data_root, self.download).images(data)
+            options.Reading(split, self.limit, self.data_root, self.download, self.classes).images(data)
             for split in (self.split, self.validation_split)
         )
         return train, validation

@@ -1,6 +1,8 @@
 """One pass over a data set: every pixel is checked and enters the digest, a chunk at a time."""
 
 import hashlib
+from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,6 +10,8 @@ from torch import Tensor
 from robustres.data.pixels import Pixels, chunks
 from robustres.data.read_ahead import read_ahead
 from robustres.errors import DataError
+
+MOST_CLASSES = 2**20
 
 
 def check_shape(shape: tuple[int, ...], source: str) -> None:
@@ -49,6 +53,30 @@ def check_labels(labels: Tensor, samples: int, classes: int, source: str) -> Non
             f"{source}: sample {first} has label {int(labels[first])}, outside the classes 0 .. {classes - 1}; "
             "correct the label or name the missing classes"
         )
+
+
+def numbered_classes(labels: Tensor, source: str) -> tuple[str, ...]:
+    """The names "0", "1", ... of the classes 0 .. max(labels); DataError for a label that counts no classes."""
+    largest = max(int(labels.max()), 0) if labels.numel() else -1
+    if largest >= MOST_CLASSES:
+        raise DataError(
+            f"{source}: sample {int(labels.argmax())} has label {largest}; labels count the classes from 0, and more "
+            f"than {MOST_CLASSES} are not meant (2^32 - 1 and the like mark samples to be ignored: leave these out)"
+        )
+    return tuple(map(str, range(largest + 1)))
+
+
+def named_classes(file: Path) -> tuple[str, ...]:
+    """The names of the classes in a text file, one per line, in order; DataError where it is no text."""
+    try:
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the names of classes in {file} ({error}); write one per line, in UTF-8"
+        ) from error
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{file} names the class {twice[0]!r} twice; every class needs a name of its own")
+    return names
 
 
 def _check_chunk(pixels: Pixels, images: Tensor, start: int, source: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustres.data.check import named_classes
 from robustres.data.decode import decoded, header
 from robustres.data.image_set import ImageSet
 from robustres.data.pixels import DecodedPixels
@@ -14,16 +15,23 @@ from robustres.errors import DataError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 
 
-def image_folder(folder: Path, split: Split = "test", *, limit: int | None = None) -> ImageSet:
-    """Every image under FOLDER/CLASS/, the classes in alphabetical order; all must have the same size.
+def image_folder(
+    folder: Path, split: Split = "test", *, limit: int | None = None, classes: Path | None = None
+) -> ImageSet:
+    """Every image under FOLDER/CLASS/; all must have the same size.
 
     Greyscale folders give one channel, others three. Files are opened and decoded when their batch is read. With
     `limit` only as many files are opened, taken evenly from the classes in turn.
+    classes: a text file with the name of a folder per line, in the order of the network's outputs; names without a
+        folder are classes without images. Without it the labels are the folders in alphabetical order.
     """
     part, carve = split_folder(folder, split)
-    class_names = tuple(sorted(entry.name for entry in part.iterdir() if entry.is_dir()))
-    if not class_names:
+    folders = sorted(entry.name for entry in part.iterdir() if entry.is_dir())
+    if not folders:
         raise DataError(f"{part} has no class folders; an image folder holds one directory of images per class")
+    class_names = tuple(folders) if classes is None else named_classes(classes)
+    if unknown := sorted(set(folders) - set(class_names)):
+        raise DataError(f"{classes} does not name the folder {unknown[0]} of {part}; write every folder in a line")
     files = _files_in_turn(part, class_names)
     if not files:
         raise DataError(f"{part} holds no images; known endings are {', '.join(sorted(SUFFIXES))}")
@@ -44,6 +52,7 @@ def image_folder(folder: Path, split: Split = "test", *, limit: int | None = Non
         f"folder:{folder} ({split})",
         split=split,
         split_seed=SPLIT_SEED if carve else None,
+        ordered_by_name=classes is None,
     )
 
 

@@ -25,6 +25,7 @@ class ImageSet:
         also checks every pixel; where it is given, it must be this.
     split: which part of the data this is, empty where nothing is known of parts; split_seed: of the draw that divided
         the data, None where the source divides itself.
+    ordered_by_name: whether the labels are nothing but the alphabetical order of the class names.
     Raises DataError, one sentence, for anything else.
     """
 
@@ -35,6 +36,7 @@ class ImageSet:
     sha256: str = ""
     split: str = ""
     split_seed: int | None = None
+    ordered_by_name: bool = False
 
     def __post_init__(self) -> None:
         check_shape(tuple(self.pixels.shape), self.source)

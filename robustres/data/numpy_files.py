@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robustres.data.check import named_classes, numbered_classes
 from robustres.data.image_set import ImageSet
 from robustres.data.pixels import ArrayPixels, ChosenPixels, Pixels
 from robustres.data.splits import SPLIT_SEED, Split, held_out, split_folder
@@ -27,7 +28,7 @@ def numpy_folder(folder: Path, split: Split = "test", *, limit: int | None = Non
     """
     part, carve = split_folder(folder, split)
     names = part / "classes.txt"
-    classes = tuple(names.read_text().splitlines()) if names.is_file() else ()
+    classes = named_classes(names) if names.is_file() else ()
     arrays = _load(part / "images.npy"), _load(part / "labels.npy")
     return _image_set(*arrays, f"npy:{folder} ({split})", classes=classes, split=split, carve=carve, limit=limit)
 
@@ -78,11 +79,11 @@ def _image_set(
     if not len(images):
         raise DataError(f"{source}: there are no images (shape {images.shape}); at least one is needed")
     targets = torch.from_numpy(np.array(labels, dtype=np.int64))
+    names = classes or numbered_classes(targets, source)
     chosen = held_out(targets, split) if carve else torch.arange(len(targets))
     pixels: Pixels = ArrayPixels(images)
     if carve or limit is not None:
         pixels = ChosenPixels(pixels, chosen[:limit])
-    names = classes or tuple(str(label) for label in range(max(int(targets.max()), 0) + 1))
     seed = SPLIT_SEED if carve else None
     return ImageSet(pixels, targets[chosen[:limit]], names, source, split=split, split_seed=seed)
 

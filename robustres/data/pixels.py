@@ -62,7 +62,7 @@ class ChosenPixels:
 
 @dataclass(frozen=True, eq=False)
 class DecodedPixels:
-    """Encoded images: `decode(i)` gives image i as uint8 of `image_shape` (C, H, W), or raises DataError."""
+    """Encoded images: `decode(i)` gives image i as float32 of `image_shape` (C, H, W), or raises DataError."""
 
     samples: int
     image_shape: tuple[int, int, int]
@@ -74,10 +74,10 @@ class DecodedPixels:
         return self.samples, *self.image_shape
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        pixels = torch.empty(len(index), *self.image_shape, dtype=torch.uint8)
+        pixels = torch.empty(len(index), *self.image_shape)
         for row, sample in enumerate(index.tolist()):
             pixels[row] = self.decode(sample)
-        return pixels.float() / 255
+        return pixels
 
 
 def chunks(shape: Sequence[int]) -> Iterator[Tensor]:

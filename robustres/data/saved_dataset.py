@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from robustres.data.check import numbered_classes
 from robustres.data.decode import decoded, header
 from robustres.data.image_set import ImageSet
 from robustres.data.pixels import ChosenPixels, DecodedPixels, Pixels
@@ -43,7 +44,7 @@ def saved_dataset(folder: Path, split: Split = "test", *, limit: int | None = No
     chosen = held_out(labels, split) if carve else torch.arange(len(labels))
     if carve or limit is not None:
         pixels = ChosenPixels(pixels, chosen[:limit])
-    names = features[label].get("names") or [str(value) for value in range(max(int(labels.max()), 0) + 1)]
+    names = features[label].get("names") or numbered_classes(labels, source)
     seed = SPLIT_SEED if carve else None
     return ImageSet(pixels, labels[chosen[:limit]], tuple(names), source, split=split, split_seed=seed)
 

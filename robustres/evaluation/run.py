@@ -1,5 +1,6 @@
 """Attack and certify a data set, part by part, into a run folder; stop if certificate and attack ever cross."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from robustres.evaluation.task import Progress, Task, spans_of
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel, load_model
 from robustres.results import RunFolder, require_own_run
+from robustres.threat import require_width
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -100,6 +102,8 @@ def evaluate(
         task = Task(module, data, settings, folder, shard, device, progress)
         shard.from_first(lambda: require_own_run(folder.path))
         shard.from_first(lambda: require_free(folder.path))
+        for threat in settings.threats():
+            require_width(threat, math.prod(data.image_shape))
         classes = check_output(module, data, device=device)
         if settings.certify:
             require_certifiable_type(module, settings.dtype)

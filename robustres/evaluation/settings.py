@@ -1,7 +1,7 @@
 """What an evaluation computes: settings that are checked once and stand in the run's manifest."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -11,7 +11,7 @@ from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.errors import InputError
 from robustres.evaluation.plan import check_certificates, planned_attacks
 from robustres.evaluation.plugins import described
-from robustres.threat import Norm, ThreatModel
+from robustres.threat import Norm, ThreatModel, parse_numbers
 
 Dtype = Literal["float64", "float32"]
 # What a forward pass takes where the caller does not say: the fixed cost of a step is shared by many small images, and
@@ -27,7 +27,8 @@ CONVENTIONAL_EPS: Mapping[Norm, tuple[float, ...]] = MappingProxyType(
 class Settings:
     """Threats, attacks and certificates of one evaluation.
 
-    eps: for each norm to attack in, the budgets in pixel units. Certificates are computed in these norms and in l2.
+    eps: for each norm to attack in, the budgets in pixel units, one or several. Certificates are computed in these
+        norms and in l2.
     attacks: names that `robustres.attacks.make_attack` knows, and attacks of one's own: an object with `name`, `threat`
         and a call (model, x, y) that returns images, which brings its own eps; or a class, or its place as
         "package.module:name", which is made with each threat. None for certificates alone.
@@ -69,6 +70,11 @@ class Settings:
     examples: int = 24
 
     def __post_init__(self) -> None:
+        if not isinstance(self.eps, Mapping):
+            raise InputError(f"eps must name its norm, for example eps={{'linf': (8/255,)}}, got {self.eps!r}")
+        object.__setattr__(self, "eps", {norm: _numbers(budgets) for norm, budgets in self.eps.items()})
+        if isinstance(self.attacks, str):
+            object.__setattr__(self, "attacks", tuple(self.attacks.split(",")))
         if not self.eps or not all(self.eps.values()):
             raise InputError("name at least one norm with at least one eps, for example eps={'linf': (8/255,)}")
         for norm, budgets in self.eps.items():
@@ -133,3 +139,13 @@ class Settings:
             "diagnose": self.diagnose,
             "examples": self.examples,
         }
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """One budget or several, as numbers or as words such as "8/255"."""
+    if isinstance(given, str):
+        return parse_numbers(given)
+    try:
+        return tuple(map(float, given)) if isinstance(given, Iterable) else (float(given),)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"eps must be a number or several, such as 8/255 or (1/255, 8/255), got {given!r}") from error

@@ -15,6 +15,7 @@ from robustres.certify import Certificate, LipschitzReport, lipschitz
 from robustres.data import ImageSet, read_ahead
 from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.bound_store import BoundStore, user_cache
+from robustres.evaluation.class_order import doubts
 from robustres.evaluation.forward import clean_logits, label_margin
 from robustres.evaluation.masking import diagnosis_rows
 from robustres.evaluation.preflight import not_finite, require_finite, uncovered_arithmetic
@@ -88,7 +89,17 @@ class Task:
             )  # fmt: skip
         self.progress("clean", len(spans), len(spans))
         self._require_finite(logits)
+        self._say_doubts(logits)
         return logits
+
+    def _say_doubts(self, logits: dict[range, Tensor]) -> None:
+        """Say in the log where the labels look as if they were not the model's."""
+        mine = [(self.data.labels[span.start : span.stop], rows.argmax(dim=1)) for span, rows in logits.items()]
+        parts = [part for found in self.shard.gather(mine) for part in found]
+        if self.shard.first and parts:
+            labels, predictions = (torch.cat(column) for column in zip(*parts, strict=True))
+            for doubt in doubts(self.data, labels, predictions, next(iter(logits.values())).shape[1]):
+                log.warning(doubt)
 
     def _require_finite(self, logits: dict[range, Tensor]) -> None:
         """Stop every process, or say in the log how many samples will count as wrong, where logits are not finite."""

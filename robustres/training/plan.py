@@ -9,7 +9,8 @@ from torch import nn
 
 from robustres.data import ImageSet
 from robustres.errors import InputError, ModelError
-from robustres.models import Architecture, Normalised, build, load_model
+from robustres.models import Architecture, build, load_model
+from robustres.models.networks.normalised import normalised
 from robustres.models.networks.presets import PRESETS
 from robustres.results import write_atomically
 from robustres.training.recipe import Recipe
@@ -53,11 +54,7 @@ class Plan:
                 f"the network is made for images {wanted[0]} and {wanted[1]} classes but {data.source} has {found[0]} "
                 f"and {found[1]}; choose another preset, or write an [architecture] without image_shape and classes"
             )
-        network = build(architecture, seed=self.recipe.seed)
-        if mean is None and std is None:
-            return network
-        channels = len(mean or std or ())
-        return Normalised(network, mean or (0.0,) * channels, std or (1.0,) * channels)
+        return normalised(build(architecture, seed=self.recipe.seed), mean, std)
 
     def write(self, file: Path) -> None:
         """As TOML, so that `plan_of(None, file, {})` gives this plan again."""

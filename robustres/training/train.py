@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from robustres.data import ImageSet
 from robustres.errors import ModelError
 from robustres.models import Normalised, ResidualNet
+from robustres.threat import ThreatModel, require_width
 from robustres.training.augmentation import augmented
 from robustres.training.distributed import World, world
 from robustres.training.history import Epoch, History
@@ -49,6 +50,7 @@ def train(
     Deterministic on a CPU: the same model, data and recipe give the same weights.
     Raises InputError where model, loss or an interrupted run do not fit, ModelError where the loss is not finite.
     """
+    require_width(ThreatModel(recipe.norm, recipe.eps), math.prod(train_set.image_shape))
     where = torch.device(device)
     with world(where) as processes:
         run = _Run(model.to(where), train_set, validation_set, recipe, processes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import PGD, Attack, Square, attack_names, make_attack
-from robustres.errors import DataError, ModelError
+from robustres.errors import DataError, InputError, ModelError
 from robustres.threat import Norm, ThreatModel
 
 from .conftest import Case
@@ -120,8 +120,8 @@ def test_an_attack_runs_under_no_grad_and_inference_mode(small: Case) -> None:
         (lambda x, y: (x, y[:-1]), "labels must be integers of shape"),
         (lambda x, y: (x, torch.eye(4)[y].long()), r"y.argmax\(dim=1\)"),
         (lambda x, y: (x[0], y[0]), r"x\[None\]"),
-        (lambda x, y: (x.numpy(), y), "images must be a torch.Tensor, got ndarray; convert"),
-        (lambda x, y: (x, y.tolist()), "labels must be a torch.Tensor, got list; convert"),
+        (lambda x, y: (["a"], y), "images must be a tensor, an array or a list of numbers, got list"),
+        (lambda x, y: (x.permute(0, 2, 3, 1).numpy(), y), "last axis looks like the channels"),
         (lambda x, y: (x, y + 3), "outside the model's 4 classes"),
         (lambda x, y: (x, y - 9), "outside the model's 4 classes"),
     ],
@@ -134,6 +134,18 @@ def test_data_that_cannot_be_right_is_refused_with_a_cure(
         PGD(LINF)(small.model, x, y)
 
 
+def test_arrays_lists_and_images_with_a_gradient_are_taken_like_tensors(small: Case) -> None:
+    attack = PGD(LINF, steps=2)
+    expected = attack(*small)
+    for x, y in (
+        (small.x.numpy(), small.y.numpy().astype("int32")),
+        (small.x.tolist(), small.y.tolist()),
+        (list(small.x), list(small.y)),
+        (small.x.clone().requires_grad_(), small.y),
+    ):
+        assert torch.equal(attack(small.model, x, y).examples, expected.examples)
+
+
 def test_a_function_is_no_model(small: Case) -> None:
     with pytest.raises(ModelError, match=r"torch.nn.Module, got function"):
         PGD(LINF)(lambda x: small.model(x), small.x, small.y)  # type: ignore[arg-type]
@@ -141,7 +153,7 @@ def test_a_function_is_no_model(small: Case) -> None:
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8.0), ("l2", 20.0), ("l1", 300.0)])
 def test_an_eps_that_allows_every_image_is_called_so(norm: Norm, eps: float, small: Case) -> None:
-    with pytest.warns(UserWarning, match="allows every image .* write 8/255"):
+    with pytest.raises(InputError, match=rf"allows every image .* did you mean {eps:g}/255|write 8/255"):
         PGD(ThreatModel(norm, eps), steps=1)(small.model, small.x, small.y)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from robustres.models import preset, save_checkpoint
 
@@ -106,3 +107,44 @@ def test_the_demo_certifies_a_clear_share_and_shows_why_constraining_matters(
     for name in ("report.html", "report.md", "samples.csv", "blocks.csv"):
         assert (tmp_path / name).stat().st_size > 0
     assert list((tmp_path / "figures").glob("*.svg"))
+
+
+def test_an_error_that_is_not_ours_says_so_and_exits_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("forgotten")
+
+    monkeypatch.setattr("robustres.data.load_data", broken)
+    assert run(["data", "digits"], monkeypatch) == 3
+    said = capsys.readouterr().err
+    assert "KeyError" in said
+    assert "this is a defect of robustres, please report it" in said
+    assert "Traceback" not in said
+    monkeypatch.setenv("ROBUSTRES_TRACEBACK", "1")
+    assert run(["data", "digits"], monkeypatch) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_memory_that_does_not_suffice_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        raise MemoryError("cannot allocate")
+
+    monkeypatch.setattr("robustres.data.load_data", greedy)
+    assert run(["data", "digits"], monkeypatch) == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_the_labels_of_folders_are_said_and_ordered_by_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "images" / name / "0.png")
+    assert run(["data", f"folder:{tmp_path / 'images'}"], monkeypatch) == 0
+    assert "labels of the folders: 0 = cat, 1 = dog" in capsys.readouterr().err
+    (tmp_path / "order.txt").write_text("dog\ncat\n")
+    assert run(["data", f"folder:{tmp_path / 'images'}", "--classes", str(tmp_path / "order.txt")], monkeypatch) == 0
+    assert "0 = dog, 1 = cat" in capsys.readouterr().err

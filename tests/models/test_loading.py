@@ -141,11 +141,23 @@ def test_a_model_that_does_not_classify_these_images_is_refused() -> None:
         load_model(nn.Flatten(0), input_shape=(3, 4, 4))
 
 
-def test_statistics_given_alone_are_completed() -> None:
+def test_a_std_alone_divides_and_a_mean_alone_is_refused() -> None:
     model = nn.Flatten()
     x = torch.rand(2, 1, 2, 2)
     assert torch.allclose(load_model(model, std=(0.5,)).module(x), 2 * x.flatten(1))
-    assert torch.allclose(load_model(model, mean=(0.5,)).module(x), x.flatten(1) - 0.5)
+    with pytest.raises(ModelError, match="mean was given without std"):
+        load_model(model, mean=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "meant"),
+    [((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "123.675/255"), ((0.5,), (58.395,), "58.395/255")],
+)
+def test_statistics_in_8_bit_units_are_refused_with_what_is_meant(
+    mean: tuple[float, ...], std: tuple[float, ...], meant: str
+) -> None:
+    with pytest.raises(ModelError, match=f"did you mean {meant}"):
+        load_model(nn.Flatten(), mean=mean, std=std)
 
 
 def test_the_published_residual_network_classifies_86_of_100_images(shared: Path) -> None:

@@ -314,6 +314,81 @@ except ModelError as refusal:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")
+def test_a_script_is_one_module_with_and_without_a_shape(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
+    file = quietly(save_scripted, model, tmp_path / "net.pt")
+    x = torch.rand(3, 2, 6, 6)
+    for shape in (None, (2, 6, 6)):
+        loaded = load_model(str(file), input_shape=shape).module
+        x = x.detach().requires_grad_()
+        loaded(x).sum().backward()
+        assert torch.allclose(loaded(x), model(x), atol=1e-6)
+        assert x.grad is not None
+        assert lipschitz(loaded, (2, 6, 6)).upper == pytest.approx(lipschitz(model, (2, 6, 6)).upper, rel=1e-5)
+
+
+class Backward(nn.Module):
+    """Writes where an index of its own says: the operation does not look whether that is inside its memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.full([1, 1, 2, 2], 1 << 40, dtype=torch.int64)
+        ones, big = torch.ones([1, 1, 2, 2]), torch.ones([1, 1, 4, 4])
+        back = torch.ops.aten.max_pool2d_with_indices_backward(ones, big, [2, 2], [2, 2], [0, 0], [1, 1], False, place)
+        return x.flatten(1) + back.sum()
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) + torch.rand(1)
+
+
+class Printing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        print("seen")  # noqa: T201
+        return x.flatten(1)
+
+
+class Endless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        while bool(x.sum() > -1):
+            x = x + 1
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Backward(), "max_pool2d_with_indices_backward, which is not among"),
+        (Random(), "aten::rand, which is not among"),
+        (Printing(), "prim::Print, which does more than compute"),
+        pytest.param(Endless(), "computes for more than", marks=pytest.mark.slow),
+    ],
+)
+def test_what_no_classifier_computes_ends_in_a_sentence(model: nn.Module, sentence: str, tmp_path: Path) -> None:
+    file = quietly(save_scripted, model, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=sentence):
+        load_model(str(file), input_shape=SHAPE)
+
+
+def test_a_network_traced_in_training_mode_is_named_as_that(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model, torch.rand(2, *SHAPE), check_trace=False).save(tmp_path / "net.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(ModelError, match=r"batch_norm is in training mode; call model.eval\(\)"):
+        load_model(str(tmp_path / "net.pt"), input_shape=SHAPE)
+
+
+def test_a_program_of_enormous_values_is_refused_before_it_runs(tmp_path: Path) -> None:
+    class Enormous(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).repeat(1, 1 << 28).sum(1, keepdim=True).repeat(1, 3)
+
+    file = quietly(save_program, Enormous().eval(), tmp_path / "net.pt2")
+    with pytest.raises(ModelError, match="as no classifier does"):
+        load_model(str(file))
+
+
 def test_a_tensor_stretched_over_forty_gigabytes_is_refused_within_half_a_gibibyte(tmp_path: Path) -> None:
     file = tmp_path / "net.pt2"
     save_program(Residual().eval(), file)

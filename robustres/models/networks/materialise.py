@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from robustres.guard import without_guards
+
 
 @runtime_checkable
 class SettlesOn(Protocol):
@@ -47,7 +49,7 @@ def materialise(model: nn.Module) -> nn.Module:
     Parametrised weights are evaluated in float64 after `settle`; every tensor has the type that it had before, so that
     a network of several types stays one. The model given is left as it was.
     """
-    plain = copy.deepcopy(model).eval()
+    plain = without_guards(copy.deepcopy(model)).eval()
     if not any(isinstance(part, SettlesItself) or parametrize.is_parametrized(part) for part in plain.modules()):
         return plain
     with torch.no_grad():

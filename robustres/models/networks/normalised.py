@@ -8,6 +8,22 @@ from torch import Tensor, nn
 from robustres.errors import ModelError
 
 
+def normalised(
+    model: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The model on normalised images, or as it is where no statistics are given; a mean alone is refused."""
+    if mean is not None and std is None:
+        raise ModelError(
+            f"mean was given without std; give the std that the network was trained with as well, or std of "
+            f"{','.join(['1'] * len(mean))} where it only subtracts the mean"
+        )
+    return model if std is None else Normalised(model, mean or (0.0,) * len(std), std, dtype=dtype)
+
+
 class Normalised(nn.Module):
     """model((x - mean) / std) for images x (N, C, H, W) in [0, 1].
 
@@ -26,6 +42,10 @@ class Normalised(nn.Module):
             raise ModelError(f"mean and std must have one number per channel each, got {len(mean)} and {len(std)}")
         if not all(0 < value < float("inf") for value in std):
             raise ModelError(f"std must be positive, got {', '.join(f'{value:g}' for value in std)}")
+        for name, values, largest in (("mean", mean, 1.0), ("std", std, 2.0)):
+            if any(value > largest for value in values):
+                found = f"{max(values):g}"
+                raise ModelError(f"{name} must be in units of pixels in [0, 1], got {found}; did you mean {found}/255?")
         self.model = model
         self.register_buffer("mean", torch.tensor(tuple(mean), dtype=dtype).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std), dtype=dtype).reshape(1, -1, 1, 1))

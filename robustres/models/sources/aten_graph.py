@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from robustres.errors import ModelError
+from robustres.models.sources.allowed_operations import is_allowed
 
+# Bytes of one value inside a network, for a few images.
+LARGEST_VALUE = 2**30
 NAME = re.compile(r"[A-Za-z_]\w*")
-# Operations of ATen that touch files.
-FORBIDDEN = frozenset({"from_file", "save"})
 # What may be computed with the sizes of tensors, beside choosing one of several results.
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
@@ -25,13 +27,16 @@ TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "feature_dropout"
 
 
 def aten_operation(name: str, overload: str) -> Callable[..., Any]:
-    """The operation torch.ops.aten.NAME.OVERLOAD; ModelError where there is none or where it is not about tensors."""
-    if NAME.fullmatch(name) and NAME.fullmatch(overload) and name not in FORBIDDEN and not name.startswith("__"):
+    """The operation torch.ops.aten.NAME.OVERLOAD; ModelError where there is none that a file may use."""
+    if NAME.fullmatch(name) and NAME.fullmatch(overload) and is_allowed(name, overload):
         packet = getattr(torch.ops.aten, name, None)
         found = getattr(packet, overload, None)
         if isinstance(found, torch._ops.OpOverload):
             return found
-    raise ModelError(f"it uses aten.{name}.{overload}, which is not known here as an operation on tensors")
+    raise ModelError(
+        f"it uses aten.{name}.{overload}, which is not among the operations of image classifiers that a file may use; "
+        "build the network in a function of yours and give package.module:function"
+    )
 
 
 class AtenGraph:
@@ -74,3 +79,23 @@ class AtenGraph:
         self._graph.output(output)
         self._graph.lint()
         return fx.GraphModule(self._root, self._graph).eval()
+
+
+def require_moderate(module: nn.Module, images: Tensor) -> None:
+    """ModelError where any value that the network computes from such images would be huge; nothing is computed.
+
+    The shapes are followed from operation to operation by torch's fake tensors, which take no memory.
+    """
+    assert isinstance(module, fx.GraphModule)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+        _Sizes(module).run(fake.from_tensor(images))
+
+
+class _Sizes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, Tensor) and part.numel() * part.itemsize > LARGEST_VALUE:
+                size = part.numel() * part.itemsize
+                raise ModelError(f"its {n.name} would make {size} bytes from a few images, as no classifier does")
+        return value

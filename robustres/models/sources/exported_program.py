@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from robustres.errors import ModelError
 from robustres.models.sources.archive import Archive
-from robustres.models.sources.aten_graph import ARITHMETIC, AtenGraph, aten_operation
+from robustres.models.sources.aten_graph import ARITHMETIC, AtenGraph, aten_operation, require_moderate
 
 # Codes of the format.
 DTYPES: Mapping[int, torch.dtype] = {
@@ -126,7 +126,10 @@ def _require_any_batch(module: nn.Module, program: Mapping[str, Any]) -> None:
         if "user_input" in spec
     )
     sizes = [side.get("as_int") for side in program["graph"]["tensor_values"][name]["sizes"]]
-    if sizes[0] is None or None in sizes[1:] or math.prod(sizes[1:]) > LARGEST_PROBE:
+    if None in sizes[1:] or not 0 < math.prod(sizes[1:]) <= LARGEST_PROBE:
+        raise ModelError(f"it takes images of the shape {sizes[1:]}; fixed sides of moderate size are needed")
+    require_moderate(module, torch.zeros(2 if sizes[0] is None else sizes[0], *sizes[1:]))
+    if sizes[0] is None:
         return
     try:
         with torch.no_grad():

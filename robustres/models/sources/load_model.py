@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustres.errors import ModelError
 from robustres.models.networks.materialise import materialise
-from robustres.models.networks.normalised import Normalised
+from robustres.models.networks.normalised import normalised
 from robustres.models.sources.checkpoint import load_checkpoint
 from robustres.models.sources.exported_program import load_exported
 from robustres.models.sources.factory import call_factory
@@ -53,8 +53,8 @@ def load_model(
         TorchScript may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors, which replaces the weights.
         Only a factory executes code that is not part of an installed library; opening a file never does.
     download: whether published weights may be fetched when they are not on this machine.
-    mean, std: the normalisation that the network expects, per channel; it becomes part of the network. Only one given:
-        the other is 0 or 1.
+    mean, std: the normalisation that the network expects, per channel and in units of pixels in [0, 1]; it becomes part
+        of the network. A std alone divides only; a mean alone is refused.
     input_shape: (C, H, W) of the images; where given, one image is passed through as a check.
     Raises ModelError, one sentence, where the model cannot be used.
     """
@@ -62,10 +62,8 @@ def load_model(
         (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download, input_shape), spec)
     )
     module = materialise(module)
-    if mean is not None or std is not None:
-        channels = len(mean if mean is not None else std or ())
-        dtype = torch.float32 if input_shape is None else image_dtype(module, _one_image(module, input_shape))
-        module = Normalised(module, mean or (0.0,) * channels, std or (1.0,) * channels, dtype=dtype)
+    dtype = torch.float32 if input_shape is None else image_dtype(module, _one_image(module, input_shape))
+    module = normalised(module, mean, std, dtype=dtype)
     module.eval()
     if input_shape is not None:
         _pass_one_image(module, input_shape, source)

@@ -2,7 +2,7 @@
 
 `torch.jit.load` interprets TorchScript, never Python; but TorchScript has operations on files and may run some of its
 code while it is loaded. Archives that do so are refused: by their text before torch sees it, and by the graph of the
-network, in which every call is resolved, before that runs.
+network, in which every call is resolved, before that runs. The first run is in a process of its own.
 """
 
 import logging
@@ -17,21 +17,52 @@ from torch import fx, nn
 
 from robustres.errors import ModelError
 from robustres.guard import random_state_kept
+from robustres.models.sources.allowed_operations import is_allowed
+from robustres.models.sources.apart import tried_apart
 from robustres.models.sources.archive import Archive
-from robustres.models.sources.aten_graph import ARITHMETIC, AtenGraph, aten_operation
+from robustres.models.sources.aten_graph import ARITHMETIC, TRAINING, AtenGraph, aten_operation, require_moderate
 
 log = logging.getLogger(__name__)
 
 # In the archive's code: what runs while it is loaded, and operations on files.
 HOSTILE_CODE = re.compile(r"\b(?:__setstate__|save|from_file)\b")
-# In the network's graph after all calls were resolved: operations on files, and calls of what cannot be looked into.
-HOSTILE_NODES = re.compile(r"aten::(?:save|from_file)|prim::(?:Call|Interface|fork|Python|awaitable).*")
+# What a script may consist of beside operations of ATen: numbers and lists, branches and loops, and assertions.
+PRIMITIVES = frozenset(
+    (
+        *(
+            "Constant",
+            "GetAttr",
+            "SetAttr",
+            "ListConstruct",
+            "ListUnpack",
+            "TupleConstruct",
+            "TupleUnpack",
+            "TupleIndex",
+            "TupleSlice",
+        ),
+        *(
+            "DictConstruct",
+            "If",
+            "Loop",
+            "NumToTensor",
+            "RaiseException",
+            "Uninitialized",
+            "unchecked_cast",
+            "dtype",
+            "device",
+        ),
+        *("layout", "shape", "is_cuda", "is_cpu", "isinstance", "min", "max", "abs", "data"),
+        *("grad", "requires_grad", "annotate", "StringIndex"),
+    )
+)
 PROBES = 3
 TOLERANCE = 1e-5
 # Operations that carry a number from one type to another, or lists that are the same thing to Python.
 CARRIERS = frozenset({"prim::NumToTensor", "aten::Int", "aten::IntImplicit", "aten::ScalarImplicit"})
 # What depends on the list of all sizes of a tensor, which has no form in ATen; assertions ask for it.
 UNKNOWN = object()
+# Operations whose fourth and fifth arguments are running statistics.
+STATISTICS = frozenset({"batch_norm", "instance_norm"})
 LISTS = frozenset({"prim::ListConstruct", "prim::TupleConstruct"})
 
 
@@ -44,77 +75,123 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path, input_shape: tuple[int, ...] | None = None) -> nn.Module:
-    """The network in a TorchScript file, in evaluation mode.
+    """The network in a TorchScript file, in evaluation mode, rewritten as ATen operations, which can be certified.
 
-    input_shape: (C, H, W). Where it is given, the network is rewritten as ATen operations, which can be certified, and
-        the rewritten one must answer random images as the script does. A script that cannot be rewritten (it branches
-        or loops) stays as it is: it can be attacked, and the certifier refuses it.
-    Raises ModelError where the file is damaged or does more than compute with tensors.
+    The rewritten one must answer random images as the script does. A script that cannot be rewritten (it branches or
+    loops) stays as it is: it can be attacked, and the certifier refuses it.
+    input_shape: (C, H, W) of the images; where it is not given, one is sought on which the script runs.
+    Raises ModelError where the file is damaged, does more than compute with tensors, or does not end.
     """
+    _require_harmless_code(path)
+    unreadable = Archive(path, "TorchScript").unreadable
+    try:
+        shape = tried_apart(path, input_shape)
+        with random_state_kept():
+            script = opened(path)
+            rewritten = None if shape is None else _rewritten(script, shape)
+    except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError) as error:
+        raise unreadable((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    return script if rewritten is None else rewritten
+
+
+def _require_harmless_code(path: Path) -> None:
+    """ModelError where the archive's text has what would run while it is loaded; nothing of it runs here."""
     archive = Archive(path, "TorchScript")
     for name in archive.names:
         found = HOSTILE_CODE.search(archive.read(name).decode(errors="replace")) if name.endswith(".py") else None
         if found:
             raise archive.unreadable(f"its code in {name} uses {found[0]}, which does more than compute with tensors")
-    try:
-        with warnings.catch_warnings(), random_state_kept():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            script: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-            for parameter in script.parameters():
-                parameter.requires_grad_(False)  # or copies of the script could not be made
-            _require_harmless(script.inlined_graph)
-            rewritten = None if input_shape is None else _rewritten(script, input_shape)
-    except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise archive.unreadable(reason) from error
-    return script if rewritten is None else rewritten
 
 
-def _require_harmless(block: Any) -> None:
-    """ModelError for a node that can do more than compute, in this block or in one inside it."""
+def opened(path: Path) -> Any:
+    """The script, frozen and in evaluation mode; ModelError where its network does more than compute."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    for parameter in script.parameters():
+        parameter.requires_grad_(False)  # or copies of the script could not be made
+    _require_allowed(script.inlined_graph)
+    return script
+
+
+def runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The shape (C, H, W) where it is given, after a trial on it; else a shape that the script takes, or None."""
+    if shape is not None:
+        with torch.no_grad():
+            script(torch.rand(2, *shape))
+        return shape
+    kernels = [p for p in script.parameters() if p.ndim == 4]
+    channels = list(dict.fromkeys([*(int(kernel.shape[1]) for kernel in kernels[:1]), 3, 1, 2, 4]))
+    for side in (32, 28, 64, 224, 8, *range(1, 65), 96, 128, 160, 192, 256, 299, 384):
+        for count in channels:
+            try:
+                with torch.no_grad():
+                    answer = script(torch.rand(2, count, side, side))
+            except RuntimeError:
+                continue
+            if isinstance(answer, torch.Tensor) and answer.ndim == 2 and len(answer) == 2:
+                return count, side, side
+    return None
+
+
+def _require_allowed(block: Any) -> None:
+    """ModelError for a node that is not about tensors going forward, in this block or in one inside it."""
     for node in block.nodes():
-        if HOSTILE_NODES.fullmatch(node.kind()):
-            raise ModelError(f"its network uses {node.kind()}, which can do more than compute with tensors")
+        kind, inputs = node.kind(), list(node.inputs())
+        if kind.startswith("aten::"):
+            schema = node.schema().partition("(")[0].removeprefix("aten::").partition(".")
+            if not is_allowed(schema[0], schema[2]):
+                raise ModelError(f"its network uses {kind}, which is not among the operations that a file may use")
+            position = TRAINING.get(schema[0])
+            if position is not None and len(inputs) > position and inputs[position].toIValue() is True:
+                raise ModelError(
+                    f"its {schema[0]} is in training mode; call model.eval() before you trace or export it"
+                )
+        elif kind.removeprefix("prim::") not in PRIMITIVES:
+            raise ModelError(f"its network uses {kind}, which does more than compute with tensors")
         for inner in node.blocks():
-            _require_harmless(inner)
+            _require_allowed(inner)
 
 
 def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
     """The same function as ATen operations; None where there is no such form or it answers otherwise."""
+    trained = list(script.parameters())
     try:
-        module = _as_aten(torch.jit.freeze(script, optimize_numerics=False).inlined_graph)
+        module = _as_aten(torch.jit.freeze(script, optimize_numerics=False).inlined_graph, trained)
     except ModelError as error:
         log.info("the script stays a script: %s", error)
         return None
     images = torch.rand(PROBES, *input_shape, generator=torch.Generator().manual_seed(0))
+    require_moderate(module, images)
     with torch.no_grad():
         for batch in (images, images[:1]):
-            expected, found = script(batch), module(batch)
+            expected, found = script(batch.clone()), module(batch.clone())
             if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
                 log.warning("the script stays a script: rewritten it answers otherwise")
                 return None
     return module
 
 
-def _as_aten(graph: Any) -> nn.Module:
+def _as_aten(graph: Any, trained: list[torch.Tensor]) -> nn.Module:
+    """trained: the script's parameters; what else it holds becomes buffers."""
     built, values = AtenGraph(), dict[str, Any]()
     _, images = graph.inputs()
     values[images.debugName()] = built.input("images")
-    _add_nodes(built, values, graph)
+    _add_nodes(built, values, graph, trained)
     (output,) = graph.outputs()
     if values[output.debugName()] is UNKNOWN:
         raise ModelError("the result depends on the list of all sizes, for which there is no ATen operation")
     return built.finish(values[output.debugName()])
 
 
-def _add_nodes(built: AtenGraph, values: dict[str, Any], block: Any) -> None:
+def _add_nodes(built: AtenGraph, values: dict[str, Any], block: Any, trained: list[torch.Tensor]) -> None:
     """Every operation of a block in turn; what depends on no tensor is computed at once."""
     for node in block.nodes():
         kind, args = node.kind(), [values[value.debugName()] for value in node.inputs() if value.debugName() in values]
         names = [value.debugName() for value in node.outputs()]
         if kind == "prim::Constant":
-            values[names[0]] = _constant(built, node, names[0])
+            values[names[0]] = _constant(built, node, names[0], trained)
         elif kind in LISTS:
             values[names[0]] = args
         elif kind in CARRIERS:
@@ -122,7 +199,7 @@ def _add_nodes(built: AtenGraph, values: dict[str, Any], block: Any) -> None:
         elif kind in {"prim::ListUnpack", "prim::TupleUnpack"} and args[0] is not UNKNOWN:
             values.update(zip(names, _unpacked(built, args[0], len(names)), strict=True))
         elif kind == "prim::If" and (branch := _branch_that_does_not_raise(node)) is not None:
-            _add_nodes(built, values, branch)
+            _add_nodes(built, values, branch, trained)
             values.update(zip(names, (values[value.debugName()] for value in branch.outputs()), strict=True))
         elif kind.startswith("aten::"):
             values[names[0]] = _call(built, node, args)
@@ -140,11 +217,17 @@ def _call(built: AtenGraph, node: Any, args: list[Any]) -> Any:
         return len(args[0]) if name == "len" else args[0][args[1]]
     if name == "_convolution" and len(args[3]) == 2 and not args[6]:  # what tracing records for every convolution
         name, args = "conv2d", [*args[:6], args[8]]
+    if name in STATISTICS:  # freezing shares equal tensors, so a running mean may be a bias that is trained
+        args = [*args[:3], *(_without_gradient(built, value) for value in args[3:5]), *args[5:]]
     operation = aten_operation("sym_size" if name == "size" else name, overload or "default")
     positional, keywords = _by_schema(operation, args)
     if any(isinstance(value, fx.Node) for value in _flat(args)):
         return built.call(operation, positional, keywords)
     return operation(*positional, **keywords)
+
+
+def _without_gradient(built: AtenGraph, value: Any) -> Any:
+    return built.call(torch.ops.aten.detach.default, [value]) if isinstance(value, fx.Node) else value
 
 
 def _unpacked(built: AtenGraph, values: Any, count: int) -> list[Any]:
@@ -170,11 +253,16 @@ def _flat(args: Any) -> Iterator[Any]:
             yield value
 
 
-def _constant(built: AtenGraph, node: Any, name: str) -> Any:
+def _constant(built: AtenGraph, node: Any, name: str, trained: list[torch.Tensor]) -> Any:
     value = node.output().toIValue()
     if isinstance(value, torch.Tensor):
-        return built.tensor(name.removeprefix("self."), value.detach().clone(), trainable=value.ndim > 0)
+        return built.tensor(name.removeprefix("self."), value.detach().clone(), trainable=_is_among(value, trained))
     return value
+
+
+def _is_among(value: torch.Tensor, trained: list[torch.Tensor]) -> bool:
+    """Whether it is one of these; freezing keeps one name for equal tensors, so names say nothing."""
+    return any(value.shape == other.shape and torch.equal(value, other) for other in trained)
 
 
 def _branch_that_does_not_raise(node: Any) -> Any:

@@ -1,0 +1,44 @@
+"""Images and labels from what people have at hand: tensors, NumPy arrays and lists become tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustres.errors import DataError
+
+
+def images_tensor(value: Any) -> Tensor:
+    """Images as a tensor without a gradient; 8-bit ones (uint8) divided by 255, other types as they are.
+
+    Bytes of 0 and 1 alone are left as they are, to be refused: they look like images that lost their fractions.
+    """
+    images = _tensor(value, "images").detach()
+    if images.ndim == 4 and images.shape[1] > 4 >= images.shape[3] and not isinstance(value, Tensor):
+        raise DataError(
+            f"images must have shape (N, C, H, W), got {tuple(images.shape)}, whose last axis looks like the channels; "
+            "move them by images.transpose(0, 3, 1, 2)"
+        )
+    in_bytes = images.dtype == torch.uint8 and images.numel() > 0 and int(images.max()) > 1
+    return images.float() / 255 if in_bytes else images
+
+
+def labels_tensor(value: Any) -> Tensor:
+    """Labels as a tensor; integers become int64, other types stay as they are."""
+    labels = _tensor(value, "labels").detach()
+    whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    return labels.to(torch.int64) if whole else labels
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
+            return torch.stack(list(value))
+        return torch.as_tensor(value)
+    except Exception as error:  # whatever NumPy, torch or the value's own class raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{name} must be a tensor, an array or a list of numbers, got {type(value).__name__} ({reason})"
+        ) from error

@@ -1,0 +1,84 @@
+"""Files that cannot be judged by reading alone are first tried in a process of their own, which may die for it."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from robustres.errors import ModelError
+
+# What the trial may take: seconds of the processor and bytes, beside the file's own size several times over.
+SECONDS, MEMORY, COPIES = 30, 2**31, 4
+# Seconds on the clock, for a machine that is busy with other things; a script cannot sleep.
+PATIENCE = 240
+ANSWER = "answer of the trial: "
+
+
+def tried_apart(path: Path, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """A shape (C, H, W) of images on which the script ran; None where it was given none and none was found.
+
+    Raises ModelError where the trial says why the file cannot be used, takes too long or too much, or dies.
+    """
+    state = path.stat()
+    return _tried(path.resolve(), state.st_mtime_ns, state.st_size, input_shape)
+
+
+@lru_cache(maxsize=64)
+def _tried(path: Path, changed: int, size: int, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    command = [sys.executable, "-m", __name__, str(path), json.dumps(input_shape)]
+    root = str(Path(__file__).resolve().parents[3])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"a trial run took more than {PATIENCE} seconds: it may never end") from error
+    said = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith(ANSWER)]
+    if not said:
+        raise ModelError(
+            f"a trial run ended with code {done.returncode}: it computes for more than {SECONDS} seconds, needs more "
+            f"than {MEMORY >> 30} GiB, or is damaged so that torch crashes"
+        )
+    answer: dict[str, Any] = json.loads(said[-1].removeprefix(ANSWER))
+    if answer["error"] is not None:
+        raise ModelError(answer["error"])
+    return None if answer["shape"] is None else tuple(answer["shape"])
+
+
+def limit_this_process(size: int) -> None:
+    """Cap the memory and the time of this process, from what it has used so far, for a file of so many bytes."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    largest = used + MEMORY + COPIES * size
+    resource.setrlimit(resource.RLIMIT_AS, (largest, largest))
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(spent.ru_utime + spent.ru_stime) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _main() -> None:
+    import torch
+
+    from robustres.models.sources.torchscript import opened, runs_on
+
+    path, shape = Path(sys.argv[1]), json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    limit_this_process(path.stat().st_size)
+    answer: dict[str, Any] = {"error": None, "shape": shape}
+    try:
+        script = opened(path)
+        answer["shape"] = runs_on(script, None if shape is None else tuple(shape))
+    except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError, MemoryError) as error:
+        answer["error"] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    sys.stdout.write(f"\n{ANSWER}{json.dumps(answer)}\n")
+    sys.stdout.flush()
+    os._exit(0)  # what a damaged file left behind need not be cleaned up
+
+
+if __name__ == "__main__":
+    _main()
