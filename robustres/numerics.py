@@ -5,12 +5,15 @@ gamma_n = n u / (1 - n u), which bounds the relative error of n rounded operatio
 """
 
 import math
+import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from robustres.errors import PrecisionError
 
+SMALLEST_NORMAL = sys.float_info.min
 UNIT_ROUNDOFF: dict[torch.dtype, float] = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 
@@ -27,6 +30,47 @@ def rounded_up(value: float, operations: int) -> float:
     if math.isnan(value):
         return math.inf
     return math.nextafter(value * (1 + gamma(operations + 2)), math.inf)
+
+
+def product_up(factors: Iterable[float]) -> float:
+    """A float at or above the product of non-negative numbers; mantissas and exponents are multiplied apart, so that
+    nothing overflows or underflows on the way.
+
+    >>> 1 <= product_up([1e-200, 1e-200, 1e200, 1e200]) < 1 + 1e-14
+    True
+    """
+    numbers = list(factors)
+    if not all(math.isfinite(number) for number in numbers):
+        return math.inf
+    mantissa, exponent = 1.0, 0
+    for number in numbers:
+        mantissa, shift = math.frexp(mantissa * math.frexp(number)[0])
+        exponent += shift + math.frexp(number)[1]
+    return scaled_up(rounded_up(mantissa, len(numbers)) if len(numbers) > 1 and mantissa else mantissa, exponent)
+
+
+def sum_up(terms: Iterable[float]) -> float:
+    """A float at or above the sum of non-negative numbers; infinite where it overflows."""
+    numbers = list(terms)
+    return rounded_up(sum(numbers), len(numbers)) if len(numbers) > 1 else sum(numbers)
+
+
+def scaled_up(value: float, exponent: int) -> float:
+    """A float at or above value * 2^exponent of a non-negative value; exact unless that has too few digits."""
+    try:
+        scaled = math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
+    return math.nextafter(scaled, math.inf) if value and scaled < SMALLEST_NORMAL else scaled
+
+
+def scaled_down(value: float, exponent: int) -> float:
+    """A float at or below value * 2^exponent of a non-negative value."""
+    try:
+        scaled = math.ldexp(value, exponent)
+    except OverflowError:
+        return sys.float_info.max
+    return math.nextafter(scaled, 0.0) if scaled < SMALLEST_NORMAL else scaled
 
 
 def rounded_down(value: float, operations: int) -> float:

@@ -13,14 +13,15 @@ from robustres.certify.blocks.loop_transformation import loop_transformation
 from robustres.certify.blocks.mask_ascent import affordable_steps, mask_ascent
 from robustres.certify.blocks.multiplier_search import prove
 from robustres.certify.blocks.residual_block import DenseForm, ResidualBlock
-from robustres.certify.maps.linear_map import Composition, LinearMap, Sum
+from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Sum
 from robustres.certify.maps.sector import GroupSort, Slopes, largest_slope
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Guarantee, JointBound
 from robustres.errors import InputError
-from robustres.numerics import require_certifiable_arithmetic, rounded_up
+from robustres.numerics import product_up, require_certifiable_arithmetic, scaled_down, scaled_up, sum_up
 
 DEFAULT_EFFORT = 2.0
+MODERATE = 100  # binary orders of magnitude that weights may be away from 1, and shortcut and branch from each other
 NormOf = Callable[[LinearMap], float]
 
 
@@ -87,20 +88,45 @@ def branch_bound(
     block = ResidualBlock(shortcut, tuple(layers), tuple(slopes))
     require_certifiable_arithmetic(shortcut.device)
     with torch.no_grad():
-        candidates, shortcut_norm, norms = _norm_candidates(
-            block, norm_of or _norm_within(effort / (4 * len(block.layers)))
-        )
+        norm_of = norm_of or _norm_within(effort / (4 * len(block.layers)))
+        candidates, shortcut_norm, norms = _norm_candidates(block, norm_of)
         multipliers: tuple[float, ...] = ()
-        twist = 0
-        if all(norm > 0 for norm in norms) and math.isfinite(candidates["textbook"]):
-            joint, multipliers, twist = _joint_candidates(block, shortcut_norm, norms, effort, candidates["textbook"])
-            candidates |= joint
+        twist, limit = 0, candidates["textbook"]
+        brought = _moderate(block)
+        if brought is not None and all(norm > 0 for norm in norms) and math.isfinite(limit):
+            moderate, exponent = brought
+            if moderate is not block:
+                found, shortcut_norm, norms = _norm_candidates(moderate, norm_of)
+                limit = found["textbook"]
+            joint, multipliers, twist = _joint_candidates(moderate, shortcut_norm, norms, effort, limit)
+            candidates |= {name: scaled_up(value, exponent) for name, value in joint.items()}
+            multipliers = multipliers if moderate is block else ()
         best = min(candidates, key=lambda key: candidates[key])
         steps = affordable_steps(block)
-        lower = min(mask_ascent(block, steps=min(steps, 60), restarts=max(1, steps // 60)).value, candidates[best])
+        moderate, exponent = brought or (block, 0)
+        attained = mask_ascent(moderate, steps=min(steps, 60), restarts=max(1, steps // 60)).value
+        lower = min(scaled_down(attained, exponent), candidates[best])
     return JointBound(
         lower, candidates[best], best, Guarantee(), perf_counter() - start, candidates, multipliers, twist
     )
+
+
+def _moderate(block: ResidualBlock) -> tuple[ResidualBlock, int] | None:
+    """A block with weights of about 1 that is this one but for a power of two, and that power; None where shortcut or
+    branch is next to nothing beside the other, so that there is nothing to gain.
+
+    A hidden layer may be scaled by any number: its inequality is homogeneous.
+    """
+    (shortcut, beside), *layers = (map_.normalised() for map_ in (block.shortcut, *block.layers))
+    if all(abs(exponent) <= MODERATE for exponent in (beside, *(exponent for _, exponent in layers))):
+        return block, 0
+    through = sum(exponent for _, exponent in layers)
+    top = max(beside, through)
+    if min(beside, through) < top - MODERATE:
+        return None
+    maps = [layer for layer, _ in layers]
+    maps[-1] = Scaled(math.ldexp(1.0, through - top), maps[-1])
+    return ResidualBlock(Scaled(math.ldexp(1.0, beside - top), shortcut), tuple(maps), block.slopes), top
 
 
 def _norm_within(seconds: float) -> NormOf:
@@ -111,12 +137,11 @@ def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, f
     """The bounds that need norms only, the norm of the shortcut and those of the branch's layers."""
     norms = [norm_of(layer) for layer in block.layers]
     shortcut = norm_of(block.shortcut)
-    steepest = math.prod(largest_slope(slopes) for slopes in block.slopes)
-    branch = rounded_up(math.prod(norms) * steepest, 2 * len(norms))
-    candidates = {"textbook": rounded_up(shortcut + branch, 1)}
+    branch = product_up([*norms, *(largest_slope(slopes) for slopes in block.slopes)])
+    candidates = {"textbook": sum_up([shortcut, branch])}
     linear = [s[0] for s in block.slopes if not isinstance(s, GroupSort) and s[0] == s[1]]
     if len(linear) == len(block.slopes):
-        merged = Sum((block.shortcut, math.prod(linear) * Composition(block.layers)))
+        merged = Sum((block.shortcut, Scaled(math.prod(linear), Composition(block.layers), len(linear))))
         candidates["linear"] = norm_of(merged)
     return candidates, shortcut, norms
 

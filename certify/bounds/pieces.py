@@ -20,7 +20,7 @@ from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.norms.linf_norm import all_hold, linf_norm, product
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Bound, Guarantee
-from robustres.numerics import rounded_up
+from robustres.numerics import rounded_up, sum_up
 
 
 @dataclass(eq=False)
@@ -110,8 +110,8 @@ class Bounder:
         branches = [self.norm_of(term) for term in piece.summands]
         place = next(i for i, term in enumerate(piece.summands) if isinstance(term, Identity))
         shortcut = branches.pop(place).upper
-        branch = rounded_up(math.fsum(bound.upper for bound in branches), 1)
-        candidates = {"textbook": rounded_up(shortcut + branch, 2), "linear": whole.upper}
+        branch = sum_up(bound.upper for bound in branches)
+        candidates = {"textbook": sum_up([shortcut, branch]), "linear": whole.upper}
         holds = {"textbook": all_hold(branches), "linear": whole.guarantee}
         method = min(candidates, key=lambda candidate: candidates[candidate])
         return BlockRow(
@@ -140,18 +140,17 @@ class Bounder:
         guarantee = all_hold(branches)
         shortcut = math.nan
         if found.is_sum:
-            branch = rounded_up(math.fsum(bound.upper for bound in branches), 1) if branches else math.nan
-            total = math.fsum(bound.upper for bound in branches)
+            branch = sum_up(bound.upper for bound in branches) if branches else math.nan
+            sides = [bound.upper for bound in branches]
             if found.shortcut is not None:
                 skip = self.norm_of(found.shortcut)
                 shortcut, guarantee = skip.upper, guarantee & skip.guarantee
-                total += shortcut
-            textbook = rounded_up(total, 2)
+                sides.append(shortcut)
+            textbook = sum_up(sides)
         else:
             branch = math.nan
-            squares = [bound.upper**2 for bound in branches] if self.norm == "l2" else [0.0]
-            largest = max(bound.upper for bound in branches)
-            textbook = rounded_up(math.sqrt(math.fsum(squares)), 3) if self.norm == "l2" else largest
+            uppers = [bound.upper for bound in branches]
+            textbook = rounded_up(math.hypot(*uppers), 3) if self.norm == "l2" else max(uppers)
         candidates = {"textbook": textbook}
         holds = {"textbook": guarantee}
         lower = 0.0

@@ -14,7 +14,7 @@ from robustres.certify.bounds.rescaled_block import rescaled_candidates
 from robustres.certify.maps.linear_map import Shape
 from robustres.certify.proof.bound import Guarantee
 from robustres.errors import InputError, Refusal
-from robustres.numerics import rounded_up
+from robustres.numerics import product_up
 from robustres.results import typed_table
 
 
@@ -133,8 +133,7 @@ def multiplied(rows: Sequence[BlockRow]) -> tuple[float, Guarantee]:
     guarantee = Guarantee()
     for row in rows:
         guarantee = guarantee & row.guarantee
-    factors = [row.upper for row in rows if row.upper != 1]
-    return rounded_up(math.prod(factors), len(factors)) if len(factors) > 1 else math.prod(factors), guarantee
+    return product_up(row.upper for row in rows if row.upper != 1), guarantee
 
 
 def with_lower(row: BlockRow, name: str, lower: float) -> BlockRow:

@@ -9,6 +9,7 @@ any two logits on its own. It takes a factorisation as large as the network is w
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from robustres.certify.maps.sector import Sector, Slopes
 from robustres.numerics import rounded_up
 
 WIDTH = 2400  # input coordinates and hidden units together
+MOST_BITS = 400  # binary orders of magnitude that the weights of all maps may be away from 1 together
 MOST_PAIRS = 200  # pairs of classes that are bounded one by one
 EXCESSES = (1.05, 1.3, 1.7, 2.5, 4.0)  # of the first multipliers over the least admissible ones
 
@@ -59,10 +61,12 @@ def whole_network(output: Node, *, effort: float) -> WholeNetwork | None:
         if not math.isfinite(upper):
             return None
         classes = output.shape[0]
-        pairs = torch.full((classes, classes), rounded_up(math.sqrt(2) * upper, 2), dtype=torch.float64)
-        places = [(i, j) for i in range(classes) for j in range(i)]
-        for i, j in places if len(places) <= MOST_PAIRS else ():
-            found = _pair_bound(form, i, j, scaling.values, effort / 2 / len(places))
+        pairs = torch.full((1, 1), rounded_up(math.sqrt(2) * upper, 2), dtype=torch.float64).expand(classes, classes)
+        count = classes * (classes - 1) // 2
+        if count <= MOST_PAIRS:
+            pairs = pairs.clone()
+        for i, j in combinations(range(classes), 2) if count <= MOST_PAIRS else ():
+            found = _pair_bound(form, i, j, scaling.values, effort / 2 / count)
             pairs[i, j] = pairs[j, i] = min(found, float(pairs[i, j]))
     return WholeNetwork(upper, pairs)
 
@@ -109,7 +113,7 @@ def _first_multipliers(form: IncrementalForm) -> Iterator[Tensor]:
     for by_row in (False,) if wide else (False, True):
         for excess in EXCESSES[1:4:2] if wide else EXCESSES:
             weights = torch.zeros_like(form.tie, dtype=torch.float64)
-            for place in reversed(range(int(layer.max()) + 1)):
+            for place in sorted(set(layer.tolist()), reverse=True):  # layers of one slope have no units
                 here, later = layer == place, layer > place
                 demand = _demand(form, weights, here, later)
                 if demand is None:
@@ -172,6 +176,9 @@ def _slopes(node: Node) -> Slopes | None:
 
 def _network_form(order: list[Node]) -> IncrementalForm | None:
     """The form of the last node; None where a piece has no inequality."""
+    exponents = [node.piece.map.normalised()[1] for node in order if isinstance(node.piece, Linear)]
+    if sum(map(abs, exponents)) > MOST_BITS:
+        return None
     signals: dict[Node, _Signal] = {}
     layers: list[tuple[Sector, _Signal]] = []
     units = roundings = 0

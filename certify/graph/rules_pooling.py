@@ -51,7 +51,7 @@ def adaptively_averaged(call: Call) -> Node:
         rows, columns = (
             _adaptive_matrix(side, count).to(device) for side, count in zip(image[1:], target, strict=True)
         )
-        inner = Separable(rows, columns, image[0])
+        inner = Separable(rows, columns, image[0], seen=3)
     return call.linear(source, reshaped(inner, source.shape, call.out_shape))
 
 

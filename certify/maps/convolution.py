@@ -15,9 +15,11 @@ from robustres.certify.maps.linear_map import (
     Separable,
     Shape,
     as_weight,
+    exponent_of,
     magnitude_of,
     written_out,
 )
+from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.errors import InputError
 
 PaddingMode = Literal["zeros", "circular", "replicate", "reflect"]
@@ -115,6 +117,10 @@ class Convolution(LinearMap):
 
     def absolute(self) -> "Convolution":
         return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        exponent = exponent_of(self.weight)
+        return (replace(self, weight=times_power_of_two(self.weight, -exponent)), exponent) if exponent else (self, 0)
 
     @property
     def roundings(self) -> int:
@@ -229,6 +235,10 @@ class TransposedConvolution(LinearMap):
 
     def absolute(self) -> "TransposedConvolution":
         return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        exponent = exponent_of(self.weight)
+        return (replace(self, weight=times_power_of_two(self.weight, -exponent)), exponent) if exponent else (self, 0)
 
     @property
     def roundings(self) -> int:

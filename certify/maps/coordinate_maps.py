@@ -1,11 +1,12 @@
 """Linear maps that copy coordinates (permute, slice, pad, repeat) and that scale each by its own factor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight, magnitude_of
+from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight, exponent_of, magnitude_of
+from robustres.certify.proof.largest_singular_value import times_power_of_two
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,9 @@ class Selection(LinearMap):
 
     def absolute(self) -> "Selection":
         return self
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        return self, 0
 
     @property
     def roundings(self) -> int:
@@ -91,6 +95,10 @@ class Diagonal(LinearMap):
 
     def absolute(self) -> "Diagonal":
         return Diagonal(magnitude_of(self.factors, self.seen))
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        exponent = exponent_of(self.factors)
+        return (replace(self, factors=times_power_of_two(self.factors, -exponent)), exponent) if exponent else (self, 0)
 
     @property
     def roundings(self) -> int:

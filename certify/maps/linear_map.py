@@ -3,16 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.errors import InputError
 from robustres.numerics import gamma
 
 Shape = tuple[int, ...]
+FEW = 16  # a power of two that is left in weights
 
 
 class LinearMap(ABC):
@@ -48,6 +50,13 @@ class LinearMap(ABC):
     @abstractmethod
     def absolute(self) -> "LinearMap":
         """A map whose entries are at or above the absolute values of the exact map's; of a product B A, |B| |A|."""
+
+    @abstractmethod
+    def normalised(self) -> tuple["LinearMap", int]:
+        """A map with weights of about 1, and k: 2^k times it is this one, but for entries that vanish beside others.
+
+        `UNDERFLOW` in `rounding` is above all that is lost so, and to products that underflow.
+        """
 
     @property
     @abstractmethod
@@ -109,6 +118,13 @@ def magnitude_of(stored: Tensor, seen: int) -> Tensor:
     return stored.detach().abs() * (1 + gamma(seen + 2)) if seen else stored.detach().abs()
 
 
+def exponent_of(values: Tensor) -> int:
+    """The power of two above the largest absolute value; 0 where that is about 1 already or where all are 0."""
+    largest = float(values.detach().abs().max()) if values.numel() else 0.0
+    exponent = math.frexp(largest)[1]
+    return exponent if largest and abs(exponent) > FEW else 0
+
+
 def as_weight(values: Tensor, name: str) -> Tensor:
     """The values in float64; InputError names a weight that is not finite."""
     weight = values.to(torch.float64)
@@ -158,6 +174,13 @@ class Dense(LinearMap):
         whole = magnitude_of(self.matrix, self.seen) if self.magnitude is None else self.magnitude
         return Dense(whole, self.in_shape, self.out_shape)
 
+    def normalised(self) -> tuple[LinearMap, int]:
+        exponent = exponent_of(self.matrix if self.magnitude is None else self.magnitude)
+        if not exponent:
+            return self, 0
+        magnitude = None if self.magnitude is None else times_power_of_two(self.magnitude, -exponent)
+        return replace(self, matrix=times_power_of_two(self.matrix, -exponent), magnitude=magnitude), exponent
+
     @property
     def roundings(self) -> int:
         return max(self.matrix.shape) + self.seen
@@ -198,6 +221,9 @@ class Identity(LinearMap):
 
     def absolute(self) -> "Identity":
         return self
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        return self, 0
 
     @property
     def roundings(self) -> int:
@@ -245,6 +271,10 @@ class ChannelScale(LinearMap):
 
     def absolute(self) -> "ChannelScale":
         return ChannelScale(magnitude_of(self.scale, self.seen), self.in_shape)
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        exponent = exponent_of(self.scale)
+        return (replace(self, scale=times_power_of_two(self.scale, -exponent)), exponent) if exponent else (self, 0)
 
     @property
     def roundings(self) -> int:
@@ -294,6 +324,13 @@ class Separable(LinearMap):
 
     def absolute(self) -> "Separable":
         return Separable(magnitude_of(self.rows, self.seen), self.columns.detach().abs(), self.channels)
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        first, second = exponent_of(self.rows), exponent_of(self.columns)
+        if not first and not second:
+            return self, 0
+        rows, columns = times_power_of_two(self.rows, -first), times_power_of_two(self.columns, -second)
+        return replace(self, rows=rows, columns=columns), first + second
 
     @property
     def roundings(self) -> int:
@@ -345,6 +382,10 @@ class Composition(LinearMap):
 
     def absolute(self) -> "Composition":
         return Composition([part.absolute() for part in self.parts])
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        parts, exponents = zip(*(part.normalised() for part in self.parts), strict=True)
+        return (Composition(parts), sum(exponents)) if any(exponents) else (self, 0)
 
     @property
     def roundings(self) -> int:
@@ -398,6 +439,13 @@ class Sum(LinearMap):
     def absolute(self) -> "Sum":
         return Sum([term.absolute() for term in self.terms])
 
+    def normalised(self) -> tuple[LinearMap, int]:
+        found = [term.normalised() for term in self.terms]
+        if not any(exponent for _, exponent in found):
+            return self, 0
+        top = max(exponent for _, exponent in found)
+        return Sum([term if k == top else Scaled(math.ldexp(1.0, k - top), term) for term, k in found]), top
+
     @property
     def roundings(self) -> int:
         return max(term.roundings for term in self.terms) + len(self.terms)
@@ -443,6 +491,12 @@ class Scaled(LinearMap):
     def absolute(self) -> "Scaled":
         up = 1 + gamma(self.seen + 2) if self.seen else 1.0
         return Scaled(abs(self.factor) * up, self.map.absolute())
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        (mantissa, shift), (inner, exponent) = math.frexp(self.factor), self.map.normalised()
+        if abs(shift) <= FEW:
+            return (replace(self, map=inner), exponent) if exponent else (self, 0)
+        return Scaled(mantissa, inner, self.seen), exponent + shift
 
     @property
     def roundings(self) -> int:

@@ -9,13 +9,15 @@ from robustres.certify.maps.linear_map import LinearMap
 from robustres.numerics import gamma, rounded_up
 
 ALGORITHM_FACTOR = 16  # room for convolution algorithms that do not add the plain products
+# Above all that maps with weights of about 1 (`normalised`) lose to products that underflow, each 2^-1074 at most.
+UNDERFLOW = 2.0**-900
 
 _ABSOLUTE_NORMS: WeakKeyDictionary[LinearMap, float] = WeakKeyDictionary()
 
 
 def product_error(map_: LinearMap) -> float:
-    """A number at or above the spectral norm of (computed map - exact map)."""
-    return gamma(ALGORITHM_FACTOR * map_.roundings) * absolute_norm(map_) * (1 + gamma(4))
+    """A number at or above the spectral norm of (computed map - exact map), where the map is `normalised`."""
+    return gamma(ALGORITHM_FACTOR * map_.roundings) * absolute_norm(map_) * (1 + gamma(4)) + UNDERFLOW
 
 
 def absolute_norm(map_: LinearMap) -> float:
@@ -33,4 +35,5 @@ def largest_sum(map_: LinearMap, *, of_rows: bool) -> float:
     ones = torch.ones(1, *shape, dtype=torch.float64, device=map_.device)
     with torch.no_grad():
         sums = absolute(ones) if of_rows else absolute.adjoint(ones)
-    return rounded_up(float(sums.max()) if sums.numel() else 0.0, ALGORITHM_FACTOR * absolute.roundings)
+    largest = rounded_up(float(sums.max()) if sums.numel() else 0.0, ALGORITHM_FACTOR * absolute.roundings)
+    return largest + UNDERFLOW if absolute.cancels else largest

@@ -12,7 +12,7 @@ from robustres.certify.fourier.symbol import coarse_frequencies, grouped_symbol,
 from robustres.certify.fourier.torus import HALF, Embedding, Torus, embed
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.rounding import absolute_norm
+from robustres.certify.maps.rounding import UNDERFLOW, absolute_norm
 from robustres.certify.proof.largest_singular_value import MatrixMethod, largest_eigenvalue, largest_norm
 from robustres.numerics import gamma, rounded_up
 
@@ -94,7 +94,7 @@ def torus_bound(
     stop_above: float = math.inf,
 ) -> float:
     """max over the frequencies of one torus of the symbol's norm, plus rounding; infinite once above `stop_above`."""
-    slack = gamma(roundings(map_)) * absolute_norm(map_)
+    slack = gamma(roundings(map_)) * absolute_norm(map_) + UNDERFLOW
     largest = 0.0
     for matrices in symbol_chunks(map_, embedding, torus):
         largest = largest_norm(matrices, method=matrix_method, at_least=largest)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.rounding import absolute_norm, product_error
+from robustres.certify.maps.rounding import UNDERFLOW, absolute_norm, product_error
 from robustres.certify.norms.power_iteration import uniform_on_sphere
 from robustres.errors import InputError
 from robustres.numerics import UNIT_ROUNDOFF, gamma, rounded_up
@@ -49,7 +49,7 @@ def lanczos_bound(
         kept = torch.stack(basis)
         for _ in range(2):
             image = image - kept.T @ (kept @ image)
-        noise = 8 * UNIT_ROUNDOFF[torch.float64] * max(diagonal)
+        noise = max(8 * UNIT_ROUNDOFF[torch.float64] * max(diagonal), UNDERFLOW)
         off_diagonal.append(max(float(torch.linalg.vector_norm(image)), noise))  # a larger one loosens the bound
         if off_diagonal[-1] <= noise:
             break
@@ -138,6 +138,6 @@ def _with_rounding(map_: LinearMap, size: int, steps: int, eigenvalue: float) ->
     one product and of one orthogonalisation; 8 times that is added to the eigenvalue. That E depends on the start is
     not modelled: with the failure probability, this is why such a bound is never called deterministic.
     """
-    norm = max(math.sqrt(max(eigenvalue, 0.0)), 1e-300)
+    norm = math.sqrt(max(eigenvalue, 0.0))
     error = 2 * product_error(map_) * absolute_norm(map_) + gamma(4 * size + 100) * norm * norm
-    return rounded_up(math.sqrt(eigenvalue + 8 * steps * error), 16)
+    return rounded_up(math.sqrt(eigenvalue + 8 * steps * error + UNDERFLOW), 16)

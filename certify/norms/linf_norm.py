@@ -5,9 +5,9 @@ import math
 import torch
 
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, largest_sum
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, UNDERFLOW, largest_sum
 from robustres.certify.proof.bound import Bound, Guarantee
-from robustres.numerics import gamma, rounded_up
+from robustres.numerics import gamma, product_up, rounded_up, scaled_up
 
 # Entries of a dense operator that is written out to get the row sums of a composition exactly.
 DENSE_ENTRIES = 4_000_000
@@ -15,7 +15,7 @@ DENSE_ENTRIES = 4_000_000
 
 def product(bounds: list[Bound]) -> Bound:
     """The bound of maps one after the other."""
-    upper = rounded_up(math.prod(bound.upper for bound in bounds), len(bounds)) if len(bounds) > 1 else bounds[0].upper
+    upper = product_up(bound.upper for bound in bounds)
     return Bound(0.0, upper, "product", all_hold(bounds), math.fsum(bound.seconds for bound in bounds))
 
 
@@ -29,9 +29,10 @@ def all_hold(bounds: list[Bound]) -> Guarantee:
 
 def linf_norm(map_: LinearMap) -> float:
     """The largest absolute row sum, rounded up; where maps are composed or added, exact where the matrix is small."""
-    bound = largest_sum(map_, of_rows=True)
-    if not map_.cancels or map_.in_size * map_.out_size > DENSE_ENTRIES:
-        return bound
-    with torch.no_grad():
-        sums = rounded_up(float(map_.dense().abs().sum(1).max()), map_.in_size)
-    return min(bound, rounded_up(sums + gamma(ALGORITHM_FACTOR * map_.roundings) * bound, 3))
+    whole, exponent = map_.normalised()
+    bound = largest_sum(whole, of_rows=True)
+    if whole.cancels and whole.in_size * whole.out_size <= DENSE_ENTRIES:
+        with torch.no_grad():
+            sums = rounded_up(float(whole.dense().abs().sum(1).max()), whole.in_size)
+        bound = min(bound, rounded_up(sums + gamma(ALGORITHM_FACTOR * whole.roundings) * bound + UNDERFLOW, 3))
+    return scaled_up(bound, exponent)

@@ -16,7 +16,7 @@ from robustres.certify.norms.structural_norm import dense_bound, is_small, struc
 from robustres.certify.proof.bound import Bound, Guarantee
 from robustres.certify.proof.largest_singular_value import MatrixMethod
 from robustres.errors import InputError
-from robustres.numerics import require_certifiable_arithmetic, rounded_up
+from robustres.numerics import product_up, require_certifiable_arithmetic, rounded_up, scaled_down, scaled_up, sum_up
 
 Method = Literal["auto", "dense", "frequency", "svd", "gram", "half torus", "product", "lanczos", "power"]
 PROBABILISTIC = {"lanczos": lanczos_bound, "power": power_bound}
@@ -59,6 +59,7 @@ def spectral_norm(
         raise InputError(f"delta is a failure probability in (0, 1), got {delta:g}; leave it out for none")
     start = perf_counter()
     guarantee = Guarantee()
+    map_, exponent = map_.normalised()
     with torch.no_grad():
         if method in PROBABILISTIC:
             upper, guarantee = _probabilistic(map_, method, delta or DEFAULT_DELTA, generator)
@@ -72,6 +73,7 @@ def spectral_norm(
         else:
             upper, name = _named(map_, method), method
         lower = min(upper, power_iteration(map_, steps=lower_steps, generator=generator).value)
+    lower, upper = scaled_down(lower, exponent), scaled_up(upper, exponent)
     return Bound(lower, upper, name, guarantee, perf_counter() - start)
 
 
@@ -127,11 +129,11 @@ def product_bound(map_: LinearMap, *, seconds: float = DEFAULT_SECONDS) -> float
     """Norms of compositions multiplied, of sums added, of the padding and the kernel multiplied."""
     match map_:
         case Composition():
-            return rounded_up(math.prod(_tightest(part, seconds)[0] for part in map_.parts), len(map_.parts))
+            return product_up(_tightest(part, seconds)[0] for part in map_.parts)
         case Sum():
-            return rounded_up(math.fsum(_tightest(term, seconds)[0] for term in map_.terms), 1)
+            return sum_up(_tightest(term, seconds)[0] for term in map_.terms)
         case Scaled():
-            return rounded_up(abs(map_.factor) * _tightest(map_.map, seconds)[0], 1)
+            return rounded_up(product_up([abs(map_.factor), _tightest(map_.map, seconds)[0]]), map_.seen)
         case Convolution() if map_.padding_mode != "zeros":
             return product_bound(padded_convolution(map_), seconds=seconds)
     exact = structural_norm(map_)

@@ -20,7 +20,7 @@ from robustres.certify.maps.linear_map import (
 )
 from robustres.certify.maps.rounding import absolute_norm, product_error
 from robustres.certify.proof.largest_singular_value import largest_norm
-from robustres.numerics import gamma, rounded_up
+from robustres.numerics import gamma, product_up, rounded_up
 
 DENSE_SIDE = 768  # smaller side of a matrix that is decomposed without asking
 DENSE_ENTRIES = 4_000_000
@@ -55,13 +55,13 @@ def _selection_norm(map_: Selection) -> float | None:
 @structural_norm.register
 def _scaled_norm(map_: Scaled) -> float | None:
     inner = structural_norm(map_.map)
-    return None if inner is None else rounded_up(abs(map_.factor) * inner, 1 + map_.seen)
+    return None if inner is None else rounded_up(product_up([abs(map_.factor), inner]), map_.seen)
 
 
 @structural_norm.register
 def _separable_norm(map_: Separable) -> float | None:
     factors = [largest_norm(matrix[None], method="svd") for matrix in (map_.rows, map_.columns)]
-    return rounded_up(math.prod(factors) + _weight_error(map_, map_.seen), 2)
+    return rounded_up(product_up(factors) + _weight_error(map_, map_.seen), 2)
 
 
 @structural_norm.register

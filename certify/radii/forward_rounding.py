@@ -102,7 +102,8 @@ class Deviation:
         if isinstance(piece, Linear):
             steep = absolute_norm(piece.map)
             size = steep * (sizes[0] + errors[0]) + piece.shift
-            return steep * errors[0] + self._kappa(piece) * size, size
+            lost = self._underflow * piece.map.forward_roundings * (math.sqrt(math.prod(node.shape)) + size)
+            return steep * errors[0] + self._kappa(piece) * size + lost, size
         if isinstance(piece, Merge):
             size = sizes.sum(0) + errors.sum(0) if piece.kind == "sum" else sizes.norm(dim=0)
             if piece.kind == "sum":
@@ -118,7 +119,13 @@ class Deviation:
     def _elementwise(self, piece: Elementwise, node: Node, error: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         after = piece.constant * (size + error) + self.sizes[node.origin]
         jumps = piece.function.jump * math.sqrt(math.prod(node.shape))
+        jumps += self._underflow * math.sqrt(math.prod(node.shape))
         return piece.constant * error + self._relative(node, piece.function) * after + jumps, after
+
+    @property
+    def _underflow(self) -> float:
+        """What a product near the smallest numbers may lose, also where the processor takes them for zero."""
+        return 4 * torch.finfo(self.dtype).tiny
 
     def _relative(self, node: Node, kind: Activation | Opaque) -> float:
         found = kind.relative_error(self.dtype)

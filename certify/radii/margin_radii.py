@@ -81,7 +81,8 @@ def _product(report: LipschitzReport, norm: Norm, classes: int) -> Callable[[int
         if report.head is None:
             return torch.full((classes,), whole, dtype=torch.float64)
         body = report.head.body_l2 if norm == "l2" else report.head.body_linf
-        norms = report.head.pair_norms(label, norm).cpu() * body * (1 + 2**-50)
-        return norms.nan_to_num(math.inf).clamp_max(whole)
+        products = report.head.pair_norms(label, norm).cpu() * body * (1 + 2**-50)
+        above = torch.nextafter(products, torch.tensor(math.inf, dtype=torch.float64))  # also of those that underflow
+        return above.nan_to_num(math.inf).clamp_max(whole)
 
     return pairs
