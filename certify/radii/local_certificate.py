@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.local.local_radii import local_program, local_radii
+from robustres.certify.local.program import program
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
+from robustres.errors import InputError
 from robustres.threat import Norm
 
 
@@ -18,10 +21,16 @@ class LocalCertificate:
     Guaranteed: no image in [0, 1]^n within `radius` of x, in `norm` and pixel units, is answered with another class by
     the model in exact arithmetic with the weights that it has; rounding of the proof itself is charged. (Around an x
     that lies outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide.
+    report: of `lipschitz` on this very model, which spares capturing it again.
     """
 
     norm: Norm = "linf"
     seconds: float = 5.0
+    report: LipschitzReport | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise InputError(f"seconds must be positive, for each image, got {self.seconds:g}")
 
     @property
     def name(self) -> str:
@@ -30,7 +39,12 @@ class LocalCertificate:
 
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:
         """Radii at images (N, C, H, W); UnsupportedOperationError names every operation without a relaxation."""
-        made = local_program(model, tuple(x.shape[1:]))
+        analysis = self.report.analysis if self.report is not None else None
+        if analysis is None:
+            made = local_program(model, tuple(x.shape[1:]))
+        else:
+            analysis.require_same_weights(model)
+            made = program(analysis.captured, analysis.network)
         found = local_radii(made, x, norm=self.norm, seconds=self.seconds)
         return RadiusColumn(
             radius=torch.tensor([one.radius for one in found], dtype=torch.float64),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,8 +15,9 @@ from robustres.certify.bounds.report import LipschitzReport, multiplied
 from robustres.certify.graph.capture import device_of
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
+from robustres.certify.radii.local_certificate import LocalCertificate
 from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
-from robustres.errors import InputError, UnsupportedOperationError
+from robustres.errors import InputError, PrecisionError, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
 
@@ -44,10 +46,11 @@ def certify(
     x: Tensor,
     *,
     norm: Norm = "l2",
-    certificate: Choice = "lipschitz",
+    certificate: Choice | Literal["local"] = "lipschitz",
     report: LipschitzReport | None = None,
     dtype: torch.dtype = torch.float64,
     batch_size: int = 256,
+    seconds: float = 5.0,
 ) -> Certificates:
     """The radius around each image within which the model's prediction provably cannot change.
 
@@ -58,8 +61,10 @@ def certify(
 
     x: images (N, *input_shape) in [0, 1]. certificate: "lipschitz" takes the product of the pieces' bounds; "best" per
     sample the largest radius of every route in `routes`, among them the whole network jointly where it is small enough
-    (once per report, about four times the effort of a joint bound). For other functions than the network (smoothing)
-    and for local certificates see `certify_best`. report: of `lipschitz` on this very model; computed here if left out.
+    (once per report, about four times the effort of a joint bound); "local" bounds around each image instead, within
+    [0, 1]^n and in exact arithmetic, for about `seconds` of one core each (`LocalCertificate`). For other functions
+    than the network (smoothing), and for the best of several, see `certify_best`.
+    report: of `lipschitz` on this very model; computed here if left out.
     dtype: torch.float64, or torch.float32 for the model as it runs in float32.
     Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast;
     InputError where the report is about another model or shape.
@@ -72,6 +77,8 @@ def certify(
     """
     x = images_tensor(x)
     _check(x, norm, dtype)
+    if certificate == "local":
+        return _local(model, x, norm, report, dtype, seconds)
     if report is None:
         report = lipschitz(model, tuple(x.shape[1:]))
     analysis = report.analysis
@@ -107,6 +114,18 @@ def certify(
         source=source,
         guarantee=multiplied([row for _, _, row in analysis.bounder.rows(analysis.output)])[1],
     )
+
+
+def _local(
+    model: nn.Module, x: Tensor, norm: Norm, report: LipschitzReport | None, dtype: torch.dtype, seconds: float
+) -> Certificates:
+    if dtype != torch.float64:
+        raise PrecisionError("local certificates are of the exact network; certify in torch.float64")
+    column = LocalCertificate(norm, seconds, report)(model, x)
+    with torch.no_grad(), evaluation_mode(model), random_state_kept():
+        top = model(x.to(device_of(model))).to("cpu", torch.float64).topk(2, dim=1).values
+    margin = top[:, 0] - top[:, 1]
+    return Certificates(column.radius, column.prediction, margin, norm, column.source, column.guarantee)
 
 
 def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:

@@ -46,10 +46,16 @@ Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jo
 Effort = Annotated[
     float | None, typer.Option("--effort", help="Cost of each joint bound, in seconds of a nominal core.")
 ]
+SecondsPerImage = Annotated[
+    float | None,
+    typer.Option("--seconds-per-image", help="Time for local bounds around each image, in seconds of one core."),
+]
 Certificate = Annotated[
     str,
     typer.Option(
-        "--certificate", help="lipschitz (product of the pieces' bounds) | best (largest of all deterministic radii)."
+        "--certificate",
+        help="lipschitz (product of the pieces' bounds) | local (bounds around each image) | best (largest of all "
+        "deterministic radii; with --seconds-per-image also beside local ones); several with commas.",
     ),
 ]
 Dtype = Annotated[
@@ -162,6 +168,7 @@ class Bounding:
 
     joint: Joint = True
     effort: Effort = None
+    seconds_per_image: SecondsPerImage = None
     certificate: Certificate = "lipschitz"
     dtype: Dtype = "float64"
     smoothing: Smoothing = None
@@ -172,7 +179,8 @@ class Bounding:
         """As `Settings` takes it."""
         return {
             **thoroughness(self.joint, self.effort),
-            "certificate": self.certificate,
+            "certificate": tuple(self.certificate.split(",")) if "," in self.certificate else self.certificate,
+            "seconds_per_image": self.seconds_per_image,
             "dtype": self.dtype,
             "smoothing": smoothing(self.smoothing, self.smoothing_samples, seed),
         }

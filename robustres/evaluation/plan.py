@@ -9,7 +9,7 @@ import torch
 
 from robustres.attacks import Attack, OwnAttack, make_attack
 from robustres.attacks.registry import MINIMUM_NORM
-from robustres.certify import Certificate, LipschitzReport, NetworkCertificate
+from robustres.certify import Certificate, LipschitzReport, LocalCertificate, NetworkCertificate
 from robustres.errors import InputError
 from robustres.evaluation.plugins import imported, is_threat
 from robustres.threat import Norm, ThreatModel
@@ -83,9 +83,16 @@ def _of_network(certificate: Any) -> Maker:
     )
 
 
+def _local(settings: "Settings", report: LipschitzReport | None, norm: Norm) -> Certificate:
+    usable = report if report is not None and not report.refused else None
+    return LocalCertificate(norm, settings.seconds_per_image or LocalCertificate.seconds, usable)
+
+
 CERTIFICATES: Mapping[str, Maker] = MappingProxyType(
-    {"lipschitz": _of_network("lipschitz"), "best": _of_network("best")}
+    {"lipschitz": _of_network("lipschitz"), "best": _of_network("best"), "local": _local}
 )
+# What needs no bound of the whole network.
+AROUND_IMAGES = frozenset({"local"})
 
 
 def check_certificates(entries: Sequence[Any]) -> None:
@@ -94,7 +101,7 @@ def check_certificates(entries: Sequence[Any]) -> None:
         if isinstance(entry, str) and ":" in entry:
             imported(entry)
         elif isinstance(entry, str) and entry not in CERTIFICATES:
-            raise InputError(f"certificate must be {' or '.join(CERTIFICATES)} or package.module:name, got {entry!r}")
+            raise InputError(f"certificate must be {', '.join(CERTIFICATES)} or package.module:name, got {entry!r}")
         elif not isinstance(entry, str):
             _as_certificate(entry)
 
@@ -107,8 +114,12 @@ def planned_certificates(settings: "Settings", report: LipschitzReport | None) -
     bounded = report is not None and not report.refused
     for entry in settings.certificates():
         if isinstance(entry, str) and entry in CERTIFICATES:
-            norms = settings.certified_norms() if bounded else ()
-            planned += [CERTIFICATES[entry](settings, report, norm) for norm in norms]  # type: ignore[arg-type]
+            names = [entry]
+            if entry == "best" and settings.seconds_per_image and "local" not in settings.certificates():
+                names.append("local")
+            for name in names:
+                norms = settings.certified_norms() if bounded or name in AROUND_IMAGES else ()
+                planned += [CERTIFICATES[name](settings, report, norm) for norm in norms]  # type: ignore[arg-type]
         else:
             planned.append(_as_certificate(imported(entry)() if isinstance(entry, str) else entry))
     return planned

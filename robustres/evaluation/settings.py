@@ -34,9 +34,9 @@ class Settings:
         "package.module:name", which is made with each threat. None for certificates alone.
     certify: whether radii are computed; False for attacks alone.
     certificate: "lipschitz", the product of the pieces' bounds, or "best", per sample the largest radius of every
-        deterministic bound of the network that there is; or one's own: an object (`robustres.certify.Certificate`) or
-        its place "package.module:name"; or several of these. What each is about, in which norm, and what it promises
-        stands in the column that it returns.
+        deterministic bound of the network that there is, or "local", bounds around each image; or one's own: an object
+        (`robustres.certify.Certificate`) or its place "package.module:name"; or several of these. What each is about,
+        in which norm, and what it promises stands in the column that it returns.
     dtype: "float64", or "float32" for radii of the network as it runs in float32, whose rounding costs margin.
     attack_settings: keyword arguments by the name or place of an attack, for example {"pgd": {"steps": 50}}.
     smoothing: also certify the classifier smoothed by Gaussian noise, another function than the network, with a
@@ -48,6 +48,8 @@ class Settings:
     seed: of every random number; each draw also depends on the sample's index.
     joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
+    seconds_per_image: how long local bounds are sought around each image and norm, in seconds of one core; None takes
+        5 for "local", and leaves local bounds out of "best".
     keep_going: report samples with non-finite logits and go on, where the default is to stop before anything runs.
     diagnose: on how many samples PGD is checked for masked gradients at the largest eps; 0 leaves it out.
     examples: how many adversarial examples are kept for the gallery, per norm.
@@ -65,6 +67,7 @@ class Settings:
     seed: int = 0
     joint: bool = True
     effort: float = DEFAULT_EFFORT
+    seconds_per_image: float | None = None
     keep_going: bool = False
     diagnose: int = 0
     examples: int = 24
@@ -89,6 +92,8 @@ class Settings:
             raise InputError(f"dtype must be {' or '.join(get_args(Dtype))}, got {self.dtype!r}")
         if not self.effort > 0:
             raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
+        if self.seconds_per_image is not None and not self.seconds_per_image > 0:
+            raise InputError(f"seconds_per_image must be positive, got {self.seconds_per_image:g}")
         check_certificates(self.certificates())
         planned_attacks(self)
 
@@ -134,6 +139,7 @@ class Settings:
             "seed": self.seed,
             "joint": self.joint,
             "effort": self.effort,
+            "seconds_per_image": self.seconds_per_image,
             "smoothing": None if self.smoothing is None else asdict(self.smoothing),
             "keep_going": self.keep_going,
             "diagnose": self.diagnose,

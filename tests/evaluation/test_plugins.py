@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import PGD
-from robustres.certify import NETWORK, Guarantee, NetworkCertificate, RadiusColumn
+from robustres.certify import NETWORK, Guarantee, NetworkCertificate, RadiusColumn, certify
 from robustres.data import ImageSet, load_data
 from robustres.errors import DefectiveBoundError, InputError, SandwichViolationError
 from robustres.evaluation import Settings, evaluate
@@ -133,7 +133,7 @@ def test_certificates_that_contradict_each_other_are_a_defect(
         ({"attacks": (object(),)}, "an attack is a name, or an object"),
         ({"attacks": ("nowhere:Mine",)}, "cannot import nowhere:Mine"),
         ({"attacks": ("fgsm", "fgsm")}, "two attacks are called 'fgsm'"),
-        ({"certificate": "lipshitz"}, "lipschitz or best"),
+        ({"certificate": "lipshitz"}, "lipschitz, best, local or"),
         ({"certificate": ("best", 3)}, "a certificate is a name, or an object"),
     ],
 )
@@ -205,3 +205,16 @@ def test_an_attack_that_does_not_fit_begins_again_with_half_the_batch() -> None:
     threat = ThreatModel("l2", 0.3)
     found = [PGD(threat, steps=5, batch_size=size)(Small().eval(), data.images, data.labels).fooled for size in (30, 4)]
     assert found[0].equal(found[1])
+
+
+def test_local_radii_go_through_a_run_beside_those_of_the_network(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    settings = Settings(eps=EPS, attacks=("pgd",), certificate="best", seconds_per_image=0.5)
+    rows = evaluate(model, data, tmp_path, settings).certificates
+    assert sorted(set(rows["certificate"])) == ["best", "local"]
+    linf = rows[rows["norm"] == "linf"].pivot(index="index", columns="certificate", values="radius")
+    assert bool((linf["local"] >= linf["best"] * (1 - 1e-6)).all())  # an affine network: local bounds are exact
+    assert certify(model.module, data.images[:2], norm="linf", certificate="local", seconds=0.5).radius.tolist() == (
+        pytest.approx(linf["local"].tolist()[:2], rel=0.03)
+    )
