@@ -1,0 +1,358 @@
+"""Each rule, map, norm and charge of the certifier made weaker, one at a time: some test must fail.
+
+    OMP_NUM_THREADS=1 python -m tests.certify.mutations [WORD ...]
+
+tries the mutations whose file or text holds one of the words (all without words) on copies of the repository, and lists
+the survivors, and as stale those whose text no longer stands in its file. A mutation takes about 15 CPU seconds.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FUZZ = "tests/certify/fuzz/test_programs.py"
+EXACT = f"{FUZZ}::test_exact_jacobians_lie_below_the_bounds"
+SPECIFIC = {
+    "graph": ("test_rules", "test_activation_kinds", "test_lipschitz"),
+    "maps": ("test_map_laws", "test_linear_map", "test_activation_kinds", "test_rules", "test_sorting"),
+    "norms": ("test_spectral_norm", "test_map_laws", "test_half_torus", "test_lanczos"),
+    "fourier": ("test_autocorrelation", "test_spectral_norm", "test_half_torus", "test_joint"),
+    "proof": ("test_spectral_norm", "test_smoothing", "test_elimination", "test_joint"),
+    "blocks": ("test_elimination", "test_joint", "test_reduced_block", "test_sorting"),
+    "bounds": ("test_lipschitz", "test_whole_network", "test_linear_residual", "test_radius"),
+    "radii": ("test_radius", "test_deviation_of_differences", "test_certificate", "test_smoothing"),
+    "audits": ("test_audit",),
+    "lower": ("test_jacobian", "test_audit"),
+}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`before` in a file of certify/ becomes `after`."""
+
+    file: str
+    before: str
+    after: str
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Those of the room, then the drawn programs."""
+        names = SPECIFIC[self.file.split("/")[0]]
+        found = [f"tests/certify/{name}.py" for name in names if (ROOT / f"tests/certify/{name}.py").exists()]
+        return (*found, EXACT, FUZZ)
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.before!r} -> {self.after!r}"
+
+
+def _of(file: str, *changes: tuple[str, str]) -> list[Mutation]:
+    return [Mutation(file, before, after) for before, after in changes]
+
+
+MUTATIONS: list[Mutation] = [
+    *_of(
+        "graph/rules_activation.py",
+        ("lambda call: Clamp(0.0, 6.0)", "lambda call: Sigmoid()"),
+        ("return _leaky(call, call.per_sample(weight))", "return _leaky(call, 0.0)"),
+        ("return Softplus(beta, threshold)", "return Softplus(beta, 40.0)"),
+        ("if not threshold >= SOFTPLUS_THRESHOLD:", "if False:"),
+        ('!= float(call["value"]):', '!= float(call["threshold"]):'),
+        ('if float(call["lambd"]) != 0:', "if False:"),
+        ("return Elu(alpha, 1.0, 1 / alpha)", "return Elu(1.0, 1.0, 1.0)"),
+    ),
+    *_of(
+        "graph/rules_arithmetic.py",
+        ("_scaled(call, call.expanded(term), factor)", "_scaled(call, call.expanded(term), 0.9 * factor)"),
+        ("right_factor = -right_factor\n    terms", "right_factor = 0.0\n    terms"),
+        ("return _scaled(call, call.only_input, -1.0)", "return _scaled(call, call.only_input, -0.9)"),
+        (
+            "return ChannelScale(per_channel[:, 0].clone(), shape)",
+            "return ChannelScale(per_channel[:, 0] * 0.9, shape)",
+        ),
+        ("return Diagonal(factors)", "return Diagonal(0.9 * factors)"),
+        ("shift=abs(factor) * call.size(constant)", "shift=0.0"),
+    ),
+    *_of(
+        "graph/rules_linear.py",
+        ("scale = scale * gamma", "scale = 0.9 * scale * gamma"),
+        ('variance + call["eps"]', 'variance + 2 * call["eps"]'),
+        ("pixels = math.prod(call.out_shape[1:])", "pixels = 0"),
+        ('weight = float(call["alpha"]) * _weight(call, "mat2").T', 'weight = _weight(call, "mat2").T'),
+        (
+            "Convolution(weight[:, :, None, None], (width, count, 1))",
+            "Convolution(0.9 * weight[:, :, None, None], (width, count, 1))",
+        ),
+    ),
+    *_of(
+        "graph/rules_pooling.py",
+        ("Scaled(float(count), Identity(call.out_shape))", "Scaled(0.9 * float(count), Identity(call.out_shape))"),
+        ("if 0 in axes:", "if False:"),
+        ('count_include_pad=call["count_include_pad"]', "count_include_pad=True"),
+    ),
+    *_of(
+        "graph/rules_shape.py",
+        ("index = answer.flatten(1).to(torch.int64) - 1", "index = (answer.flatten(1).to(torch.int64) - 1) % 2"),
+        ("if not bool((index == index[0]).all()) or bool((index >= size).any()):", "if False:"),
+        ('if call.constant("train"):', "if False:"),
+    ),
+    *_of(
+        "graph/operation_rules.py",
+        (
+            "Selection(index.expand(self.out_shape).flatten(), source.shape, self.out_shape)",
+            "Selection(index.expand(self.out_shape).flatten().clamp_max(0), source.shape, self.out_shape)",
+        ),
+        ("math.sqrt(max(1.0, copies))", "1.0"),
+    ),
+    *_of(
+        "graph/simplify.py",
+        ("whole = added(terms)", "whole = terms[0]"),
+        ("if len(roots) != 1:", "if False:"),
+    ),
+    *_of(
+        "maps/piecewise_linear.py",
+        ("        return (0.0, 1.0)\n", "        return (0.0, 0.9)\n"),
+        ("        return (0.0, 1.0, 0.0)", "        return (0.0, 0.9, 0.0)"),
+        ("        return (-1.0, 1.0)", "        return (0.0, 1.0)"),
+        ("        return (self.left, self.right)", "        return (0.0, self.right)"),
+        ("        return (1.0, 0.0, 1.0)", "        return (0.9, 0.0, 0.9)"),
+        ("math.nextafter(1 / 6, 1)", "0.16"),
+    ),
+    *_of(
+        "maps/smooth.py",
+        ("slopes: ClassVar[Slopes] = (0.0, 0.25)", "slopes: ClassVar[Slopes] = (0.0, 0.24)"),
+        ("return GELU if self.approximate", "return (0.0, 1.0) if self.approximate"),
+        ("slopes: ClassVar[Slopes] = SILU", "slopes: ClassVar[Slopes] = (0.0, 1.0)"),
+        ("slopes: ClassVar[Slopes] = MISH", "slopes: ClassVar[Slopes] = (0.0, 1.0)"),
+        ("slopes: ClassVar[Slopes] = (-0.5, 1.5)", "slopes: ClassVar[Slopes] = (0.0, 1.0)"),
+        ("slopes: ClassVar[Slopes] = (-1.0, 1.0)", "slopes: ClassVar[Slopes] = (-0.9, 0.9)"),
+        ("return min(0.0, self._left, self.scale), max(0.0, self._left, self.scale)", "return 0.0, self.scale"),
+        ("return 1.01 * math.exp(-self.threshold) / self.beta", "return 0.0"),
+    ),
+    *_of(
+        "maps/nonlinear.py",
+        ('return Bound(0.0, 0.5, "closed form")', 'return Bound(0.0, 0.4, "closed form")'),
+        ("linf = 0.5", "linf = 0.4"),
+        ("overlap = math.prod(_most_windows(pixels) for pixels in self.windows)", "overlap = 1"),
+        ("rounded_up(self.scale / math.sqrt(self.eps), 3)", "rounded_up(self.scale, 3)"),
+    ),
+    *_of(
+        "maps/linear_map.py",
+        ("return max(self.matrix.shape) + self.seen", "return 0"),
+        ("return Composition([part.absolute() for part in self.parts])", "return self"),
+        ("return Sum([term.absolute() for term in self.terms])", "return self"),
+        ("return sum(part.roundings for part in self.parts)", "return 0"),
+        ("return max(term.roundings for term in self.terms) + len(self.terms)", "return 0"),
+        ("return max(self.rows.shape) + max(self.columns.shape) + self.seen", "return 0"),
+    ),
+    *_of(
+        "maps/coordinate_maps.py",
+        ("return int(torch.bincount(used).max()) if used.numel() else 0", "return 1"),
+        ("return Diagonal(magnitude_of(self.factors, self.seen))", "return self"),
+    ),
+    *_of(
+        "maps/convolution.py",
+        ("return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)", "return self"),
+        ("return math.prod(kernel) * max(rows // self.groups, columns) + pads + self.seen", "return 0"),
+        ("return self.forward_map.roundings", "return 0"),
+    ),
+    *_of(
+        "maps/folding.py",
+        ("seen = inner.seen + outer.seen + left.shape[1] + 1", "seen = 0"),
+        ("magnitude = (left @ right) * (1 + gamma(left.shape[1] + 2))", "magnitude = matrix.abs()"),
+        (" or bool((selection.index < 0).any()):", ":"),
+        (
+            "return order if whole and len(torch.unique(order)) == len(order) else None",
+            "return order if whole else None",
+        ),
+        ("return products if bool((accurate | (weights == 0) | (factors == 0)).all()) else None", "return products"),
+    ),
+    *_of(
+        "maps/rounding.py",
+        ("return gamma(ALGORITHM_FACTOR * map_.roundings) * absolute_norm(map_) * (1 + gamma(4))", "return 0.0"),
+        ("rounded_up(rows * columns, 3)", "0.5 * rows * columns"),
+    ),
+    *_of(
+        "maps/sector.py",
+        ("(channels,), -1.0,", "(channels,), -0.9,"),
+        ("(channels,), float(low)", "(channels,), 0.9 * low"),
+    ),
+    *_of(
+        "norms/structural_norm.py",
+        ("return float(map_.absolute().scale.max())", "return 0.999 * float(map_.absolute().scale.max())"),
+        ("return float(map_.absolute().factors.max())", "return 0.999 * float(map_.absolute().factors.max())"),
+        ("rounded_up(math.sqrt(map_.copies), 1)", "1.0"),
+        ("rounded_up(abs(map_.factor) * inner, 1 + map_.seen)", "rounded_up(0.999 * abs(map_.factor) * inner, 1)"),
+        ("math.prod(factors) + _weight_error(map_, map_.seen)", "0.999 * math.prod(factors)"),
+        ("return gamma(seen) * absolute_norm(map_) if seen else 0.0", "return 0.0"),
+        ('method="svd") + product_error(map_), 2)', 'method="svd") * 0.999, 2)'),
+    ),
+    *_of(
+        "norms/linf_norm.py",
+        ("    bound = largest_sum(map_, of_rows=True)", "    bound = 0.999 * largest_sum(map_, of_rows=True)"),
+        ("sums + gamma(ALGORITHM_FACTOR * map_.roundings) * bound", "sums"),
+    ),
+    *_of(
+        "norms/frequency_norm.py",
+        ("return rounded_up(largest + slack, 8)", "return rounded_up(0.999 * largest, 8)"),
+        ("rounded_up(math.sqrt(largest), 8)", "rounded_up(0.999 * math.sqrt(largest), 8)"),
+    ),
+    *_of("norms/half_torus.py", ("tried = value * (1 + margin) + 4 * gram.error", "return 0.998 * value")),
+    *_of(
+        "norms/lanczos.py",
+        ("return delta * math.sqrt(math.pi / (2 * size))", "return 1.0"),
+        ("threshold = -math.log(_smallest_component(side.size, delta))", "threshold = -10.0"),
+    ),
+    *_of(
+        "norms/spectral_norm.py",
+        (
+            "math.prod(_tightest(part, seconds)[0] for part in map_.parts)",
+            "max(_tightest(part, seconds)[0] for part in map_.parts)",
+        ),
+        (
+            "math.fsum(_tightest(term, seconds)[0] for term in map_.terms)",
+            "max(_tightest(term, seconds)[0] for term in map_.terms)",
+        ),
+    ),
+    *_of("fourier/torus.py", ("HALF = Fraction(1, 2)", "HALF = Fraction(1, 3)")),
+    *_of("fourier/symbol.py", ("math.sqrt(", "2 * math.sqrt(")),
+    *_of("fourier/autocorrelation.py", ("ahead.reshape(groups, n, -1) @", "0.99 * ahead.reshape(groups, n, -1) @")),
+    *_of(
+        "proof/cholesky_proof.py",
+        ("return 2 * g / (1 - g)", "return -1e-3"),
+        ("proved: Tensor = (info == 0)", "proved: Tensor = (info >= 0)"),
+    ),
+    *_of(
+        "proof/gram_iteration.py",
+        ("bound = norm * torch.sqrt(bound + product_error) * up", "bound = 0.999 * norm * torch.sqrt(bound)"),
+    ),
+    *_of(
+        "proof/clopper_pearson.py",
+        ("successes), float(trials - successes + 1)", "successes + 1), float(trials - successes + 1)"),
+    ),
+    *_of(
+        "proof/largest_singular_value.py",
+        (
+            "return float((values + gamma(40 * hermitian.shape[-1]) * frobenius).max())",
+            "return 0.998 * float(values.max())",
+        ),
+        ("return rounded_up(float(values.max()) + error, 8)", "return 0.999 * float(values.max())"),
+        ("dismissed = proved_below(open_, accepted, error)", "dismissed = torch.ones(len(open_), dtype=torch.bool)"),
+    ),
+    *_of(
+        "blocks/elimination.py",
+        ("slack=slack * len(node.inputs)", "slack=0.0"),
+        ("weight = t * layer.constant * layer.constant * max(parents.values()) * UP", "weight = t * layer.constant"),
+        ("rows = rows + self.rows[node]", "rows = self.rows[node]"),
+        ("straight = rows * layer.lower", "straight = 0.9 * rows * layer.lower"),
+        ("hidden = (rows * width)[:, free]", "hidden = (rows * width * 0.9)[:, free]"),
+        ("own[torch.arange(len(free)), free] = t + slack * a * d", "own[torch.arange(len(free)), free] = 0.9 * t"),
+        ("self.factor *= (1 + TAU) * UP", "self.factor *= 1"),
+        ("(self.slack[node] + error * error / TAU) * UP", "self.slack[node]"),
+    ),
+    *_of(
+        "blocks/increments.py",
+        ("return BoundedLayer(piece.bound.upper, node.shape)", "return BoundedLayer(0.9, node.shape)"),
+    ),
+    *_of(
+        "blocks/incremental_form.py",
+        ("return bool(proved_definite(scaled, error=_form_error(form, weights, value, root)).all())", "return True"),
+        ("inputs = -(form.c_input.mH @ form.c_input)", "inputs = -0.9 * (form.c_input.mH @ form.c_input)"),
+        (
+            "return gamma(operations) * float(torch.linalg.matrix_norm(total)) * (1 + gamma(4 * total.numel()))",
+            "return 0.0",
+        ),
+    ),
+    *_of(
+        "blocks/residual_block.py",
+        ("c_input = shortcut if outer is None else shortcut + outer", "c_input = shortcut"),
+        ("sectors.append(inner.with_zero() if cut else inner)", "sectors.append(inner)"),
+    ),
+    *_of("blocks/loop_transformation.py", ("middle + 0.5 * (outer", "middle + 0.4 * (outer")),
+    *_of(
+        "radii/forward_rounding.py",
+        ("return reached[self.analysis.output] * SLACK", "return 0 * reached[self.analysis.output]"),
+        ("+ jumps, after", ", after"),
+        ("return parts.sum(0) if node.piece.kind", "return parts.amax(0) if node.piece.kind"),
+        ("return gamma(factor * (count + 4), self.dtype)", "return 0.0"),
+        ("size = steep * (sizes[0] + errors[0]) + piece.shift", "size = steep * (sizes[0] + errors[0])"),
+    ),
+    *_of(
+        "radii/margin_radii.py",
+        ("shrink = rounded_up(math.sqrt(math.prod(report.input_shape)), 1)", "shrink = 1.0"),
+        ("math.sqrt(2) * report.l2_upper", "report.l2_upper"),
+        ("2 * report.linf_upper", "report.linf_upper"),
+        ("torch.where(torch.isfinite(logits).all(dim=1), radii, 0.0)", "radii"),
+    ),
+    *_of(
+        "radii/radius.py",
+        ("return 2 * math.sqrt(2) * deviation * (1 + 1e-12)", "return 0 * deviation"),
+        ("radius=round_radius_down(radius)", "radius=1.001 * radius"),
+    ),
+    *_of("radii/smoothing.py", ("if not 0.5 < probability_lower < 1:", "if not 0.0 < probability_lower < 1:")),
+    *_of("audits/audit.py", ("bound.upper <= allowed", "0.9 * bound.upper <= allowed")),
+]
+
+
+def copied(folder: Path) -> None:
+    """What the tests need, with the links as links."""
+    for name in ("attacks", "certify", "reports", "robustres", "tests"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def survives(mutation: Mutation) -> bool | None:
+    """Whether the tests pass all the same; None where the text does not stand in the file."""
+    text = (ROOT / "certify" / mutation.file).read_text()
+    if mutation.before not in text:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copied(folder)
+        (folder / "certify" / mutation.file).write_text(text.replace(mutation.before, mutation.after, 1))
+        child = os.fork()  # torch is loaded already
+        if not child:
+            os._exit(_tested(folder, mutation.tests))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _tested(folder: Path, tests: Sequence[str]) -> int:
+    import pytest
+
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "robustres")]:
+        del sys.modules[name]
+    sink = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]))
+
+
+def main(words: Sequence[str]) -> int:
+    """Try them and list the survivors."""
+    import hypothesis  # noqa: F401
+    import scipy.special  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    chosen = [m for m in MUTATIONS if not words or any(word in str(m) for word in words)]
+    outcomes = {True: "SURVIVED", False: "killed", None: "stale"}
+    left = 0
+    for mutation in chosen:
+        start = time.perf_counter()
+        found = survives(mutation)
+        left += found is not False
+        sys.stdout.write(f"{outcomes[found]:9}{time.perf_counter() - start:6.0f} s  {mutation}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen)} mutations, {left} not killed\n")
+    return left
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main(sys.argv[1:])))
