@@ -306,11 +306,11 @@ def copied(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def survives(mutation: Mutation) -> bool | None:
-    """Whether the tests pass all the same; None where the text does not stand in the file."""
+def outcome_of(mutation: Mutation) -> str:
+    """ "killed by ...", "SURVIVED", or "stale" where the text does not stand in the file."""
     text = (ROOT / "certify" / mutation.file).read_text()
     if mutation.before not in text:
-        return None
+        return "stale"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copied(folder)
@@ -318,7 +318,12 @@ def survives(mutation: Mutation) -> bool | None:
         child = os.fork()  # torch is loaded already
         if not child:
             os._exit(_tested(folder, mutation.tests))
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        lines = (folder / "log").read_text().splitlines()
+        failed = [line.split(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        if code == 0:
+            return "SURVIVED"
+        return f"killed by {failed[0].split(' ', 1)[1].removeprefix('tests/certify/')}" if failed else "NOT TRIED"
 
 
 def _tested(folder: Path, tests: Sequence[str]) -> int:
@@ -336,19 +341,17 @@ def _tested(folder: Path, tests: Sequence[str]) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Try them and list the survivors."""
-    import hypothesis  # noqa: F401
     import scipy.special  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
     chosen = [m for m in MUTATIONS if not words or any(word in str(m) for word in words)]
-    outcomes = {True: "SURVIVED", False: "killed", None: "stale"}
     left = 0
     for mutation in chosen:
         start = time.perf_counter()
-        found = survives(mutation)
-        left += found is not False
-        sys.stdout.write(f"{outcomes[found]:9}{time.perf_counter() - start:6.0f} s  {mutation}\n")
+        found = outcome_of(mutation)
+        left += not found.startswith("killed")
+        sys.stdout.write(f"{time.perf_counter() - start:4.0f} s  {mutation}\n        {found}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{len(chosen)} mutations, {left} not killed\n")
     return left

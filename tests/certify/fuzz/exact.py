@@ -96,9 +96,9 @@ class ExactProgram:
         self.program.register_buffer(name, values)
         return f"self.{name}", values
 
-    def linear(self, source: int, width: int) -> None:
+    def linear(self, source: int, width: int, kinds: tuple[str, ...] = KINDS) -> None:
         """A dense layer, or a 1 x 1 convolution."""
-        name, matrix = self.keep(self.tensor((width, self.widths[source])))
+        name, matrix = self.keep(self.tensor((width, self.widths[source]), kinds))
         bias_name, bias = self.keep(self.tensor((width,), ("normal", "zeros", "whole")))
         text = f"F.linear({{}}, {name}, {bias_name})"
         if self.image:
@@ -110,9 +110,36 @@ class ExactProgram:
         """A dense layer of any width."""
         self.linear(self.value(), self.number(1, 3))
 
-    def kink(self) -> None:
+    def cancelling(self) -> None:
+        """Two layers in a row whose products cancel but for the last bits."""
+        self.linear(self.value(), self.number(1, 3), ("near one",))
+        self.linear(len(self.widths) - 1, self.number(1, 2), ("near one",))
+
+    def tiny_and_huge(self) -> None:
+        """Layers whose norms multiply to an ordinary number through ones that are none."""
+        width = self.number(1, 2)
+        for scale in ((-160, -160, 150, 150), (150, 150, -160, -160), (-160, 150, -160, 150))[self.below(3)]:
+            self.linear(len(self.widths) - 1, width, (f"1e{scale}",))
+            if self.below(2):
+                self.kink(len(self.widths) - 1)
+
+    def residual(self) -> None:
+        """A block whose branch cuts some numbers off, on an input that may be far from 0."""
+        entry = self.value()
+        if self.below(2):
+            self.kink(entry)
+            entry = len(self.widths) - 1
+        self.linear(entry, self.widths[entry])
+        if self.below(2):
+            self.cut(len(self.widths) - 1)
+        if self.below(2):
+            self.kink(len(self.widths) - 1)
+            self.linear(len(self.widths) - 1, self.widths[entry])
+        self.total(entry, len(self.widths) - 1)
+
+    def kink(self, source: int | None = None) -> None:
         """ReLU, |x| or LeakyReLU, now and then of something shifted far away."""
-        source = self.value()
+        source = self.value() if source is None else source
         spelt, left = ((("torch.relu({})"), 0), ("torch.abs({})", -1), ("F.leaky_relu({}, 0.25)", Fraction(1, 4)))[
             self.below(3)
         ]
@@ -130,10 +157,10 @@ class ExactProgram:
 
         self.write(text, rule, (source,), self.widths[source])
 
-    def total(self) -> None:
+    def total(self, a: int | None = None, b: int | None = None) -> None:
         """alpha a + beta b."""
-        a = self.value()
-        b = next(k for k in (self.value(), a) if self.widths[k] == self.widths[a])
+        a = self.value() if a is None else a
+        b = next(k for k in (self.value() if b is None else b, a) if self.widths[k] == self.widths[a])
         alpha, beta = ((1.0, 1.0), (1.0, -1.0), (-1.0, 0.1), (2.0, 1e-160), (0.3, 1.0))[self.below(5)]
         text = "{} + {}" if (alpha, beta) == (1.0, 1.0) else f"{alpha!r} * {{}} + {beta!r} * {{}}"
         factors = Fraction(alpha), Fraction(beta)
@@ -150,9 +177,9 @@ class ExactProgram:
         text = f"{{}} / {operand}" if divide else f"{operand} * {{}}"
         self.write(text, lambda cell, forms: _scaled(factors, forms[0]), (source,), width)
 
-    def cut(self) -> None:
+    def cut(self, source: int | None = None) -> None:
         """The first or last numbers, with zeros where the others stood."""
-        source = self.value()
+        source = self.value() if source is None else source
         width = self.widths[source]
         gone = self.number(0, width - 1)
         front = self.below(2) == 1
@@ -225,7 +252,8 @@ WRITERS: tuple[Callable[[ExactProgram], None], ...] = (
     *(ExactProgram.kink,) * 3,
     *(ExactProgram.total,) * 3,
     *(ExactProgram.scaled, ExactProgram.cut, ExactProgram.cut, ExactProgram.turned),
-    *(ExactProgram.joined, ExactProgram.averaged),
+    *(ExactProgram.joined, ExactProgram.averaged, ExactProgram.residual, ExactProgram.residual, ExactProgram.residual),
+    *(ExactProgram.cancelling, ExactProgram.tiny_and_huge),
 )
 
 
