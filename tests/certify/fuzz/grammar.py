@@ -31,7 +31,7 @@ def drawn(below: Below) -> Drawn:
     for _ in range(d.number(2, 8)):
         try:
             d.one_of(*WEIGHTED).write(d)
-        except UnfitError:
+        except (UnfitError, ZeroDivisionError):  # empty values have no divisors
             continue
     d.program.answer = _head(d)
     _without_dead_lines(d.program)
