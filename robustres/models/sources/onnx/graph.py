@@ -92,7 +92,16 @@ class _Reader:
                 results = self._results(node, used, scope, opset, outer, depth)
             except ModelError as error:
                 raise error if getattr(error, "placed", False) else _placed(node, str(error)) from error
-            except (RuntimeError, TypeError, ValueError, IndexError, OverflowError, NotImplementedError) as error:
+            except (
+                RuntimeError,
+                TypeError,
+                ValueError,
+                IndexError,
+                OverflowError,
+                NotImplementedError,
+                AttributeError,
+                KeyError,
+            ) as error:
                 raise _placed(node, f"does not fit its inputs ({first_line(error)})") from error
             for name, value in zip(node.output, results, strict=False):
                 if name and name in scope:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from robustres.errors import ModelError
+from robustres.models.sources.onnx.composites import find_activations
 
 # Numbers that one tensor of one image may have: 128 MiB in float32.
 LARGEST_TENSOR = 2**25
@@ -85,6 +86,11 @@ def side_of(values: Iterable[int]) -> Side:
     """One number, where it is the same for every batch size."""
     numbers = tuple(int(value) for value in values)
     return numbers[0] if len(set(numbers)) == 1 else Dim(numbers)
+
+
+def device_of(x: Any) -> str:
+    """Where what is combined with a tensor must lie: beside it; constants of a network that is recorded, on the CPU."""
+    return "meta" if isinstance(x, Tensor) and x.is_meta else "cpu"
 
 
 def flat(value: Any) -> Iterable[Any]:
@@ -216,7 +222,9 @@ class Recorder:
         self._graph.output(output.node)
         self._graph.lint()
         self._require_small()
-        return fx.GraphModule(self._root, self._graph).eval()
+        network = fx.GraphModule(self._root, self._graph)
+        find_activations(network.graph, network)
+        return fx.GraphModule(network, network.graph).eval()  # without the constants that nothing uses any more
 
     def _count(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], results: list[Any]) -> None:
         """Add the multiplications of products, convolutions and pooling windows."""

@@ -9,7 +9,7 @@ from robustres.errors import ModelError
 from robustres.models.sources.onnx.call import Call
 from robustres.models.sources.onnx.operators.shapes import reshaped
 from robustres.models.sources.onnx.registry import operator
-from robustres.models.sources.onnx.traced import Side, apply
+from robustres.models.sources.onnx.traced import Side, apply, device_of
 
 
 @operator("Slice", 1, 10, 11, 13)
@@ -109,3 +109,25 @@ def _rows(x: Tensor, axis: int, places: Tensor) -> Tensor:
         return torch.index_select(x, axis, places)
     rows = torch.index_select(x, axis, torch.flatten(places))
     return reshaped(rows, [*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]])
+
+
+@operator("GatherND", 11, 12, 13)
+def gather_nd(call: Call) -> Tensor:
+    """Slices of the first input at places that are the rows of the second, for each of the leading `batch_dims`."""
+    x, places = call.tensor(0), call.constant(1, "places")
+    leading = call.attribute("batch_dims", 0)
+    if leading == 0 and places.ndim >= 1 and places.shape[-1] <= x.ndim:
+        columns = tuple(column.to(device_of(x)) for column in places.unbind(-1))
+        result: Tensor = apply(python.getitem, x, columns)
+        return result
+    raise ModelError("gathers in each image by itself (batch_dims), which is not covered")
+
+
+@operator("ScatterND", 11, 13, 16, 18)
+def scatter_nd(call: Call) -> Tensor:
+    """The first input with slices replaced by those of the third, at places that are the rows of the second."""
+    x, places, updates = call.tensor(0), call.constant(1, "places"), call.tensor(2)
+    if call.attribute("reduction", "none") != "none" or places.ndim < 1 or places.shape[-1] > x.ndim:
+        raise ModelError("combines what it replaces, which is not covered")
+    columns = tuple(column.to(device_of(x)) for column in places.unbind(-1))
+    return torch.index_put(x, columns, updates)

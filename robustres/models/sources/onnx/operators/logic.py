@@ -91,8 +91,12 @@ def top_k(call: Call) -> tuple[Tensor, Tensor]:
     x = call.tensor(0)
     count = call.attribute("k", 0) if call.version == 1 else int(call.number(1, "a count"))
     axis = call.axis(call.attribute("axis", -1), x.ndim)
-    values, places = torch.topk(x, count, axis, largest=bool(call.attribute("largest", 1)), sorted=True)
-    return values, places
+    side = x.shape[axis]
+    if not isinstance(side, int) or not 0 <= count <= side:
+        raise ModelError(f"takes {count} of an axis of {side if isinstance(side, int) else 'images'}")
+    # The first of equal numbers comes first, which torch.topk does not promise.
+    values, places = torch.sort(x, stable=True, dim=axis, descending=bool(call.attribute("largest", 1)))
+    return torch.narrow(values, axis, 0, count), torch.narrow(places, axis, 0, count)
 
 
 @operator("Trilu", 14)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from robustres.errors import ModelError
 from robustres.models.sources.onnx.call import Call
 from robustres.models.sources.onnx.registry import operator
+from robustres.models.sources.onnx.traced import device_of
 
 # How torch calls the modes of ONNX.
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -54,7 +55,7 @@ def bordered(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: floa
         if not isinstance(side, int):
             raise ModelError("pads the axis along which the images are stacked")
         places = torch.arange(-pairs[axis][0], side + pairs[axis][1])
-        x = torch.index_select(x, axis, PLACES[mode](places, side).to("meta" if x.device.type == "meta" else "cpu"))
+        x = torch.index_select(x, axis, PLACES[mode](places, side).to(device_of(x)))
     return x
 
 

@@ -10,9 +10,11 @@ from torch.nn import functional
 from robustres.errors import ModelError
 from robustres.models.sources.onnx.call import Call
 from robustres.models.sources.onnx.registry import operator
-from robustres.models.sources.onnx.traced import Side
+from robustres.models.sources.onnx.traced import Side, device_of
 
 LARGEST = 2**14
+# Before operator set 11 nothing says which number is nearest; this is what runtimes take.
+BEFORE_11 = "before set 11"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Rule:
 def upsample(call: Call) -> Tensor:
     """Larger by factors."""
     scales = call.attributes.get("scales") if call.version == 7 else _floats(call, 1)
-    return _resized(call, _checked(scales), None, Rule(call.attribute("mode", "nearest"), "asymmetric", "floor"))
+    return _resized(call, _checked(scales), None, Rule(call.attribute("mode", "nearest"), "asymmetric", BEFORE_11))
 
 
 @operator("Resize", 10, 11, 13, 18, 19)
@@ -39,7 +41,7 @@ def resize(call: Call) -> Tensor:
     """To another size, by factors or to given sides."""
     mode = call.attribute("mode", "nearest")
     if call.version == 10:
-        return _resized(call, _checked(_floats(call, 1)), None, Rule(mode, "asymmetric", "floor"))
+        return _resized(call, _checked(_floats(call, 1)), None, Rule(mode, "asymmetric", BEFORE_11))
     rule = Rule(
         mode,
         call.attribute("coordinate_transformation_mode", "half_pixel"),
@@ -108,24 +110,29 @@ def _applied(x: Tensor, plans: dict[int, tuple[int, float]], rule: Rule) -> Tens
             sides = tuple(len(chosen[axis]) if axis in chosen else int(x.shape[axis]) for axis in (2, 3))
             return functional.interpolate(x, size=sides, mode="nearest") if chosen else x
         for axis, places in chosen.items():
-            x = torch.index_select(x, axis, places.to("meta") if _is_meta(x) else places)
+            x = torch.index_select(x, axis, places.to(device_of(x)))
         return x
     for axis, (size, scale) in plans.items():
-        matrix = weights(int(x.shape[axis]), size, scale, rule).to(x.dtype)
-        matrix = matrix.to("meta") if _is_meta(x) else matrix
+        matrix = weights(int(x.shape[axis]), size, scale, rule).to(device_of(x), x.dtype)
         x = torch.transpose(torch.matmul(torch.transpose(x, axis, -1), matrix.T.contiguous()), axis, -1)
     return x
 
 
 def positions(side: int, size: int, scale: float, coordinates: str) -> Tensor:
-    """Where each of `size` numbers stands among `side`, by the coordinate mode."""
-    out = torch.arange(size, dtype=torch.float64)
+    """Where each of `size` numbers stands among `side`, by the coordinate mode.
+
+    In float32, as onnxruntime computes it: in the middle between two numbers the rounding decides which is nearest.
+    """
+    return _positions(torch.arange(size, dtype=torch.float32), side, size, scale, coordinates).to(torch.float64)
+
+
+def _positions(out: Tensor, side: int, size: int, scale: float, coordinates: str) -> Tensor:
     if coordinates == "asymmetric":
         return out / scale
     if coordinates == "align_corners":
-        return out * (side - 1) / (size - 1) if size > 1 else torch.zeros(1, dtype=torch.float64)
+        return out * (side - 1) / (side * scale - 1) if size > 1 else torch.zeros(1)
     if coordinates == "pytorch_half_pixel" and size == 1:
-        return torch.zeros(1, dtype=torch.float64)
+        return torch.zeros(1)
     if coordinates == "half_pixel_symmetric":
         adjustment = size / (scale * side)
         return side / 2 * (1 - adjustment) + (out + 0.5) / scale - 0.5
@@ -144,6 +151,7 @@ def nearest_places(side: int, size: int, scale: float, rule: Rule) -> Tensor:
         "round_prefer_ceil": torch.floor(x + 0.5),
         "floor": torch.floor(x),
         "ceil": torch.ceil(x),
+        BEFORE_11: torch.ceil(x) if scale < 1 else torch.floor(x),
     }
     if rule.nearest not in rounded:
         raise ModelError(f"rounds by {rule.nearest!r}")
@@ -162,7 +170,7 @@ def weights(side: int, size: int, scale: float, rule: Rule) -> Tensor:
     distance = (neighbours - x[:, None]).abs() / stretch
     values = (1 - distance).clamp(min=0) if rule.mode == "linear" else _cubic(distance, rule.cubic)
     outside = (neighbours < 0) | (neighbours > side - 1)
-    if rule.exclude_outside or rule.antialias:
+    if rule.exclude_outside:
         values = torch.where(outside, 0.0, values)
     values = values / values.sum(dim=1, keepdim=True)
     matrix = torch.zeros(size, side, dtype=torch.float64)
@@ -180,7 +188,3 @@ def _as_torch(places: Tensor, side: int) -> bool:
     """Whether torch's own choice is the same."""
     own = functional.interpolate(torch.arange(side, dtype=torch.float64)[None, None], size=len(places), mode="nearest")
     return torch.equal(own[0, 0].to(torch.int64), places)
-
-
-def _is_meta(x: Tensor) -> bool:
-    return isinstance(x, Tensor) and x.device.type == "meta"
