@@ -14,7 +14,7 @@ from robustres.models.networks.normalised import normalised
 from robustres.models.sources.checkpoint import load_checkpoint
 from robustres.models.sources.exported_program import load_exported
 from robustres.models.sources.factory import call_factory
-from robustres.models.sources.onnx.load import load_onnx
+from robustres.models.sources.onnx.load import load_onnx, note_of
 from robustres.models.sources.torchscript import is_torchscript, load_torchscript
 from robustres.models.sources.weights_file import load_weights
 from robustres.models.sources.zoo import ZOOS
@@ -28,13 +28,15 @@ class LoadedModel:
     """A network ready to be attacked and certified.
 
     module: in evaluation mode, normalisation included. source: the words it was asked for with.
-    sha256: digest of all weights and buffers by name. parameters: number of trainable numbers.
+    sha256: digest of all weights and buffers by name. parameters: number of trainable numbers. note: what is to be
+    known about how it was read, such as the batch size for which an ONNX file was exported.
     """
 
     module: nn.Module
     source: str
     sha256: str
     parameters: int
+    note: str = ""
 
 
 def load_model(
@@ -61,13 +63,14 @@ def load_model(
     module, source = (
         (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download, input_shape), spec)
     )
+    note = note_of(module)
     module = materialise(module)
     dtype = torch.float32 if input_shape is None else image_dtype(module, _one_image(module, input_shape))
     module = normalised(module, mean, std, dtype=dtype)
     module.eval()
     if input_shape is not None:
         _pass_one_image(module, input_shape, source)
-    return LoadedModel(module, source, weights_digest(module), sum(p.numel() for p in module.parameters()))
+    return LoadedModel(module, source, weights_digest(module), sum(p.numel() for p in module.parameters()), note)
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -76,7 +76,7 @@ def _number(node: fx.Node, root: nn.Module) -> float | None:
         return None
     path, _, name = str(node.target).rpartition(".")
     value = getattr(root.get_submodule(path), name)
-    return float(value) if value.numel() == 1 else None
+    return float(value.detach()) if value.numel() == 1 else None
 
 
 def _same(
