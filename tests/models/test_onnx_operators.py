@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from robustres.models.sources.onnx import operators as _registered  # noqa: E402, F401
 from robustres.models.sources.onnx.file import NEWEST, OLDEST  # noqa: E402
-from robustres.models.sources.onnx.registry import OPERATORS, lookup  # noqa: E402
+from robustres.models.sources.onnx.registry import OPERATORS, lookup, table  # noqa: E402
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 RNG = np.random.default_rng(0)
@@ -32,6 +32,11 @@ def test_the_versions_of_every_operator_are_those_of_the_standard() -> None:
             if not schema.deprecated and lookup(name, opset)[0] != schema.since_version:
                 wrong.append(f"{name} in set {opset} is of {schema.since_version}, not {lookup(name, opset)[0]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_page_lists_every_operator() -> None:
+    page = Path(__file__).parents[2] / "docs" / "onnx.md"
+    assert page.read_text().endswith(table())
 
 
 def write(

@@ -77,6 +77,11 @@ class Call:
                 return tensor.item()
         return self.tensor(position)
 
+    def by_batch(self, position: int) -> tuple[Tensor, ...] | None:
+        """The numbers of an input for each batch size, where they depend on it and nothing else."""
+        value = self._input(position)
+        return value.values if self.place is None and isinstance(value, Known) and not value.constant else None
+
     def ints(self, position: int, what: str) -> list[Side]:
         """The whole numbers of an input that may depend on the number of images, not on the images."""
         value = self._input(position)

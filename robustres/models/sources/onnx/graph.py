@@ -26,8 +26,8 @@ from robustres.models.sources.onnx.traced import Bounded, Known, Recorder, Trace
 
 # Batch sizes for which shapes are worked out; two would do for sides that grow with the batch, one more is the check.
 BATCHES = (2, 3, 5)
-# Numbers of a known tensor that depends on the batch size: shapes, and what is computed with them.
-LARGEST_SHAPE = 1024
+# Numbers of a known tensor that depends on the batch size: shapes and places, and what is computed with them.
+LARGEST_SHAPE = 2**20
 # Numbers that may be worked out while the file is read, beside the weights in it.
 LARGEST_KNOWN = 2**27
 Value = Known | Traced
@@ -162,7 +162,9 @@ class _Reader:
                 self.recorder.named(name, parts[0], trainable=False)
                 results.append(Known(parts * counts))
             elif len({part.shape for part in parts}) > 1:
-                return None
+                if parts[0].dtype != torch.int64:  # copies for each image, which the network makes itself
+                    return None
+                results.append(Known(tuple(parts)))
             else:
                 same = all(torch.equal(part, parts[0]) for part in parts)
                 results.append(Known((parts[0],) * counts if same else tuple(parts)))

@@ -36,3 +36,9 @@ def lookup(name: str, opset: int) -> tuple[int, Operator]:
     if place == 0:
         raise ModelError(f"is not an operator of set {opset}")
     return versions[place - 1], function
+
+
+def table() -> str:
+    """All operators as a table in Markdown."""
+    rows = (f"| {name} | {', '.join(map(str, versions))} |\n" for name, (versions, _) in sorted(OPERATORS.items()))
+    return "| operator | specifications |\n|---|---|\n" + "".join(rows)

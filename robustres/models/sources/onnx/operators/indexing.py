@@ -9,7 +9,7 @@ from robustres.errors import ModelError
 from robustres.models.sources.onnx.call import Call
 from robustres.models.sources.onnx.operators.shapes import reshaped
 from robustres.models.sources.onnx.registry import operator
-from robustres.models.sources.onnx.traced import Side, apply, device_of
+from robustres.models.sources.onnx.traced import Side, Traced, apply, device_of, side_of
 
 
 @operator("Slice", 1, 10, 11, 13)
@@ -38,6 +38,9 @@ def gather(call: Call) -> Tensor:
     x = call.tensor(0)
     axis = call.axis(call.attribute("axis", 0), x.ndim)
     side = x.shape[axis]
+    varying = call.by_batch(1)
+    if varying is not None and x.ndim == 1 and isinstance(x, Traced) and _all_in_order(varying, x):
+        return reshaped(x, [side_of(sides) for sides in zip(*(tuple(v.shape) for v in varying), strict=True)])
     if not call.known(1) or call.shapes_only:
         places = call.tensor(1)
         if isinstance(side, int):
@@ -101,6 +104,12 @@ def _backwards(start: int, end: int, side: int) -> tuple[int, int, int]:
 def _taken(x: Tensor, axis: int, part: slice) -> Tensor:
     result: Tensor = apply(python.getitem, x, (*(slice(None),) * axis, part))
     return result
+
+
+def _all_in_order(places: tuple[Tensor, ...], x: Traced) -> bool:
+    """Whether all numbers are taken in their order: a reshape, as torch writes one that it cannot express."""
+    pairs = zip(places, x.shapes, strict=True)
+    return all(torch.equal(one.flatten(), torch.arange(len(shape))) for one, shape in pairs)
 
 
 def _rows(x: Tensor, axis: int, places: Tensor) -> Tensor:
