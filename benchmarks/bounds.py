@@ -139,7 +139,7 @@ def exact_norm(layer: Convolution) -> float:
 
 
 def block_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> Iterator[Row]:
-    """Textbook, loop transformation and joint bound of one block, beside the free-slope estimate."""
+    """Textbook and joint bound of one block, beside the free-slope estimate."""
     inner = random_convolution(c_in, c_out, side, stride, 1, device)
     outer = random_convolution(c_out, c_out, inner.out_shape[1], 1, 2, device)
     shortcut: LinearMap = Identity(inner.in_shape)

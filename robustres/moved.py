@@ -17,7 +17,7 @@ MOVED = {
         "maps": (
             "linear_map selection=coordinate_maps convolution fold=folding sector sorting product_rounding=rounding"
         ),
-        "fourier": "torus matrix_polynomial symbol autocorrelation",
+        "fourier": "torus matrix_polynomial",
         "graph": (
             "network protocol=statements tracing capture rules=operation_rules rules_activation "
             "rules_arithmetic rules_linear rules_pooling rules_shape simplify"
@@ -30,7 +30,7 @@ MOVED = {
         "blocks": (
             "regions=parallel_paths residual_block incremental_form reduced_block reduced_search "
             "direct_search joint_search starting_points scaling=multiplier_form "
-            "scaling_search=multiplier_search joint=joint_bound loop_transformation residual_bound "
+            "scaling_search=multiplier_search joint=joint_bound residual_bound "
             "mask_ascent"
         ),
         "bounds": (

@@ -1,4 +1,4 @@
-"""Bounds of a residual block S x + V phi(W x + b): textbook, loop transformation, joint; the smallest is kept."""
+"""Bounds of a residual block S x + V phi(W x + b): textbook and joint; the smallest is kept."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.incremental_form import gain
-from robustres.certify.blocks.joint_search import SEARCH_EVALUATIONS, direct_form, search
-from robustres.certify.blocks.loop_transformation import loop_transformation
+from robustres.certify.blocks.joint_search import direct_form, search
 from robustres.certify.blocks.mask_ascent import affordable_steps, mask_ascent
 from robustres.certify.blocks.multiplier_search import prove
 from robustres.certify.blocks.residual_block import DenseForm, ResidualBlock
@@ -149,16 +148,13 @@ def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, f
 def _joint_candidates(
     block: ResidualBlock, shortcut: float, norms: Sequence[float], effort: float, give_up_above: float
 ) -> tuple[dict[str, float], tuple[float, ...], int]:
-    """The joint bound by the form that fits, dense for small blocks, else on tori; and the loop transformation."""
+    """The joint bound by the form that fits, dense for small blocks, else on tori."""
     found = search(block, shortcut, norms, effort=effort, limit=give_up_above**2)
     if found is None:
         return {}, (), 0
     source, scaling = found.source, found.scaling
     name = "joint, dense" if isinstance(source, DenseForm) else "joint"
-    values = {name: prove(source, scaling, give_up_above=give_up_above) if math.isfinite(scaling.value) else math.inf}
-    if len(block.slopes) == 1 and source.sweep < effort / SEARCH_EVALUATIONS:
-        direct = direct_form(block, found.twist)
-        if direct is not None and direct.sweep < effort / SEARCH_EVALUATIONS:
-            values["loop transformation"] = loop_transformation(direct)
-    multipliers = tuple(scaling.values.tolist()) if math.isfinite(values[name]) else ()
-    return {key: value for key, value in values.items() if math.isfinite(value)}, multipliers, found.twist
+    value = prove(source, scaling, give_up_above=give_up_above) if math.isfinite(scaling.value) else math.inf
+    if not math.isfinite(value):
+        return {}, (), found.twist
+    return {name: value}, tuple(scaling.values.tolist()), found.twist

@@ -9,8 +9,7 @@ from robustres.certify.blocks.direct_search import COARSE_MARGINS, MARGINS
 from robustres.certify.blocks.incremental_form import EXACT_SIDE, SMOOTHED
 from robustres.certify.blocks.multiplier_form import Scaling
 from robustres.certify.blocks.reduced_block import Inequality, ReducedBlock
-from robustres.certify.fourier.symbol import coarse_frequencies
-from robustres.certify.fourier.torus import Torus
+from robustres.certify.fourier.torus import Torus, coarse_frequencies
 from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.certify.proof.largest_singular_value import proved_below, rayleigh_quotients
 

@@ -9,20 +9,13 @@ from torch import Tensor
 
 from robustres.certify.blocks.direct_search import DirectSearch
 from robustres.certify.blocks.incremental_form import IncrementalForm, nominal_cost
-from robustres.certify.fourier.symbol import coarse_frequencies, roundings, symbol
-from robustres.certify.fourier.torus import Embedding, Torus, embed, passage
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.fourier.matrix_polynomial import polynomial
+from robustres.certify.fourier.torus import Embedding, Torus, coarse_frequencies, embed, passage
 from robustres.certify.maps.linear_map import (
-    ChannelScale,
-    Composition,
-    Identity,
     LinearMap,
-    Scaled,
     Shape,
-    Sum,
-    unanswered,
 )
-from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR
 from robustres.certify.maps.sector import Sector, Slopes, sector
 from robustres.errors import InputError
 
@@ -62,9 +55,19 @@ class TorusForm(DirectSearch):
     def __init__(self, block: ResidualBlock, embedding: Embedding, torus: Torus) -> None:
         self.block, self.embedding, self.torus = block, embedding, torus
         self.frequencies = coarse_frequencies(torus).to(block.shortcut.device)
-        self.sectors = _sectors_on_torus(block)
-        self._absolute: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self._shortcut, _ = polynomial(block.shortcut, embedding.multiplicity)
+        self._layers, tiles, multiplicity = [], [], embedding.multiplicity
+        for layer in block.layers:
+            found, multiplicity = polynomial(layer, multiplicity)
+            self._layers.append(found)
+            tiles.append(math.prod(multiplicity))
+        self.sectors = [_tiled(*pair) for pair in zip(_sectors_on_torus(block), tiles, strict=False)]
         with torch.no_grad():
+            self._absolute = _assemble(
+                self._shortcut.magnitude[None],
+                [layer.magnitude[None] for layer in self._layers],
+                [absolute_sector(sector_) for sector_ in self.sectors],
+            )
             self.cost = _cost(self.form(self.frequencies[:1]))
 
     def __len__(self) -> int:
@@ -72,22 +75,12 @@ class TorusForm(DirectSearch):
 
     def form(self, frequencies: Tensor) -> IncrementalForm:
         """The form at some of the frequencies (F, 2); differentiable in the weights."""
-        shortcut, _ = symbol(self.block.shortcut, self.torus, frequencies, self.embedding.multiplicity)
-        layers, tiles, multiplicity = [], [], self.embedding.multiplicity
-        for layer in self.block.layers:
-            matrix, multiplicity = symbol(layer, self.torus, frequencies, multiplicity)
-            layers.append(matrix)
-            tiles.append(math.prod(multiplicity))
-        sectors = [_tiled(sector_, tile) for sector_, tile in zip(self.sectors, tiles, strict=False)]
-        if self._absolute is None:
-            maps = (self.block.shortcut, *self.block.layers)
-            sizes = [(matrix.shape[-2], matrix.shape[-1]) for matrix in (shortcut, *layers)]
-            with torch.no_grad():
-                bounds = [absolute_symbol(map_, *size)[None] for map_, size in zip(maps, sizes, strict=True)]
-                self._absolute = _assemble(bounds[0], bounds[1:], [absolute_sector(s) for s in sectors])
-        count = sum(roundings(map_) for map_ in (self.block.shortcut, *self.block.layers))
+        shortcut, *layers = (found.at(self.torus, frequencies) for found in (self._shortcut, *self._layers))
+        count = sum(found.wave_roundings for found in (self._shortcut, *self._layers))
         count += 4 * sum(matrix.shape[-1] + 2 for matrix in layers) + 16 * len(layers)
-        return IncrementalForm(*_assemble(shortcut, layers, sectors), *ties_of(sectors), self._absolute, count)
+        return IncrementalForm(
+            *_assemble(shortcut, layers, self.sectors), *ties_of(self.sectors), self._absolute, count
+        )
 
     def chunks(self) -> Iterator[IncrementalForm]:
         """The form at all frequencies, piece by piece."""
@@ -155,32 +148,6 @@ def _values_outside_are_read(layer: LinearMap, following: LinearMap, axis: int) 
     found = passage(layer, axis, (0, layer.in_shape[1 + axis] - 1))
     clean = found is not None and found.support[0] >= 0 and found.support[1] < layer.out_shape[1 + axis]
     return not clean and passage(following, axis, EVERYWHERE) is None
-
-
-def absolute_symbol(map_: LinearMap, rows: int, columns: int) -> Tensor:
-    """A real matrix (rows, columns) at or above the absolute values in every symbol of the map."""
-    match map_:
-        case Convolution():
-            kernel = map_.absolute().weight.sum((2, 3))
-            if map_.groups > 1:
-                eye = torch.eye(map_.groups, dtype=kernel.dtype, device=kernel.device)
-                blocks = kernel.reshape(map_.groups, -1, 1, kernel.shape[1])
-                kernel = (blocks * eye[:, None, :, None]).reshape(kernel.shape[0], -1)
-            tiles = (rows // map_.out_shape[0], columns // map_.in_shape[0])
-            return kernel.repeat(*tiles) / math.sqrt(math.prod(map_.stride))
-        case TransposedConvolution():
-            return absolute_symbol(map_.forward_map, columns, rows).T
-        case ChannelScale():
-            return torch.diag(map_.absolute().scale.repeat(rows // map_.in_shape[0]))
-        case Scaled():
-            return map_.absolute().factor * absolute_symbol(map_.map, rows, columns)
-        case Sum():
-            return torch.stack([absolute_symbol(term, rows, columns) for term in map_.terms]).sum(0)
-        case Composition():
-            return torch.full((rows, columns), absolute_norm(map_), dtype=torch.float64, device=map_.device)
-        case Identity():
-            return torch.eye(rows, dtype=torch.float64, device=map_.device)
-    raise unanswered("absolute_symbol", map_)
 
 
 def _assemble(

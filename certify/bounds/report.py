@@ -51,7 +51,7 @@ class LipschitzReport:
 
     def ledger(self) -> pd.DataFrame:
         """`to_frame` with every bound that was computed for a residual block in a column of its own (NaN where it was
-        not), such as linear and loop transformation, the tightness upper / lower, and the seconds.
+        not), such as linear and joint, the tightness upper / lower, and the seconds.
         """
         methods = dict.fromkeys(method for row in self.residual_blocks for method in row.candidates)
         return self.to_frame().assign(

@@ -23,8 +23,10 @@ Lag = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class MatrixPolynomial:
-    """parts: lag -> real (m, n). The exact sum of the errors of all parts is at most gamma_roundings * magnitude,
-    entry by entry; magnitude (m, n) is at or above the sum of the absolute values of the exact parts.
+    """parts: lag -> real (m, n), or (groups, m, n) for the blocks of a block-diagonal polynomial; differentiable.
+
+    The exact sum of the errors of all parts is at most gamma_roundings * magnitude, entry by entry; magnitude, of the
+    same shape, is at or above the sum of the absolute values of the exact parts.
     """
 
     parts: dict[Lag, Tensor]
@@ -34,7 +36,7 @@ class MatrixPolynomial:
     @classmethod
     def exact(cls, parts: dict[Lag, Tensor], seen: int = 0) -> "MatrixPolynomial":
         """A polynomial whose parts are exactly these, or within `seen` relative roundings of each entry."""
-        total = torch.stack(list(parts.values())).abs().sum(0)
+        total = torch.stack(list(parts.values())).detach().abs().sum(0)
         return cls(parts, total * (1 + gamma(len(parts) + 3 + seen)), seen)
 
     @property
@@ -71,13 +73,30 @@ class MatrixPolynomial:
         for (first, second), left in self.parts.items():
             for (third, fourth), right in other.parts.items():
                 lag = (first + third, second + fourth)
-                parts[lag] = parts[lag].addmm_(left, right) if lag in parts else left @ right
+                parts[lag] = parts[lag].add_(left @ right) if lag in parts else left @ right
         inner = self.magnitude.shape[1]
         return MatrixPolynomial(
             parts,
             (self.magnitude @ other.magnitude) * (1 + gamma(inner + 2)),
             self.roundings + other.roundings + inner + len(self.parts) + 1,
         )
+
+    def at(self, torus: Torus, frequencies: Tensor) -> Tensor:
+        """(F, m, n) complex, or (F groups, m, n): the values at coarse frequencies (F, 2)."""
+        angle = turns(torus, frequencies, torch.tensor(list(self.parts), device=frequencies.device))
+        stacked = torch.stack(list(self.parts.values())).flatten(1)
+        return torch.complex(angle.cos() @ stacked, angle.sin() @ stacked).reshape(-1, *self.magnitude.shape[-2:])
+
+    @property
+    def wave_roundings(self) -> int:
+        """Roundings of what `at` computes, relative to the magnitude; a wave is off by less than 16 units."""
+        return 2 * (self.roundings + len(self.parts) + 64)
+
+    @property
+    def error(self) -> float:
+        """At or above the spectral norm of the error of the values that `at` computes."""
+        rows, columns = (float(self.magnitude.sum(axis).max()) for axis in (-1, -2))
+        return gamma(self.wave_roundings + 8 + sum(self.magnitude.shape[-2:])) * math.sqrt(rows) * math.sqrt(columns)
 
     def apply(self, torus: Torus, frequencies: Tensor, vectors: Tensor) -> Tensor:
         """(F, m, k) complex: the values at coarse frequencies (F, 2) times vectors (F, n, k), an estimate only."""
@@ -107,8 +126,8 @@ class HermitianPolynomial:
             for (third, fourth), right in factor.parts.items():
                 lag = (third - first, fourth - second)
                 if lag >= (0, 0):
-                    parts[lag] = parts[lag].addmm_(left.mT, right) if lag in parts else left.mT @ right
-        inner = factor.magnitude.shape[0]
+                    parts[lag] = parts[lag].add_(left.mT @ right) if lag in parts else left.mT @ right
+        inner = factor.magnitude.shape[-2]
         magnitude = (factor.magnitude.mT @ factor.magnitude) * (1 + gamma(inner + 2))
         return cls(parts, magnitude, 2 * factor.roundings + inner + len(factor.parts) + 1)
 
@@ -138,11 +157,10 @@ class HermitianPolynomial:
         return HermitianPolynomial(parts, magnitude, max(self.roundings, other.roundings) + 1)
 
     def at(self, torus: Torus, frequencies: Tensor) -> Tensor:
-        """(F, n, n) complex Hermitian: the values at coarse frequencies (F, 2)."""
+        """(F, n, n) complex Hermitian, or (F groups, n, n): the values at coarse frequencies (F, 2)."""
         lags, even, odd = self._waves
         angle = turns(torus, frequencies, lags)
-        shape = (len(frequencies), *self.magnitude.shape)
-        return torch.complex((angle.cos() @ even).reshape(shape), (angle.sin() @ odd).reshape(shape))
+        return torch.complex(angle.cos() @ even, angle.sin() @ odd).reshape(-1, *self.magnitude.shape[-2:])
 
     @cached_property
     def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +175,7 @@ class HermitianPolynomial:
     def error(self) -> float:
         """At or above the spectral norm of the error of the values that `at` computes."""
         count = self.roundings + len(self.parts) + 64  # a wave is off by less than 16 units
-        return gamma(2 * count) * float(self.magnitude.sum(1).max()) * (1 + gamma(len(self.magnitude)))
+        return gamma(2 * count) * float(self.magnitude.sum(-1).max()) * (1 + gamma(self.magnitude.shape[-1]))
 
 
 def turns(torus: Torus, frequencies: Tensor, lags: Tensor) -> Tensor:
@@ -185,7 +203,7 @@ def _identity_polynomial(map_: Identity, multiplicity: Lag) -> tuple[MatrixPolyn
 
 @polynomial.register
 def _channelwise_polynomial(map_: ChannelScale, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    diagonal = torch.diag(map_.scale.detach().repeat(math.prod(multiplicity)))
+    diagonal = torch.diag(map_.scale.repeat(math.prod(multiplicity)))
     return MatrixPolynomial.exact({(0, 0): diagonal}, map_.seen), multiplicity
 
 
@@ -222,14 +240,21 @@ def _transposed_polynomial(map_: TransposedConvolution, multiplicity: Lag) -> tu
 
 @polynomial.register
 def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    weight = map_.weight.detach()
-    c_out, c_in = weight.shape[0], map_.in_shape[0]
+    blocks, out = grouped_polynomial(map_, multiplicity)
+    return (blocks if map_.groups == 1 else _ungrouped(blocks, map_, multiplicity, out)), out
+
+
+def grouped_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    """One polynomial for each group, (groups, m, n), where there are several."""
+    groups = map_.groups
+    weight = map_.weight.reshape(groups, -1, *map_.weight.shape[1:])
+    c_out, c_in = weight.shape[1:3]
     (r_1, r_2), (s_1, s_2) = multiplicity, map_.stride
     out = (r_1 // s_1, r_2 // s_2)
     parts: dict[Lag, Tensor] = {}
-    for first in range(weight.shape[2]):
-        for second in range(weight.shape[3]):
-            tap = _ungrouped(weight[:, :, first, second], map_.groups)
+    for first in range(weight.shape[3]):
+        for second in range(weight.shape[4]):
+            tap = weight[..., first, second]
             reach_1 = first * map_.dilation[0] - map_.padding[0][0]
             reach_2 = second * map_.dilation[1] - map_.padding[1][0]
             for j in range(out[0]):
@@ -238,19 +263,23 @@ def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[Matri
                     place_2, residue_2 = divmod(s_2 * k + reach_2, r_2)
                     whole = parts.get((place_1, place_2))
                     if whole is None:
-                        whole = weight.new_zeros(math.prod(out) * c_out, r_1 * r_2 * c_in)
+                        whole = weight.new_zeros(groups, math.prod(out) * c_out, r_1 * r_2 * c_in)
                         parts[place_1, place_2] = whole
                     row, column = (j * out[1] + k) * c_out, (residue_1 * r_2 + residue_2) * c_in
-                    whole[row : row + c_out, column : column + c_in] = tap
+                    whole[:, row : row + c_out, column : column + c_in] = tap
+    if groups == 1:
+        parts = {lag: part[0] for lag, part in parts.items()}
     return MatrixPolynomial.exact(parts, map_.seen), out
 
 
-def _ungrouped(tap: Tensor, groups: int) -> Tensor:
-    """(C_out, C_in / groups) as the block-diagonal matrix (C_out, C_in)."""
-    if groups == 1:
-        return tap
-    blocks = (
-        tap.reshape(groups, -1, 1, tap.shape[1])
-        * torch.eye(groups, dtype=tap.dtype, device=tap.device)[:, None, :, None]
-    )
-    return blocks.reshape(tap.shape[0], -1)
+def _ungrouped(blocks: MatrixPolynomial, map_: Convolution, multiplicity: Lag, out: Lag) -> MatrixPolynomial:
+    """The block-diagonal matrices, each channel in its place among all channels of a residue."""
+    sides = [(math.prod(out), map_.weight.shape[0]), (math.prod(multiplicity), map_.in_shape[0])]
+    order = [torch.arange(r * c).reshape(r, map_.groups, -1).transpose(0, 1).flatten().argsort() for r, c in sides]
+
+    def whole(part: Tensor) -> Tensor:
+        placed: Tensor = torch.block_diag(*part)  # type: ignore[no-untyped-call]
+        return placed[order[0]][:, order[1]]
+
+    parts = {lag: whole(part) for lag, part in blocks.parts.items()}
+    return MatrixPolynomial(parts, whole(blocks.magnitude), blocks.roundings)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import singledispatch
 
+import torch
+from torch import Tensor
+
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
 from robustres.certify.maps.linear_map import (
@@ -72,6 +75,14 @@ class Embedding:
             for n, exact in zip(self.points, self.exact, strict=True)
         ]
         return [Torus((n, m), (p, q)) for n, p in axes[0] for m, q in axes[1]]
+
+
+def coarse_frequencies(torus: Torus) -> Tensor:
+    """(F, 2) integers: one of each pair of conjugate frequencies, whose matrices have equal singular values."""
+    rows, columns = torus.points
+    if all(phase in (0, HALF) for phase in torus.phase):
+        columns = columns // 2 + 1 if torus.phase[1] == 0 else (columns + 1) // 2
+    return torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
 
 
 def embed(chains: Sequence[Sequence[LinearMap]]) -> Embedding | None:

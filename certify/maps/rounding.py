@@ -35,5 +35,7 @@ def largest_sum(map_: LinearMap, *, of_rows: bool) -> float:
     ones = torch.ones(1, *shape, dtype=torch.float64, device=map_.device)
     with torch.no_grad():
         sums = absolute(ones) if of_rows else absolute.adjoint(ones)
-    largest = rounded_up(float(sums.max()) if sums.numel() else 0.0, ALGORITHM_FACTOR * absolute.roundings)
-    return largest + UNDERFLOW if absolute.cancels else largest
+    largest = float(sums.max()) if sums.numel() else 0.0
+    if absolute.cancels:
+        return rounded_up(largest, ALGORITHM_FACTOR * absolute.roundings) + UNDERFLOW
+    return rounded_up(largest, ALGORITHM_FACTOR * absolute.roundings) if largest else 0.0

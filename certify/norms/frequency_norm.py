@@ -1,20 +1,23 @@
-"""The norm of a convolution through its symbol: max over the frequencies of a torus, an upper bound by embedding."""
+"""The norm of a shift-invariant map: max over the frequencies of a torus, an upper bound by embedding."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
-from torch import Tensor
 
-from robustres.certify.fourier.autocorrelation import GramPolynomial, gram_polynomial
-from robustres.certify.fourier.symbol import coarse_frequencies, grouped_symbol, roundings, symbol
-from robustres.certify.fourier.torus import HALF, Embedding, Torus, embed
+from robustres.certify.fourier.matrix_polynomial import (
+    HermitianPolynomial,
+    MatrixPolynomial,
+    grouped_polynomial,
+    polynomial,
+)
+from robustres.certify.fourier.torus import HALF, Embedding, Torus, coarse_frequencies, embed
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.rounding import UNDERFLOW, absolute_norm
+from robustres.certify.maps.rounding import UNDERFLOW
 from robustres.certify.proof.largest_singular_value import MatrixMethod, largest_eigenvalue, largest_norm
-from robustres.numerics import gamma, rounded_up
+from robustres.numerics import rounded_up
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -27,10 +30,11 @@ def frequency_bound(
     enlargements: int = 1,
     phases: Sequence[Fraction] = (Fraction(0), HALF),
 ) -> float | None:
-    """A deterministic upper bound of the norm of a zero-padded or circular shift-invariant map.
+    """A deterministic upper bound of the norm of a zero-padded or circular shift-invariant map, `normalised`.
 
     Every torus is a valid bound by itself; the smallest of those that fit into `seconds` of a nominal core (always at
-    least one) is returned. Returns None where the map has no symbol: other paddings, reshapes, cropped images inside.
+    least one) is returned. Returns None where the map is not shift-invariant: other paddings, reshapes, cropped images
+    inside.
     """
     embedding = embed([[map_]])
     if embedding is None:
@@ -38,22 +42,30 @@ def frequency_bound(
     tori = embedding.tori(enlargements=enlargements, phases=phases)
     if seconds is not None:
         tori = tori[: max(1, int(seconds / nominal_seconds(map_, embedding)))]
-    polynomial = _polynomial(map_, matrix_method)
+    factor = narrow_polynomial(map_, embedding)
+    gram = HermitianPolynomial.gram(factor) if matrix_method == "cholesky" else None
     smallest = math.inf
     for torus in tori:
-        if polynomial is None:
-            value = torus_bound(map_, embedding, torus, matrix_method=matrix_method, stop_above=smallest)
+        if gram is None:
+            value = factor_bound(factor, torus, matrix_method)
         else:
-            value = polynomial_bound(polynomial, torus, stop_above=smallest)
+            value = gram_bound(gram, torus, stop_above=smallest)
         smallest = min(smallest, value)
     return smallest
 
 
-def _polynomial(map_: LinearMap, matrix_method: MatrixMethod) -> GramPolynomial | None:
-    """The Gram matrices as polynomials, where the map is one convolution and the method asks for no other matrices."""
-    if matrix_method != "cholesky" or not isinstance(map_, (Convolution, TransposedConvolution)):
-        return None
-    return gram_polynomial(map_)
+def narrow_polynomial(map_: LinearMap, embedding: Embedding) -> MatrixPolynomial:
+    """The map's matrices, or their transposes, no wider than high; one for each group of a single convolution."""
+    if isinstance(map_, Convolution):
+        found = grouped_polynomial(map_, embedding.multiplicity)[0]
+    elif isinstance(map_, TransposedConvolution):
+        multiplicity = embedding.multiplicity
+        fine = (multiplicity[0] * map_.stride[0], multiplicity[1] * map_.stride[1])
+        found = grouped_polynomial(map_.forward_map, fine)[0]
+    else:
+        found = polynomial(map_, embedding.multiplicity)[0]
+    rows, columns = found.magnitude.shape[-2:]
+    return found if columns <= rows else found.transposed()
 
 
 def nominal_seconds(map_: LinearMap, embedding: Embedding) -> float:
@@ -67,51 +79,26 @@ def nominal_seconds(map_: LinearMap, embedding: Embedding) -> float:
     return frequencies * (2e-5 + 8 * (small**2 * large + small**3) / 2e10)
 
 
-def polynomial_bound(polynomial: GramPolynomial, torus: Torus, *, stop_above: float = math.inf) -> float:
+def gram_bound(gram: HermitianPolynomial, torus: Torus, *, stop_above: float = math.inf) -> float:
     """The square root of the largest eigenvalue of the Gram matrices on one torus, rounding included.
 
     Infinite once above `stop_above`.
     """
-    limit = math.ldexp(stop_above, -polynomial.exponent) if stop_above < math.inf else math.inf
     largest = 0.0
-    frequencies = coarse_frequencies(torus).to(polynomial.lags.device)
-    per_chunk = max(1, CHUNK_BYTES // (16 * polynomial.even[0].numel()))
-    for chunk in torch.split(frequencies, per_chunk):
+    frequencies = coarse_frequencies(torus).to(gram.magnitude.device)
+    for chunk in torch.split(frequencies, max(1, CHUNK_BYTES // (16 * gram.magnitude.numel()))):
         largest = largest_eigenvalue(
-            polynomial.grams(torus, chunk), error=polynomial.error, at_least=largest, stop_above=limit * limit
+            gram.at(torus, chunk), error=gram.error, at_least=largest, stop_above=stop_above * stop_above
         )
         if largest == math.inf:
             return math.inf
-    return rounded_up(math.ldexp(rounded_up(math.sqrt(largest), 8), polynomial.exponent), 1)
+    return rounded_up(math.sqrt(largest + UNDERFLOW), 8)
 
 
-def torus_bound(
-    map_: LinearMap,
-    embedding: Embedding,
-    torus: Torus,
-    *,
-    matrix_method: MatrixMethod = "cholesky",
-    stop_above: float = math.inf,
-) -> float:
-    """max over the frequencies of one torus of the symbol's norm, plus rounding; infinite once above `stop_above`."""
-    slack = gamma(roundings(map_)) * absolute_norm(map_) + UNDERFLOW
+def factor_bound(factor: MatrixPolynomial, torus: Torus, matrix_method: MatrixMethod) -> float:
+    """The largest norm of the matrices on one torus, by the named method for each of them, rounding included."""
     largest = 0.0
-    for matrices in symbol_chunks(map_, embedding, torus):
-        largest = largest_norm(matrices, method=matrix_method, at_least=largest)
-        if largest > stop_above:
-            return math.inf
-    return rounded_up(largest + slack, 8)
-
-
-def symbol_chunks(map_: LinearMap, embedding: Embedding, torus: Torus) -> Iterator[Tensor]:
-    """The symbol in pieces of bounded memory; the groups of a grouped convolution come as matrices of their own."""
-    frequencies = coarse_frequencies(torus).to(map_.device)
-    entries = map_.in_shape[0] * map_.out_shape[0] * math.prod(embedding.multiplicity)
-    groups = map_.groups if isinstance(map_, Convolution) else 1
-    per_chunk = max(1, CHUNK_BYTES * groups // (16 * entries))
-    for chunk in torch.split(frequencies, per_chunk):
-        if isinstance(map_, Convolution):
-            blocks, _ = grouped_symbol(map_, torus, chunk, embedding.multiplicity)
-            yield blocks.flatten(5).flatten(2, 4).flatten(0, 1)
-        else:
-            yield symbol(map_, torus, chunk, embedding.multiplicity)[0]
+    frequencies = coarse_frequencies(torus).to(factor.magnitude.device)
+    for chunk in torch.split(frequencies, max(1, CHUNK_BYTES // (16 * factor.magnitude.numel()))):
+        largest = largest_norm(factor.at(torus, chunk), method=matrix_method, at_least=largest)
+    return rounded_up(largest + factor.error + UNDERFLOW, 8)

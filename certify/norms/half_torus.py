@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, Lag
-from robustres.certify.fourier.symbol import coarse_frequencies
-from robustres.certify.fourier.torus import HALF, Torus, embed
+from robustres.certify.fourier.torus import HALF, Torus, coarse_frequencies, embed
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.rounding import absolute_norm
 from robustres.certify.norms.ritz_pair import top_ritz_pair

@@ -8,6 +8,7 @@ import torch
 
 from robustres.certify.maps.convolution import Convolution, padded_convolution
 from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Sum
+from robustres.certify.maps.rounding import largest_sum
 from robustres.certify.norms.frequency_norm import frequency_bound
 from robustres.certify.norms.half_torus import kept_axes_bound
 from robustres.certify.norms.lanczos import SMALLEST_SPHERE, lanczos_bound, power_bound
@@ -58,12 +59,14 @@ def spectral_norm(
     if delta is not None and not 0 < delta < 1:
         raise InputError(f"delta is a failure probability in (0, 1), got {delta:g}; leave it out for none")
     start = perf_counter()
-    guarantee = Guarantee()
+    guarantee, name = Guarantee(), ""
     map_, exponent = map_.normalised()
     with torch.no_grad():
-        if method in PROBABILISTIC:
+        if largest_sum(map_, of_rows=True) == 0:
+            upper, name = 0.0, "exact"
+        elif method in PROBABILISTIC:
             upper, guarantee = _probabilistic(map_, method, delta or DEFAULT_DELTA, generator)
-            name: str = method
+            name = method
         elif method == "auto":
             upper, name = _tightest(map_, DEFAULT_SECONDS if seconds is None else seconds)
             if delta is not None and name not in ("exact", "dense"):

@@ -7,8 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from robustres.certify.fourier.symbol import coarse_frequencies
-from robustres.certify.fourier.torus import HALF, Torus, embed
+from robustres.certify.fourier.torus import HALF, Torus, coarse_frequencies, embed
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.norms import half_torus
 from robustres.certify.norms.frequency_norm import frequency_bound

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from robustres.certify.fourier.torus import HALF, embed
+from robustres.certify.fourier.torus import HALF
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution, average_pool
 from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
-from robustres.certify.norms.frequency_norm import frequency_bound, torus_bound
+from robustres.certify.norms.frequency_norm import frequency_bound
 from robustres.certify.norms.spectral_norm import product_bound, spectral_norm
 from robustres.certify.norms.structural_norm import is_small
 from robustres.certify.proof.bound import Bound, Guarantee
@@ -26,18 +26,6 @@ def truth(map_: LinearMap) -> float:
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-@settings(deadline=None, max_examples=40)
-@given(convolutions(("zeros", "circular")))
-def test_every_torus_and_phase_bounds_the_true_norm(map_: Convolution) -> None:
-    embedding = embed([[map_]])
-    if embedding is None:
-        assert map_.padding_mode == "circular"
-        return
-    exact = truth(map_)
-    for torus in embedding.tori(phases=PHASES)[::3]:
-        assert torus_bound(map_, embedding, torus) >= exact * (1 - 1e-14)
 
 
 @settings(deadline=None, max_examples=25)
@@ -115,7 +103,7 @@ def test_known_hard_cases_are_bounded_by_every_route(name: str) -> None:
     assert upper is None or exact <= upper * (1 + 1e-14)
 
 
-def test_a_cropped_composition_has_no_symbol() -> None:
+def test_a_cropped_composition_is_not_shift_invariant() -> None:
     assert frequency_bound(KNOWN["two cropped convolutions"]) is None
     inner = Convolution(normal(3, 2, 3, 3), (2, 6, 6), padding=1)
     pointwise = Convolution(normal(2, 3, 1, 1), (3, 6, 6))
