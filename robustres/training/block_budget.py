@@ -82,6 +82,18 @@ def shrink_blocks(
         _shrink(block, budget, joint=method == "joint")
 
 
+def require_blocks_below(
+    network: nn.Module, input_shape: tuple[int, ...], budget: float, *, method: Literal["scale", "joint"]
+) -> None:
+    """ModelError where a block of the network, as it is stored, is not proved to be below the budget."""
+    for block in residual_blocks(network, input_shape):
+        if (bound := block.bound(1.0, joint=method == "joint")) > budget:
+            raise ModelError(
+                f"the residual block {block.path} has a bound of {bound:.6g}, above the budget {budget:g}: its layers "
+                "do not scale it; use the method 'spectral'"
+            )
+
+
 def _shrink(block: Block, budget: float, *, joint: bool) -> None:
     floor = spectral_norm(block.shortcut).upper
     if floor < budget:

@@ -13,9 +13,10 @@ from robustres.errors import InputError, ModelError
 from robustres.models import materialise
 from robustres.models.blocks.stated import map_of
 from robustres.models.constraints.operator_norm import STORAGE_SLACK, Geometry
-from robustres.training.block_budget import shrink_blocks
+from robustres.training.block_budget import require_blocks_below, shrink_blocks
 from robustres.training.capped_norm import CappedNorm
 from robustres.training.folded_layer import FoldedLayer, Layer, folded_layers
+from robustres.training.graph_layers import bring_below, graph_layers, require_below
 from robustres.training.singular_value_clipping import clipped
 
 Method = Literal["spectral", "clip", "scale", "joint"]
@@ -31,17 +32,21 @@ def enforce(
 ) -> nn.Module:
     """A copy of the network whose layers or residual blocks provably have a Lipschitz constant of at most `lipschitz`.
 
-    method: "spectral" divides the weight of each convolution and dense layer by what its true operator norm exceeds
-        the budget; "clip" clips its singular values instead, so that only the large ones change; "scale" shrinks the
+    method: "spectral" divides the weight of each layer by what its true operator norm exceeds the budget; "clip" clips
+        the singular values of nn.Conv2d and nn.Linear instead, so that only the large ones change; "scale" shrinks the
         branch of each residual block S x + F(x) until the textbook bound |S| + |F| fits; "joint" until the joint
         bound fits, which shrinks it less. The blocks are found in the network's graph, whoever wrote it.
     input_shape: (C, H, W) of the images; the norm of a convolution depends on the size that it sees.
     trainable: "spectral" as a parametrisation, so that training goes on below the budget (`materialise` at the end);
         batch normalisation is then folded into the convolution before it, since training would change it.
-    Otherwise the copy has the modules and the names of the original, batch normalisation included, and only weights
-    differ: it is saved and loaded as the original is. A batch normalisation counts as a part of the convolution before
-    it. The copy is in evaluation mode. Applying it again changes nothing. The model given is left as it was.
-    Raises InputError for an impossible budget, ModelError for layers that have no norm here.
+    The layers are found in the captured graph: whatever multiplies by weights, functional and subclassed layers, learnt
+    scales and transposed convolutions included. A scale or a batch normalisation right after a layer counts as a part
+    of it, elsewhere as a layer of its own. The result, as it is stored, is checked by the certifier.
+    The copy has the modules and the names of the original, batch normalisation included, and only weights differ
+    (weights that were parametrised or derived by hooks become plain): it is saved and loaded as the original is. The
+    copy is in evaluation mode. Applying it again changes nothing. The model given is left as it was.
+    Raises InputError for an impossible budget, ModelError naming a layer that cannot be brought below it,
+    UnsupportedOperationError for a network that the certifier cannot read.
     """
     if method not in get_args(Method):
         raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
@@ -52,21 +57,40 @@ def enforce(
     network = _folded(materialise(model)) if trainable else materialise(model)
     if method == "scale" or method == "joint":
         shrink_blocks(network, input_shape, lipschitz, method=method)
+        require_blocks_below(network, input_shape, lipschitz, method=method)
         return network
-    for place in folded_layers(network, input_shape):
-        if trainable:
-            constraint = CappedNorm(_geometry(place.layer, place.shape), lipschitz)
-            parametrize.register_parametrization(place.layer, "weight", constraint)
-        elif spectral_norm(place.map).upper > lipschitz:
-            place.replace(_within(place, lipschitz, clip=method == "clip"))
+    if trainable:
+        return _trainable(network, input_shape, lipschitz)
+    if method == "clip":
+        for place in folded_layers(network, input_shape):
+            if spectral_norm(place.map).upper > lipschitz:
+                place.replace(_clipped(place, lipschitz))
+    bring_below(network, input_shape, lipschitz)
+    require_below(network, input_shape, lipschitz)
     return network
 
 
-def _within(place: FoldedLayer, budget: float, *, clip: bool) -> Tensor:
-    """A folded weight below the budget: clipped where asked for, then divided by what its norm still exceeds it."""
+def _trainable(network: nn.Module, input_shape: tuple[int, ...], budget: float) -> nn.Module:
+    """Every layer below the budget by a parametrisation; ModelError for a layer that has no plain module of its own."""
+    places = folded_layers(network, input_shape)
+    names = {module: name for name, module in network.named_modules()}
+    covered = {f"{names[place.layer]}.weight".removeprefix(".") for place in places}
+    for layer in graph_layers(network, input_shape):
+        if layer.weight not in covered or layer.shared:
+            raise ModelError(
+                f"{layer} cannot go on training below a budget, which only plain nn.Conv2d and nn.Linear modules can"
+            )
+    for place in places:
+        constraint = CappedNorm(_geometry(place.layer, place.shape), budget)
+        parametrize.register_parametrization(place.layer, "weight", constraint)
+    require_below(materialise(network), input_shape, budget)
+    return network
+
+
+def _clipped(place: FoldedLayer, budget: float) -> Tensor:
+    """A folded weight below the budget: clipped, then divided by what its norm still exceeds it."""
     layer = place.folded
-    if clip:
-        layer.weight.data = clipped(layer, place.shape, budget)
+    layer.weight.data = clipped(layer, place.shape, budget)
     upper = spectral_norm(map_of(layer, place.shape)).upper
     return layer.weight.detach() * min(1.0, budget / (upper * (1 + STORAGE_SLACK)))
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustres.certify.graph.capture import device_of
 from robustres.certify.maps.linear_map import LinearMap
-from robustres.errors import ModelError
 from robustres.models.blocks.stated import map_of
+from robustres.precision import taking
 
 Layer = nn.Conv2d | nn.Linear
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -57,36 +58,32 @@ class FoldedLayer:
 
 
 def folded_layers(network: nn.Module, input_shape: tuple[int, ...]) -> list[FoldedLayer]:
-    """Every convolution and dense layer of the network, from one pass of an image of zeros.
-
-    Raises ModelError where a layer is used twice, or a batch normalisation does not follow a layer directly.
-    """
+    """Every plain nn.Conv2d (padded in numbers) and nn.Linear that is used once, from one pass of an image of zeros."""
     shapes: dict[Layer, tuple[int, ...]] = {}
+    twice: set[nn.Module] = set()
     norms: dict[Layer, BatchNorm] = {}
     makers: dict[int, tuple[Tensor, Layer]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             if module in shapes:
-                raise ModelError(f"a {type(module).__name__} is used twice; it has two norms and no budget of its own")
+                twice.add(module)
             shapes[module] = tuple(inputs[0].shape[1:])
             makers[id(output)] = (output, module)
-            return
-        if not isinstance(module, BatchNorm) or id(inputs[0]) not in makers:
-            raise ModelError(
-                f"a {type(module).__name__} is without a convolution before it; it has no budget here, fold it first"
-            )
-        if module.running_var is None:
-            raise ModelError("a batch normalisation without running statistics depends on the batch; it has no norm")
-        norms[makers[id(inputs[0])][1]] = module
+        elif isinstance(module, BatchNorm) and id(inputs[0]) in makers:
+            norms[makers[id(inputs[0])][1]] = module
 
-    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    hooks = [module.register_forward_hook(record) for module in network.modules() if isinstance(module, kinds)]
-    probe = next(network.parameters())
+    kinds = {nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d}
+    hooks = [module.register_forward_hook(record) for module in network.modules() if type(module) in kinds]
+    images = torch.zeros(1, *input_shape, device=device_of(network))
     try:
         with torch.no_grad():
-            network(probe.new_zeros(1, *input_shape))
+            taking(network, images)(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return [FoldedLayer(layer, shape, norms.get(layer)) for layer, shape in shapes.items()]
+    return [
+        FoldedLayer(layer, shape, norms.get(layer))
+        for layer, shape in shapes.items()
+        if layer not in twice and not isinstance(getattr(layer, "padding", 0), str)
+    ]

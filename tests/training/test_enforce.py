@@ -1,12 +1,16 @@
 """Budgets on existing networks: never exceeded, idempotent, and the network stays an ordinary one."""
 
 import copy
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.resnet import BasicBlock
 
 from robustres.certify import lipschitz, spectral_norm
@@ -20,6 +24,7 @@ from robustres.training import Recipe, enforce, train
 from robustres.training.block_budget import residual_blocks
 from robustres.training.enforce import Method
 from robustres.training.folded_layer import folded_layers
+from robustres.training.graph_layers import graph_layers
 from robustres.training.singular_value_clipping import clipped
 
 SHAPE = (1, 8, 8)
@@ -122,8 +127,104 @@ def test_batch_normalisation_counts_with_the_convolution_before_it() -> None:
         assert lipschitz(enforced, SHAPE).upper <= 1.0 * 2**0.5 + 1e-6
     below = enforce(model, lipschitz=1.0, input_shape=SHAPE, trainable=True)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in below.modules())
-    with pytest.raises(ModelError, match="without a convolution before it"):
-        enforce(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2)), lipschitz=1.0, input_shape=SHAPE)
+
+
+def test_a_batch_normalisation_on_its_own_is_a_layer_of_its_own() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
+    enforced = enforce(model, lipschitz=0.5, input_shape=SHAPE)
+    assert enforced[0].weight.item() == pytest.approx(0.5 * (1 + 1e-5) ** 0.5, rel=1e-4)  # type: ignore[index, union-attr]
+    with pytest.raises(ModelError, match=r"0 \(aten._native_batch_norm.* cannot be brought below 0.5"):
+        enforce(nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Flatten()).eval(), lipschitz=0.5, input_shape=SHAPE)
+
+
+class Functional(nn.Module):
+    """A weight without a module of its own, doubled where it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 2, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, 2 * self.kernel, padding=1)
+
+
+class Standardised(nn.Conv2d):
+    """A weight that no factor changes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight / self.weight.std(), self.bias, padding=1)
+
+
+class Gain(nn.Module):
+    """A learnt scale, after a convolution or after an activation."""
+
+    def __init__(self, *, behind: bool) -> None:
+        super().__init__()
+        self.convolution, self.gain = nn.Conv2d(2, 4, 3, padding=1), nn.Parameter(torch.full((4, 1, 1), 5.0))
+        self.behind = behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.convolution(x)
+        return torch.relu(h) * self.gain if self.behind else h * self.gain
+
+
+def derived(derive: Callable[[nn.Module], object]) -> nn.Module:
+    layer = nn.Conv2d(2, 4, 3, padding=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        derive(layer)
+    layer.train()(torch.rand(1, 2, 6, 6))
+    return layer
+
+
+FRONTS: dict[str, Callable[[], nn.Module]] = {
+    "functional": Functional,
+    "scaled": lambda: Gain(behind=False),
+    "scaled later": lambda: Gain(behind=True),
+    "transposed": lambda: nn.ConvTranspose2d(2, 4, 3, padding=1),
+    "circular": lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
+    "same": lambda: nn.Conv2d(2, 4, 3, padding="same"),
+    "weight norm by hook": lambda: derived(torch.nn.utils.weight_norm),
+    "spectral norm by hook": lambda: derived(torch.nn.utils.spectral_norm),
+    "pruned": lambda: derived(lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5)),  # type: ignore[no-untyped-call]
+    "weight norm": lambda: torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("name", FRONTS)
+@pytest.mark.parametrize("method", ["spectral", "clip"])
+def test_whatever_carries_weights_is_brought_below_the_budget(name: str, method: Method) -> None:
+    torch.manual_seed(0)
+    front = FRONTS[name]().eval()
+    model = nn.Sequential(front, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    enforced = enforce(model, lipschitz=0.3, input_shape=(2, 6, 6), method=method).double()
+    x = torch.rand(1, 2, 6, 6, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(enforced[0], x).reshape(144, 72)  # type: ignore[index, no-untyped-call]
+    assert 0 < float(torch.linalg.matrix_norm(jacobian, ord=2)) <= 0.3
+    assert float(torch.linalg.matrix_norm(enforced[3].weight.detach(), ord=2)) <= 0.3  # type: ignore[index, union-attr, arg-type]
+    assert all(layer.constant <= 0.3 for layer in graph_layers(enforced, (2, 6, 6)))
+
+
+def test_a_one_dimensional_convolution_is_a_layer_too() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(24, 3)).eval()
+    assert max(layer.constant for layer in graph_layers(model, (2, 8))) > 0.1
+    enforced = enforce(model, lipschitz=0.1, input_shape=(2, 8))
+    assert max(layer.constant for layer in graph_layers(enforced, (2, 8))) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("front", "named"),
+    [
+        (Standardised(2, 4, 3), "0 (aten.conv2d)"),
+        (nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.PReLU(init=3.0)), "0.1 (aten.prelu)"),
+    ],
+)
+def test_what_cannot_be_brought_below_the_budget_is_named(front: nn.Module, named: str) -> None:
+    model = nn.Sequential(front, nn.Flatten(), nn.Linear(144, 3)).eval()
+    with pytest.raises(ModelError, match=re.escape(named)):
+        enforce(model, lipschitz=0.3, input_shape=(2, 6, 6))
+    with pytest.raises(ModelError, match="cannot go on training below a budget"):
+        enforce(nn.Sequential(Functional(), nn.Flatten()), lipschitz=0.3, input_shape=(2, 6, 6), trainable=True)
 
 
 def foreign() -> nn.Module:

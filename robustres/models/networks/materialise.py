@@ -1,11 +1,14 @@
 """From a network in training to plain weights: every parametrisation settled on a bound, evaluated and removed."""
 
 import copy
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from robustres.guard import without_guards
 
@@ -36,6 +39,8 @@ def settle(model: nn.Module) -> None:
                 module.settle_scale()
             if parametrize.is_parametrized(module):
                 for entry in module.parametrizations.values():  # type: ignore[operator]
+                    if not hasattr(entry, "original"):  # of several tensors, as weight normalisation has it
+                        continue
                     weight = entry.original
                     for step in entry:
                         if isinstance(step, SettlesOn):
@@ -49,7 +54,7 @@ def materialise(model: nn.Module) -> nn.Module:
     Parametrised weights are evaluated in float64 after `settle`; every tensor has the type that it had before, so that
     a network of several types stays one. The model given is left as it was.
     """
-    plain = without_guards(copy.deepcopy(model)).eval()
+    plain = without_guards(with_plain_weights(copy.deepcopy(model, _derived(model)))).eval()
     if not any(isinstance(part, SettlesItself) or parametrize.is_parametrized(part) for part in plain.modules()):
         return plain
     with torch.no_grad():
@@ -59,6 +64,42 @@ def materialise(model: nn.Module) -> nn.Module:
     for name, tensor in _named_tensors(without_parametrisations(plain)):
         tensor.data = tensor.data.to(types[name])
     return plain
+
+
+def _derived(model: nn.Module) -> dict[int, Any]:
+    """For a copy: weights that hooks computed from others, without their history, which cannot be copied."""
+    attributes = (value for part in model.modules() for value in part.__dict__.values())
+    return {
+        id(value): value.detach().clone()
+        for value in attributes
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+
+
+def with_plain_weights(model: nn.Module) -> nn.Module:
+    """The model given, its weights that hooks derive (weight_norm, spectral_norm, pruning) as plain parameters."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if not isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+                continue
+            name = str(getattr(hook, "name", getattr(hook, "_tensor_name", "weight")))
+            with torch.no_grad():
+                if isinstance(hook, SpectralNorm):
+                    value = hook.compute_weight(module, do_power_iteration=False)
+                elif isinstance(hook, WeightNorm):
+                    value = hook.compute_weight(module)
+                else:
+                    value = hook.apply_mask(module)  # type: ignore[no-untyped-call]
+                value = value.detach().clone()
+            del module._forward_pre_hooks[key]
+            for suffix in ("_g", "_v", "_orig", "_mask", "_u"):
+                for store in (module._parameters, module._buffers):
+                    if suffix != "_v" or isinstance(hook, WeightNorm) or store is module._buffers:
+                        store.pop(name + suffix, None)
+            module.__dict__.pop(name, None)
+            module._buffers.pop(name, None)
+            module.register_parameter(name, nn.Parameter(value))
+    return model
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
