@@ -39,9 +39,9 @@ from robustres.numerics import gamma
 
 TAU = 1e-9  # relative loss by which squared roundings are separated from the rows
 UNIT = 2.0**-53
+FLOOR = 1e-250  # slack that is added everywhere: far above all that products lose by underflow
 UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
-LIFT = 1e-3  # by which multipliers are raised, so that P is clearly definite
-MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # share of the multipliers that are admissible for certain
+MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the multipliers that are admissible for certain
 MAIN = 1e-6  # slack of more than this share of the rows stems from a bounded layer: it becomes rows of its own
 
 
@@ -52,6 +52,15 @@ class Weights:
 
     multipliers: Mapping[Node, Tensor]
     sizes: Mapping[Node, Tensor]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How multipliers that are close to admissible are made so: raised by `lift`, and mixed with a share of those that
+    diagonal dominance allows, at least `share` and as much as the layer needs."""
+
+    lift: float = 1e-4
+    share: float = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +74,12 @@ class Eliminated:
 
 
 def eliminate(
-    order: Sequence[Node], layers: Mapping[Node, Increment], weights: Weights, *, rows: Tensor | None = None
+    order: Sequence[Node],
+    layers: Mapping[Node, Increment],
+    weights: Weights,
+    *,
+    rows: Tensor | None = None,
+    repair: Repair | None = None,
 ) -> Eliminated | None:
     """All nodes from the output to the input; None where no admissible multipliers are found for a layer.
 
@@ -75,7 +89,7 @@ def eliminate(
     device = next((m.device for m in maps if m.device.type != "cpu"), torch.device("cpu"))
     output = order[-1]
     start = torch.eye(math.prod(output.shape), dtype=torch.float64) if rows is None else rows.to(torch.float64)
-    front = Front(output, start.to(device))
+    front = Front(output, start.to(device), repair or Repair())
     with torch.no_grad():
         for node in reversed(order):
             if isinstance(node.piece, Source):
@@ -110,9 +124,10 @@ def _step(front: "Front", node: Node, layers: Mapping[Node, Increment], weights:
 class Front:
     """The present cut: rows and slack of each of its nodes, and the factor."""
 
-    def __init__(self, output: Node, rows: Tensor) -> None:
+    def __init__(self, output: Node, rows: Tensor, repair: Repair) -> None:
+        self.repair = repair
         self.rows: dict[Node, Tensor] = {output: rows}
-        self.slack: dict[Node, float] = {output: 0.0}
+        self.slack: dict[Node, float] = {output: FLOOR}
         self.factor = 1.0
 
     @property
@@ -132,7 +147,7 @@ class Front:
             rows = rows + self.rows[node]
             error += 2 * UNIT * _frobenius(rows)
             slack += self.slack[node]
-        self.rows[node], self.slack[node] = rows, slack * UP
+        self.rows[node], self.slack[node] = rows, slack * UP + FLOOR
         self._charge(node, error)
 
     def linear(self, node: Node, map_: LinearMap) -> None:
@@ -181,9 +196,10 @@ class Front:
         multipliers = weights.multipliers.get(node)
         certain = _dominating(demand, layer, place, shape)
         least = _largest_of_ties(demand.diagonal() / 2, layer, place)
-        for share in MIXTURES:
+        lift = 1 + self.repair.lift
+        for share in (self.repair.share, *(more for more in MIXTURES if more > self.repair.share)):
             chosen = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
-            t = ((1 + LIFT) * chosen.maximum(least))[place]
+            t = (lift * chosen.maximum(least))[place]
             pivot = _Pivot.of(demand, t, self.count)
             if pivot is not None:
                 break
@@ -207,7 +223,7 @@ class Front:
             return False
         least = _largest(demand) + gamma(4 * (len(rows) + 16)) * (_frobenius(rows) ** 2 + slack)
         wanted = weights.multipliers.get(node)
-        t = least if alone else max((1 + LIFT) * least, 0.0 if wanted is None else (1 + LIFT) * float(wanted))
+        t = least if alone else (1 + 1e-3) * max(least, 0.0 if wanted is None else float(wanted))
         weight = t * layer.constant * layer.constant * max(parents.values()) * UP
         if alone:
             for parent in parents:
@@ -229,7 +245,8 @@ class Front:
         solving = gamma(4 * (size + 2)) * _frobenius(pivot.factor)
         added: dict[Node, Tensor] = {}
         for node, base in self.rows.items():
-            right = scaled.T @ base
+            zero = not bool(base.any())
+            right = base.new_zeros(size, base.shape[1]) if zero else scaled.T @ base
             error = products * _frobenius(base)
             if node in own:
                 right = right + pivot.root[:, None] * own[node][0]
@@ -261,7 +278,7 @@ class Front:
         for other, part in self.rows.items():
             new = eye if other is node else part.new_zeros(width, part.shape[1])
             self.rows[other] = torch.cat((part, new))
-        self.slack[node] = 0.0
+        self.slack[node] = FLOOR
 
     def compress(self) -> None:
         """At most as many rows as the cut has coordinates: G^T G + slack, raised by its rounding, is factorised."""
@@ -284,7 +301,7 @@ class Front:
         fresh = factor.T / root
         places = torch.split(fresh, [part.shape[1] for part in self.rows.values()], dim=1)
         for node, part in zip(list(self.rows), places, strict=True):
-            self.rows[node], self.slack[node] = part.contiguous(), 0.0
+            self.rows[node], self.slack[node] = part.contiguous(), FLOOR
             self._charge(node, 4 * UNIT * _frobenius(part))
 
 

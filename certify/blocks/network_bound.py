@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.elimination import Eliminated, Weights, eliminate
+from robustres.certify.blocks.elimination import Eliminated, Repair, Weights, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.increments import Increment, Sharing, SlopeIntervals, increments
 from robustres.certify.graph.network import Node
@@ -66,14 +66,10 @@ def proved_bound(
     *,
     rows: Tensor | None = None,
     box: Tensor | None = None,
-    scale: float = 1.0,
+    repair: Repair | None = None,
 ) -> float:
-    """The bound that the multipliers of a search prove, infinite where they prove none.
-
-    scale: of the multipliers; 2 for those of all logits used on the difference of two.
-    """
-    multipliers = {node: scale * values for node, values in point.multipliers.items()}
-    found = eliminate(order, layers, Weights(multipliers, point.sizes), rows=rows)
+    """The bound that the multipliers of a search prove, infinite where they prove none."""
+    found = eliminate(order, layers, Weights(point.multipliers, point.sizes), rows=rows, repair=repair)
     if found is None:
         return math.inf
     if box is None:

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.pieces import Bounder
+from robustres.certify.bounds.whole_network import WholeBound
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node
 from robustres.certify.proof.bound import Guarantee
@@ -42,11 +43,13 @@ class BoundMemory(Protocol):
 
 @dataclass
 class Known:
-    """What was computed of a network: rows by norm and place in its order, and the estimates of rows and network."""
+    """What was computed of a network: rows by norm and place in its order, the estimates of rows and network, and the
+    bound of the whole network at once."""
 
     rows: dict[str, dict[int, BlockRow]] = field(default_factory=lambda: {"l2": {}, "linf": {}})
     block_lower: list[float] = field(default_factory=list)
     lower: float = math.nan
+    whole: WholeBound | None = None
 
     @property
     def complete(self) -> bool:
@@ -56,7 +59,8 @@ class Known:
     def to_text(self) -> str:
         """As JSON; floating-point numbers come back exactly."""
         rows = {norm: [[place, asdict(row)] for place, row in found.items()] for norm, found in self.rows.items()}
-        return json.dumps({"rows": rows, "block_lower": self.block_lower, "lower": self.lower})
+        whole = None if self.whole is None else asdict(self.whole)
+        return json.dumps({"rows": rows, "block_lower": self.block_lower, "lower": self.lower, "whole": whole})
 
     @classmethod
     def from_text(cls, text: str | None) -> "Known":
@@ -66,7 +70,12 @@ class Known:
             rows = {
                 norm: {int(place): _row(record) for place, record in content["rows"][norm]} for norm in ("l2", "linf")
             }
-            return cls(rows, [float(value) for value in content["block_lower"]], float(content["lower"]))
+            return cls(
+                rows,
+                [float(value) for value in content["block_lower"]],
+                float(content["lower"]),
+                _whole(content["whole"]),
+            )
         except (ValueError, KeyError, TypeError):
             return cls()
 
@@ -127,6 +136,10 @@ def certifier_sources() -> list[Path]:
     """Every source file that a bound depends on: all rooms of this package, and the numerics below it."""
     package = Path(__file__).resolve().parents[1]
     return [*sorted(package.rglob("*.py")), Path(inspect.getfile(gamma)).resolve()]
+
+
+def _whole(record: dict[str, Any] | None) -> WholeBound | None:
+    return None if record is None else WholeBound(**{**record, "guarantee": Guarantee(**record["guarantee"])})
 
 
 def _row(record: dict[str, Any]) -> BlockRow:

@@ -2,38 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from robustres.certify.bounds.pieces import Bounder
-from robustres.certify.bounds.whole_network import WholeNetwork, whole_network
+from robustres.certify.bounds.whole_network import WholeNetwork
 from robustres.certify.graph.capture import BATCH, Captured
 from robustres.certify.graph.network import Node
 from robustres.errors import InputError
-
-# The effort of a whole network over that of one of its blocks.
-WHOLE = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """captured: the graph in float64. network: its output as a network of pieces, as captured. output: the same
-    simplified. bounder: bounds of the simplified network's pieces in l2.
+    simplified. bounder: bounds of the simplified network's pieces in l2. whole: the elimination of its layers.
     """
 
     captured: Captured
     network: Node
     output: Node
     bounder: Bounder
-
-    @cached_property
-    def whole(self) -> WholeNetwork | None:
-        """The whole network bounded jointly, computed once; None where it is too wide or not covered, or where joint
-        bounds were not asked for."""
-        return whole_network(self.output, effort=WHOLE * self.bounder.effort) if self.bounder.joint else None
+    whole: WholeNetwork
 
     def require_same_weights(self, model: nn.Module) -> None:
         """InputError where the model's weights or buffers are not those that were analysed."""

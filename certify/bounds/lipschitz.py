@@ -15,7 +15,8 @@ from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.estimates import Piece, block_estimates, estimate, start_images
 from robustres.certify.bounds.head import Head
 from robustres.certify.bounds.pieces import unique_names
-from robustres.certify.bounds.report import LipschitzReport, multiplied, with_lower
+from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
+from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
 from robustres.certify.graph import rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape
 from robustres.certify.graph.capture import capture, device_of
 from robustres.certify.graph.network import Linear, Node
@@ -26,6 +27,7 @@ from robustres.errors import DefectiveBoundError, InputError, Refusal, Unsupport
 from robustres.numerics import require_certifiable_arithmetic
 
 Norm = Literal["l2", "linf"]
+WHOLE = 4  # the effort of the whole network over that of one of its blocks
 RULE_FILES = (rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape)
 Refuse = Literal["raise", "record"]
 
@@ -51,8 +53,10 @@ def lipschitz(
     unless `delta` is given); so is each row for its block. The lower ends are estimates and guarantee nothing.
 
     model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and left as it is.
-    joint: also bound residual blocks jointly; False computes the textbook bound only, in a fraction of the time.
-    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
+    joint: also bound residual blocks jointly, and the whole network by eliminating its layers; False computes the
+        product of textbook bounds only, in a fraction of the time.
+    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound. The
+        whole network may take four times as much; `report.whole` says what it gave, or why it was skipped.
     seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
     delta: failure probability that the norm of each linear map may spend on Lanczos iteration, where that is tighter;
         None allows deterministic methods only. Joint bounds are deterministic with either.
@@ -102,24 +106,38 @@ def lipschitz(
     }
     with torch.no_grad():
         pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
-        whole = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
+        product = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
         head = _head(output, bounders)
     if not remembered:
         known.lower = estimate(captured, order[0], output, starts, steps, generator)
         known.block_lower = block_estimates(captured, pieces[norm], starts, steps, generator)
-    upper, guarantee = whole[norm]
+    eliminated = WholeNetwork(output, effort=WHOLE * effort)
+    if known.whole is None:
+        attained = known.lower if norm == "l2" else 0.0
+        known.whole = (
+            eliminated.bound(known=product["l2"][0], attained=attained)
+            if joint
+            else WholeBound(skipped="joint bounds were not asked for")
+        )
+    upper, guarantee = product[norm]
+    method = PRODUCT
+    if norm == "l2" and known.whole.upper < upper:
+        upper, guarantee, method = known.whole.upper, known.whole.guarantee, METHOD
     report = LipschitzReport(
         input_shape=input_shape,
         norm=norm,
         blocks=_with_estimates(pieces[norm], known.block_lower),
         upper=upper,
         lower=_checked(known.lower, upper, "the whole network"),
-        l2_upper=whole["l2"][0],
-        linf_upper=whole["linf"][0],
+        l2_upper=min(product["l2"][0], known.whole.upper),
+        linf_upper=product["linf"][0],
+        product=product[norm][0],
+        method=method,
+        whole=known.whole,
         head=head,
         seconds=perf_counter() - start,
         guarantee=guarantee,
-        analysis=Analysis(captured, network, output, bounders["l2"]),
+        analysis=Analysis(captured, network, output, bounders["l2"], eliminated),
     )
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())

@@ -11,20 +11,24 @@ from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.head import Head
 from robustres.certify.bounds.rescaled_block import rescaled_candidates
+from robustres.certify.bounds.whole_network import WholeBound
 from robustres.certify.maps.linear_map import Shape
 from robustres.certify.proof.bound import Guarantee
 from robustres.errors import InputError, Refusal
 from robustres.numerics import product_up
 from robustres.results import typed_table
 
+PRODUCT = "product of the pieces"
+
 
 @dataclass(frozen=True)
 class LipschitzReport:
     """Bounds of a whole network and of its blocks, from the input pixels to the logits.
 
-    blocks: rows in the order of the network; the product of their `upper` is `upper`.
-    upper: a bound of the Lipschitz constant of the logits in `norm`, infinite where something was refused; l2_upper
-        and linf_upper: in either norm.
+    blocks: rows in the order of the network; the product of their `upper` is `product`.
+    upper: a bound of the Lipschitz constant of the logits in `norm`, infinite where something was refused: the smallest
+        of all that were computed, `method` says which; l2_upper and linf_upper: in either norm.
+    whole: the l2 bound of all layers at once, what its kind of multipliers can reach, or why it was skipped.
     lower: an estimate from below, which certifies nothing.
     refused: operations without a rule, with where they stand; empty for a network that is covered.
     analysis: the network as it was bounded, which `certify` needs again; None where something was refused.
@@ -42,6 +46,9 @@ class LipschitzReport:
     linf_upper: float = math.inf
     seconds: float = 0.0
     guarantee: Guarantee = field(default_factory=Guarantee)
+    product: float = math.inf
+    method: str = PRODUCT
+    whole: WholeBound = field(default_factory=WholeBound)
     analysis: Analysis | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -61,11 +68,24 @@ class LipschitzReport:
         )
 
     def __str__(self) -> str:
-        whole = f"{self.norm} Lipschitz constant at most {self.upper:.6g} ({self.guarantee}), at least {self.lower:.6g}"
+        whole = (
+            f"{self.norm} Lipschitz constant at most {self.upper:.6g} ({self.method}, {self.guarantee}), "
+            f"at least {self.lower:.6g}"
+        )
         if self.refused:
             return f"{whole}; without a rule: {'; '.join(map(str, self.refused))}"
         rows = self.ledger().drop(columns="guarantee")
-        return f"{rows.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}\n{whole}"
+        table = rows.to_string(index=False, na_rep="", float_format="{:.4g}".format)
+        return f"{table}\n{whole}; {self.explanation()}"
+
+    def explanation(self) -> str:
+        """How the bound of the whole network came about, in a sentence."""
+        if self.whole.skipped:
+            return f"product of the pieces {self.product:.6g}; layers not eliminated: {self.whole.skipped}"
+        return (
+            f"product of the pieces {self.product:.6g}, layers eliminated {self.whole.upper:.6g} "
+            f"(a multiplier for each neuron cannot go below {self.whole.reachable:.6g})"
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """The rows as the table `blocks` of a run folder: what a repetition reproduces, so without seconds."""
@@ -100,7 +120,8 @@ class LipschitzReport:
 
         Of a residual block, `factor` multiplies the branch (F becomes factor F), and the block is bounded anew by
         every method that bounded it, the joint one with its own T; of any other piece, `factor` multiplies its
-        constant. `network_upper` is a valid bound of the network rescaled so.
+        constant. `network_upper`, the product of the pieces, is a valid bound of the network rescaled so, and
+        `radius_gain` is what the product gains.
         """
         if not (math.isfinite(factor) and factor >= 0):
             raise InputError(f"factor must be a finite number of at least 0, got {factor}")
@@ -112,7 +133,7 @@ class LipschitzReport:
         method = min(candidates, key=lambda key: candidates[key])
         block = candidates[method]
         network, _ = multiplied([replace(other, upper=block) if other is row else other for other in self.blocks])
-        return WhatIf(name, factor, block, network, self.upper / network if network > 0 else math.inf, method)
+        return WhatIf(name, factor, block, network, self.product / network if network > 0 else math.inf, method)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 from robustres.certify.bounds.report import LipschitzReport
+from robustres.certify.radii.pair_bounds import PairBounds
 from robustres.errors import InputError
 from robustres.numerics import rounded_up
 
 Norm = Literal["l2", "linf"]
-# "lipschitz": the product of the pieces' bounds. "best": every route that there is.
+# "lipschitz": the report's bounds, and pairs of classes within a little effort. "best": every route that there is, and
+# every pair of classes within a larger one.
 Choice = Literal["lipschitz", "best"]
+SHARE: dict[Choice, float] = {"lipschitz": 0.25, "best": 15.0}  # effort for pairs, in that of the whole network
+
+
+MOST_CLASSES = 1000  # whose pairs are kept one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,22 +53,40 @@ class Route:
         return shrunk.nan_to_num(0.0, 0.0, 0.0)
 
 
-def routes_of(report: LipschitzReport, norm: Norm, choice: Choice, classes: int) -> list[Route]:
-    """The routes to radii in `norm` that the choice allows, the most usual first.
+def routes_of(report: LipschitzReport, norm: Norm, choice: Choice, logits: Tensor) -> list[Route]:
+    """The routes to radii in `norm` that the choice allows for samples with these logits (N, classes), the most usual
+    first.
 
     The l2 ball of radius sqrt(d) r holds the linf ball of radius r, and the linf ball of radius r holds the l2 ball.
     """
     if choice not in ("lipschitz", "best"):
         raise InputError(f"certificate must be lipschitz or best, got {choice!r}")
+    classes = logits.shape[1]
     pairs = "pairwise head" if report.head is not None else "whole network"
     shrink = rounded_up(math.sqrt(math.prod(report.input_shape)), 1) if norm == "linf" else 1.0
     routes = [Route(f"{pairs}, l2", _product(report, "l2", classes), shrink)]
     if norm == "linf" or choice == "best":
         routes.append(Route(f"{pairs}, linf row sums", _product(report, "linf", classes)))
-    whole = report.analysis.whole if choice == "best" and report.analysis is not None else None
-    if whole is not None:
-        routes.append(Route("whole network jointly, l2", lambda label: whole.pairs[label], shrink))
+    eliminated = _eliminated(report, choice, logits)
+    if eliminated is not None:
+        routes.append(Route("layers eliminated, l2", eliminated, shrink))
     return routes
+
+
+def _eliminated(report: LipschitzReport, choice: Choice, logits: Tensor) -> PairBounds | None:
+    """Pairs of classes by the elimination of the layers, all of them or those that decide samples."""
+    if report.analysis is None or (choice == "lipschitz" and report.whole.skipped) or not report.analysis.bounder.joint:
+        return None
+    whole, classes = report.analysis.whole, logits.shape[1]
+    if classes > MOST_CLASSES:
+        return None
+    product = _product(report, "l2", classes)
+    start = torch.stack([product(label) for label in range(classes)])
+    start = torch.minimum(start, start.T)
+    bounds = PairBounds(start, whole, SHARE[choice] * whole.effort)
+    if not bounds.refine_all() and choice == "best":
+        bounds.refine_for(logits)
+    return bounds
 
 
 def largest(routes: Sequence[Route], logits: Tensor, charge: Tensor) -> tuple[Tensor, tuple[str, ...]]:

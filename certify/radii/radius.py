@@ -59,11 +59,13 @@ def certify(
     and anywhere in the ball, comes off the margin. In float32 that is a lot unless the layers are close to
     non-expansive; an operation that no float32 bound covers raises PrecisionError.
 
-    x: images (N, *input_shape) in [0, 1]. certificate: "lipschitz" takes the product of the pieces' bounds; "best" per
-    sample the largest radius of every route in `routes`, among them the whole network jointly where it is small enough
-    (once per report, about four times the effort of a joint bound); "local" bounds around each image instead, within
-    [0, 1]^n and in exact arithmetic, for about `seconds` of one core each (`LocalCertificate`). For other functions
-    than the network (smoothing), and for the best of several, see `certify_best`.
+    x: images (N, *input_shape) in [0, 1].
+    certificate: "lipschitz" takes the report's bounds, and pairs of classes where all of them take no more than a
+        quarter of the whole network's effort; "best" per sample the largest radius of every route, and up to fifteen
+        times that effort for pairs of classes, those first that decide the most samples (kept with the report); "local"
+        bounds around each image instead, within [0, 1]^n and in exact arithmetic, for about `seconds` of one core each
+        (`LocalCertificate`). For other functions than the network (smoothing), and for the best of several, see
+        `certify_best`.
     report: of `lipschitz` on this very model; computed here if left out.
     dtype: torch.float64, or torch.float32 for the model as it runs in float32.
     Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast;
@@ -102,7 +104,7 @@ def certify(
         sizes[analysis.captured.source] = _size(exact)
         if dtype == torch.float32:
             logits = _float32_logits(model, x, batch_size)
-        routes = routes_of(report, norm, certificate, logits.shape[1])
+        routes = routes_of(report, norm, certificate, logits)
         free, _ = largest(routes, logits, torch.zeros(len(logits), dtype=torch.float64))
         radius, source = largest(routes, logits, _charge(report, analysis, logits, sizes, free, norm, dtype))
     top = logits.topk(2, dim=1).values

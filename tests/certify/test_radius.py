@@ -231,7 +231,7 @@ def test_rescaling_a_branch_shows_what_it_would_buy(joint: bool, factor: float) 
     if not joint:
         mixture = 1 - factor + factor * block.upper if factor <= 1 else math.inf
         assert supposed.block_upper == pytest.approx(min(textbook, mixture))
-    assert supposed.radius_gain == pytest.approx(report.upper / supposed.network_upper)
+    assert supposed.radius_gain == pytest.approx(report.product / supposed.network_upper)
     with torch.no_grad():
         model.outer.weight *= factor
         model.outer.bias *= factor  # type: ignore[operator]

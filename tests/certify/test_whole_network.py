@@ -1,79 +1,17 @@
-"""The whole network in one inequality: above everything that is attained, and never above the product where it wins."""
+"""The whole network's bound in reports and radii: the smallest of all, with what was skipped and why, and pairs."""
 
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from robustres.certify import Bound, Guarantee, NetworkCertificate, certify, certify_best, lipschitz
-from robustres.certify.bounds import whole_network as whole_network_module
+from robustres.certify.bounds import whole_network
+from robustres.certify.bounds.report import PRODUCT
+from robustres.certify.bounds.whole_network import METHOD
 from robustres.certify.radii.smoothing import RandomisedSmoothing
 from robustres.errors import InputError
-from robustres.models.constraints.activations import MaxMin
-
-
-class Net(nn.Module):
-    """Residual blocks of two dense layers, one inside another, a concatenation and a head."""
-
-    def __init__(self, width: int, activation: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
-        self.activation, self.head = activation, nn.Linear(2 * width, classes)
-
-    def forward(self, x: Tensor) -> Any:
-        x = x.flatten(1)
-        a, b, c, d = self.layers
-        inner = a(x) + b(self.activation(x))
-        x = x + c(self.activation(inner))
-        return self.head(torch.cat([x, d(self.activation(x))], dim=1))
-
-
-ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(0.3), nn.Tanh(), nn.SiLU(), MaxMin(), nn.PReLU(init=-0.5)]
-
-
-@settings(deadline=None, max_examples=4)
-@given(seed=st.integers(0, 10**6), place=st.integers(0, len(ACTIVATIONS) - 1), width=st.sampled_from([2, 4, 6]))
-def test_no_jacobian_and_no_pair_of_inputs_exceeds_the_bounds(seed: int, place: int, width: int) -> None:
-    torch.manual_seed(seed)
-    model = Net(width, ACTIVATIONS[place], 3).double()
-    report = lipschitz(model, (width,), effort=0.03, lower_steps=0)
-    assert report.analysis is not None
-    whole = report.analysis.whole
-    assert whole is not None
-    x = 2 * torch.randn(64, width, dtype=torch.float64)
-    jacobians = torch.autograd.functional.jacobian(lambda v: model(v).sum(0), x).transpose(0, 1).detach()
-    assert float(torch.linalg.matrix_norm(jacobians, 2).max()) <= whole.upper
-    near = x + 10 ** torch.linspace(-3, 1, 64, dtype=torch.float64)[:, None] * torch.randn_like(x)
-    change = (model(near) - model(x)).detach()
-    lengths = (near - x).norm(dim=1)
-    for i in range(3):
-        for j in range(3):
-            assert float((jacobians[:, i] - jacobians[:, j]).norm(dim=1).max()) <= float(whole.pairs[i, j])
-            assert bool(((change[:, i] - change[:, j]).abs() <= whole.pairs[i, j] * lengths).all())
-
-
-def test_a_linear_chain_of_known_norm_is_bounded_by_it() -> None:
-    """x -> W2 |W1 x|: with orthogonal W1 and W2 = c W1^T the constant is c, attained by every sign pattern."""
-    orthogonal = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
-    first, second = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
-    first.weight.data, second.weight.data = orthogonal, 3 * orthogonal.T.contiguous()
-
-    class Folded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = first, second
-
-        def forward(self, x: Tensor) -> Any:
-            return self.second(self.first(x).abs())
-
-    report = lipschitz(Folded(), (6,), effort=0.2)
-    assert report.analysis is not None
-    whole = report.analysis.whole
-    assert whole is not None
-    assert 3 <= whole.upper <= 3 * (1 + 1e-4)
 
 
 def small_classifier() -> nn.Module:
@@ -88,6 +26,56 @@ def small_classifier() -> nn.Module:
     )
 
 
+class Kept(dict[str, str]):
+    """A memory of bounds."""
+
+    def load(self, key: str) -> str | None:
+        return self.get(key)
+
+    def save(self, key: str, text: str) -> None:
+        self[key] = text
+
+
+def test_the_report_takes_the_smaller_bound_says_which_and_remembers_it() -> None:
+    model, memory = small_classifier(), Kept()
+    report = lipschitz(model, (1, 6, 6), effort=0.5, store=memory)
+    assert report.method == METHOD
+    assert report.lower <= report.whole.upper == report.upper == report.l2_upper < 0.8 * report.product
+    assert report.whole.reachable <= report.upper <= 1.001 * report.whole.reachable
+    assert "layers eliminated" in str(report)
+    again = lipschitz(model, (1, 6, 6), effort=0.5, store=memory)
+    assert (again.upper, again.whole) == (report.upper, report.whole)
+    assert lipschitz(model, (1, 6, 6), norm="linf").method == PRODUCT
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), "the network is linear"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4)), "nominal core"),
+    ],
+)
+def test_what_was_skipped_says_why(model: nn.Module, said: str) -> None:
+    report = lipschitz(model, (1, 6, 6), effort=1e-4)
+    assert said in report.whole.skipped
+    assert report.upper == report.product
+    assert report.method == PRODUCT
+    assert said in str(report)
+    assert "not asked" in lipschitz(model, (1, 6, 6), joint=False).whole.skipped
+
+
+def test_a_pair_of_classes_is_bounded_above_its_slopes_and_far_below_all_logits_together() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    report = lipschitz(model, (6,), effort=0.5)
+    assert report.analysis is not None
+    x = 3 * torch.randn(200, 6, dtype=torch.float64)
+    jacobians = torch.autograd.functional.jacobian(lambda v: model(v).sum(0), x).transpose(0, 1)
+    for i, j in ((0, 1), (0, 2), (2, 1)):
+        pair = report.analysis.whole.pair(i, j)
+        assert float((jacobians[:, i] - jacobians[:, j]).norm(dim=1).max()) <= pair <= 2**0.5 * report.upper * 1.001
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_best_is_the_largest_radius_of_each_sample_with_its_source(norm: Any) -> None:
     model, x = small_classifier(), torch.rand(12, 1, 6, 6)
@@ -95,12 +83,9 @@ def test_best_is_the_largest_radius_of_each_sample_with_its_source(norm: Any) ->
     plain = certify(model, x, norm=norm, report=report)
     best = certify(model, x, norm=norm, report=report, certificate="best")
     assert bool((best.radius >= plain.radius).all())
-    assert "whole network jointly, l2" in best.source
+    assert "layers eliminated, l2" in best.source
     assert len(best.source) == len(x)
     assert str(best.guarantee) == "deterministic"
-    assert report.analysis is not None
-    assert report.analysis.whole is not None
-    assert report.analysis.whole.upper < 0.7 * report.upper
     (column,) = certify_best(
         model, x, [NetworkCertificate(norm, "lipschitz", report), NetworkCertificate(norm, "best", report)]
     )
@@ -133,8 +118,10 @@ def test_what_is_too_wide_or_has_no_inequality_keeps_the_other_routes(monkeypatc
     x = torch.rand(4, 1, 6, 6)
     best = certify(pooled, x, certificate="best")
     assert torch.equal(best.radius, certify(pooled, x).radius.maximum(best.radius))
-    assert set(best.source) <= {"pairwise head, l2", "pairwise head, linf row sums"}
-    monkeypatch.setattr(whole_network_module, "WIDTH", 10)
-    assert "whole network jointly, l2" not in certify(small_classifier(), x, certificate="best").source
+    monkeypatch.setattr(whole_network, "WIDEST", 10)
+    report = lipschitz(small_classifier(), (1, 6, 6))
+    assert "too wide" in report.whole.skipped
+    wide = certify(small_classifier(), x, certificate="best", report=report)
+    assert set(wide.source) <= {"pairwise head, l2", "pairwise head, linf row sums"}
     with pytest.raises(InputError, match="lipschitz or best"):
         certify(pooled, x, certificate="local")  # type: ignore[arg-type]
