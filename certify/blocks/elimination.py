@@ -221,7 +221,7 @@ class Front:
         alone = not self.rows
         if not math.isfinite(layer.constant):
             return False
-        least = _largest(demand) + gamma(4 * (len(rows) + 16)) * (_frobenius(rows) ** 2 + slack)
+        least = _largest(demand) + gamma(4 * (len(rows) + 16)) * (_square(rows) + slack)
         wanted = weights.multipliers.get(node)
         t = least if alone else (1 + 1e-3) * max(least, 0.0 if wanted is None else float(wanted))
         weight = t * layer.constant * layer.constant * max(parents.values()) * UP
@@ -272,7 +272,7 @@ class Front:
         slack = self.slack[node]
         rows = self.rows[node]
         width = rows.shape[1]
-        if slack * width <= MAIN * _frobenius(rows) ** 2:
+        if slack * width <= MAIN * _square(rows):
             return
         eye = torch.eye(width, dtype=rows.dtype, device=rows.device) * (math.sqrt(slack) * UP)
         for other, part in self.rows.items():
@@ -293,7 +293,7 @@ class Front:
         gram = scaled.T @ scaled
         gram.diagonal().add_(slack * root * root)
         trace = float(gram.diagonal().sum())
-        error = gamma(4 * (self.count + 16)) * (_frobenius(scaled) ** 2 + float((slack * root * root).max()))
+        error = gamma(4 * (self.count + 16)) * (_square(scaled) + float((slack * root * root).max()))
         gram.diagonal().add_((definiteness_slack(width) * trace + error) * UP)
         factor, info = torch.linalg.cholesky_ex(gram)
         if int(info):
@@ -354,8 +354,16 @@ def _frobenius(values: Tensor) -> float:
     return float(values.norm()) * (1 + gamma(values.numel() + 8)) if values.numel() else 0.0
 
 
+def _square(values: Tensor) -> float:
+    """Its square; infinite, and no error, where it overflows."""
+    norm = _frobenius(values)
+    return norm * norm * UP
+
+
 def _largest(hermitian: Tensor) -> float:
-    """At or above the largest eigenvalue of the stored positive semidefinite matrix."""
+    """At or above the largest eigenvalue of the stored positive semidefinite matrix, infinite where it overflows."""
     size = len(hermitian)
+    if not bool(torch.isfinite(hermitian).all()):
+        return math.inf
     top = float(torch.linalg.eigvalsh(hermitian)[-1])
     return max(0.0, top) + gamma(40 * size) * _frobenius(hermitian)

@@ -104,7 +104,8 @@ def largest_square(rows: Tensor) -> float:
     if not rows.numel():
         return 0.0
     gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
-    square = float(rows.norm()) ** 2 * (1 + gamma(rows.numel() + 8))
+    norm = float(rows.norm()) * (1 + gamma(rows.numel() + 8))
+    square = norm * norm
     if square == 0 or not math.isfinite(square):
         return 0.0 if square == 0 else math.inf
     error = gamma(4 * (max(rows.shape) + 2)) * square
