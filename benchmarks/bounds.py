@@ -1,7 +1,7 @@
 """How tight and how fast every bound is: norms by layer size, blocks beside the textbook bound, whole networks.
 
-    python benchmarks/bounds.py [--quick] [--only layers,blocks,networks] [--out bounds.csv] [--device cuda]
-                                [--resnet2b FILE.onnx] [--networks resnet18,resnet50]
+    python benchmarks/bounds.py [--quick] [--only layers,blocks,networks,published] [--out bounds.csv] [--device cuda]
+                                [--resnet2b FILE.onnx] [--networks resnet18,resnet50] [--published FOLDER]
 
 Ratios of layers are to the exact zero-padded norm (the whole matrix, decomposed or proved to 1e-4) where it is
 affordable, else to the smallest bound there is, Lanczos at failure probability 1e-12 among them; each row says which.
@@ -14,15 +14,17 @@ import csv
 import importlib
 import resource
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 
+import numpy as np
 import torch
 from torch import nn
 
-from robustres.certify import lipschitz
+from robustres.certify import LipschitzReport, lipschitz
 from robustres.certify.blocks.joint_bound import joint_bound
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Identity, LinearMap
@@ -44,6 +46,18 @@ QUICK_LAYERS, QUICK_BLOCKS = 6, 3
 # The reach goals: CPU seconds of two cores in two minutes, GiB, seconds.
 NETWORK_SECONDS, NETWORK_GIB, RESNET2B_SECONDS = 240.0, 8.0, 20.0
 RESNET2B_BLOCKS = (4.15, 6.0)
+# Pauli et al. (2024) with a commercial solver: bound of the l2 constant, seconds.
+PUBLISHED = {
+    "fc_r18": (20.956, 70.3),
+    "chain_w64_d8": (0.156409, 5.1),
+    "chain_w64_d16": (0.014631, 14.1),
+    "chain_w64_d32": (2.33e-4, 96.0),
+    "chain_w64_d64": (3.26e-4, 66.0),
+    "cnn_C3_CH16": (8.0268, 1.6),
+    "cnn_C5_CH16": (36.100, 4.3),
+    "cnn_C9_CH16": (177.64, 4.7),
+}
+NOT_TIMED = (float("nan"), float("nan"))
 BOUND, PROBABLE, ESTIMATE = "bound", "bound 1 - 1e-12", "estimate from below"
 
 
@@ -187,6 +201,72 @@ def networks(names: list[str], resnet2b: Path | None, device: str) -> Iterator[R
         yield from network_rows(name, model, (3, 224, 224), device)
 
 
+class PublishedResidual(nn.Module):
+    """fc_r18.npz: an input layer, blocks relu(x + W2 relu(W1 x)), a head."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        super().__init__()
+        blocks = sum(name.endswith("fc1_weight") for name in weights)
+        names = [(f"blocks_{k}_fc1", f"blocks_{k}_fc2") for k in range(blocks)]
+        self.first, self.head = dense(weights["input_layer_weight"]), dense(weights["output_layer_weight"])
+        self.inner = nn.ModuleList(dense(weights[f"{inner}_weight"]) for inner, _ in names)
+        self.outer = nn.ModuleList(dense(weights[f"{outer}_weight"]) for _, outer in names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.first(x)
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            x = torch.relu(x + outer(torch.relu(inner(x))))
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def dense(weight: np.ndarray) -> nn.Linear:
+    """A dense layer with these weights and no bias."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float64)
+    layer.weight.data = torch.from_numpy(np.asarray(weight)).double()
+    return layer
+
+
+def published(folder: Path | None, device: str) -> Iterator[Row]:
+    """The networks of Pauli et al. (2024) whose weights lie in the folder: our default bound beside the published one.
+
+    The convolutions: 28x28 images, zero padding 1, LeakyReLU(0.01), global mean, one dense layer, as in the files.
+    """
+    if folder is None or not folder.is_dir():
+        print("published networks skipped: no --published FOLDER was given")
+        return
+    loading = importlib.import_module("robustres.models.sources.load_model")
+    for name, (value, seconds) in PUBLISHED.items():
+        model: nn.Module
+        if name == "fc_r18":
+            weights = dict(np.load(folder / "fc_r18.npz"))
+            model, shape = PublishedResidual(weights), (784,)
+        elif name.startswith("chain"):
+            weights = dict(np.load(folder / f"{name}.npz"))
+            layers = [dense(weights[f"linear_{k}"]) for k in range(1, len(weights) + 1)]
+            model = nn.Sequential(layers[0], *(part for layer in layers[1:] for part in (nn.ReLU(), layer)))
+            shape = (64,)
+        else:
+            model, shape = loading.load_model(str(folder / f"{name}.onnx")).module, (1, 28, 28)
+        model = model.to(device)
+        reports: list[LipschitzReport] = []
+        ours = Measured.of(partial(bound_of, model, shape, reports), device)
+        reference = value, "published"
+        (report,) = reports
+        yield Measured(value, seconds, seconds).row("published", name, "published (SDP)", BOUND, reference)
+        yield ours.row("published", name, f"lipschitz: {report.method}", BOUND, reference)
+        yield Measured(report.product, *NOT_TIMED).row("published", name, "product", BOUND, reference)
+        yield Measured(report.whole.reachable, *NOT_TIMED).row("published", name, "reachable", ESTIMATE, reference)
+        yield Measured(report.lower, *NOT_TIMED).row("published", name, "attained", ESTIMATE, reference)
+
+
+def bound_of(model: nn.Module, shape: tuple[int, ...], reports: list[LipschitzReport]) -> float:
+    """The default bound; the report is kept."""
+    reports.append(lipschitz(model, shape))
+    return reports[-1].upper
+
+
 def summary(rows: list[Row]) -> Iterator[str]:
     """In words, which of the goals are met."""
     for method in ("frequency", "auto"):
@@ -245,6 +325,8 @@ def all_rows(options: argparse.Namespace) -> Iterator[Row]:
             yield from block_rows(*size, options.device)
     if "networks" in options.only:
         yield from networks([] if options.quick else options.networks, options.resnet2b, options.device)
+    if "published" in options.only:
+        yield from published(options.published, options.device)
 
 
 def main() -> None:
@@ -252,9 +334,10 @@ def main() -> None:
     words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only the small sizes, no network but resnet_2b")
-    parser.add_argument("--only", type=words, default=["layers", "blocks", "networks"])
+    parser.add_argument("--only", type=words, default=["layers", "blocks", "networks", "published"])
     parser.add_argument("--networks", type=words, default=["resnet18", "resnet50"], help="of torchvision")
     parser.add_argument("--resnet2b", type=Path, help="resnet_2b.onnx of VNN-COMP 2021")
+    parser.add_argument("--published", type=Path, help="folder with fc_r18.npz, chain_w64_d*.npz, cnn_C*_CH16.onnx")
     parser.add_argument("--out", type=Path, default=Path("bounds.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
