@@ -78,7 +78,10 @@ def steepest_directions(
     basis[0] = unit(start).flatten(1)
     done = 0
     for k in range(steps):
-        image = products.transpose(products.forward(basis[k].reshape(x.shape))).flatten(1)
+        image = products.forward(basis[k].reshape(x.shape))
+        if k == 0:
+            shrink = _about_one_over(norms(image))
+        image = scaled(shrink, products.transpose(scaled(shrink, image))).flatten(1).nan_to_num(0.0, 0.0, 0.0)
         diagonal[:, k] = (image * basis[k]).sum(dim=1)
         done = k + 1
         if done == steps or time.monotonic() > deadline:
@@ -99,7 +102,14 @@ def steepest_directions(
     # Where the Jacobian is zero, all directions are equally steep and the eigenvector may pick an unused basis vector.
     steepest = torch.where(steepest.any(dim=1, keepdim=True), steepest, basis[0])
     direction = unit(steepest.reshape(x.shape))
-    return Steepest(norms(products.forward(direction)), direction)
+    return Steepest(norms(products.forward(direction)).nan_to_num(0.0, 0.0, 0.0), direction)
+
+
+def _about_one_over(sizes: Tensor) -> Tensor:
+    """(B,): powers of two by which the Jacobian is multiplied so that its square neither overflows nor underflows."""
+    usable = torch.isfinite(sizes) & (sizes > torch.finfo(sizes.dtype).tiny)
+    exponents = torch.frexp(torch.where(usable, sizes, 1.0)).exponent.clamp(-1020, 1020)
+    return torch.ldexp(torch.ones_like(sizes), -exponents)
 
 
 def norms(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An upper bound of the largest singular value among many matrices, rounding included: one interface, four methods."""
+"""An upper bound of the largest singular value among many matrices, rounding included: one interface, three methods."""
 
 import math
 from typing import Literal
@@ -13,7 +13,7 @@ from robustres.numerics import gamma, rounded_up
 ALWAYS_EXACT = 4  # matrices up to this size are decomposed one and all
 SAMPLED = 32  # matrices among which the first candidate for the largest eigenvalue is sought
 
-MatrixMethod = Literal["cholesky", "eigvalsh", "svd", "gram"]
+MatrixMethod = Literal["cholesky", "svd", "gram"]
 
 
 def largest_norm(
@@ -22,7 +22,7 @@ def largest_norm(
     """A number at or above max(at_least, sigma(H_f) for every stored matrix of the batch (F, m, n)).
 
     cholesky: eigenvalues of the few matrices that matter, a factorisation to prove the others smaller: the default.
-    eigvalsh, svd: eigenvalues of the smaller Gram matrix, or singular values, of every matrix.
+    svd: singular values of every matrix.
     gram: `gram_iteration`, matrix products alone; slightly above the others.
     at_least: a value that is accepted anyway, which lets most matrices be dismissed early.
     """
@@ -38,8 +38,6 @@ def largest_norm(
             unit = float(gram_iteration(scaled, steps=steps).max())
         elif method == "svd":
             unit = _by_svd(scaled)
-        elif method == "eigvalsh":
-            unit = _root(_top_eigenvalue(_smaller_gram(scaled)), scaled)
         else:
             unit = _by_dismissal(scaled, math.ldexp(at_least, -scale) if at_least else 0.0)
     return max(at_least, math.nextafter(math.ldexp(unit, scale), math.inf))
@@ -67,10 +65,6 @@ def _top_eigenvalue(hermitian: Tensor) -> float:
     values = torch.linalg.eigvalsh(hermitian)[..., -1]
     frobenius = torch.linalg.matrix_norm(hermitian)
     return float((values + gamma(40 * hermitian.shape[-1]) * frobenius).max())
-
-
-def _root(eigenvalue: float, matrices: Tensor) -> float:
-    return rounded_up(math.sqrt(max(0.0, eigenvalue + _gram_error(matrices))), 8)
 
 
 def _by_svd(matrices: Tensor) -> float:

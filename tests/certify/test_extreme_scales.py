@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustres.certify import certify, joint_bound, lipschitz, spectral_norm
 from robustres.certify.bounds.head import Head
+from robustres.certify.lower.jacobian import steepest_directions
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
 from robustres.certify.norms.linf_norm import linf_norm
@@ -190,3 +191,14 @@ def test_products_sums_and_powers_of_two_round_up() -> None:
     assert scaled_up(1.0, 1024) == math.inf
     assert scaled_down(1.0, 2000) < math.inf
     assert scaled_down(1.9, -1074) <= 2.0**-1074
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_the_steepest_direction_is_found_at_every_scale_of_the_jacobian(scale: float) -> None:
+    matrix = normal(4, 3)
+    x, start = normal(2, 3), normal(2, 3)
+    found = steepest_directions(lambda v: (v * scale) @ matrix.T, x, start, steps=3)
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    torch.testing.assert_close(found.stretch / scale, torch.full((2,), truth, dtype=torch.float64))
+    nothing = steepest_directions(lambda v: v * 1e300 * 1e300, x, start, steps=3)
+    assert bool((nothing.stretch == 0).all())
