@@ -1,10 +1,11 @@
 """Every claim by its name: shown on the built-in networks, or looked at on a network at hand."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
-from robustres.data import ImageSet
+from robustres.data import ImageSet, load_data
 from robustres.dynamics.demonstrations.continuous import continuous
 from robustres.dynamics.demonstrations.correction import correction
 from robustres.dynamics.demonstrations.expansion import expansion
@@ -55,12 +56,13 @@ def demonstrate(names: Sequence[str] = NAMES, data: Parts | None = None) -> Iter
     return (DEMONSTRATIONS[name](data) for name in names)
 
 
-def inspect_model(model: nn.Module, data: ImageSet, *, joint: bool = True) -> Iterator[Claim | tuple[str, str]]:
+def inspect_model(model: nn.Module, data: ImageSet | Any, *, joint: bool = True) -> Iterator[Claim | tuple[str, str]]:
     """Look at a network at hand, claim by claim; (name, reason) where it has nothing to show for one.
 
     joint: bound its blocks jointly, tighter and slower. Raises UnsupportedOperationError for a network that the
     certifier cannot read; the model is left as it was.
     """
+    data = data if isinstance(data, ImageSet) else load_data(data)
     network = dissect(model, data.image_shape, joint=joint)
     for name, observe in OBSERVATIONS.items():
         try:

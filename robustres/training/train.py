@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from robustres.data import ImageSet
+from robustres.data import ImageSet, load_data
 from robustres.errors import ModelError
 from robustres.models import Normalised, ResidualNet
 from robustres.threat import ThreatModel, require_width
@@ -31,8 +31,8 @@ VALIDATION_BATCH = 1024
 
 def train(
     model: nn.Module,
-    train_set: ImageSet,
-    validation_set: ImageSet,
+    train_set: ImageSet | Any,
+    validation_set: ImageSet | Any,
     recipe: Recipe,
     *,
     device: torch.device | str = "cpu",
@@ -43,6 +43,7 @@ def train(
 
     model: any classifier for "clean", "adversarial" and "trades"; a `ResidualNet` (also inside `Normalised`) for the
         certified margin losses. It is moved to `device` and left in evaluation mode.
+    train_set, validation_set: image sets, or images and labels at hand as `load_data` takes them.
     folder: where the state is kept after each epoch. A run that was killed continues from there and ends with the
         same weights as an unbroken one (on a CPU, bit for bit).
     on_epoch: called after each epoch, for a progress bar or `tensorboard_logger`; in the first process only.
@@ -50,6 +51,9 @@ def train(
     Deterministic on a CPU: the same model, data and recipe give the same weights.
     Raises InputError where model, loss or an interrupted run do not fit, ModelError where the loss is not finite.
     """
+    train_set, validation_set = (
+        part if isinstance(part, ImageSet) else load_data(part) for part in (train_set, validation_set)
+    )
     require_width(ThreatModel(recipe.norm, recipe.eps), math.prod(train_set.image_shape))
     where = torch.device(device)
     with world(where) as processes:

@@ -85,7 +85,7 @@ def test_other_repositories_and_broken_ones_are_one_sentence(repository: Callabl
     with pytest.raises(ModelError, match="timm cannot build"):
         load_model("hf:lab/language")
     (folder / "config.json").write_text('{"architecture": "resnet10t", "num_classes": 2}')
-    with pytest.raises(ModelError, match="as safetensors"):
+    with pytest.raises(ModelError, match=r"as safetensors|more than its file has bytes"):
         load_model("hf:lab/language")
 
 
@@ -115,3 +115,29 @@ def test_robustbench_classifiers_load_with_the_wrappers_of_their_checkpoints(
     torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "checkpoint.pt")
     loaded = load_model(f"robustbench_style:Standardised@{tmp_path / 'checkpoint.pt'}", input_shape=(1, 8, 8))
     assert torch.equal(loaded.module(x), trained(x))
+
+
+def test_nothing_is_asked_of_the_network_without_a_download(
+    repository: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    pytest.importorskip("timm")
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was asked for")
+
+    for name in ("socket.socket.connect", "socket.create_connection", "socket.getaddrinfo"):
+        monkeypatch.setattr(name, forbidden)
+    for config in (
+        {"architecture": "hf-hub:somebody/else"},
+        {"architecture": "resnet10t", "model_args": {"checkpoint_path": "/etc/passwd"}},
+        {"architecture": "resnet10t", "num_classes": 10**9},
+        {"architecture": "resnet10t", "model_args": {"depth": []}},
+    ):
+        folder = repository(f"lab/{abs(hash(str(config)))}")
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+        with pytest.raises(ModelError, match=r"more than its file has bytes|cannot build"):
+            load_model(f"hf:{folder.parents[1].name.removeprefix('models--').replace('--', '/')}")
+    with pytest.raises(ModelError, match="ask for the download with --download"):
+        load_model("hf:nobody/nothing")

@@ -7,6 +7,7 @@ from robustres.errors import ModelError
 
 # torch compresses only the code of a network.
 LARGEST_COMPRESSED = 2**26
+ENCRYPTED = 1  # among the flags of a member
 
 
 class Archive:
@@ -19,9 +20,11 @@ class Archive:
         self.path, self.kind = path, kind
         try:
             self._file = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise self.unreadable(str(error)) from error
-        infos = [info for info in self._file.infolist() if not info.is_dir()]
+            infos = [info for info in self._file.infolist() if not info.is_dir()]
+        except Exception as error:  # a reader of what anybody wrote raises anything
+            raise self.unreadable(str(error) or type(error).__name__) from error
+        if any(info.flag_bits & ENCRYPTED for info in infos):
+            raise self.unreadable("it is encrypted; unpack it and pack it again without a password")
         packed = sum(info.file_size for info in infos if info.compress_type != zipfile.ZIP_STORED)
         if packed > LARGEST_COMPRESSED:
             raise self.unreadable(f"its compressed members would unpack to {packed} bytes; torch stores weights as is")
@@ -37,8 +40,8 @@ class Archive:
         """One member; its checksum is compared."""
         try:
             return self._file.read(f"{self._top}/{name}")
-        except (KeyError, zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-            raise self.unreadable(str(error)) from error
+        except Exception as error:
+            raise self.unreadable(str(error) or type(error).__name__) from error
 
     def unreadable(self, reason: str) -> ModelError:
         """The error for this file, with its cause."""

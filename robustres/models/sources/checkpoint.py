@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -17,6 +16,8 @@ from robustres.models.networks.residual_net import Architecture, ResidualNet
 from robustres.results import write_atomically
 
 FORMAT, VERSION = "robustres checkpoint", 1
+# How far a lower bound of a network's size may exceed the file, sides of images, and values between two layers.
+SLACK, MOST_PIXELS, MOST_VALUES = 4, 2**14, 2**30
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,14 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     if not file.is_file():
         raise ModelError(f"there is no checkpoint {file}; check the path")
     tensors = read_tensors(file)
-    model = _read_description(file.with_suffix(".json")).build()
+    description = _read_description(file.with_suffix(".json"))
+    _require_same_size(description.architecture, tensors, file)
+    try:
+        model = description.build()
+    except ModelError:
+        raise
+    except Exception as error:  # of torch, over what the description says
+        raise ModelError(f"{file.with_suffix('.json')} describes no network that can be built ({error})") from error
     load_tensors(model, tensors, str(file))
     return model.eval()
 
@@ -94,7 +102,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ModelError for a damaged one."""
     try:
         return dict(load_file(file))
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+    except Exception as error:  # also of types that the format names and torch does not know
         raise ModelError(
             f"cannot read {file} as safetensors ({error}); the file is damaged or of another kind"
         ) from error
@@ -124,6 +132,41 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
         if not torch.isfinite(tensors[name]).all():
             raise ModelError(f"{source} holds NaN or infinite values in {name}; train or export the network again")
     model.load_state_dict(tensors)
+
+
+def _require_same_size(architecture: Architecture, tensors: dict[str, Tensor], file: Path) -> None:
+    """ModelError where the description is of a network that these weights cannot fill, before it is built.
+
+    What a network of that description holds at least, in numbers, must not be far more than what the file holds.
+    """
+    given = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        channels, height, width = architecture.image_shape
+        halvings = 2 ** len(architecture.downsample)
+        side = architecture.pool or min(height, width) // architecture.stem_stride // halvings
+        least = {
+            "blocks": architecture.depth * architecture.width**2,
+            "the stem": architecture.width * channels * architecture.stem_kernel**2,
+            "the kernels": architecture.width * architecture.kernel**2 * min(architecture.depth, 1),
+            "the head": architecture.classes * max(1, side),
+            "later widths": sum(width**2 for width in (*architecture.widths, *architecture.dense)),
+            "transitions": architecture.width**2 * halvings if architecture.downsample else 0,
+        }
+        sizes = (*architecture.image_shape, architecture.stem_stride, *architecture.downsample)
+        moderate = all(0 <= size <= MOST_PIXELS for size in sizes)
+        moderate = moderate and architecture.width * height * width <= MOST_VALUES
+    except Exception as error:  # the fields may be anything
+        raise ModelError(f"{file.with_suffix('.json')} has fields of the wrong kind ({error})") from error
+    for what, number in least.items():
+        if number > SLACK * given:
+            raise ModelError(
+                f"{file} does not fit its architecture: {what} would hold {number} numbers, the file has {given}"
+            )
+    if architecture.depth > len(tensors) or not moderate:
+        raise ModelError(
+            f"{file} does not fit its architecture: {architecture.depth} blocks on images {architecture.image_shape} "
+            f"are not what {len(tensors)} tensors describe"
+        )
 
 
 def _read_description(file: Path) -> Description:

@@ -69,7 +69,7 @@ def load_exported(path: Path) -> nn.Module:
         return module
     except ModelError as error:
         raise archive.unreadable(str(error)) from error
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
+    except Exception as error:  # anything may stand in the file, and anything may be raised over it
         reason = (str(error).strip() or "nothing said").splitlines()[0]
         raise archive.unreadable(f"{type(error).__name__}: {reason}") from error
 

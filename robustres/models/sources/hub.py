@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from robustres.errors import MissingExtraError, ModelError
@@ -12,6 +13,9 @@ from robustres.models.sources.checkpoint import load_checkpoint
 from robustres.models.sources.weights_file import load_weights
 
 # Weights as timm stores them, the one that needs no unpickling first.
+REACHING = frozenset(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
+)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -47,13 +51,34 @@ def _timm_network(name: str, config: dict[str, Any], weights: Path) -> nn.Module
         import timm
     except ImportError as error:
         raise MissingExtraError("loading a timm model", "timm") from error
+    # A name with a prefix would make timm ask a hub, and some arguments would make it open other files.
+    settings = config.get("model_args") or {}
+    if (
+        not timm.is_model(config["architecture"].split(".")[0])
+        or not isinstance(settings, dict)
+        or settings.keys() & REACHING
+    ):
+        raise ModelError(
+            f"timm cannot build the {config['architecture']!r} of hf:{name} with {settings!r}: its config.json must "
+            "name an architecture of timm, and plain settings of it"
+        )
+
+    def build() -> nn.Module:
+        network: nn.Module = timm.create_model(
+            config["architecture"], pretrained=False, num_classes=config.get("num_classes", 1000), **settings
+        )
+        return network
+
     try:
-        model: nn.Module = timm.create_model(
-            config["architecture"], pretrained=False, num_classes=config.get("num_classes", 1000),
-            **config.get("model_args", {}),
-        )  # fmt: skip
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"timm cannot build the {config['architecture']!r} of hf:{name} ({error})") from error
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in build().parameters())
+        if size > weights.stat().st_size:
+            raise ModelError(f"hf:{name} describes a network of {size} weights, more than its file has bytes")
+        model = build()
+    except ModelError:
+        raise
+    except Exception as error:  # of timm, over whatever the file says
+        raise ModelError(f"timm cannot build the {config['architecture']!r} of hf:{name} ({_line(error)})") from error
     load_weights(model, weights)
     statistics = config.get("pretrained_cfg", config)
     mean, std = statistics.get("mean"), statistics.get("std")

@@ -1,7 +1,6 @@
 """Plain files of weights for a network that something else builds. Reading them never executes code."""
 
 import logging
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,11 +94,13 @@ def _state_dicts(content: Any, place: str = "", depth: int = 0) -> dict[str, dic
 
 def _read(file: Path) -> Any:
     """With weights_only: a pickle that would execute anything is refused by torch itself."""
-    if zipfile.is_zipfile(file):
-        Archive(file, "plain weights")  # refuses what would unpack to more than the file's size
     try:
+        if zipfile.is_zipfile(file):
+            Archive(file, "plain weights")  # refuses what would unpack to more than the file's size
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # of the unpickler, the archive, or what a damaged file makes of either
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"cannot read {file} as plain weights ({reason}); save model.state_dict() with torch.save or safetensors"
