@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
+from robustres.certify.graph.simplify import simplified
 from robustres.certify.local.comparisons import comparisons
 from robustres.certify.local.relaxations import checked
 from robustres.certify.local.steps import (
@@ -38,10 +39,14 @@ OWN = 8
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """steps: each after those that it reads; the first is the input, the last gives the logits (a vector)."""
+    """steps: each after those that it reads; the first is the input, the last gives the logits (a vector).
+
+    order: the same network simplified, as the inequalities of all layers together (`quadratic`) want it, in float64.
+    """
 
     steps: tuple[Step, ...]
     device: torch.device
+    order: tuple[Node, ...]
     dtype: torch.dtype = torch.float64
 
     def to(self, dtype: torch.dtype) -> "Program":
@@ -87,7 +92,7 @@ def program(captured: Captured, network: Node) -> Program:
     builder = _Builder(captured, network)
     with torch.no_grad():
         steps = builder.run()
-        made = Program(tuple(steps), device_of(captured.module))
+        made = Program(tuple(steps), device_of(captured.module), tuple(simplified(network).ordered()))
         _compare(made, captured)
     return made
 
@@ -128,7 +133,7 @@ class _Builder:
             case Linear():
                 return self._affine(node, piece, sources[0])
             case Elementwise():
-                return self._put(Activation(sources[0], checked(piece.function), node.shape))
+                return self._put(Activation(sources[0], checked(piece.function), node.shape, node.origin))
             case Merge(kind="sum"):
                 return self._put(Total(sources, node.shape))
             case Merge(kind="concatenation", axis=int(axis)):

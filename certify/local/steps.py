@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.linear_map import LinearMap, Shape
@@ -53,11 +53,15 @@ def affine(source: int, map_: LinearMap, constant: Tensor, constant_size: Tensor
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """A scalar function of every coordinate of the step `source`."""
+    """A scalar function of every coordinate of the step `source`.
+
+    origin: its operation in the captured graph; None where it is a part of one (of a sort).
+    """
 
     source: int
     function: ScalarFunction
     shape: Shape
+    origin: fx.Node | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class LocalCertificate:
         return RadiusColumn(
             radius=torch.tensor([one.radius for one in found], dtype=torch.float64),
             prediction=torch.tensor([one.prediction for one in found]),
-            source=(self.name,) * len(found),
+            source=tuple(one.certificate.methods if one.certificate is not None else self.name for one in found),
             function=NETWORK,
             norm=self.norm,
             guarantee=Guarantee(),
