@@ -113,3 +113,16 @@ def test_the_largest_eigenvalue_of_a_batch_is_never_missed() -> None:
     assert largest_eigenvalue(hermitian, at_least=2 * exact) == 2 * exact
     assert largest_eigenvalue(hermitian, stop_above=0.9 * exact) == float("inf")
     assert largest_eigenvalue(torch.zeros(3, 6, 6, dtype=torch.float64)) == 0
+
+
+def test_the_channels_of_groups_keep_their_places_beside_other_maps() -> None:
+    settings_ = {"stride": 2, "padding": 1}
+    maps = [Convolution(normal(4, 4 // g, 3, 3, seed=g), (4, 4, 4), groups=g, **settings_) for g in (1, 2)]  # type: ignore[arg-type]
+    embedding = embed([[Sum(maps)]])
+    assert embedding is not None
+    torus = embedding.tori()[0]
+    truth = sum(on_torus(map_, torus, embedding.multiplicity) for map_ in maps)
+    assert isinstance(truth, Tensor)
+    values = polynomial(Sum(maps), embedding.multiplicity)[0].at(torus, coarse_frequencies(torus))
+    largest = float(torch.linalg.svdvals(truth)[0])
+    assert float(torch.linalg.svdvals(values).max()) == pytest.approx(largest, rel=1e-12)
