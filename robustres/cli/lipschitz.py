@@ -95,7 +95,8 @@ def _print_ledger(report: "LipschitzReport") -> None:
         "l2 Lipschitz constant, block by block: S x + F(x)",
         list(columns),
         list(zip(*columns.values(), strict=True)),
-        caption=f"whole network: bound {number(report.upper)}, estimate from below {number(report.lower)}",
+        caption=f"whole network: bound {number(report.upper)}, estimate from below {number(report.lower)} "
+        f"({report.explanation()})",
     )
 
 

@@ -25,7 +25,7 @@ def test_the_pieces_run_one_after_the_other_are_the_network() -> None:
     for position in network.residual:
         whole = network.skip(position, states[position]) + network.branch(position, states[position])
         torch.testing.assert_close(whole, states[position + 1])
-    assert network.upper_from(0) == pytest.approx(network.report.upper, rel=1e-6)
+    assert network.upper_from(0) == pytest.approx(network.report.product, rel=1e-6)
     assert math.prod(piece.upper for piece in network.pieces) <= network.upper_from(0)
 
 

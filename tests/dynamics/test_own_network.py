@@ -110,7 +110,7 @@ def test_the_sweep_certifies_the_unscaled_network_as_the_certifier_does(network:
     expected = float(torch.where(correct, certificates.radius, 0.0).median())
     assert row["median_radius"] == pytest.approx(expected, rel=1e-3)
     assert row["median_radius"] <= expected
-    assert row["upper"] == pytest.approx(network.report.upper)
+    assert row["upper"] == pytest.approx(network.report.product)
 
 
 def test_lanczos_stays_below_the_largest_singular_value_and_comes_close() -> None:
