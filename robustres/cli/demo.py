@@ -17,7 +17,9 @@ NETWORKS = {"plain": "plain-tiny", "residual": "residual-tiny", "constrained": "
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"loss": "clean", "epochs": 8},
     "residual": {"loss": "clean", "epochs": 6},
-    "constrained": {"loss": "emma", "eps": 0.9, "epochs": 25},
+    "constrained": {
+        "loss": "emma", "eps": 0.5, "budget": 0.9, "epochs": 80, "optimiser": "manifold", "learning_rate": 8e-3
+    },
 }
 EPS: dict["Norm", tuple[float, ...]] = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}
 ATTACKS: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {}, "fmn": {"steps": 40}}
