@@ -18,7 +18,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"loss": "clean", "epochs": 8},
     "residual": {"loss": "clean", "epochs": 6},
     "constrained": {
-        "loss": "emma", "eps": 0.5, "budget": 0.9, "epochs": 80, "optimiser": "manifold", "learning_rate": 8e-3
+        "loss": "emma",
+        "eps": 0.5,
+        "budget": 0.9,
+        "epochs": 80,
+        "optimiser": "manifold",
+        "learning_rate": 8e-3,
     },
 }
 EPS: dict["Norm", tuple[float, ...]] = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}

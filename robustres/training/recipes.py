@@ -5,9 +5,7 @@ from robustres.training.recipe import Recipe
 RECIPES: dict[str, Recipe] = {
     "plain-tiny": Recipe(epochs=8, learning_rate=2e-3),
     "residual-tiny": Recipe(epochs=8, learning_rate=2e-3),
-    "constrained-tiny": Recipe(
-        loss="emma", eps=0.5, budget=0.9, epochs=100, optimiser="manifold", learning_rate=8e-3
-    ),
+    "constrained-tiny": Recipe(loss="emma", eps=0.5, budget=0.9, epochs=100, optimiser="manifold", learning_rate=8e-3),
     "liresnet-cifar10": Recipe(
         loss="emma", eps=54 / 255, epochs=22, batch_size=256, learning_rate=3e-3, augmentation="shift-flip", shift=2
     ),
