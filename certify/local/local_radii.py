@@ -79,7 +79,7 @@ def _radius(made: Program, quick: Program, image: Tensor, norm: Norm, limit: flo
     margin = float(_margins(made, logits, label).min())
     if not bool(torch.isfinite(logits).all()) or not limit > 0 or not margin > 0:
         return LocalRadius(0.0, label, None, (0.0, 0.0))
-    trial = _Trial(made, quick, image, label, norm)
+    trial = _Trial(made, quick, image, label, norm, begun + seconds / 2)
     first = largest_radius(
         trial.linear,
         margin=margin,
@@ -95,27 +95,34 @@ def _radius(made: Program, quick: Program, image: Tensor, norm: Norm, limit: flo
             start=max(1.3 * first.radius, 1e-9),
             limit=limit,
             tolerance=0.05,
-            deadline=begun + seconds * 0.8,
+            deadline=trial.deadline,
         )
         if found.radius > first.radius:
             certificates.insert(0, Certificate(image, label, norm, found.radius * INSIDE, trial.found[found.eps]))
     searched = thread_time()
-    for certificate in certificates:
+    best, chosen = 0.0, None
+    for certificate in certificates:  # what was found at a larger eps first; it may prove less than it promised
+        if best >= certificate.eps:
+            break
         radius = proved_radius(made, certificate)
-        if radius > 0:
-            return LocalRadius(radius, label, certificate, (searched - begun, thread_time() - searched))
-    return LocalRadius(0.0, label, None, (searched - begun, thread_time() - searched))
+        if radius > best:
+            best, chosen = radius, certificate
+    return LocalRadius(best, label, chosen, (searched - begun, thread_time() - searched))
 
 
 @dataclass(eq=False)
 class _Trial:
-    """Attempts to prove one image at one eps, in float32; `found`: by eps the multipliers that did it."""
+    """Attempts to prove one image at one eps, in float32; `found`: by eps the multipliers that did it.
+
+    deadline: when the search for multipliers ends, since proving them takes about as long again.
+    """
 
     made: Program
     quick: Program
     image: Tensor
     label: int
     norm: Norm
+    deadline: float
     found: dict[float, dict[int, Quadratic]] = field(default_factory=dict)
     last: dict[int, Quadratic] = field(default_factory=dict)
 
@@ -147,7 +154,7 @@ class _Trial:
         others = [j for j in range(len(logits)) if j != self.label]
         used: dict[int, Quadratic] = {}
         for place in least.argsort().tolist():
-            if least[place] > 0:
+            if least[place] > 0 or thread_time() > self.deadline:
                 break
             other = others[place]
             row = torch.zeros(1, len(logits), dtype=torch.float64, device=self.made.device)
