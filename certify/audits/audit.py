@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustres.certify.audits.claimed_constants import Claim, claims_of, without_statements
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport
-from robustres.certify.graph.capture import device_of, float64_copy
+from robustres.certify.graph.capture import device_of, float64_copy, refusing_what_fails
 from robustres.certify.lower.ascent import Search, strongest_witness
 from robustres.certify.lower.jacobian import norms, scaled, unit
 from robustres.certify.lower.witness import Measured, Witness
@@ -99,12 +99,13 @@ def audit(
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
     effort = search or Search()
-    module = without_statements(float64_copy(model))
-    starts = _starts(tuple(input_shape), images, restarts, effort.seed).to(device_of(module))
-    rows = [
-        _audited(claim, tolerance=tolerance, search=effort, seconds=seconds, delta=delta)
-        for claim in claims_of(model, module, starts, claimed)
-    ]
+    with refusing_what_fails("auditing it"):
+        module = without_statements(float64_copy(model))
+        starts = _starts(tuple(input_shape), images, restarts, effort.seed).to(device_of(module))
+        rows = [
+            _audited(claim, tolerance=tolerance, search=effort, seconds=seconds, delta=delta)
+            for claim in claims_of(model, module, starts, claimed)
+        ]
     return AuditReport(tuple(rows), tolerance)
 
 

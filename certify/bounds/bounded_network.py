@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 
 from robustres.certify.bounds.pieces import Bounder
 from robustres.certify.bounds.whole_network import WholeNetwork
-from robustres.certify.graph.capture import BATCH, Captured
+from robustres.certify.graph.capture import BATCH, Captured, close, float64_copy
 from robustres.certify.graph.network import Node
 from robustres.errors import InputError
+from robustres.guard import random_state_kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +27,11 @@ class Analysis:
     bounder: Bounder
     whole: WholeNetwork
 
-    def require_same_weights(self, model: nn.Module) -> None:
-        """InputError where the model's weights or buffers are not those that were analysed."""
-        ours, theirs = self.captured.module.state_dict(), model.state_dict()
+    def require_same_model(self, model: nn.Module, x: Tensor) -> None:
+        """InputError where the model is not the one that was analysed: other weights or buffers, or other answers to
+        some of the images x (N, ...) and to random inputs, with gradients enabled and without."""
+        module = float64_copy(model)
+        ours, theirs = self.captured.module.state_dict(), module.state_dict()
         different = sorted(ours.keys() ^ theirs.keys()) or [
             name for name, value in ours.items() if not _same(value, theirs[name])
         ]
@@ -37,6 +40,18 @@ class Analysis:
                 f"the report is about other weights than the model has (first difference: {different[0]}); "
                 "run lipschitz on this very model again"
             )
+        generator = torch.Generator().manual_seed(len(x))
+        noise = torch.randn(BATCH, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
+        for inputs in (x[:BATCH].to(torch.float64), 3 * noise):
+            expected = self.forward(inputs, batch_size=BATCH)
+            for gradients in (False, True):
+                with random_state_kept(), torch.set_grad_enabled(gradients):
+                    answer = module(inputs.clone())
+                if not close(expected, answer.detach(), 1e-9):
+                    raise InputError(
+                        "the report is about another model: it has the same weights but answers otherwise; run "
+                        "lipschitz on this very model again"
+                    )
 
     def forward(
         self, x: Tensor, *, batch_size: int, observe: Callable[[slice, fx.Node, Any], None] | None = None

@@ -53,7 +53,10 @@ def estimate(
     starts = torch.rand(shape, dtype=torch.float64, generator=draw) if images is None else images
     together = MOST_STARTS if captured.rebatches else BATCH
     batches = torch.split(starts.to(device_of(captured.module)), together)
-    return max(_steepest(captured, entry, end, x, steps, ascent=images is not None, draw=draw) for x in batches)
+    return max(
+        _steepest(captured, entry, end, x, steps, ascent=images is not None and not captured.on_unit_domain, draw=draw)
+        for x in batches
+    )
 
 
 def _steepest(

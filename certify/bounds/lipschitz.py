@@ -1,5 +1,6 @@
 """From a model to the bound of its Lipschitz constant, block by block."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -16,9 +17,18 @@ from robustres.certify.bounds.estimates import Piece, block_estimates, estimate,
 from robustres.certify.bounds.head import Head
 from robustres.certify.bounds.pieces import unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
+from robustres.certify.bounds.unit_domain import on_unit_domain
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
-from robustres.certify.graph import rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape
-from robustres.certify.graph.capture import capture, device_of
+from robustres.certify.graph import (
+    rules_activation,
+    rules_arithmetic,
+    rules_linear,
+    rules_normalisation,
+    rules_pooling,
+    rules_shape,
+    rules_written,
+)
+from robustres.certify.graph.capture import Captured, capture, device_of, refusing_what_fails
 from robustres.certify.graph.network import Linear, Node
 from robustres.certify.graph.operation_rules import build_network
 from robustres.certify.graph.simplify import simplified
@@ -28,7 +38,16 @@ from robustres.numerics import require_certifiable_arithmetic
 
 Norm = Literal["l2", "linf"]
 WHOLE = 4  # the effort of the whole network over that of one of its blocks
-RULE_FILES = (rules_activation, rules_arithmetic, rules_linear, rules_pooling, rules_shape)
+RULE_FILES = (
+    rules_activation,
+    rules_arithmetic,
+    rules_linear,
+    rules_normalisation,
+    rules_pooling,
+    rules_shape,
+    rules_written,
+)
+Domain = Literal["all", "unit"]
 Refuse = Literal["raise", "record"]
 
 
@@ -37,6 +56,7 @@ def lipschitz(
     input_shape: Shape,
     *,
     norm: Norm = "l2",
+    domain: Domain = "all",
     joint: bool = True,
     effort: float = DEFAULT_EFFORT,
     seconds: float | None = 2.0,
@@ -53,6 +73,9 @@ def lipschitz(
     unless `delta` is given); so is each row for its block. The lower ends are estimates and guarantee nothing.
 
     model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and left as it is.
+    domain: "all" inputs, or "unit": images in [0, 1]^n only. There products of two values have a bound (squeeze and
+        excitation), and activations only the slopes that they reach; the report says so, and radii from it hold for
+        the part of their ball that lies in [0, 1]^n, to which the adversary is confined, and are 0 for images outside.
     joint: also bound residual blocks jointly, and the whole network by eliminating its layers; False computes the
         product of textbook bounds only, in a fraction of the time.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound. The
@@ -73,34 +96,58 @@ def lipschitz(
     """
     if norm not in ("l2", "linf"):
         raise InputError(f"norm must be l2 or linf, got {norm!r}")
+    if domain not in get_args(Domain):
+        raise InputError(f"domain must be all or unit, got {domain!r}")
     if refuse not in get_args(Refuse):
         raise InputError(f"refuse must be raise or record, got {refuse!r}")
     require_certifiable_arithmetic(device_of(model))
     start = perf_counter()
     input_shape = tuple(input_shape)
+    starts = start_images(_fitting(images, input_shape))
+    settings: dict[str, Any] = {
+        "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta,
+        "steps": lower_steps if norm == "l2" else 0, "device": device_of(model).type, "images": starts,
+        "domain": domain,
+    }  # fmt: skip
     try:
-        captured = capture(model, input_shape)
-        network, refused = build_network(captured)
+        with refusing_what_fails("bounding it"):
+            captured = replace(capture(model, input_shape), on_unit_domain=domain == "unit")
+            network, refused = build_network(captured)
+            if network is None:
+                raise UnsupportedOperationError(refused)
+            if domain == "unit":
+                network = on_unit_domain(network, captured)
+            return _bounded(captured, network, settings, generator, store, start)
     except UnsupportedOperationError as error:
-        network, refused = None, error.refused
-    if network is None:
         if refuse == "raise":
-            raise UnsupportedOperationError(refused)
-        return _refusal(input_shape, norm, refused, perf_counter() - start)
+            raise
+        return _refusal(input_shape, norm, error.refused, perf_counter() - start)
+
+
+def _bounded(
+    captured: Captured,
+    network: Node,
+    settings: Mapping[str, Any],
+    generator: torch.Generator | None,
+    store: BoundMemory | None,
+    start: float,
+) -> LipschitzReport:
+    """Simplify, bound, estimate, report."""
+    norm, steps, starts = settings["norm"], settings["steps"], settings["images"]
+    joint, effort = settings["joint"], settings["effort"]
     output = simplified(network)
     order = output.ordered()
-    steps = lower_steps if norm == "l2" else 0
-    starts = start_images(_fitting(images, input_shape))
-    settings = {
-        "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta, "steps": steps,
-        "device": device_of(model).type, "images": starts,
-    }  # fmt: skip
     key = network_key(captured, order, settings) if store is not None and generator is None else None
     known = Known.from_text(store.load(key)) if store is not None and key is not None else Known()
     remembered = known.complete
     bounders = {
         "l2": RememberingBounder(
-            order, joint=joint, effort=effort, seconds=seconds, delta=delta, known=known.rows["l2"]
+            order,
+            joint=joint,
+            effort=effort,
+            seconds=settings["seconds"],
+            delta=settings["delta"],
+            known=known.rows["l2"],
         ),
         "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),
     }
@@ -124,7 +171,7 @@ def lipschitz(
     if norm == "l2" and known.whole.upper < upper:
         upper, guarantee, method = known.whole.upper, known.whole.guarantee, METHOD
     report = LipschitzReport(
-        input_shape=input_shape,
+        input_shape=order[0].shape,
         norm=norm,
         blocks=_with_estimates(pieces[norm], known.block_lower),
         upper=upper,
@@ -138,6 +185,7 @@ def lipschitz(
         seconds=perf_counter() - start,
         guarantee=guarantee,
         analysis=Analysis(captured, network, output, bounders["l2"], eliminated),
+        domain=settings["domain"],
     )
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())

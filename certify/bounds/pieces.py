@@ -15,7 +15,7 @@ from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.blocks.parallel_paths import Operand, Region, region
 from robustres.certify.blocks.residual_bound import residual_bound
 from robustres.certify.bounds.block_row import BlockRow
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, chain, dominators
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Product, chain, dominators
 from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.norms.linf_norm import all_hold, linf_norm, product
 from robustres.certify.norms.spectral_norm import spectral_norm
@@ -57,6 +57,8 @@ class Bounder:
             start = perf_counter()
             if isinstance(node.piece, Merge):
                 row = self._region_row(region(self._dominator, node), start)
+            elif isinstance(node.piece, Product):
+                row = self._product_row(node, node.piece, start)
             else:
                 row = self._piece_row(node)
             self._rows[node] = row
@@ -78,6 +80,22 @@ class Bounder:
             known = spectral_norm(map_, seconds=self.seconds, lower_steps=1)
             self._norms.setdefault(map_, known)
         return known.upper
+
+    def _product_row(self, node: Node, piece: Product, start: float) -> BlockRow:
+        """sup |f| L(g) + sup |g| L(f)."""
+        entry = self._dominator[node]
+        first, second = (self._operand(Operand(tuple(chain(self._dominator, entry, end)))) for end in node.inputs)
+        upper = rounded_up(piece.largest[0] * second.upper + piece.largest[1] * first.upper, 4)
+        return BlockRow(
+            node.path or node.origin.name,
+            "product",
+            upper,
+            0.0,
+            "product rule",
+            all_hold([first, second]),
+            candidates={"product rule": upper},
+            seconds=perf_counter() - start,
+        )
 
     def _piece_row(self, node: Node) -> BlockRow:
         name = node.path or node.origin.name

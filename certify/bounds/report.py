@@ -32,6 +32,7 @@ class LipschitzReport:
     lower: an estimate from below, which certifies nothing.
     refused: operations without a rule, with where they stand; empty for a network that is covered.
     analysis: the network as it was bounded, which `certify` needs again; None where something was refused.
+    domain: the inputs that the bounds are about: all, or images in [0, 1]^n.
     head: the final linear layer with the bounds of everything before it, None where the network does not end so.
     """
 
@@ -50,6 +51,7 @@ class LipschitzReport:
     method: str = PRODUCT
     whole: WholeBound = field(default_factory=WholeBound)
     analysis: Analysis | None = field(default=None, repr=False, compare=False)
+    domain: Literal["all", "unit"] = "all"
 
     @property
     def residual_blocks(self) -> tuple[BlockRow, ...]:
@@ -68,8 +70,9 @@ class LipschitzReport:
         )
 
     def __str__(self) -> str:
+        where = " on [0, 1]^n" if self.domain == "unit" else ""
         whole = (
-            f"{self.norm} Lipschitz constant at most {self.upper:.6g} ({self.method}, {self.guarantee}), "
+            f"{self.norm} Lipschitz constant{where} at most {self.upper:.6g} ({self.method}, {self.guarantee}), "
             f"at least {self.lower:.6g}"
         )
         if self.refused:

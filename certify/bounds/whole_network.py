@@ -16,7 +16,7 @@ from robustres.certify.blocks.elimination import Repair
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, increments
 from robustres.certify.blocks.network_bound import proved_bound
-from robustres.certify.graph.network import Linear, Node, Source
+from robustres.certify.graph.network import Linear, Node, Product, Source
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.proof.bound import Guarantee
 
@@ -59,7 +59,8 @@ class WholeNetwork:
 
     def __init__(self, output: Node, *, effort: float) -> None:
         self.order, self.effort = output.ordered(), effort
-        self.layers = increments(self.order)
+        self.multiplies = any(isinstance(node.piece, Product) for node in self.order)
+        self.layers = {} if self.multiplies else increments(self.order)
         self.guarantee = _guarantee(self.order)
         neurons = sum(math.prod(layer.shape) for layer in self.layers.values())
         self.dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
@@ -70,6 +71,8 @@ class WholeNetwork:
 
     def obstacle(self) -> str:
         """Why the elimination is not run, empty where it is."""
+        if self.multiplies:
+            return "it multiplies two values"
         if not self.layers:
             return "the network is linear"
         unbounded = [node.path or node.origin.name for node, layer in self.layers.items() if _unbounded(layer)]

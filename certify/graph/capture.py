@@ -2,17 +2,22 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
-from robustres.errors import ModelError, Refusal, UnsupportedOperationError
+from robustres.errors import ModelError, Refusal, RobustresError, UnsupportedOperationError
 from robustres.guard import random_state_kept, without_guards
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
@@ -26,6 +31,7 @@ EXPAND = torch.ops.aten.expand.default
 class Captured:
     """A model's graph in float64 and evaluation mode.
 
+    on_unit_domain: only images in [0, 1]^n count.
     module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
     """
 
@@ -36,6 +42,7 @@ class Captured:
     constants: Mapping[fx.Node, Any]
     computed: tuple[fx.Node, ...]
     rebatches: bool = False
+    on_unit_domain: bool = False
 
     def run(
         self,
@@ -96,14 +103,37 @@ def float64_copy(model: nn.Module) -> nn.Module:
     if scripted:
         what = "TorchScript that is no plain graph, which certification cannot look into (pass its nn.Module)"
         raise UnsupportedOperationError([Refusal(path, what) for path in scripted[:1]])
+    derived = [value for part in model.modules() for value in tree_leaves(_plain_attributes(part)) if _derived(value)]
     try:
-        module = copy.deepcopy(model)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"the model cannot be copied, which certification needs: {first_line(error)}") from error
-    module = without_guards(module).to(torch.float64).eval()
+        module = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+        module = without_guards(module).to(torch.float64).eval()
+        _without_hooks_that_derive(module)
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot be copied to float64, which certification needs: {first_line(error)}"
+        ) from error
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """What stands in the module beside its parameters, buffers and submodules."""
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
+
+
+def _derived(value: Any) -> bool:
+    """Whether this is a tensor that was computed from parameters, which `copy.deepcopy` refuses."""
+    return isinstance(value, Tensor) and value.grad_fn is not None
+
+
+def _without_hooks_that_derive(module: nn.Module) -> None:
+    """Make plain weights of those that hooks derive before every call (weight and spectral norm as hooks, pruning)."""
+    for part in module.modules():
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+                hook.remove(part)
+                part._forward_pre_hooks.pop(key, None)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -123,6 +153,12 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
     example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))
     with random_state_kept(), torch.no_grad():
         answer = _answer(module, example)
+        with torch.enable_grad():
+            differs = not close(answer, module(example.clone()).detach(), 1e-9)
+        if differs:
+            raise ModelError(
+                "the model answers otherwise when gradients are enabled; make its answer the same both ways"
+            )
         program = exported(module, example)
         captured = _folded(module, program)
         _compare(captured, example, answer)
@@ -133,16 +169,30 @@ def _answer(module: nn.Module, example: Tensor) -> Tensor:
     """The model's answer to the example, which must be one tensor and must not depend on the other samples."""
     try:
         answer = module(example.clone())
+        repeated = module(example.clone())
         alone = module(example[:1].clone())
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except RobustresError:
+        raise
+    except Exception as error:
         raise ModelError(
             f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
         raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
-    if not _close(answer[:1], alone, 1e-9):
-        raise ModelError("the model's answer to a sample depends on the batch, or changes from call to call")
+    if not close(answer, repeated, 1e-9):
+        _refuse_random(module, example)
+        raise ModelError("the model's answer changes from call to call, so it is not a function of its input")
+    if not close(answer[:1], alone, 1e-9):
+        raise ModelError("the model's answer to a sample depends on the other samples of its batch")
     return answer
+
+
+def _refuse_random(module: nn.Module, example: Tensor) -> None:
+    """Refuse by name what draws random numbers in evaluation mode, where it is seen."""
+    random = [node for node in exported(module, example).graph.nodes if is_random(node)]
+    if random:
+        what = "which draws random numbers in evaluation mode too"
+        raise UnsupportedOperationError([Refusal(path_of(node), f"{operation_of(node)} {what}") for node in random])
 
 
 def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Captured:
@@ -174,14 +224,36 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
                 operations.append(node)
     answers = nodes[-1].args[0]
     assert isinstance(answers, tuple)
+    operations = _used(operations, answers[0])
     computed = tuple(node for node in constants if node.op == "call_function")
     origin = next(node for node in nodes if node.name == source)
     return Captured(module, tuple(operations), origin, answers[0], constants, computed)
 
 
+def _used(operations: list[fx.Node], answer: fx.Node) -> list[fx.Node]:
+    """The operations that the answer hangs on; what torch adds to check types and sizes is none of them."""
+    used = {answer}
+    for node in reversed(operations):
+        if node in used:
+            used.update(node.all_input_nodes)
+    return [node for node in operations if node in used]
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether the operation draws random numbers."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+@contextmanager
+def refusing_what_fails(doing: str) -> Iterator[None]:
+    """Turn errors of torch's or Python's own into a refusal that says what was being done."""
+    try:
+        yield
+    except (RobustresError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        what = f"a network that fails while robustres is {doing} ({type(error).__name__}: {first_line(error)})"
+        raise UnsupportedOperationError([Refusal("", what)]) from error
 
 
 def path_of(node: fx.Node) -> str:
@@ -202,7 +274,7 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
     """Refuse a graph that does not answer as the model does."""
     for sample in (example, example.flip(0) - 0.5):
         expected = answer if sample is example else captured.module(sample.clone())
-        if not _close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
+        if not close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
             raise ModelError("the captured graph does not answer as the model does; please report this model")
 
 
@@ -212,10 +284,11 @@ def _rebatches(captured: Captured, example: Tensor, answer: Tensor) -> bool:
         smaller = captured.run({captured.source: example[:2]}, captured.output)
     except RuntimeError:
         return False
-    return _close(smaller, answer[:2], 1e-9)
+    return close(smaller, answer[:2], 1e-9)
 
 
-def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+def close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    """Whether two answers agree to a tolerance relative to 1 plus the largest value."""
     scale = float(right.abs().nan_to_num(0, 0, 0).max()) if right.numel() else 0.0
     return left.shape == right.shape and torch.allclose(
         left, right, rtol=0, atol=tolerance * (1 + scale), equal_nan=True

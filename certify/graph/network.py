@@ -1,5 +1,6 @@
 """The network as the certifier sees it: a directed acyclic graph of linear maps, activations and merges."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,19 +32,20 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
-    """A scalar function applied to every coordinate."""
+    """A scalar function applied to every coordinate; within: its slopes where only some inputs count, None for all."""
 
     function: Activation
+    within: tuple[float, float] | None = None
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """An interval that holds all difference quotients of the function."""
-        return self.function.slopes
+        """An interval that holds all difference quotients of the function, on the inputs that count."""
+        return self.function.slopes if self.within is None else self.within
 
     @property
     def constant(self) -> float:
         """The Lipschitz constant, the same in l2 and linf."""
-        return self.function.constant
+        return max(abs(self.slopes[0]), abs(self.slopes[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,17 @@ class Merge:
     axis: int | None = None
 
 
-Piece = Source | Linear | Elementwise | Opaque | Merge
+@dataclass(frozen=True, eq=False)
+class Product:
+    """The elementwise product of two values, which has no global bound.
+
+    largest: at or above the absolute values of both factors on the inputs that count, infinite for all inputs.
+    """
+
+    largest: tuple[float, float] = (math.inf, math.inf)
+
+
+Piece = Source | Linear | Elementwise | Opaque | Merge | Product
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of, is_random, operation_of, path_of
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Piece, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Piece, Product, Source
 from robustres.certify.graph.tracing import first_line
 from robustres.certify.maps.activation import Activation, Parameter, broadcast_size
 from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.linear_map import Identity, LinearMap, Shape
+from robustres.certify.maps.linear_map import Dense, Identity, LinearMap, Shape
 from robustres.certify.maps.nonlinear import Unknown
 from robustres.errors import Refusal
 
 
 class NotCoveredError(Exception):
-    """A rule met a case that it does not cover; the message says which."""
+    """A rule met a case that it does not cover; the message says which. at: another operation that it is about."""
+
+    at: fx.Node | None = None
 
 
 def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None:
@@ -47,6 +50,8 @@ def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None
             )
         case Merge(kind="sum" | "maximum" | "minimum"):
             fits = bool(inputs) and all(part == shape for part in inputs)
+        case Product():
+            fits = list(inputs) == [shape, shape]
         case Opaque():
             fits = len(inputs) == (0 if isinstance(piece, Unknown) else 1) and all(
                 piece.out_shape(part) == shape for part in inputs
@@ -64,6 +69,28 @@ def _broadcasts(parameters: Shape, shape: Shape) -> bool:
     """Whether parameters of this shape apply to a value of that shape without enlarging it."""
     padded = (1,) * (len(shape) - len(parameters)) + parameters
     return len(padded) == len(shape) and all(side in (1, full) for side, full in zip(padded, shape, strict=True))
+
+
+class BatchMovedError(NotCoveredError):
+    """An operation whose answer does not have the batch as its first axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A linear image of `root` whose first axis is not the batch: what W @ x.T is before it is transposed back.
+
+    contracted: whether a weight was multiplied in on the way; a second one would have to be multiplied out.
+    """
+
+    root: Node
+    contracted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """The value of an operation that has no bound by itself, but may be part of an activation that has one."""
+
+    reason: NotCoveredError
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +133,21 @@ class Call:
             raise NotCoveredError(f"with {len(nodes)} arguments that depend on the input")
         return nodes[0]
 
+    def states(self) -> tuple[Node, ...]:
+        """All arguments that depend on the input of the network, also those in lists, each once."""
+        leaves = tree_leaves(dict(self.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
+        return tuple(dict.fromkeys(value for value in leaves if isinstance(value, Node)))
+
+    def evaluate(self, values: Mapping[Node, Tensor]) -> Any:
+        """What the operation gives for values (BATCH, *shape) of its states."""
+
+        def known(argument: Any) -> Any:
+            return values[argument] if isinstance(argument, Node) else argument
+
+        arguments = tree_map(known, dict(self.arguments), is_leaf=lambda value: isinstance(value, Node))
+        assert callable(self.origin.target)
+        return self.origin.target(**arguments)
+
     @property
     def out_shape(self) -> Shape:
         """Unbatched shape of the operation's output, the first one where it has several."""
@@ -120,8 +162,10 @@ class Call:
         wanted = self.out_shape if shape is None else shape
         if isinstance(piece, Linear):
             return self._checked(piece, inputs, wanted)
-        vectors = [value if value.shape else self.same(value, (1,)) for value in inputs]
-        node = self._checked(piece, tuple(vectors), wanted or (1,))
+        vectors = tuple(value if value.shape else self.same(value, (1,)) for value in inputs)
+        if isinstance(piece, Opaque):
+            return self._checked(piece, vectors, wanted)
+        node = self._checked(piece, vectors, wanted or (1,))
         return node if wanted else self.same(node, wanted)
 
     def _checked(self, piece: Piece, inputs: tuple[Node, ...], shape: Shape) -> Node:
@@ -184,15 +228,14 @@ class Call:
 
 
 # What stands in place of a rule, by operation: why there is no bound, and what to do.
-STATISTICS = (
-    "which divides by the deviation of its own input, so that it has no global bound "
-    "(batch normalisation in evaluation mode has one)"
-)
 PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
+COMPARES = "whose answer is yes or no, so that what is chosen by it jumps or has no rule"
+DIVIDES = "which divides by the size of its own input and has no rule"
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("group_norm", "layer_norm", "instance_norm", "rms_norm", "local_response_norm"), STATISTICS),
-    **dict.fromkeys(("native_layer_norm", "native_group_norm", "_fused_rms_norm"), STATISTICS),
-    **dict.fromkeys(("bmm", "baddbmm", "einsum", "scaled_dot_product_attention"), PRODUCT),
+    **dict.fromkeys(("local_response_norm", "linalg_vector_norm", "norm"), DIVIDES),
+    "scaled_dot_product_attention": PRODUCT,
+    "glu": "of two halves that are multiplied with each other, which has no global bound",
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
     **dict.fromkeys(("log_softmax", "_log_softmax"), "(leave it out: the answer with the largest value is the same)"),
     **dict.fromkeys(
         ("pow", "exp", "square"), "which is the steeper the larger its input, so that it has no global bound"
@@ -201,16 +244,34 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(("round", "floor", "ceil", "sign", "argmax", "argsort"), "which jumps"),
 }
 
-Rule = Callable[[Call], "Node | Parts"]
+# Operations that draw random numbers in training mode only, which their rules refuse.
+INERT = frozenset({"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"})
+
+Rule = Callable[[Call], "Node | Parts | Pending | Tensor"]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, named with or without their overload: "relu", "add.Tensor"."""
+# Whether an operation may complete a function of one number that is written out, and how it is recognised.
+Completion = Callable[[fx.Node, Mapping[fx.Node, Any], Captured], "Node | None"]
+COMPLETIONS: dict[Callable[[fx.Node], bool], Completion] = {}
+# Rules of operations that are linear in their one state, wherever its batch stands; True where weights multiply it.
+LINEAR: dict[Rule, bool] = {}
+
+
+def rule(*operations: str, linear: bool = False, weights: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operations, named with or without their overload: "relu", "add.Tensor".
+
+    linear: the operation is linear in its one state, also where the batch is not its first axis.
+    weights: and multiplies it by constants.
+    """
 
     def register(function: Rule) -> Rule:
         for operation in operations:
+            if operation in RULES:
+                raise ValueError(f"{operation} has a rule already")
             RULES[operation] = function
+        if linear:
+            LINEAR[function] = weights
         return function
 
     return register
@@ -219,7 +280,7 @@ def rule(*operations: str) -> Callable[[Rule], Rule]:
 def unbatched(value: Tensor) -> Shape:
     """Shape of one sample; the first axis must be the batch."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != BATCH:
-        raise NotCoveredError("that does not keep the batch as the first axis")
+        raise BatchMovedError("that does not keep the batch as the first axis")
     return tuple(int(side) for side in value.shape[1:])
 
 
@@ -230,6 +291,12 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
     values[source] = Node(Source(), (), unbatched(source.meta["val"]), "", source)
     refused: dict[Refusal, None] = {}
     for origin in captured.nodes:
+        if not is_scalar(origin):
+            for parent in origin.all_input_nodes:
+                waiting = values.get(parent)
+                if isinstance(waiting, Deferred):  # nothing completed it
+                    refused[_refusal(waiting.reason.at or parent, waiting.reason)] = None
+                    values[parent] = _unknown(parent)
         if any(values[parent] is None for parent in origin.all_input_nodes if parent not in captured.constants):
             values[origin] = None  # hangs on something refused whose output has no known form
             if origin.target is not operator.getitem and _rule_of(origin) is None:
@@ -238,9 +305,11 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
         try:
             values[origin] = _applied(origin, values, captured)
         except NotCoveredError as reason:
-            refused[_refusal(origin, reason)] = None
+            refused[_refusal(reason.at or origin, reason)] = None
             values[origin] = _unknown(origin)
     output = values.get(captured.output)
+    if isinstance(output, Deferred):
+        refused[_refusal(output.reason.at or captured.output, output.reason)] = None
     if isinstance(output, Node) and not refused:
         return output, ()
     return None, tuple(refused) or (Refusal("", "an answer that does not depend on the input"),)
@@ -255,18 +324,42 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
         if isinstance(part, Tensor) and part.is_floating_point() and part.dtype != torch.float64:
             raise NotCoveredError(f"in {part.dtype}, which rounds")
     try:
-        made = _made(origin, values, captured)
+        made = _made_or_deferred(origin, values, captured)
     except NotCoveredError:
         raise
     except Exception as error:  # of torch's or Python's own, deep inside a rule: a refusal, never a bound
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise NotCoveredError(f"in a form that its rule does not cover ({reason})") from error
-    if isinstance(made, Node) and made.shape != unbatched(origin.meta["val"]):
+    if isinstance(made, Node) and made.shape != tuple(origin.meta["val"].shape[1:]):
         raise NotCoveredError(f"whose rule gave the shape {made.shape}: please report this model")
     return made
 
 
-def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | Parts:
+def is_scalar(origin: fx.Node) -> bool:
+    """Whether the operation may be part of an activation that is written out."""
+    return any(applies(origin) for applies in COMPLETIONS)
+
+
+def _made_or_deferred(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Any:
+    """By the operation's rule; what has none may complete an activation, or become part of one later."""
+    waiting = [value for parent in origin.all_input_nodes if isinstance(value := values.get(parent), Deferred)]
+    try:
+        if not waiting:
+            return _made(origin, values, captured)
+        reason = waiting[0].reason
+    except NotCoveredError as error:
+        if not is_scalar(origin):
+            raise
+        reason = error
+        reason.at = reason.at or origin
+    for applies, complete in COMPLETIONS.items():
+        node = complete(origin, values, captured) if applies(origin) else None
+        if node is not None:
+            return node
+    return Deferred(reason)
+
+
+def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> "Node | Parts | Pending | Tensor":
     if origin.target is operator.getitem:
         of, place = origin.args
         parts = values[of] if isinstance(of, fx.Node) else None
@@ -276,18 +369,97 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
     found = _rule_of(origin)
     if found is None or not isinstance(origin.target, torch._ops.OpOverload):
         raise NotCoveredError(_reason(origin))
+    call = call_of(origin, values, captured)
+    leaves = tree_leaves(dict(call.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
+    pending = [value for value in leaves if isinstance(value, Pending)]
+    if not pending:
+        try:
+            return found(call)
+        except BatchMovedError:
+            states = call.states()
+            if found not in LINEAR or len(states) != 1:
+                raise
+            pending = [Pending(states[0], contracted=False)]
+    return resolved(call, pending)
+
+
+LARGEST_MATRIX = 2**24  # entries of a matrix that is found by trying every input coordinate
+
+
+def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
+    """A linear operation on a value whose batch is not its first axis, or that puts it back there.
+
+    Where the batch is the first axis again, and every sample by itself, the map from the root is read off column by
+    column; the operations between multiply by one weight at most, so nothing is multiplied out.
+    """
+    rule_ = _rule_of(call.origin)
+    if rule_ is not None and LINEAR.get(rule_) and len(pending) + len(call.states()) > 1:
+        raise NotCoveredError(PRODUCT)
+    if rule_ not in LINEAR or len(pending) != 1 or call.states() not in ((), (pending[0].root,)):
+        raise NotCoveredError("that lays the batch behind another axis")
+    weights = LINEAR[rule_]
+    if weights and pending[0].contracted:
+        raise NotCoveredError("with a second weight while the batch is not the first axis")
+    root, contracted = pending[0].root, weights or pending[0].contracted
+    value = call.origin.meta["val"]
+    if not isinstance(value, Tensor):
+        raise NotCoveredError("with several outputs while the batch is not the first axis")
+
+    def image(values: Tensor) -> Tensor:
+        return call.captured.run({root.origin: values}, call.origin)
+
+    shape, device = (BATCH, *root.shape), device_of(call.captured.module)
+    if not (value.ndim and value.shape[0] == BATCH and _by_sample(image, shape, device)):
+        return Pending(root, contracted)
+    size, out_shape = math.prod(root.shape), tuple(int(side) for side in value.shape[1:])
+    if size * math.prod(out_shape) > LARGEST_MATRIX:
+        raise NotCoveredError(f"whose matrix has more than {LARGEST_MATRIX} entries")
+    return call.linear(root, Dense(matrix_of(image, root.shape, device), root.shape, out_shape))
+
+
+def _by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
+    """Whether a linear map of a whole batch does the same to every sample by itself, tried on a random one."""
+    sample = torch.randn(shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
+    images = []
+    for place in range(BATCH):
+        batch = torch.zeros(shape, dtype=torch.float64, device=device)
+        batch[place] = sample
+        answer = image(batch)
+        if bool(torch.cat([answer[:place], answer[place + 1 :]]).any()):
+            return False
+        images.append(answer[place])
+    return all(torch.equal(images[0], other) for other in images[1:])
+
+
+def matrix_of(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Tensor:
+    """(out, in): the matrix of a linear map of batches (BATCH, *shape) of samples, a few columns at a time."""
+    size = math.prod(shape)
+    columns = []
+    for start in range(0, size, BATCH):
+        places = torch.arange(start, min(start + BATCH, size), device=device)
+        basis = torch.zeros(BATCH, size, dtype=torch.float64, device=device)
+        basis[torch.arange(len(places), device=device), places] = 1.0
+        columns.append(image(basis.reshape(BATCH, *shape))[: len(places)].reshape(len(places), -1))
+    return torch.cat(columns).T.contiguous()
+
+
+def call_of(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Call:
+    """The operation with its arguments by name, nodes of the graph replaced by their values."""
+    assert isinstance(origin.target, torch._ops.OpOverload)
     args, kwargs = fx.node.map_arg((origin.args, origin.kwargs), lambda argument: values[argument])
     schema = origin.target._schema.arguments
     arguments = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     arguments.update(zip((argument.name for argument in schema), args, strict=False))
     arguments.update(kwargs)
-    return found(Call(origin, arguments, captured))
+    return Call(origin, arguments, captured)
 
 
 def _rule_of(origin: fx.Node) -> Rule | None:
-    if not isinstance(origin.target, torch._ops.OpOverload) or is_random(origin):
+    if not isinstance(origin.target, torch._ops.OpOverload):
         return None
     name = str(origin.target).removeprefix("aten.")
+    if is_random(origin) and name.split(".")[0] not in INERT:
+        return None
     return RULES.get(name) or RULES.get(name.rsplit(".", 1)[0])
 
 

@@ -1,93 +1,114 @@
-"""Rules for sums, differences, and products with constants."""
+"""Rules for sums, differences, and products and quotients with constants."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.graph.operation_rules import Call, NotCoveredError, rule
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import ChannelScale, Identity, LinearMap, Scaled, Shape
 
+PRODUCT = (
+    "of two values that both depend on the input, which has no global bound (domain='unit' bounds the elementwise "
+    "product on images in [0, 1])"
+)
 
-@rule("add", "sub", "rsub")
+
+@rule("add", "sub", "subtract", "rsub")
 def added(call: Call) -> Node:
-    """left + alpha right and its relatives; a constant operand is a shift."""
+    """left + alpha right and its relatives."""
     name = str(call.origin.target)
-    left, right, alpha = call["self"], call["other"], call.constant("alpha")
-    left_factor, right_factor = 1.0, float(1 if alpha is None else alpha)
+    alpha = call.constant("alpha")
+    left, right = 1.0, float(1 if alpha is None else alpha)
     if "rsub" in name:
-        left_factor, right_factor = -right_factor, 1.0
+        left, right = -right, 1.0
     elif "sub" in name:
-        right_factor = -right_factor
-    terms = [
-        _scaled(call, call.expanded(term), factor)
-        for term, factor in ((left, left_factor), (right, right_factor))
-        if isinstance(term, Node)
-    ]
-    if len(terms) == 2:
-        return call.make(Merge("sum"), *terms)
-    constant, factor = (right, right_factor) if isinstance(left, Node) else (left, left_factor)
-    return call.same(terms[0], shift=abs(factor) * call.size(constant))
+        right = -right
+    return combination(call, [(call["self"], left), (call["other"], right)])
 
 
-@rule("neg")
+@rule("neg", "negative", linear=True)
 def negated(call: Call) -> Node:
     """-x."""
-    return _scaled(call, call.only_input, -1.0)
+    return combination(call, [(call.only_input, -1.0)])
 
 
-@rule("mul", "multiply")
+@rule("mul", "multiply", linear=True)
 def multiplied(call: Call) -> Node:
-    """A product with a constant; the product of two inputs has no Lipschitz constant."""
+    """A product with a constant."""
     left, right = call["self"], call["other"]
     if isinstance(left, Node) and isinstance(right, Node):
-        raise NotCoveredError("of two values that both depend on the input, which has no global bound")
+        raise NotCoveredError(PRODUCT)
     source, factor = (left, right) if isinstance(left, Node) else (right, left)
     return scaled_by_constant(call, source, factor)
 
 
-@rule("div", "divide", "true_divide")
+@rule("div", "divide", "true_divide", linear=True)
 def divided(call: Call) -> Node:
     """A quotient by a constant."""
     if call.arguments.get("rounding_mode") is not None:
         raise NotCoveredError("with rounding, which is not continuous")
-    factor = call.constant("other")
-    if not isinstance(call["self"], Node):
+    if isinstance(call["other"], Node):
         raise NotCoveredError("by a value that depends on the input")
-    reciprocal = 1 / factor if isinstance(factor, Tensor) else 1 / factor if factor else math.inf
-    return scaled_by_constant(call, call["self"], reciprocal)
+    return scaled_by_constant(call, call.node("self"), reciprocal(call.per_sample(call["other"])), seen=1)
 
 
-def scaled_by_constant(call: Call, source: Node, factor: Any) -> Node:
-    """`source` times a number or a constant tensor that broadcasts against it."""
-    if not isinstance(factor, Tensor):
-        return _scaled(call, call.expanded(source), float(factor))
-    factors = factor.to(torch.float64)
-    if not bool(torch.isfinite(factors).all()):
+@rule("lerp")
+def interpolated(call: Call) -> Node:
+    """self + weight (end - self)."""
+    weight = call.per_sample(call.constant("weight"))
+    return combination(call, [(call["self"], 1 - weight), (call["end"], weight)], seen=1)
+
+
+@rule("addcmul", "addcdiv")
+def with_product(call: Call) -> Node:
+    """self + value tensor1 tensor2, or self + value tensor1 / tensor2."""
+    value, left, right = float(call["value"]), call["tensor1"], call["tensor2"]
+    quotient = "addcdiv" in str(call.origin.target)
+    if isinstance(right, Node) and (quotient or isinstance(left, Node)):
+        raise NotCoveredError("by a value that depends on the input" if quotient else PRODUCT)
+    source, factor = (right, call.per_sample(left)) if isinstance(right, Node) else (left, call.per_sample(right))
+    return combination(
+        call, [(call["self"], 1.0), (source, value * (reciprocal(factor) if quotient else factor))], seen=2
+    )
+
+
+def reciprocal(divisor: float | Tensor) -> float | Tensor:
+    """1 / divisor in float64; infinite for 0, which no rule takes."""
+    if isinstance(divisor, Tensor):
+        return 1 / divisor.to(torch.float64)
+    return 1 / divisor if divisor else math.inf
+
+
+def combination(call: Call, terms: Sequence[tuple[Any, float | Tensor]], *, seen: int = 0) -> Node:
+    """The sum of values times constant factors, broadcast against each other; constant values are a shift."""
+    states = [scaled_by_constant(call, value, factor, seen=seen) for value, factor in terms if isinstance(value, Node)]
+    constants = [(value, factor) for value, factor in terms if not isinstance(value, Node)]
+    shift = math.fsum(call.size(torch.as_tensor(value, dtype=torch.float64) * factor) for value, factor in constants)
+    if not math.isfinite(shift):
         raise NotCoveredError("with a constant that is not finite")
-    if factors.numel() == 1:
-        return _scaled(call, call.expanded(source), float(factors))
-    factors = factors.expand(BATCH, *call.out_shape) if factors.ndim <= len(call.out_shape) + 1 else factors
-    if factors.shape != (BATCH, *call.out_shape) or not bool((factors == factors[0]).all()):
-        raise NotCoveredError("with a constant that differs between the samples of a batch")
-    return call.linear(call.expanded(source), _diagonal(factors[0], call.out_shape))
+    total = states[0] if len(states) == 1 else call.make(Merge("sum"), *states)
+    return call.same(total, shift=shift * (1 + 1e-12)) if constants else total
 
 
-def _diagonal(factors: Tensor, shape: Shape) -> LinearMap:
+def scaled_by_constant(call: Call, source: Node, factor: Any, *, seen: int = 0) -> Node:
+    """`source` times a number or a constant tensor, broadcast against it; `seen`: relative roundings of the factor."""
+    factors = call.per_sample(factor)
+    if not (math.isfinite(factors) if isinstance(factors, float) else bool(torch.isfinite(factors).all())):
+        raise NotCoveredError("with a constant that is not finite")
+    expanded = call.expanded(source)
+    if isinstance(factors, float):
+        return expanded if factors == 1 else call.linear(expanded, Scaled(factors, Identity(expanded.shape), seen))
+    return call.linear(expanded, _diagonal(factors.expand(call.out_shape), call.out_shape, seen))
+
+
+def _diagonal(factors: Tensor, shape: Shape, seen: int) -> LinearMap:
     """The map that multiplies by `factors`, in the most special form that it has."""
     per_channel = factors.reshape(shape[0], -1)
     if bool((per_channel == per_channel[:, :1]).all()):
-        return ChannelScale(per_channel[:, 0].clone(), shape)
-    return Diagonal(factors)
-
-
-def _scaled(call: Call, source: Node, factor: float) -> Node:
-    if not math.isfinite(factor):
-        raise NotCoveredError("with a constant that is not finite")
-    if factor == 1:
-        return source
-    return call.linear(source, Scaled(factor, Identity(source.shape)))
+        return ChannelScale(per_channel[:, 0].clone(), shape, seen)
+    return Diagonal(factors.clone(), seen)

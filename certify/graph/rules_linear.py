@@ -1,89 +1,254 @@
-"""Rules for convolutions, dense layers and batch normalisation."""
+"""Rules for convolutions, dense layers, products with constant tensors, and batch normalisation."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.capture import device_of
 from robustres.certify.graph.network import Node
-from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
+from robustres.certify.graph.operation_rules import (
+    LARGEST_MATRIX,
+    BatchMovedError,
+    Call,
+    NotCoveredError,
+    Parts,
+    matrix_of,
+    rule,
+)
+from robustres.certify.graph.rules_arithmetic import PRODUCT, combination
 from robustres.certify.maps.convolution import Convolution, Padding, TransposedConvolution
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Shape
+from robustres.certify.maps.sorting import rearranged
 
 
-@rule("conv2d", "conv1d")
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
 def convolution(call: Call) -> Node:
-    """A convolution with zero padding; a one-dimensional one as an image of height 1."""
+    """A convolution with zero padding, or the transpose of one; in one dimension as an image of height 1."""
     source, weight = call.node("input"), _weight(call, "weight")
-    if len(source.shape) != weight.ndim - 1:
+    rank = weight.ndim - 2
+    if len(source.shape) != rank + 1:
         raise NotCoveredError("of an input without a batch axis")
-    image = _as_image(source.shape)
+    transposed = call.arguments.get("transposed") or "conv_transpose" in str(call.origin.target)
+    if rank == 3:
+        node = by_trying(call, source, without=("bias",))
+    elif transposed:
+        node = _transposed(call, source, weight)
+    else:
+        node = _plain(call, source, weight)
+    return call.same(node, shift=_bias_size(call))
+
+
+def _plain(call: Call, source: Node, weight: Tensor) -> Node:
+    flat = weight.ndim == 3
+    kernel = weight[:, :, None] if flat else weight
     stride, dilation = _two(call["stride"]), _two(call["dilation"])
-    kernel = weight if weight.ndim == 4 else weight[:, :, None]
     pads = _padding(call["padding"], kernel, dilation)
-    if weight.ndim == 3:  # the axis of height 1 has neither padding nor stride
+    if flat:  # the axis of height 1 has neither padding nor stride
         stride, dilation, pads = (1, stride[1]), (1, dilation[1]), ((0, 0), pads[1])
-    inner = Convolution(kernel, image, stride, pads, dilation, call["groups"])
-    return call.linear(source, reshaped(inner, source.shape, call.out_shape), shift=_bias_size(call))
+    inner = Convolution(kernel, _as_image(source.shape), stride, pads, dilation, call["groups"])
+    return call.linear(source, reshaped(inner, source.shape, call.out_shape))
 
 
-@rule("conv_transpose2d", "conv_transpose2d.input")
-def transposed_convolution(call: Call) -> Node:
-    """The transpose of a convolution with zero padding."""
-    source, weight = call.node("input"), _weight(call, "weight")
+def _transposed(call: Call, source: Node, weight: Tensor) -> Node:
+    """Where the output is padded by the stride or more, as many zeros behind the input do the same."""
+    flat = weight.ndim == 3
+    kernel = weight[:, :, None] if flat else weight
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, output_padding, dilation = (_two(call[name]) for name in names)
-    inner = TransposedConvolution(weight, source.shape, stride, padding, output_padding, dilation, call["groups"])
-    return call.linear(source, inner, shift=_bias_size(call))
+    if flat:
+        stride, dilation = (1, stride[1]), (1, dilation[1])
+        padding, output_padding = (0, padding[1]), (0, output_padding[1])
+    image = _as_image(source.shape)
+    rows, columns = (extra // step for extra, step in zip(output_padding, stride, strict=True))
+    wider = (image[0], image[1] + rows, image[2] + columns)
+    rest = (output_padding[0] - rows * stride[0], output_padding[1] - columns * stride[1])
+    inner: LinearMap = TransposedConvolution(kernel, wider, stride, padding, rest, dilation, call["groups"])
+    if wider != image:
+        numbers = torch.arange(math.prod(image), device=weight.device).reshape(image)
+        index = torch.nn.functional.pad(numbers, (0, columns, 0, rows), value=-1)
+        inner = Composition([Selection(index.flatten(), image, wider), inner])
+    return call.linear(source, reshaped(inner, source.shape, call.out_shape))
 
 
-@rule("linear")
+def by_trying(call: Call, source: Node, *, without: Sequence[str] = ()) -> Node:
+    """A linear operation as the matrix of what it does to every coordinate, where that is small.
+
+    without: arguments that add a constant, left out.
+    """
+    entries = math.prod(source.shape) * math.prod(call.out_shape)
+    if entries > LARGEST_MATRIX:
+        raise NotCoveredError(f"whose matrix of {entries} entries is larger than {LARGEST_MATRIX}")
+    bare = Call(call.origin, {**call.arguments, **dict.fromkeys(without)}, call.captured)
+
+    def image(values: Tensor) -> Tensor:
+        answer: Tensor = bare.evaluate({source: values})
+        return answer
+
+    matrix = matrix_of(image, source.shape, device_of(call.captured.module))
+    return call.linear(source, Dense(matrix, source.shape, call.out_shape))
+
+
+@rule("linear", linear=True, weights=True)
 def dense(call: Call) -> Node:
     """x W^T + b on the last axis."""
-    return _on_last_axis(call, call.node("input"), _weight(call, "weight"), shift=call.size(call.constant("bias")))
+    node = on_last_axis(call, call.node("input"), _weight(call, "weight"))
+    return call.same(node, call.out_shape, shift=call.size(call.constant("bias")))
 
 
-@rule("addmm")
-def dense_with_bias(call: Call) -> Node:
-    """beta b + alpha x W."""
-    if isinstance(call["self"], Node):
-        raise NotCoveredError("with a bias that depends on the input")
-    weight = float(call["alpha"]) * _weight(call, "mat2").T
-    return _on_last_axis(call, call.node("mat1"), weight, shift=abs(float(call["beta"])) * call.size(call["self"]))
+@rule("addmm", "addmv", "baddbmm", "addbmm", linear=True, weights=True)
+def product_with_bias(call: Call) -> Node:
+    """beta self + alpha (product)."""
+    names = [name for name in ("mat1", "mat2", "mat", "vec", "batch1", "batch2") if name in call.arguments]
+    if not any(isinstance(call[name], Node) for name in names):
+        return combination(call, [(call["self"], float(call["beta"])), (_constant_product(call, names), 1.0)])
+    product = _product(call, *(call[name] for name in names))
+    return combination(call, [(call["self"], float(call["beta"])), (product, float(call["alpha"]))])
 
 
-@rule("mm", "matmul")
+def _constant_product(call: Call, names: Sequence[str]) -> Tensor:
+    left, right = (call[name].to(torch.float64) for name in names)
+    product: Tensor = float(call["alpha"]) * (left @ right)
+    return product
+
+
+@rule("mm", "matmul", "bmm", "mv", "dot", "vdot", linear=True, weights=True)
 def matrix_product(call: Call) -> Node:
-    """x W with a constant W."""
-    name = "mat2" if "mat2" in call.arguments else "other"
-    weight = _weight(call, name)
-    if weight.ndim != 2:
-        raise NotCoveredError("with a constant that is not a matrix")
-    return _on_last_axis(call, call.node("self"), weight.T)
+    """A matrix product of a value and a constant, on either side."""
+    other = next(name for name in ("mat2", "other", "vec", "tensor") if name in call.arguments)
+    return _product(call, call["self"], call[other])
 
 
-@rule("batch_norm", "_native_batch_norm_legit_no_training")
+def _product(call: Call, left: Any, right: Any) -> Node:
+    """The matrix product by letters: leading axes, then rows and columns."""
+    if isinstance(left, Node) and isinstance(right, Node):
+        raise NotCoveredError(PRODUCT)
+    ranks = [len(value.shape) + 1 if isinstance(value, Node) else value.ndim for value in (left, right)]
+    leading = "uvwxyz"[: max(max(ranks) - 2, 0)]
+    rows = leading[len(leading) - max(ranks[0] - 2, 0) :] + ("pk" if ranks[0] > 1 else "k")
+    columns = leading[len(leading) - max(ranks[1] - 2, 0) :] + ("kq" if ranks[1] > 1 else "k")
+    answer = leading + ("p" if ranks[0] > 1 else "") + ("q" if ranks[1] > 1 else "")
+    return contraction(call, [left, right], [rows, columns], answer)
+
+
+@rule("tensordot", linear=True, weights=True)
+def tensor_product(call: Call) -> Node:
+    """A sum over pairs of axes of the product of a value and a constant."""
+    values, names = [call["self"], call["other"]], ["abcdefgh", "ijklmnop"]
+    if all(isinstance(value, Node) for value in values):
+        raise NotCoveredError(PRODUCT)
+    ranks = [len(value.shape) + 1 if isinstance(value, Node) else value.ndim for value in values]
+    left, right = (list(letters[:rank]) for letters, rank in zip(names, ranks, strict=True))
+    for first, second in zip(call["dims_self"], call["dims_other"], strict=True):
+        right[second] = left[first]
+    answer = [letter for letter in (*left, *right) if (letter in left) != (letter in right)]
+    return contraction(call, values, ["".join(left), "".join(right)], "".join(answer))
+
+
+@rule("einsum", linear=True, weights=True)
+def einstein_sum(call: Call) -> Node:
+    """A sum over letters of the product of a value and a constant."""
+    operands = list(call["tensors"])
+    if len(operands) == 1:
+        return by_trying(call, call.states()[0])
+    if len(operands) != 2 or sum(isinstance(operand, Node) for operand in operands) != 1:
+        reason = PRODUCT + " (attention is such a product)" if len(call.states()) > 1 else "of more than two operands"
+        raise NotCoveredError(reason)
+    terms, arrow, answer = str(call["equation"]).replace(" ", "").partition("->")
+    letters = terms.split(",")
+    if "." in terms or not arrow or any(len(set(part)) < len(part) for part in (*letters, answer)):
+        return by_trying(call, call.states()[0])
+    return contraction(call, operands, letters, answer)
+
+
+def contraction(call: Call, operands: Sequence[Any], letters: Sequence[str], answer: str) -> Node:
+    """The sum over the letters that the answer lacks of the product of one value and one constant.
+
+    Where the constant only takes away some letters of the value and puts others in their place, it is a matrix on one
+    axis; elsewhere the map is found by trying.
+    """
+    place = next(k for k, operand in enumerate(operands) if isinstance(operand, Node))
+    source, weight = operands[place], operands[1 - place].to(torch.float64)
+    inside, outside = letters[place], letters[1 - place]
+    if not bool(torch.isfinite(weight).all()):
+        raise NotCoveredError("with a constant that is not finite")
+    if inside[0] not in answer:
+        raise NotCoveredError("that sums over the batch")
+    if answer[0] != inside[0]:
+        raise BatchMovedError("that does not keep the batch as the first axis")
+    if inside[0] in outside:  # a constant for each sample, which must be the same for all
+        axis = outside.index(inside[0])
+        if weight.shape[axis] != 1 and not bool((weight == weight.narrow(axis, 0, 1)).all()):
+            raise NotCoveredError("with a constant that differs between the samples of a batch")
+        weight, outside = weight.select(axis, 0), outside.replace(inside[0], "")
+    for axis in reversed(range(len(outside))):  # letters that broadcast, or that only the constant has and sums over
+        letter = outside[axis]
+        if (letter in inside and letter in answer and weight.shape[axis] == 1) or letter not in inside + answer:
+            weight, outside = weight.sum(axis), outside[:axis] + outside[axis + 1 :]
+    own = inside[1:]
+    gone = "".join(letter for letter in own if letter not in answer)
+    new = "".join(letter for letter in outside if letter not in own)
+    if set(outside) - set(gone) - set(new) or not set(gone) <= set(outside):
+        return by_trying(call, source)
+    kept = "".join(letter for letter in own if letter in answer)
+    order = [own.index(letter) for letter in kept + gone]
+    sides = {letter: source.shape[k] for k, letter in enumerate(own)}
+    matrix = weight.permute([outside.index(letter) for letter in new + gone])
+    sides |= {letter: matrix.shape[k] for k, letter in enumerate(new)}
+    if [sides[letter] for letter in gone] != list(matrix.shape[len(new) :]):
+        return by_trying(call, source)
+    flat = (*(sides[letter] for letter in kept), math.prod(sides[letter] for letter in gone))
+    entry = call.same(_permuted(call, source, order), flat)
+    image = on_last_axis(call, entry, matrix.reshape(math.prod(sides[letter] for letter in new), flat[-1]))
+    image = call.same(image, tuple(sides[letter] for letter in kept + new))
+    image = _permuted(call, image, [(kept + new).index(letter) for letter in answer[1:]])
+    return call.same(image, call.out_shape)
+
+
+def _permuted(call: Call, source: Node, order: Sequence[int]) -> Node:
+    if list(order) == sorted(order):
+        return source
+    numbers = torch.arange(math.prod(source.shape), device=device_of(call.captured.module)).reshape(source.shape)
+    return call.linear(source, rearranged(numbers.permute(list(order)), source.shape))
+
+
+@rule("cumsum")
+def summed_up(call: Call) -> Node:
+    """Partial sums along an axis: a lower triangle of ones."""
+    source = call.node("self")
+    axis = int(call["dim"]) % (len(source.shape) + 1) - 1
+    if axis < 0:
+        raise NotCoveredError("over the batch")
+    order = [*(k for k in range(len(source.shape)) if k != axis), axis]
+    triangle = torch.ones(source.shape[axis], source.shape[axis], dtype=torch.float64).tril()
+    image = on_last_axis(call, _permuted(call, source, order), triangle.to(device_of(call.captured.module)))
+    return _permuted(call, image, [order.index(k) for k in range(len(order))])
+
+
+@rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
 def batch_norm(call: Call) -> Node | Parts:
-    """Evaluation mode: each channel times gamma / sqrt(variance + eps)."""
-    source = call.node("input")
-    if call.arguments.get("training") or call.arguments.get("running_var") is None:
+    """By running statistics: each channel times gamma / sqrt(variance + eps)."""
+    names = ("training", "use_input_stats")
+    if any(call.arguments.get(name) for name in names) or call.arguments.get("running_var") is None:
         raise NotCoveredError("by the statistics of the batch")
-    variance: Tensor = call.constant("running_var").to(torch.float64)
-    gamma = call.constant("weight")
-    scale = 1 / torch.sqrt(variance + call["eps"])
-    if gamma is not None:
-        scale = scale * gamma
+    source, eps = call.node("input"), float(call.arguments.get("eps", call.arguments.get("epsilon")))
+    wide = [1] * (len(source.shape) - 1)
+
+    def channels(name: str, default: float) -> Tensor:
+        value = call.constant(name)
+        given = torch.full((source.shape[0],), default) if value is None else value.detach()
+        return given.to(device_of(call.captured.module), torch.float64).reshape(-1, *wide)
+
+    scale = channels("weight", 1.0) / torch.sqrt(channels("running_var", 1.0) + eps)
     if not bool(torch.isfinite(scale).all()):
         raise NotCoveredError("with a scale that is not finite")
-    constants = scale * call.constant("running_mean")
-    per_pixel = math.sqrt(math.prod(source.shape[1:]))
-    shift = per_pixel * float(constants.abs().square().sum().sqrt())
-    if call.constant("bias") is not None:
-        shift += per_pixel * float(call.constant("bias").to(torch.float64).square().sum().sqrt())
-    node = call.linear(source, ChannelScale(scale, source.shape), shift=shift)
-    return Parts((node,)) if isinstance(call.origin.meta["val"], tuple | list) else node
+    pixels = math.sqrt(math.prod(source.shape[1:])) * (1 + 1e-12)
+    shift = (channels("running_mean", 0.0) * scale).norm() + channels("bias", 0.0).norm()
+    node = call.linear(source, ChannelScale(scale.flatten(), source.shape, seen=5), shift=pixels * float(shift))
+    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
 
 
 def _bias_size(call: Call) -> float:
@@ -92,7 +257,7 @@ def _bias_size(call: Call) -> float:
     if bias is None:
         return 0.0
     pixels = math.prod(call.out_shape[1:])
-    return math.sqrt(pixels) * float(bias.to(torch.float64).square().sum().sqrt())
+    return math.sqrt(pixels) * float(bias.to(torch.float64).square().sum().sqrt()) * (1 + 1e-12)
 
 
 def _weight(call: Call, name: str) -> Tensor:
@@ -101,7 +266,7 @@ def _weight(call: Call, name: str) -> Tensor:
         raise NotCoveredError(f"without a constant {name}")
     if not bool(torch.isfinite(weight).all()):
         raise NotCoveredError(f"with a {name} that is not finite")
-    return weight.to(torch.float64)
+    return weight.detach().to(torch.float64)
 
 
 def _two(value: Any) -> tuple[int, int]:
@@ -133,14 +298,14 @@ def reshaped(inner: LinearMap, in_shape: Shape, out_shape: Shape) -> LinearMap:
     return parts[0] if len(parts) == 1 else Composition(parts)
 
 
-def _on_last_axis(call: Call, source: Node, weight: Tensor, *, shift: float = 0.0) -> Node:
+def on_last_axis(call: Call, source: Node, weight: Tensor) -> Node:
     """(..., in) to (..., out): a matrix, or a 1 x 1 convolution over the leading axes."""
     *leading, width = source.shape
     if weight.ndim != 2 or weight.shape[1] != width:
         raise NotCoveredError(f"of shape {tuple(weight.shape)} on inputs of shape {source.shape}")
-    if not leading:
-        return call.linear(source, Dense(weight), shift=shift)
-    count = int(torch.Size(leading).numel())
+    if math.prod(leading) == 1:
+        return call.linear(source, Dense(weight, source.shape, (*leading, len(weight))))
+    count = math.prod(leading)
     places = torch.arange(count * width, device=weight.device).reshape(count, width)
     back = torch.arange(count * len(weight), device=weight.device).reshape(len(weight), count)
     return call.linear(
@@ -152,5 +317,4 @@ def _on_last_axis(call: Call, source: Node, weight: Tensor, *, shift: float = 0.
                 Selection(back.T.flatten(), (len(weight), count, 1), (*leading, len(weight))),
             ]
         ),
-        shift=shift,
     )

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from robustres.certify.graph.capture import device_of
+from robustres.certify.graph.capture import BATCH, device_of
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
-from robustres.certify.graph.rules_linear import reshaped
+from robustres.certify.graph.rules_linear import by_trying, reshaped
 from robustres.certify.maps.convolution import average_pool
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Separable, Shape
@@ -55,12 +55,41 @@ def adaptively_averaged(call: Call) -> Node:
     return call.linear(source, reshaped(inner, source.shape, call.out_shape))
 
 
+@rule(
+    "avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "upsample_linear1d", "upsample_trilinear3d", "col2im"
+)
+def by_matrix(call: Call) -> Node:
+    """Linear operations that are found by trying, where they are small."""
+    return by_trying(call, call.only_input)
+
+
+@rule("upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa")
+def resized(call: Call) -> Node:
+    """Resizing by weights along rows and along columns, which are what it does to rows and columns of ones.
+
+    Along the other axis the weights of constant values add up to 1.
+    """
+    source = call.only_input
+    channels, height, width = source.shape
+    device = device_of(call.captured.module)
+
+    def weights(image: torch.Tensor, axis: int) -> torch.Tensor:
+        batch = torch.cat([image[None], torch.zeros(BATCH - 1, *image.shape, dtype=torch.float64, device=device)])
+        answer: torch.Tensor = call.evaluate({source: batch})
+        return answer[0].select(axis, 0).T.contiguous()
+
+    rows = torch.eye(height, dtype=torch.float64, device=device)[:, :, None].expand(-1, -1, width)
+    columns = torch.eye(width, dtype=torch.float64, device=device)[:, None, :].expand(-1, height, -1)
+    return call.linear(source, Separable(weights(rows, 2), weights(columns, 1), channels, seen=64))
+
+
 @rule("mean.dim", "mean", "sum.dim_IntList", "sum")
 def reduced(call: Call) -> Node:
     """Mean or sum over some axes of every sample."""
     source = call.node("self")
     rank = len(source.shape) + 1
     given = call.arguments.get("dim")
+    given = [given] if isinstance(given, int) else given
     axes = [axis % rank for axis in given] if given else list(range(rank))
     if 0 in axes:
         raise NotCoveredError("over the batch")

@@ -1,79 +1,195 @@
 """Rules for operations that move, copy, drop or pad coordinates: reshape, permute, slice, split, pad, upsample."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from robustres.certify.graph.capture import BATCH, device_of
 from robustres.certify.graph.network import Merge, Node
-from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
+from robustres.certify.graph.operation_rules import BatchMovedError, Call, NotCoveredError, Parts, rule
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Identity, LinearMap, Shape
 
-SAME = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive")
+SAME = (
+    *("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "to", "_to_copy", "type_as"),
+    *("conj", "resolve_conj", "resolve_neg", "real", "conj_physical"),
+)
+# Operations that only move, copy or drop numbers, and put constants beside them.
 MOVING = (
-    *("view", "_unsafe_view", "reshape", "view_copy", "flatten.using_ints", "unflatten.int", "squeeze", "unsqueeze"),
-    *("permute", "transpose.int", "t", "numpy_T", "movedim", "swapaxes", "flip", "roll", "channel_shuffle"),
-    *("slice.Tensor", "select.int", "narrow", "expand", "repeat", "split", "split_with_sizes", "chunk", "unbind.int"),
-    *("pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d", "constant_pad_nd", "pad", "im2col"),
-    *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
+    *(
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "view_copy",
+        "view_as",
+        "reshape_as",
+        "_reshape_alias",
+        "flatten",
+        "unflatten",
+    ),
+    *("squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy", "ravel", "permute", "permute_copy", "transpose", "t"),
+    *(
+        "numpy_T",
+        "mT",
+        "matrix_H",
+        "adjoint",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "swapdims",
+        "flip",
+        "fliplr",
+        "flipud",
+    ),
+    *("rot90", "roll", "channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
+    *("slice", "slice_copy", "select", "select_copy", "narrow", "narrow_copy", "diagonal", "diagonal_copy", "unfold"),
+    *("index", "_unsafe_index", "index_select", "gather", "take_along_dim", "take", "tril", "triu"),
+    *("expand", "expand_as", "expand_copy", "broadcast_to", "repeat", "repeat_interleave", "tile"),
+    *(
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unsafe_split",
+        "unsafe_chunk",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "unbind",
+    ),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+    *("constant_pad_nd", "pad", "im2col", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+    *("replication_pad1d", "replication_pad2d", "replication_pad3d", "_pad_circular", "zero"),
+    *("slice_scatter", "select_scatter", "diagonal_scatter", "index_copy", "scatter.src", "scatter.value", "copy"),
+    *("index_put", "_unsafe_index_put", "masked_fill", "index_fill", "fill", "block_diag"),
+)
+SHAPE_ONLY = (
+    *("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
+    *("scalar_tensor", "eye", "arange", "full", "zeros", "ones"),
 )
 
 
-@rule(*SAME)
+@rule(*SAME, linear=True)
 def same(call: Call) -> Node:
-    """The same numbers."""
-    return call.same(call.only_input)
+    """The same numbers; a change of precision that rounds was refused before."""
+    return call.same(call.states()[0])
 
 
-@rule("to", "_to_copy")
-def cast(call: Call) -> Node:
-    """A change of device or layout; a change of precision is no function with a Lipschitz constant."""
-    if call.origin.meta["val"].dtype != torch.float64:
-        raise NotCoveredError(f"to {call.origin.meta['val'].dtype}, which rounds")
-    return call.same(call.only_input)
+@rule(*SHAPE_ONLY)
+def constant(call: Call) -> Tensor:
+    """A constant of the shape of the input."""
+    answer: Tensor = call.evaluate({state: torch.zeros(BATCH, *state.shape).double() for state in call.states()})
+    return answer.to(device_of(call.captured.module))
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-def dropout(call: Call) -> Node:
+@rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
+def dropout(call: Call) -> Node | Parts:
     """Nothing in evaluation mode."""
     if call.constant("train"):
-        raise NotCoveredError("in training mode")
-    return call.same(call.only_input)
+        raise NotCoveredError("in training mode, whose answer is random")
+    node = call.same(call.only_input)
+    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
 
 
-@rule(*MOVING)
+@rule(*MOVING, linear=True)
 def moved(call: Call) -> Node | Parts:
-    """Run the operation on the numbers 1, 2, ... of its input's coordinates and read off where each went."""
-    source = call.only_input
-    size = torch.Size(source.shape).numel()
-    numbers = torch.arange(1, BATCH * size + 1, dtype=torch.float64, device=device_of(call.captured.module))
-    arguments = {name: value for name, value in call.arguments.items() if not isinstance(value, Node)}
-    if "value" in arguments and arguments["value"] is not None:
-        arguments["value"] = 0.0  # a constant in the padding is a shift
-    name = next(name for name, value in call.arguments.items() if value is source)
-    arguments[name] = numbers.reshape(BATCH, *source.shape)
-    answer = call.origin.target(**arguments)  # type: ignore[operator]
-    if isinstance(answer, Tensor):
-        return call.linear(source, _selection(answer, source.shape))
-    return Parts(tuple(call.linear(source, _selection(part, source.shape)) for part in answer))
+    """Run the operation on the numbers 1, 2, ... of its inputs' coordinates and read off where each went."""
+    if call.arguments.get("accumulate"):
+        raise NotCoveredError("that adds to what is there")
+    states = call.states()
+    device, start, numbers, constants = device_of(call.captured.module), 1, {}, _real_constants(call)
+    for state in states:
+        count = BATCH * math.prod(state.shape)
+        values = torch.arange(start, start + count, dtype=torch.float64, device=device)
+        numbers[state], start = values.reshape(BATCH, *state.shape), start + count
+    answer = replace(call, arguments=_without_constants(call)).evaluate(numbers)
+    parts = [answer] if isinstance(answer, Tensor) else list(answer)
+    placed = [_placed(part, states) for part in parts]  # which refuses an answer that mixes samples
+    source = states[0]
+    if len(states) > 1:
+        flat = [call.same(state, (math.prod(state.shape),)) for state in states]
+        source = call.make(Merge("concatenation", 0), *flat, shape=(sum(math.prod(state.shape) for state in states),))
+    # Whatever constants stand in the answer, each at most as often as the answer is large.
+    shift = max(map(abs, constants), default=0.0) * math.sqrt(max(part[0].numel() for part in parts))
+    nodes = [
+        call.linear(source, _selection(index, source.shape, tuple(part.shape[1:])), shift=shift)
+        for index, part in zip(placed, parts, strict=True)
+        if part.numel()
+    ]
+    if len(nodes) < len(parts):
+        raise NotCoveredError("with an output that is empty")
+    return nodes[0] if isinstance(answer, Tensor) else Parts(tuple(nodes))
 
 
-def _selection(answer: Tensor, in_shape: Shape) -> LinearMap:
-    """The map that put numbered coordinates (0: padding) where they stand now, the same for every sample."""
-    size = torch.Size(in_shape).numel()
+# Arguments whose tensors say where numbers go; every other constant may stand in the answer.
+PLACES = frozenset({"indices", "index", "mask", "condition", "repeats", "tensor_indices_or_sections"})
+
+
+def _without_constants(call: Call) -> dict[str, Any]:
+    """The arguments with 0 for every constant that may stand in the answer."""
+
+    def zero(leaf: Any) -> Any:
+        return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
+
+    def without(name: str, value: Any) -> Any:
+        if name == "value" and isinstance(value, int | float):
+            return 0.0
+        return value if name in PLACES else tree_map(zero, value, is_leaf=lambda leaf: isinstance(leaf, Node))
+
+    return {name: without(name, value) for name, value in call.arguments.items()}
+
+
+def _real_constants(call: Call) -> list[float]:
+    """The largest of every constant among the arguments that may stand in the answer."""
+    found = [float(call["value"])] if isinstance(call.arguments.get("value"), int | float) else []
+    others = {name: value for name, value in call.arguments.items() if name not in PLACES}
+    for value in tree_leaves(others, is_leaf=lambda leaf: isinstance(leaf, Node)):
+        if isinstance(value, Tensor) and value.numel():
+            found.append(float(value.to(torch.float64).abs().max()))
+    if not all(map(math.isfinite, found)):
+        raise NotCoveredError("with a constant that is not finite")
+    return found
+
+
+def _placed(answer: Tensor, states: Sequence[Node]) -> Tensor:
+    """Where each coordinate of a sample's answer comes from: its place in the states side by side, -1: a constant."""
     if answer.ndim == 0 or answer.shape[0] != BATCH:
-        raise NotCoveredError("that does not keep the batch as the first axis")
-    index = answer.flatten(1).to(torch.int64) - 1
-    offset = size * torch.arange(BATCH, device=index.device)[:, None]
-    index = torch.where(index >= 0, index - offset, index)
-    if not bool((index == index[0]).all()) or bool((index >= size).any()):
-        raise NotCoveredError("that mixes the samples of a batch")
-    out_shape = tuple(answer.shape[1:])
-    if index.shape[1] == size and torch.equal(index[0], torch.arange(size, device=index.device)):
+        raise BatchMovedError("that does not keep the batch as the first axis")
+    number = answer.reshape(BATCH, -1).to(torch.int64) - 1
+    samples = torch.arange(BATCH, device=number.device)[:, None]
+    index = torch.full_like(number, -1)
+    first = offset = 0
+    for state in states:
+        size = math.prod(state.shape)
+        own = number - first - samples * size
+        whose = (number >= first) & (number < first + BATCH * size)
+        if bool((whose & ((own < 0) | (own >= size))).any()):
+            raise BatchMovedError("that mixes the samples of a batch")
+        index = torch.where(whose, own + offset, index)
+        first, offset = first + BATCH * size, offset + size
+    if not bool((index == index[:1]).all()):
+        raise BatchMovedError("that mixes the samples of a batch")
+    return index[0]
+
+
+def _selection(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
+    size = math.prod(in_shape)
+    if len(index) == size and torch.equal(index, torch.arange(size, device=index.device)):
         return Identity(in_shape, out_shape)
-    return Selection(index[0], in_shape, out_shape)
+    return Selection(index, in_shape, out_shape)
+
+
+@rule("where")
+def chosen(call: Call) -> Any:
+    """One value or the other, where that does not depend on the input."""
+    if isinstance(call["condition"], Node):
+        raise NotCoveredError("whose condition depends on the input")
+    return moved(call)
 
 
 @rule("cat", "concat", "concatenate", "stack")

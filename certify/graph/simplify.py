@@ -7,12 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Product, Source
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.maps.nonlinear import Extremum, MaxMin, Opaque, Sort
 from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along, rearranged
+
+# Entries of the matrix of linear images side by side, up to which they become one map.
+SMALL = 2**22
 
 
 def simplified(output: Node) -> Node:
@@ -44,8 +47,8 @@ class _Simplifier:
             return self._merged(node, piece)
         if isinstance(piece, Sort):
             return self._sorted(node, piece)
-        source = self._materialised(node.inputs[0])
-        return node_like(node, piece, source), None
+        sources = [self._materialised(parent) for parent in node.inputs]
+        return node_like(node, piece, *sources), None
 
     def _sorted(self, node: Node, piece: Sort) -> tuple[Node, LinearMap | None]:
         """A sort along an axis, moved to where that axis is still part of the channels."""
@@ -88,7 +91,7 @@ class _Simplifier:
             if self.consumers[node] > 1:
                 return self._linear_node(node, whole, root), None
             return root, whole
-        if piece.axis is not None:
+        if piece.axis is not None and piece.kind == "concatenation":
             maxmin = self._maxmin(node, piece.axis)
             if maxmin is not None:
                 return maxmin
@@ -97,7 +100,30 @@ class _Simplifier:
                 index = selected[1]
                 selection = Selection(index.flatten(), selected[0].shape, tuple(index.shape))
                 return node_like(node, Linear(selection), selected[0]), None
+            joined = self._linear_side_by_side(node, piece.axis)
+            if joined is not None:
+                return joined
         return node_like(node, piece, *(self._materialised(parent) for parent in node.inputs)), None
+
+    def _linear_side_by_side(self, node: Node, axis: int) -> tuple[Node, LinearMap | None] | None:
+        """Small linear images of one and the same value side by side, as the sum of each put into its place."""
+        images = [self.images[parent] for parent in node.inputs]
+        root, size = images[0][0], math.prod(node.shape)
+        if any(other is not root for other, _ in images) or size * math.prod(root.shape) > SMALL:
+            return None
+        terms, start = [], 0
+        for parent, (_, waiting) in zip(node.inputs, images, strict=True):
+            place = torch.full(node.shape, -1)
+            numbers = torch.arange(math.prod(parent.shape)).reshape(parent.shape)
+            place.narrow(axis, start, parent.shape[axis]).copy_(numbers)
+            start += parent.shape[axis]
+            device = (waiting or Identity(root.shape)).device
+            put = Selection(place.flatten().to(device), parent.shape, node.shape)
+            terms.append(composed([put] if waiting is None else [waiting, put]))
+        whole = added(terms)
+        if self.consumers[node] > 1:
+            return self._linear_node(node, whole, root), None
+        return root, whole
 
     def _materialised(self, old: Node) -> Node:
         root, waiting = self.images[old]
@@ -161,7 +187,7 @@ class _Simplifier:
         return roots.pop(), torch.cat(indices, dim=axis)
 
 
-def node_like(old: Node, piece: Linear | Elementwise | Opaque | Merge, *inputs: Node) -> Node:
+def node_like(old: Node, piece: Linear | Elementwise | Opaque | Merge | Product, *inputs: Node) -> Node:
     """A new node that stands where the old one stood."""
     return Node(piece, inputs, old.shape, old.path, old.origin)
 

@@ -2,7 +2,9 @@
 
 `torch.export` knows no value of any weight, so it refuses a module whose Python depends on them: `if sigma > 1`,
 `float(self.scale)`. Such a module is first traced by `torch.fx` with its weights as they are, which leaves plain
-operations on the input, and these are exported. Weights are constants for a certificate; an input never is.
+operations on the input, and these are exported. Weights are constants for a certificate; an input never is. Where
+that fails too (Python that asks whether it was given a tensor), the operations that the module runs are recorded, which
+stops at any question about the value of an input.
 """
 
 import logging
@@ -10,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental import proxy_tensor
 
 from robustres.certify.graph.statements import HasLipschitzBound
 from robustres.certify.maps.linear_map import Shape
@@ -60,15 +64,29 @@ def _by_export_or_fx(
             tracer = _KnownWeights(stated)
             return _exported(fx.GraphModule(root, tracer.trace(root)), example)
         except Exception as error:
-            both = f"torch.export: {first_line(reason)}; torch.fx: {first_line(error)}"
+            second = error
+        try:
+            return _exported(_recorded(root, example), example)
+        except Exception:
+            both = f"torch.export: {first_line(reason)}; torch.fx: {first_line(second)}"
             values = "data-dependent" in str(reason)  # what torch.export calls it
             what = "Python that looks at the values of the input (if, float(), .item()) and" if values else "Python"
             raise UnsupportedOperationError([Refusal("", f"{what} that cannot be a graph ({both})")]) from reason
 
 
+def _recorded(root: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The operations that the module runs on the example; values that do not depend on it are known up to this size."""
+    with mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 4096):
+        return proxy_tensor.make_fx(root)(example)
+
+
 def _exported(root: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     program: torch.export.ExportedProgram = torch.export.export(root, (example,), strict=False)
     functional: torch.export.ExportedProgram = program.run_decompositions({})
+    for node in functional.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", ())
+        if any(isinstance(side, torch.SymInt) for side in shape):
+            raise ModelError(f"the shape of {node.name} depends on values")
     return functional
 
 

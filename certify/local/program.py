@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Product, Source
 from robustres.certify.graph.simplify import simplified
 from robustres.certify.local.comparisons import comparisons
 from robustres.certify.local.relaxations import checked
@@ -143,7 +143,7 @@ class _Builder:
                 return self._larger(sources[0], sources[1], 1.0 if piece.kind == "maximum" else -1.0)
             case Sort() | Extremum() | MaxMin() | MaxPool():
                 return self._sorted(piece, sources[0])
-            case Merge() | Opaque():
+            case Merge() | Opaque() | Product():
                 raise NotImplementedError("has no relaxation")
 
     def _larger(self, first: int, second: int, sign: float) -> int:

@@ -168,7 +168,7 @@ def ascend(function: Function, x: Tensor, direction: Tensor, *, steps: int, dead
 def _log_norms(x: Tensor) -> Tensor:
     """(B,): the logarithm of each norm, its gradient safe from overflow."""
     scale = norms(x.detach()).clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.add(torch.linalg.vector_norm(scaled(1 / scale, x).flatten(1), dim=1).log(), scale.log())
+    return torch.add(torch.linalg.vector_norm(scaled(1 / scale, x).reshape(len(x), -1), dim=1).log(), scale.log())
 
 
 def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:

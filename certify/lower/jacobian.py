@@ -75,13 +75,13 @@ def steepest_directions(
     steps = max(1, min(steps, size, _BASIS_BUDGET // (size * batch)))
     basis = x.new_zeros(steps, batch, size)
     diagonal, beside = x.new_zeros(batch, steps), x.new_zeros(batch, steps)
-    basis[0] = unit(start).flatten(1)
+    basis[0] = unit(start).reshape(len(start), -1)
     done = 0
     for k in range(steps):
         image = products.forward(basis[k].reshape(x.shape))
         if k == 0:
             shrink = _about_one_over(norms(image))
-        image = scaled(shrink, products.transpose(scaled(shrink, image))).flatten(1).nan_to_num(0.0, 0.0, 0.0)
+        image = scaled(shrink, products.transpose(scaled(shrink, image))).reshape(len(x), -1).nan_to_num(0.0, 0.0, 0.0)
         diagonal[:, k] = (image * basis[k]).sum(dim=1)
         done = k + 1
         if done == steps or time.monotonic() > deadline:
@@ -114,7 +114,7 @@ def _about_one_over(sizes: Tensor) -> Tensor:
 
 def norms(x: Tensor) -> Tensor:
     """(B,): the l2 norm of every sample, free of overflow."""
-    flat = x.flatten(1)
+    flat = x.reshape(len(x), -1)
     largest = flat.abs().amax(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
     return torch.mul(torch.linalg.vector_norm(flat / largest[:, None], dim=1), largest)
 

@@ -54,6 +54,11 @@ class Activation(ABC):
     def parameters(self) -> tuple[Parameter, ...]:
         """Everything that may differ between coordinates."""
 
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """At or above |y f'(y)| for all y <= -distance, and for all y >= distance; infinite where nothing is known."""
+        unknown = torch.full_like(distance, math.inf)
+        return unknown, unknown
+
     @property
     def constant(self) -> float:
         """The Lipschitz constant, the same in l2 and linf."""

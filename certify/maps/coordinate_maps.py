@@ -32,13 +32,13 @@ class Selection(LinearMap):
         return int(torch.bincount(used).max()) if used.numel() else 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        padded = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
+        padded = torch.cat([x.reshape(len(x), -1), x.new_zeros(len(x), 1)], dim=1)
         return padded[:, self.index].reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         gathered = y.new_zeros(len(y), self.in_size + 1)
         place = torch.where(self.index < 0, self.in_size, self.index)
-        return gathered.index_add(1, place, y.flatten(1))[:, :-1].reshape(-1, *self.in_shape)
+        return gathered.index_add(1, place, y.reshape(len(y), -1))[:, :-1].reshape(-1, *self.in_shape)
 
     def dense(self) -> Tensor:
         kept = self.index >= 0

@@ -162,10 +162,10 @@ class Dense(LinearMap):
         return self.matrix.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) @ self.matrix.T).reshape(-1, *self.out_shape)
+        return (x.reshape(len(x), -1) @ self.matrix.T).reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return (y.flatten(1) @ self.matrix).reshape(-1, *self.in_shape)
+        return (y.reshape(len(y), -1) @ self.matrix).reshape(-1, *self.in_shape)
 
     def dense(self) -> Tensor:
         return self.matrix

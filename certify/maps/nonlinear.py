@@ -249,8 +249,8 @@ class LogSumExp(Opaque):
 
 @dataclass(frozen=True, eq=False)
 class Normalisation(Opaque):
-    """Layer, group, instance and RMS normalisation: each group of values centred (or not), divided by
-    sqrt(mean square + eps), and scaled.
+    """Layer, group, instance and RMS normalisation: each group of values, its mean taken away where it is `centred`,
+    over sqrt(its mean square + eps), times a factor gamma of each coordinate.
 
     eps > 0 makes it Lipschitz: let z = P x, P the projection that takes the mean away (or the identity),
     s^2 = |z|^2/n + eps, y = z / s. Then dy = (P v)/s - z <z, v>/(n s^3), so the Jacobian is
@@ -259,7 +259,7 @@ class Normalisation(Opaque):
     times P are at most (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2, since max|z| |z|_1 <=
     |z|^2 (1 + sqrt n)/2, and at most sqrt n times the l2 norm.
 
-    scale: at or above max |gamma|. group: values in each group. constant part: `gamma` scales and beta shifts.
+    group: values in each group. scale: at or above max |gamma|.
     """
 
     eps: float
@@ -285,8 +285,9 @@ class Normalisation(Opaque):
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Not looked into."""
-        return torch.full_like(lower, -math.inf), torch.full_like(upper, math.inf)
+        """Not looked into, since shifts are not known here."""
+        largest = math.inf
+        return torch.full_like(lower, -largest), torch.full_like(upper, largest)
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps)."""

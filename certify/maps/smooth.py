@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from robustres.certify.maps.activation import Activation, Parameter, Smooth
+from robustres.certify.maps.activation import WIDENING, Activation, Parameter, Smooth
 
 Slopes = tuple[float, float]
 Turns = tuple[tuple[float, float, float], ...]
@@ -27,6 +27,35 @@ MISH: Slopes = (-0.112526122389463, 1.088498161251728)
 def _hump(place: float, slope: float) -> tuple[float, float, float]:
     """An extremum whose place is known to 1e-6."""
     return place - 1e-6, place + 1e-6, slope
+
+
+def _decaying(distance: Tensor, bound: Tensor) -> Tensor:
+    """A bound that decreases from 2 on, and says nothing before."""
+    return torch.where(distance >= 2, bound * (1 + 1e-12), math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Exp(Activation):
+    """exp(x), which has no Lipschitz constant by itself but may be part of a function that has one."""
+
+    slopes: ClassVar[Slopes] = (0.0, math.inf)
+    jump: ClassVar[float] = 0.0
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """exp(x)."""
+        return torch.exp(x)
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """exp at the ends."""
+        return torch.exp(lower) * (1 - WIDENING), torch.exp(upper) * (1 + WIDENING) + math.ulp(0.0)
+
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """c exp(-c) on the left."""
+        unknown = torch.full_like(distance, math.inf)
+        return _decaying(distance, distance * torch.exp(-distance)), unknown
+
+    relative_error = Smooth.relative_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +73,11 @@ class Sigmoid(Smooth):
         """s (1 - s)."""
         return torch.sigmoid(x) * torch.sigmoid(-x)
 
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """s (1 - s) <= exp(-|y|)."""
+        both = _decaying(distance, distance * torch.exp(-distance))
+        return both, both
+
 
 @dataclass(frozen=True, eq=False)
 class Tanh(Smooth):
@@ -59,6 +93,11 @@ class Tanh(Smooth):
     def derivative(self, x: Tensor) -> Tensor:
         """4 s (1 - s) of the sigmoid at 2 x."""
         return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
+
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """tanh' <= 4 exp(-2 |y|)."""
+        both = _decaying(distance, 4 * distance * torch.exp(-2 * distance))
+        return both, both
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +116,11 @@ class Erf(Smooth):
         """2 / sqrt(pi) exp(-x^2)."""
         return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """As it is: |y| exp(-y^2) decreases from 1 on."""
+        both = _decaying(distance, distance * self.derivative(distance))
+        return both, both
+
 
 @dataclass(frozen=True, eq=False)
 class Atan(Smooth):
@@ -92,6 +136,11 @@ class Atan(Smooth):
     def derivative(self, x: Tensor) -> Tensor:
         """1 / (1 + x^2)."""
         return 1 / (1 + x.square())
+
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """|y| / (1 + y^2) <= 1 / |y|."""
+        both = _decaying(distance, 1 / distance)
+        return both, both
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +259,11 @@ class Softplus(Smooth):
     def derivative(self, x: Tensor) -> Tensor:
         """sigmoid(beta x)."""
         return torch.sigmoid(self.beta * x)
+
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """sigmoid(beta y) <= exp(-beta |y|) on the left; c exp(-beta c) decreases from 1 / beta on."""
+        left = torch.where(self.beta * distance >= 2, distance * torch.exp(-self.beta * distance), math.inf)
+        return left * (1 + 1e-12), torch.full_like(distance, math.inf)
 
 
 @dataclass(frozen=True, eq=False)

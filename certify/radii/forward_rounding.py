@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from robustres.certify.bounds.bounded_network import Analysis
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, dominators
+from robustres.certify.bounds.unit_domain import BOX_SLACK
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Product, dominators
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.errors import PrecisionError
@@ -58,13 +59,18 @@ class Deviation:
             introduced = torch.zeros_like(self.ball) if node in inner else self._introduced(node, reached)
             self._local[node] = introduced + self._carried_inside(node)
             reached[node] = reached[above] * constant + self._local[node]
-        return reached[self.analysis.output] * SLACK
+        total = reached[self.analysis.output] * SLACK
+        if self.analysis.captured.on_unit_domain:  # bounds that hold where values lie this close to the exact ones
+            total = torch.where(torch.stack(list(reached.values())).amax(0) > BOX_SLACK / 2, math.inf, total)
+        return total
 
     def _carried_inside(self, node: Node) -> Tensor:
         """What the branches that end in a merge introduce between the merge's dominator and the merge."""
-        if not isinstance(node.piece, Merge):
+        if not isinstance(node.piece, Merge | Product):
             return torch.zeros_like(self.ball)
         parts = torch.stack([self._since(parent, self._dominator[node]) for parent in node.inputs])
+        if isinstance(node.piece, Product):
+            return _product_error(node.piece, parts)
         return parts.sum(0) if node.piece.kind == "sum" else parts.norm(dim=0)
 
     def _since(self, node: Node, start: Node) -> Tensor:
@@ -104,6 +110,10 @@ class Deviation:
             size = steep * (sizes[0] + errors[0]) + piece.shift
             lost = self._underflow * piece.map.forward_roundings * (math.sqrt(math.prod(node.shape)) + size)
             return steep * errors[0] + self._kappa(piece) * size + lost, size
+        if isinstance(piece, Product):
+            size = piece.largest[0] * sizes[1] + self.sizes[node.origin] + _product_error(piece, errors)
+            rounding = 2 * u * size + self._underflow * math.sqrt(math.prod(node.shape))
+            return _product_error(piece, errors) + rounding, size
         if isinstance(piece, Merge):
             size = sizes.sum(0) + errors.sum(0) if piece.kind == "sum" else sizes.norm(dim=0)
             if piece.kind == "sum":
@@ -144,6 +154,11 @@ class Deviation:
             return 0.0
         factor = ALGORITHM_FACTOR if self.dtype == torch.float64 else 1
         return gamma(factor * (count + 4), self.dtype)
+
+
+def _product_error(piece: Product, errors: Tensor) -> Tensor:
+    """What errors (2, N) of two factors do to their product."""
+    return piece.largest[0] * errors[1] + piece.largest[1] * errors[0] + errors[0] * errors[1]
 
 
 def require_covered_float32(analysis: Analysis, x: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.bounds.report import LipschitzReport
+from robustres.certify.graph.capture import device_of
 from robustres.certify.local.local_radii import local_program, local_radii
 from robustres.certify.local.program import program
 from robustres.certify.proof.bound import Guarantee
@@ -43,7 +44,7 @@ class LocalCertificate:
         if analysis is None:
             made = local_program(model, tuple(x.shape[1:]))
         else:
-            analysis.require_same_weights(model)
+            analysis.require_same_model(model, x.detach().to(device_of(analysis.captured.module), torch.float64))
             made = program(analysis.captured, analysis.network)
         found = local_radii(made, x, norm=self.norm, seconds=self.seconds)
         return RadiusColumn(

@@ -12,12 +12,12 @@ from robustres.at_hand import images_tensor
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport, multiplied
-from robustres.certify.graph.capture import device_of
+from robustres.certify.graph.capture import device_of, refusing_what_fails
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
 from robustres.certify.radii.local_certificate import LocalCertificate
 from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
-from robustres.errors import InputError, PrecisionError, UnsupportedOperationError
+from robustres.errors import InputError, PrecisionError, Refusal, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
 
@@ -80,7 +80,8 @@ def certify(
     x = images_tensor(x)
     _check(x, norm, dtype)
     if certificate == "local":
-        return _local(model, x, norm, report, dtype, seconds)
+        with refusing_what_fails("bounding it around an image"):
+            return _local(model, x, norm, report, dtype, seconds)
     if report is None:
         report = lipschitz(model, tuple(x.shape[1:]))
     analysis = report.analysis
@@ -90,9 +91,27 @@ def certify(
         raise InputError(
             f"the report is about inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
         )
-    analysis.require_same_weights(model)
+    classes = math.prod(analysis.output.shape)
+    if len(analysis.output.shape) != 1 or classes < 2:
+        shape = analysis.output.shape
+        what = f"an answer of shape {shape} for each sample, which is no choice between two or more classes"
+        raise UnsupportedOperationError([Refusal("", what)])
     if dtype == torch.float32:
         require_covered_float32(analysis, x)
+    with refusing_what_fails("computing radii"):
+        return _certified(model, x, report, analysis, norm, certificate, dtype, batch_size)
+
+
+def _certified(
+    model: nn.Module,
+    x: Tensor,
+    report: LipschitzReport,
+    analysis: Analysis,
+    norm: Norm,
+    certificate: Choice,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> Certificates:
     sizes: dict[fx.Node, Tensor] = {}
 
     def observe(span: slice, node: fx.Node, value: Tensor) -> None:
@@ -100,6 +119,7 @@ def certify(
 
     with torch.no_grad():
         exact = x.detach().to(device_of(analysis.captured.module), torch.float64)
+        analysis.require_same_model(model, exact)
         logits = analysis.forward(exact, batch_size=batch_size, observe=observe).cpu()
         sizes[analysis.captured.source] = _size(exact)
         if dtype == torch.float32:
@@ -107,6 +127,9 @@ def certify(
         routes = routes_of(report, norm, certificate, logits)
         free, _ = largest(routes, logits, torch.zeros(len(logits), dtype=torch.float64))
         radius, source = largest(routes, logits, _charge(report, analysis, logits, sizes, free, norm, dtype))
+    if report.domain == "unit":  # nothing is known of images outside
+        inside = ((exact >= 0) & (exact <= 1)).reshape(len(exact), -1).all(1).cpu()
+        radius = torch.where(inside, radius, 0.0)
     top = logits.topk(2, dim=1).values
     return Certificates(
         radius=round_radius_down(radius),

@@ -18,6 +18,10 @@ Images = Annotated[
     str | None,
     typer.Option("--data", help="Images to start the estimates from below at, as in evaluate; default: random ones."),
 ]
+Domain = Annotated[
+    str,
+    typer.Option(help="all inputs, or unit: images in [0, 1] only, where products of two values have a bound too."),
+]
 WhatIf = Annotated[
     list[str] | None,
     typer.Option("--what-if", help="BLOCK=FACTOR: the bounds if that block's branch were multiplied; repeatable."),
@@ -31,6 +35,7 @@ def lipschitz(
     data: Images = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
+    domain: Domain = "all",
     what_if: WhatIf = None,
     json: options.Json = False,
 ) -> None:
@@ -45,7 +50,8 @@ def lipschitz(
     with console.progress_bar(quiet=json) as progress:
         progress("bound", 0, 1)
         starts = None if images is None else images.spaced(STARTS)
-        report = bound(loaded.module, shape, images=starts, **options.thoroughness(joint, effort))
+        limits = options.thoroughness(joint, effort)
+        report = bound(loaded.module, shape, images=starts, domain=domain, **limits)  # type: ignore[arg-type]
         progress("bound", 1, 1)
         supposed = [report.what_if(*_supposition(text)) for text in what_if or ()]
     if json:

@@ -1,0 +1,60 @@
+"""Rules for normalisation by the statistics of each sample: layer, group, instance and RMS normalisation."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustres.certify.graph.network import Node
+from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
+from robustres.certify.graph.rules_linear import batch_norm
+from robustres.certify.maps.nonlinear import Normalisation
+
+
+@rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+def over_last_axes(call: Call) -> Node | Parts:
+    """Over the last axes, with a factor and a shift for each coordinate there."""
+    group = math.prod(call["normalized_shape"])
+    centred = "rms" not in str(call.origin.target)
+    return _normalised(call, group, call["weight"], call.arguments.get("bias"), centred=centred)
+
+
+@rule("group_norm", "native_group_norm")
+def over_groups(call: Call) -> Node | Parts:
+    """Over groups of channels and all pixels, with a factor and a shift for each channel."""
+    source = call.node("input")
+    groups = int(call.arguments.get("num_groups", call.arguments.get("group")))
+    return _normalised(call, math.prod(source.shape) // groups, *_by_channel(call, source))
+
+
+@rule("instance_norm")
+def over_pixels(call: Call) -> Any:
+    """Over the pixels of every channel; by running statistics it is a batch normalisation."""
+    if not call["use_input_stats"]:
+        return batch_norm(call)
+    source = call.node("input")
+    return _normalised(call, math.prod(source.shape[1:]), *_by_channel(call, source))
+
+
+def _by_channel(call: Call, source: Node) -> list[Any]:
+    wide = (-1, *[1] * (len(source.shape) - 1))
+    values = [call.constant(name) for name in ("weight", "bias")]
+    return [value.reshape(wide) if isinstance(value, Tensor) else None for value in values]
+
+
+def _normalised(call: Call, group: int, weight: Any, bias: Any, *, centred: bool = True) -> Node | Parts:
+    eps = call.arguments.get("eps")
+    eps = torch.finfo(torch.float64).eps if eps is None else float(eps)
+    if not 0 < eps < math.inf:
+        raise NotCoveredError("with eps of 0, where it is infinitely steep at constant inputs")
+    if isinstance(weight, Node) or isinstance(bias, Node):
+        raise NotCoveredError("whose weight or bias depends on the input")
+    gamma = call.per_sample(1.0 if weight is None else weight)
+    scale = abs(gamma) if isinstance(gamma, float) else float(gamma.abs().max())
+    if not math.isfinite(scale):
+        raise NotCoveredError("with a weight that is not finite")
+    node = call.make(Normalisation(eps, scale, group, centred), call.node("input"))
+    if bias is not None:
+        node = call.same(node, shift=call.size(bias))
+    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))

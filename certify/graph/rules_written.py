@@ -1,0 +1,269 @@
+"""Scalar functions that a network writes out in several operations: hand-written SiLU, leaky ReLU, softsign, GELU."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from robustres.certify.graph.capture import Captured
+from robustres.certify.graph.network import Node, Product
+from robustres.certify.graph.operation_rules import COMPLETIONS, Call, NotCoveredError, call_of
+from robustres.certify.graph.rules_activation import ACTIVATIONS
+from robustres.certify.maps.activation import broadcast_size
+from robustres.certify.maps.piecewise_linear import Abs, Clamp
+from robustres.certify.maps.scalar_expression import (
+    Applied,
+    Chosen,
+    Constant,
+    Expression,
+    Inverse,
+    Times,
+    Total,
+    Variable,
+    Written,
+)
+from robustres.certify.maps.smooth import Exp
+
+SAME = frozenset({"clone", "alias", "detach", "contiguous", "to", "_to_copy", "type_as", "positive", "lift_fresh_copy"})
+COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
+LARGEST_POWER = 8
+
+
+class NotScalarError(Exception):
+    """An operation that is no function of one number, or that is not known as one."""
+
+
+def name_of(origin: fx.Node) -> str:
+    """The ATen name without its overload."""
+    return str(origin.target).removeprefix("aten.").split(".")[0]
+
+
+def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
+    """The value of an operation as one activation of an earlier value; None where it is not one with finite slopes."""
+    try:
+        base = _base(origin, values)
+        expression = _Reader(base, values, captured).read(origin)
+        function = Written(expression)
+    except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
+        return None
+    if not math.isfinite(function.constant):
+        return None
+    call = Call(origin, {"self": values[base]}, captured)
+    return call.elementwise(values[base], function)
+
+
+def is_scalar(origin: fx.Node) -> bool:
+    """Whether the operation acts on every coordinate by itself, so that others may complete it to an activation."""
+    return name_of(origin) in {*READERS, *COMPARISONS, *ACTIVATIONS, *SAME}
+
+
+def _base(origin: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node:
+    """The last value that everything in `origin` is computed from, through scalar operations alone."""
+    order = {node: place for place, node in enumerate(origin.graph.nodes)}
+    frontier = {origin}
+    while len(frontier) > 1 or not isinstance(values.get(next(iter(frontier))), Node) or origin in frontier:
+        last = max(frontier, key=order.__getitem__)
+        if not is_scalar(last):
+            raise NotScalarError
+        frontier.remove(last)
+        frontier |= {parent for parent in last.all_input_nodes if not _is_constant(values.get(parent))}
+        if not frontier:
+            raise NotScalarError
+    return frontier.pop()
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, Tensor | int | float)
+
+
+class _Reader:
+    """Reads the operations between a value and what is computed from it as an expression."""
+
+    def __init__(self, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> None:
+        self.base, self.values, self.captured = base, values, captured
+        self.known: dict[fx.Node, Expression] = {base: Variable()}
+
+    def read(self, node: Any) -> Expression:
+        """A node, or a constant, as an expression."""
+        if not isinstance(node, fx.Node):
+            return Constant(_number(node))
+        if node in self.known:
+            return self.known[node]
+        if _is_constant(self.values.get(node)):
+            return Constant(_number(self.values[node]))
+        value = node.meta["val"]
+        if not isinstance(value, Tensor) or value.shape != self.base.meta["val"].shape:
+            raise NotScalarError
+        self.known[node] = found = self._operation(node)
+        return found
+
+    def _operation(self, node: fx.Node) -> Expression:
+        name = name_of(node)
+        arguments = call_of(node, {parent: parent for parent in node.all_input_nodes}, self.captured).arguments
+        if name in SAME:
+            return self.read(next(value for value in arguments.values() if isinstance(value, fx.Node)))
+        if name in READERS:
+            return READERS[name](self, arguments)
+        if name in ACTIVATIONS:
+            known = {parent: self.values[parent] for parent in node.all_input_nodes}
+            function = ACTIVATIONS[name](call_of(node, known, self.captured))
+            if broadcast_size(function.parameters):
+                raise NotScalarError
+            first = arguments.get("self", arguments.get("input"))
+            return Applied(function, self.read(first))
+        raise NotScalarError
+
+    def condition(self, node: Any, above: Expression, below: Expression) -> Expression:
+        """One or the other by comparing an affine function of the value, or its absolute value, with a number."""
+        name = name_of(node) if isinstance(node, fx.Node) else ""
+        if name == "logical_not":
+            return self.condition(node.args[0], below, above)
+        if name not in COMPARISONS:
+            raise NotScalarError
+        left, right = (self.read(side) for side in node.args[:2])
+        if COMPARISONS[name] < 0:
+            left, right = right, left
+        if isinstance(left, Constant):  # level > test
+            left, right, above, below = right, left, below, above
+        if not isinstance(right, Constant):
+            left, right = Total(left, Times(Constant(-1.0), right)), Constant(0.0)
+        folded = isinstance(left, Applied) and isinstance(left.function, Abs)
+        factor, shift = _affine(left.inner if isinstance(left, Applied) and folded else left)
+        if factor == 0 or (folded and right.number < 0):
+            raise NotScalarError
+        return Chosen(factor, shift, folded, right.number, above, below)
+
+
+def _affine(expression: Expression) -> tuple[float, float]:
+    """(a, b) of a x + b."""
+    match expression:
+        case Variable():
+            return 1.0, 0.0
+        case Constant():
+            return 0.0, expression.number
+        case Total():
+            (a, b), (c, d) = _affine(expression.left), _affine(expression.right)
+            return a + c, b + d
+        case Times():
+            (a, b), (c, d) = _affine(expression.left), _affine(expression.right)
+            if a == 0 or c == 0:
+                return a * d + b * c, b * d
+    raise NotScalarError
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 and not bool((value == value.flatten()[0]).all()):
+            raise NotScalarError
+        value = value.flatten()[0].to(torch.float64).item()
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise NotScalarError
+    return float(value)
+
+
+def _scaled(factor: float, inner: Expression) -> Expression:
+    return inner if factor == 1 else Times(Constant(factor), inner)
+
+
+def _sum(sign: float, swapped: bool = False) -> Callable[[_Reader, Mapping[str, Any]], Expression]:
+    def read(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+        alpha = sign * _number(1 if arguments.get("alpha") is None else arguments["alpha"])
+        left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
+        if swapped:
+            left, right = right, left
+        return Total(left, _scaled(alpha, right))
+
+    return read
+
+
+def _product(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    return Times(reader.read(arguments["self"]), reader.read(arguments["other"]))
+
+
+def _quotient(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    if arguments.get("rounding_mode") is not None:
+        raise NotScalarError
+    left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
+    return Times(left, Constant(1 / right.number) if isinstance(right, Constant) else Inverse(right))
+
+
+def _power(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    exponent = _number(arguments["exponent"])
+    if exponent not in range(1, LARGEST_POWER + 1):
+        raise NotScalarError
+    base = reader.read(arguments["self"])
+    found = base
+    for _ in range(int(exponent) - 1):
+        found = Times(found, base)
+    return found
+
+
+def _chosen(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    above, below = reader.read(arguments["self"]), reader.read(arguments["other"])
+    return reader.condition(arguments["condition"], above, below)
+
+
+def _sign(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    factor, shift = _affine(reader.read(arguments["self"]))
+    if factor == 0:
+        raise NotScalarError
+    return Chosen(factor, shift, False, 0.0, Constant(1.0), Constant(-1.0))
+
+
+def _extremum(largest: bool) -> Callable[[_Reader, Mapping[str, Any]], Expression]:
+    def read(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+        left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
+        if isinstance(left, Constant):
+            left, right = right, left
+        if isinstance(right, Constant):
+            return Applied(Clamp(right.number, math.inf) if largest else Clamp(-math.inf, right.number), left)
+        # max(a, b) = b + max(a - b, 0)
+        step = Applied(Clamp(0.0, math.inf) if largest else Clamp(-math.inf, 0.0), Total(left, _scaled(-1.0, right)))
+        return Total(right, step)
+
+    return read
+
+
+READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
+    "add": _sum(1.0),
+    **dict.fromkeys(("sub", "subtract"), _sum(-1.0)),
+    "rsub": _sum(-1.0, swapped=True),
+    **dict.fromkeys(("mul", "multiply"), _product),
+    **dict.fromkeys(("div", "divide", "true_divide"), _quotient),
+    **dict.fromkeys(("neg", "negative"), lambda reader, given: _scaled(-1.0, reader.read(given["self"]))),
+    "pow": _power,
+    "square": lambda reader, given: _power(reader, {**given, "exponent": 2}),
+    "reciprocal": lambda reader, given: Inverse(reader.read(given["self"])),
+    "exp": lambda reader, given: Applied(Exp(), reader.read(given["self"])),
+    "expm1": lambda reader, given: Total(Applied(Exp(), reader.read(given["self"])), Constant(-1.0)),
+    "where": _chosen,
+    **dict.fromkeys(("sign", "sgn"), _sign),
+    **dict.fromkeys(("maximum", "fmax"), _extremum(largest=True)),
+    **dict.fromkeys(("minimum", "fmin"), _extremum(largest=False)),
+    **dict.fromkeys(COMPARISONS, lambda reader, given: _not_a_number()),
+    "logical_not": lambda reader, given: _not_a_number(),
+}
+
+
+def _not_a_number() -> Expression:
+    raise NotScalarError
+
+
+def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
+    """The product of two values where only images in [0, 1]^n count, which bounds both."""
+    factors = [values.get(parent) for parent in origin.args[:2] if isinstance(parent, fx.Node)]
+    if not captured.on_unit_domain or len(factors) != 2 or not all(isinstance(factor, Node) for factor in factors):
+        return None
+    call = call_of(origin, values, captured)
+    return call.make(Product(), *(call.expanded(factor) for factor in factors))  # type: ignore[arg-type]
+
+
+def is_product(origin: fx.Node) -> bool:
+    """Whether the operation multiplies two values coordinate by coordinate."""
+    return name_of(origin) in ("mul", "multiply")
+
+
+COMPLETIONS[is_scalar] = written_out
+COMPLETIONS[is_product] = product_on_domain

@@ -1,0 +1,98 @@
+"""Intervals of real numbers as pairs of tensors, rounded outwards; infinite ends are allowed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.activation import WIDENING
+
+TINY = 5e-324
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """For each coordinate all numbers between `low` and `high`."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, value: float | Tensor, like: Tensor) -> "Interval":
+        """A single number, in the shape of `like`."""
+        ends = torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
+        return cls(ends, ends)
+
+    def __add__(self, other: "Interval") -> "Interval":
+        return _outward(self.low + other.low, self.high + other.high)
+
+    def __neg__(self) -> "Interval":
+        return Interval(-self.high, -self.low)
+
+    def __mul__(self, other: "Interval") -> "Interval":
+        products = torch.stack([_times(a, b) for a in (self.low, self.high) for b in (other.low, other.high)])
+        return _outward(products.amin(0), products.amax(0))
+
+    def reciprocal(self) -> "Interval":
+        """1 / x; everything where 0 lies inside or at an end."""
+        met = (self.low <= 0) & (self.high >= 0)
+        low, high = 1 / self.high, 1 / self.low
+        found = _outward(low, high)
+        return Interval(
+            torch.where(met, -torch.inf, found.low),
+            torch.where(met, torch.inf, found.high),
+        )
+
+    def over(self, other: "Interval") -> "Interval":
+        """The quotient; everything where 0 is in the other one."""
+        met = (other.low <= 0) & (other.high >= 0)
+        return everything(self.low).where(met, self * other.reciprocal())
+
+    def hull(self, other: "Interval") -> "Interval":
+        """The smallest interval that holds both."""
+        return Interval(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+
+    def meet(self, other: "Interval") -> "Interval":
+        """What both hold, where both are known to hold the same number."""
+        low, high = torch.maximum(self.low, other.low), torch.minimum(self.high, other.high)
+        return Interval(torch.minimum(low, high), torch.maximum(low, high))
+
+    def where(self, chosen: Tensor, other: "Interval") -> "Interval":
+        """This one where `chosen`, the other elsewhere."""
+        return Interval(torch.where(chosen, self.low, other.low), torch.where(chosen, self.high, other.high))
+
+    def largest(self) -> Tensor:
+        """The largest absolute value."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def widened(self, slack: Tensor | float) -> "Interval":
+        """Wider by `slack` on both sides."""
+        return Interval(self.low - slack, self.high + slack)
+
+
+def everything(like: Tensor) -> Interval:
+    """The whole line at every coordinate."""
+    return Interval(torch.full_like(like, -torch.inf), torch.full_like(like, torch.inf))
+
+
+def widened(value: Interval) -> Interval:
+    """Wider by what elementary functions may be off."""
+    return value.widened(WIDENING * value.largest().nan_to_num(0, 0, 0).where(torch.isfinite(value.largest()), 0.0))
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """The product of ends, 0 times infinity being 0: the other end of the interval is what counts then."""
+    product = left * right
+    zero = (left == 0) | (right == 0)
+    lost = (product == 0) & ~zero  # underflow
+    return torch.where(
+        zero, torch.zeros_like(product), torch.where(lost, torch.sign(left) * right.sign() * TINY, product)
+    )
+
+
+def _outward(low: Tensor, high: Tensor) -> Interval:
+    """One float further out, but for an exact 0; what has no value is unknown."""
+    low, high = low.nan_to_num(-torch.inf, torch.inf, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    below = torch.nextafter(low, torch.full_like(low, -torch.inf))
+    above = torch.nextafter(high, torch.full_like(high, torch.inf))
+    return Interval(torch.where(low == 0, low, below), torch.where(high == 0, high, above))

@@ -1,0 +1,362 @@
+"""Scalar functions that a network writes out: x * sigmoid(x), where(x > 0, x, 0.1 x), x / (1 + |x|), and what is alike.
+
+The derivative of the expression is enclosed by interval arithmetic on cells of the real line, which are halved where
+the steepest slope may still lie. On the two unbounded cells products such as x sigmoid'(x) are 0 times infinity; there
+the enclosures of x f'(x), of f(x) / x and of the elasticity x f'(x) / f(x) are carried along, which stay finite:
+    (f g)' = f' g + (f / x) (x g'),    x (g o f)' = (y g'(y) at y = f) times the elasticity of f.
+Difference quotients of a continuous function lie in the hull of its derivatives; continuity is checked where a
+condition changes its answer.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.activation import FUNCTION_UNITS, Activation, Parameter
+from robustres.certify.maps.interval import Interval, everything, widened
+from robustres.certify.maps.piecewise_linear import Abs
+from robustres.certify.maps.smooth import Softplus
+from robustres.numerics import UNIT_ROUNDOFF
+
+CELLS = 48  # halvings of the cells in which the steepest slope may lie
+TOLERANCE = 1e-6  # of the slopes, absolute and relative
+PARTS = 32  # of an interval on which slopes are asked for
+FARTHEST = 2.0**20
+REACH = 2.0**10
+
+
+@dataclass(frozen=True, eq=False)
+class Jet:
+    """Enclosures of an expression f on cells x: value f, slope f', moment x f', ratio f / x, elasticity x f' / f."""
+
+    value: Interval
+    slope: Interval
+    moment: Interval
+    ratio: Interval
+    elasticity: Interval
+
+
+class Expression(ABC):
+    """A function of one variable as a tree of operations."""
+
+    @abstractmethod
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        """The value at x, conditions being decided at `decide`."""
+
+    @abstractmethod
+    def jet(self, x: Interval) -> Jet:
+        """Enclosures on the cells x."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> "tuple[Expression, ...]":
+        """What it is computed from."""
+
+    def breaks(self) -> Iterator[float]:
+        """Where a condition changes its answer."""
+        for part in self.parts:
+            yield from part.breaks()
+
+    def size(self) -> int:
+        """Operations."""
+        return 1 + sum(part.size() for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Variable(Expression):
+    """x."""
+
+    parts = ()
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        return x
+
+    def jet(self, x: Interval) -> Jet:
+        one = Interval.of(1.0, x.low)
+        return Jet(x, one, x, one, one)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Expression):
+    """A number."""
+
+    number: float
+    parts = ()
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        return torch.full_like(x, self.number)
+
+    def jet(self, x: Interval) -> Jet:
+        value, zero = Interval.of(self.number, x.low), Interval.of(0.0, x.low)
+        return Jet(value, zero, zero, value.over(x), zero)
+
+
+@dataclass(frozen=True, eq=False)
+class Total(Expression):
+    """left + right."""
+
+    left: Expression
+    right: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        return (self.left, self.right)
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        return self.left.at(x, decide) + self.right.at(x, decide)
+
+    def jet(self, x: Interval) -> Jet:
+        a, b = self.left.jet(x), self.right.jet(x)
+        value, moment = a.value + b.value, a.moment + b.moment
+        same = ((a.value.low >= 0) & (b.value.low >= 0)) | ((a.value.high <= 0) & (b.value.high <= 0))
+        # Of one sign: a weighted mean of the two.
+        elasticity = a.elasticity.hull(b.elasticity).where(same, everything(x.low))
+        return _jet(x, value, a.slope + b.slope, moment, a.ratio + b.ratio, elasticity)
+
+
+@dataclass(frozen=True, eq=False)
+class Times(Expression):
+    """left right."""
+
+    left: Expression
+    right: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        return (self.left, self.right)
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        return self.left.at(x, decide) * self.right.at(x, decide)
+
+    def jet(self, x: Interval) -> Jet:
+        a, b = self.left.jet(x), self.right.jet(x)
+        away = (x.low > 0) | (x.high < 0)
+        first, second = a.slope * b.value, a.value * b.slope
+        first = first.meet(a.moment * b.ratio).where(away, first)
+        second = second.meet(a.ratio * b.moment).where(away, second)
+        moment = a.moment * b.value + b.moment * a.value
+        ratio = (a.ratio * b.value).meet(a.value * b.ratio).where(away, everything(x.low))
+        return _jet(x, a.value * b.value, first + second, moment, ratio, a.elasticity + b.elasticity)
+
+
+@dataclass(frozen=True, eq=False)
+class Inverse(Expression):
+    """1 / inner."""
+
+    inner: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        return (self.inner,)
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        return 1 / self.inner.at(x, decide)
+
+    def jet(self, x: Interval) -> Jet:
+        a = self.inner.jet(x)
+        value, elasticity = a.value.reciprocal(), -a.elasticity
+        return _jet(x, value, -(a.slope * (value * value)), elasticity * value, value.over(x), elasticity)
+
+
+@dataclass(frozen=True, eq=False)
+class Applied(Expression):
+    """An activation of inner."""
+
+    function: Activation
+    inner: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        return (self.inner,)
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        return self.function(self.inner.at(x, decide))
+
+    def jet(self, x: Interval) -> Jet:
+        a = self.inner.jet(x)
+        slopes = Interval(*self.function.slopes_on(a.value.low, a.value.high))
+        value = _range(self.function, a.value, slopes)
+        own = slopes * a.value
+        right = self.function.far_moment(a.value.low.clamp_min(0))[1]
+        left = self.function.far_moment((-a.value.high).clamp_min(0))[0]
+        zero = torch.zeros_like(x.low)
+        own = own.meet(Interval(-right, right)).where(a.value.low > 0, own)
+        own = own.meet(Interval(-left, left)).where(a.value.high < 0, own)
+        signed = (a.value.low > 0) | (a.value.high < 0)
+        moment = slopes * a.moment
+        moment = moment.meet(own * a.elasticity).where(signed, moment)
+        elasticity = everything(x.low)
+        if isinstance(self.function, Softplus):  # at or above its argument, slope at most 1
+            elasticity = (Interval(zero, zero + 1) * a.elasticity).where(a.value.low > 0, elasticity)
+        if isinstance(self.function, Abs):
+            elasticity = a.elasticity.where(signed, elasticity)
+        return _jet(x, value, slopes * a.slope, moment, value.over(x), elasticity)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(Expression):
+    """above where test > level, below elsewhere; test is a x + b (`shift`) or its absolute value, a not 0."""
+
+    factor: float
+    shift: float
+    folded: bool
+    level: float
+    above: Expression
+    below: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        return (self.above, self.below)
+
+    def breaks(self) -> Iterator[float]:
+        yield from super().breaks()
+        for level in {self.level, -self.level} if self.folded else {self.level}:
+            yield (level - self.shift) / self.factor
+
+    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+        test = self.factor * decide + self.shift
+        test = test.abs() if self.folded else test
+        return torch.where(test > self.level, self.above.at(x, decide), self.below.at(x, decide))
+
+    def jet(self, x: Interval) -> Jet:
+        a, b = self.above.jet(x), self.below.jet(x)
+        ends = [self.factor * end + self.shift for end in (x.low, x.high)]
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        if self.folded:
+            inside = torch.maximum(low.abs(), high.abs())
+            low = torch.where((low < 0) & (high > 0), 0.0, torch.minimum(low.abs(), high.abs()))
+            high = inside
+        over, under = low >= self.level, high <= self.level
+        fields = ("value", "slope", "moment", "ratio", "elasticity")
+        parts = []
+        for name in fields:
+            left, right = getattr(a, name), getattr(b, name)
+            parts.append(left.where(over, right.where(under, left.hull(right))))
+        return Jet(*parts)
+
+
+def _range(function: Activation, inner: Interval, slopes: Interval) -> Interval:
+    """The values of the function on an interval that may be unbounded."""
+    ends = [function(end) for end in (inner.low, inner.high)]
+    hull = Interval(torch.minimum(*ends), torch.maximum(*ends))
+    monotone = (slopes.low >= 0) | (slopes.high <= 0)
+    finite = torch.isfinite(inner.low) & torch.isfinite(inner.high)
+    wide = everything(inner.low)
+    if bool((finite & ~monotone).any()):
+        near = [torch.where(finite, end, 0.0) for end in (inner.low, inner.high)]
+        wide = Interval(*function.values_on(near[0], near[1])).where(finite, wide)
+    known = ~(hull.low.isnan() | hull.high.isnan())
+    return widened(hull).where(monotone & known, wide)
+
+
+def _jet(x: Interval, value: Interval, slope: Interval, moment: Interval, ratio: Interval, elasticity: Interval) -> Jet:
+    """Each field met with what follows from the others."""
+    moment = moment.meet(x * slope)
+    return Jet(
+        value,
+        slope.meet(moment.over(x)),
+        moment,
+        ratio.meet(value.over(x)),
+        elasticity.meet(moment.over(value)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Written(Activation):
+    """The activation that an expression is. Raises ValueError where it jumps."""
+
+    expression: Expression
+
+    def __post_init__(self) -> None:
+        for place in self.expression.breaks():
+            x = torch.tensor([place], dtype=torch.float64)
+            step = 1e-7 * (1 + abs(place))
+            below, above = (self.expression.at(x, x + side * step) for side in (-1, 1))
+            if not float((above - below).abs()) <= 1e-12 * (1 + float(below.abs())):
+                raise ValueError(f"it jumps from {float(below):.6g} to {float(above):.6g} at {place:.6g}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.expression.at(x, x)
+
+    @cached_property
+    def slopes(self) -> tuple[float, float]:
+        """To TOLERANCE; infinite where no enclosure of the derivative is finite."""
+        return -self._steepest(-1.0), self._steepest(1.0)
+
+    def _steepest(self, sign: float) -> float:
+        """At or above the largest value of sign f'."""
+        powers = [2.0**k for k in range(-6, 13)]
+        edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf, *self.expression.breaks()})
+        cells = Interval(torch.tensor(edges[:-1]).double(), torch.tensor(edges[1:]).double())
+        attained = settled = -math.inf
+        for _ in range(CELLS):
+            upper = self._upper(cells, sign)
+            middle = torch.where(
+                torch.isfinite(cells.low) & torch.isfinite(cells.high),
+                (cells.low + cells.high) / 2,
+                torch.where(torch.isfinite(cells.low), 2 * cells.low, 2 * cells.high),
+            )
+            slope = self.expression.jet(Interval(middle, middle)).slope
+            point = sign * (slope.low if sign > 0 else slope.high)
+            attained = max(
+                attained, float(point[point.isfinite()].max()) if bool(point.isfinite().any()) else -math.inf
+            )
+            allowed = attained + TOLERANCE * (1 + abs(attained)) if math.isfinite(attained) else -math.inf
+            small = (middle == cells.low) | (middle == cells.high) | (middle.abs() > FARTHEST)
+            done = (upper <= allowed) | small
+            settled = max(settled, float(upper[done].max()) if bool(done.any()) else -math.inf)
+            if bool(done.all()) or settled == math.inf:
+                return settled
+            left, right, middle = cells.low[~done], cells.high[~done], middle[~done]
+            cells = Interval(torch.cat([left, middle]), torch.cat([middle, right]))
+            if len(cells.low) > 200_000:
+                break
+        return max(settled, float(self._upper(cells, sign).max()))
+
+    def _upper(self, cells: Interval, sign: float) -> Tensor:
+        slope = self.expression.jet(cells).slope
+        return slope.high if sign > 0 else -slope.low
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The hull of the derivative on parts of the interval; all slopes where an end is infinite."""
+        finite = torch.isfinite(lower) & torch.isfinite(upper)
+        start, stop = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
+        low, high = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
+        for k in range(PARTS):
+            left = start + (stop - start) * (k / PARTS)
+            right = stop if k == PARTS - 1 else start + (stop - start) * ((k + 1) / PARTS)
+            slope = self.expression.jet(Interval(torch.minimum(left, stop), torch.minimum(right, stop))).slope
+            low, high = torch.minimum(low, slope.low), torch.maximum(high, slope.high)
+        least, most = self.slopes
+        return torch.where(finite, low, least).clamp(least, most), torch.where(finite, high, most).clamp(least, most)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The same function at every coordinate."""
+        return ()
+
+    @cached_property
+    def jump(self) -> float:
+        """What rounding may do near 0, where it is not relative to the value: every operation, a few units of the
+        largest value that it meets within the reach of 1."""
+        near = Interval(torch.tensor([-1.0]).double(), torch.tensor([1.0]).double())
+        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near))
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """Every operation a few units, relative to the largest of |x| times the slopes that it meets."""
+        reach = Interval(torch.tensor([-REACH]).double(), torch.tensor([REACH]).double())
+        most = sum(_largest(self.expression, reach)) / REACH
+        total = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))
+        return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None
+
+
+def _largest(expression: Expression, cell: Interval) -> Iterator[float]:
+    """The largest absolute value of every part on a cell."""
+    yield float(expression.jet(cell).value.largest())
+    for part in expression.parts:
+        yield from _largest(part, cell)

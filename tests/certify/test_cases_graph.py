@@ -1,0 +1,292 @@
+"""What users write in plain code: its bound against dense Jacobians, and every way in which no bound is given."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torchvision.transforms import functional as TF  # noqa: N812
+from torchvision.transforms import v2
+
+from robustres.certify import audit, certify, lipschitz
+from robustres.certify.lower.ascent import Search
+from robustres.errors import InputError, ModelError, UnsupportedOperationError
+
+
+class Apply(nn.Module):
+    """A function of the input and of a few constants as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(3, 4, generator=generator))
+        self.square = nn.Parameter(torch.randn(4, 4, generator=generator))
+        self.plain = torch.tensor([0.2471, 0.7, -0.3, 1.3])  # neither parameter nor buffer: stays in float32
+        self.layer = nn.Conv2d(1, 2, 1)
+        nn.init.constant_(self.layer.weight, 0.5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def bound(function: Callable[..., Any], shape: tuple[int, ...] = (4,), **settings: Any) -> float:
+    return lipschitz(Apply(function), shape, lower_steps=0, **settings).upper
+
+
+def attained(
+    function: Callable[..., Any], shape: tuple[int, ...] = (4,), points: int = 24, scale: float = 1.0
+) -> float:
+    """The largest Jacobian norm at random points, near 0 and away from it, in float64."""
+    model = Apply(function).double()
+    generator = torch.Generator().manual_seed(1)
+    largest = 0.0
+    for k in range(points):
+        x = torch.randn(1, *shape, dtype=torch.float64, generator=generator) * scale * (10.0 ** -(k % 4))
+        jacobian = torch.autograd.functional.jacobian(lambda z: model(z).flatten(), x).flatten(1)
+        largest = max(largest, float(torch.linalg.matrix_norm(jacobian, 2)))
+    return largest
+
+
+LINEAR: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "x.to(x.device)": (lambda m, x: 2 * x.to(x.device), (4,)),
+    "x.to(weight.dtype)": (lambda m, x: F.linear(x.to(m.weight.dtype), m.weight), (4,)),
+    "type_as": (lambda m, x: F.linear(x.type_as(m.weight), m.weight), (4,)),
+    "einsum with a weight": (lambda m, x: torch.einsum("nc,dc->nd", x, m.weight), (4,)),
+    "einsum, weight first": (lambda m, x: torch.einsum("dc,nchw->ndhw", m.weight, x).flatten(1), (4, 2, 3)),
+    "einsum over two letters": (lambda m, x: torch.einsum("ncd,cd->n", x, m.square)[:, None], (4, 4)),
+    "einsum that keeps a letter": (lambda m, x: torch.einsum("ncd,ce->nced", x, m.square).flatten(1), (4, 2)),
+    "einsum, outer": (lambda m, x: torch.einsum("nc,d->ncd", x, m.plain.to(x)).flatten(1), (4,)),
+    "W @ x.T": (lambda m, x: (m.weight @ x.T).T, (4,)),
+    "W @ x.T with as many features as samples": (lambda m, x: (m.square[:3, :3] @ x.T).T, (3,)),
+    "matmul from the left": (lambda m, x: (m.weight @ x).flatten(1), (4, 3)),
+    "bmm": (lambda m, x: torch.bmm(x, m.square.expand(len(x), -1, -1)).flatten(1), (3, 4)),
+    "a weight for each group": (
+        lambda m, x: (x[:, :, None] @ m.square.reshape(4, 1, 2, 2)[None, :, 0]).flatten(1),
+        (4, 2),
+    ),
+    "matrix times vector": (lambda m, x: torch.stack([x @ m.plain.to(x), x @ m.weight[0]], 1), (4,)),
+    "addmm": (lambda m, x: torch.addmm(m.weight[:, 0], x, m.weight.T, beta=2, alpha=-0.5), (4,)),
+    "tensordot": (lambda m, x: torch.tensordot(x, m.weight, dims=([1], [1])), (4,)),
+    "list index": (lambda m, x: x[:, [1, 0, -1, 1]], (4,)),
+    "tensor index": (lambda m, x: x[:, torch.tensor([[0, 1], [1, 0]])].flatten(1), (4,)),
+    "index_select": (lambda m, x: x.index_select(1, torch.tensor([3, 3, 0])), (4,)),
+    "gather": (lambda m, x: x.gather(1, torch.tensor([[1, 1, 0]]).expand(len(x), -1)), (4,)),
+    "lerp": (lambda m, x: torch.lerp(x, x.flip(1), 0.3), (4,)),
+    "lerp by a tensor": (lambda m, x: torch.lerp(x, x.flip(1), m.plain.to(x)), (4,)),
+    "lerp to a constant": (lambda m, x: x.lerp(m.plain.to(x), 0.25), (4,)),
+    "addcmul": (lambda m, x: torch.addcmul(x, x.flip(1), m.plain.to(x), value=2), (4,)),
+    "addcdiv": (lambda m, x: torch.addcdiv(m.plain.to(x), x, m.plain.to(x), value=0.5), (4,)),
+    "division by a plain tensor": (lambda m, x: x / m.plain, (4,)),
+    "reciprocal of a plain tensor": (lambda m, x: x * m.plain.to(x).reciprocal(), (4,)),
+    "cat with zeros": (lambda m, x: torch.cat([torch.zeros_like(x), 2 * x, torch.ones_like(x[:, :1])], 1), (4,)),
+    "cumsum": (lambda m, x: x.cumsum(1), (4,)),
+    "cumsum of rows": (lambda m, x: x.cumsum(-2).flatten(1), (3, 2)),
+    "slices written in place": (lambda m, x: _overwritten(3 * x), (4,)),
+    "masked_fill": (lambda m, x: 2 * x.masked_fill(torch.tensor([True, False, False, True]), 5.0), (4,)),
+    "where by a constant": (lambda m, x: torch.where(torch.tensor([True, False, False, True]), 2 * x, -x), (4,)),
+    "unbind and stack": (lambda m, x: torch.stack(x.unbind(1)[::-1], 1), (4,)),
+    "one number per sample": (lambda m, x: torch.stack([x[:, 0], x[:, 1] - x[:, 2]], 1), (4,)),
+    "minus the mean": (lambda m, x: x - x.mean(1)[:, None], (4,)),
+    "a mean used twice": (lambda m, x: (lambda h: torch.stack([h, 2 * h], 1))(x.mean(1)), (4,)),
+    "squeeze": (lambda m, x: torch.stack([x[:, :1].squeeze(1), x[:, 1:2].squeeze(1)], 1), (4,)),
+    "empty slice": (
+        lambda m, x: torch.cat([x.reshape(-1, 1, 4)[:, ::2], x.reshape(-1, 1, 4)[:, 1::2]], 1).flatten(1),
+        (4,),
+    ),
+    "broadcasting sum": (lambda m, x: (x[:, :, None] + x[:, None, :]).flatten(1), (4,)),
+    "triu": (lambda m, x: x.triu().flatten(1), (3, 3)),
+    "bilinear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear").flatten(1), (1, 3, 4)),
+    "bilinear, corners": (
+        lambda m, x: F.interpolate(x, (5, 2), mode="bilinear", align_corners=True).flatten(1),
+        (1, 3, 4),
+    ),
+    "bicubic": (lambda m, x: F.interpolate(x, (5, 7), mode="bicubic").flatten(1), (1, 3, 4)),
+    "antialiased": (lambda m, x: F.interpolate(x, (2, 2), mode="bilinear", antialias=True).flatten(1), (1, 5, 4)),
+    "linear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="linear").flatten(1), (2, 4)),
+    "trilinear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="trilinear").flatten(1), (1, 2, 2, 3)),
+    "nearest-exact": (lambda m, x: F.interpolate(x, (5, 2), mode="nearest-exact").flatten(1), (1, 3, 4)),
+    "conv3d": (lambda m, x: F.conv3d(x, m.square.reshape(2, 1, 2, 2, 2), padding=1).flatten(1), (1, 2, 3, 2)),
+    "conv_transpose1d": (
+        lambda m, x: F.conv_transpose1d(x, m.square[:2, :2, None].expand(-1, -1, 3), stride=2).flatten(1),
+        (2, 3),
+    ),
+    "conv_transpose3d": (lambda m, x: F.conv_transpose3d(x, m.square.reshape(1, 2, 2, 2, 2)).flatten(1), (1, 2, 2, 2)),
+    "output padding below the dilation": (
+        lambda m, x: F.conv_transpose2d(
+            x, m.square[None, None], stride=(1, 2), output_padding=(1, 0), dilation=(2, 1)
+        ).flatten(1),
+        (1, 3, 3),
+    ),
+    "average pooling 3d": (lambda m, x: F.avg_pool3d(x, 2, 1).flatten(1), (1, 3, 2, 2)),
+    "adaptive average pooling 3d": (lambda m, x: F.adaptive_avg_pool3d(x, (2, 1, 2)).flatten(1), (1, 3, 2, 3)),
+    "Normalize": (lambda m, x: torchvision.transforms.Normalize([0.4] * 3, [0.2, 0.2, 0.25])(x).flatten(1), (3, 2, 2)),
+    "Normalize v2": (lambda m, x: v2.Normalize([0.4] * 3, [0.2, 0.2, 0.25])(x).flatten(1), (3, 2, 2)),
+    "normalize": (lambda m, x: TF.normalize(x, [0.4] * 3, [0.2, 0.2, 0.25]).flatten(1), (3, 2, 2)),
+    "batch normalisation by functions": (
+        lambda m, x: F.batch_norm(x, m.plain[:2].double(), m.plain[2:].abs().double()),
+        (2,),
+    ),
+}
+
+
+def _overwritten(x: Tensor) -> Tensor:
+    x[:, 1] = 5 * x[:, 0]
+    return x
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_idiom_has_the_norm_of_its_matrix(name: str) -> None:
+    function, shape = LINEAR[name]
+    truth = attained(function, shape, points=1)
+    found = bound(function, shape)
+    assert truth * (1 - 1e-14) <= found <= max(truth * 1.2, truth + 1e-9), (truth, found)
+
+
+def test_a_constant_in_float32_is_divided_by_in_float64() -> None:
+    model = Apply(lambda m, x: x / m.plain[:1])
+    assert lipschitz(model, (1,), lower_steps=0).upper >= 1 / float(model.plain[0])
+
+
+NONLINEAR: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "clamp that broadcasts": (lambda m, x: torch.clamp(x, min=m.square[:, 0].view(1, 4, 1)).flatten(1), (1, 2)),
+    "clip that broadcasts": (lambda m, x: torch.clip(x, m.square[:, :1] - 2, m.square[:, :1] + 2).flatten(1), (1, 1)),
+    "clamp_max that broadcasts": (lambda m, x: x.clamp_max(m.plain.to(x)), (1,)),
+    "maximum that broadcasts": (lambda m, x: torch.maximum(x, -9 + m.plain.to(x)), (1,)),
+    "fmin of two values that broadcast": (lambda m, x: torch.fmin(x[:, :1] + 1, x), (4,)),
+    "prelu": (lambda m, x: F.prelu(x, -3 * m.plain.to(x)), (4, 2)),
+    "max of each sample": (lambda m, x: x - x.max(1).values[:, None], (4,)),
+    "topk": (lambda m, x: x.topk(2, largest=False).values, (4,)),
+    "adaptive max pooling with overlap": (lambda m, x: F.adaptive_max_pool2d(x, 2).flatten(1), (1, 3, 3)),
+    "max pooling 3d": (lambda m, x: F.max_pool3d(x, 2, 1).flatten(1), (1, 3, 2, 2)),
+    "rrelu": (lambda m, x: F.rrelu(x, 0.1, 0.7), (4,)),
+    "softshrink module": (lambda m, x: torch.nn.functional.celu(x, 0.3) - 0.1 * x, (4,)),
+    "layer normalisation": (lambda m, x: F.layer_norm(x, (4,), m.plain.to(x), m.weight[0], eps=1e-2), (4,)),
+    "group normalisation": (lambda m, x: F.group_norm(x, 2, m.plain.to(x), eps=1e-2).flatten(1), (4, 2)),
+    "instance normalisation": (lambda m, x: F.instance_norm(x, eps=1e-2).flatten(1), (2, 3)),
+    "RMS normalisation": (lambda m, x: F.rms_norm(x, (4,), m.plain.to(x), eps=1e-2), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_nonlinear_idiom_is_bounded_at_or_above_what_is_attained(name: str) -> None:
+    function, shape = NONLINEAR[name]
+    truth = attained(function, shape)
+    assert truth <= bound(function, shape) * (1 + 1e-12)
+    assert attained(function, shape, scale=10) <= bound(function, shape, norm="l2") * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
+def test_normalisation_by_a_samples_own_statistics_is_steepest_at_constant_inputs(eps: float) -> None:
+    for layer, shape in ((nn.LayerNorm(5, eps), (5,)), (nn.GroupNorm(1, 2, eps), (2, 3))):
+        nn.init.constant_(layer.weight, -3.0)
+        upper = lipschitz(nn.Sequential(layer, nn.Flatten()), shape).upper
+        x, exact = torch.zeros(1, *shape, dtype=torch.float64), layer.double()
+        jacobian = torch.autograd.functional.jacobian(lambda z, f=exact: f(z).flatten(), x).flatten(1)
+        assert float(torch.linalg.matrix_norm(jacobian, 2)) == pytest.approx(upper, rel=1e-9)
+        assert upper == pytest.approx(3 / math.sqrt(eps))
+
+
+@pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.InstanceNorm2d])
+def test_instance_normalisation_by_running_statistics_is_linear(kind: type[nn.InstanceNorm2d]) -> None:
+    layer = kind(2, affine=True, track_running_stats=True)
+    layer.running_var.copy_(torch.tensor([0.25, 4.0]))
+    shape = (2, 3) if kind is nn.InstanceNorm1d else (2, 3, 2)
+    upper = lipschitz(nn.Sequential(layer, nn.Flatten()).eval(), shape).upper
+    assert upper == pytest.approx(1 / math.sqrt(0.25 + layer.eps), rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["weight_norm", "spectral_norm", "pruned", "parametrised", "orthogonal", "own"])
+def test_weights_that_are_derived_when_the_network_runs_are_those_that_are_bounded(form: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    if form == "weight_norm":
+        with pytest.warns(FutureWarning):
+            torch.nn.utils.weight_norm(model[1])
+    elif form == "spectral_norm":
+        torch.nn.utils.spectral_norm(model[1])
+    elif form == "pruned":
+        prune.l1_unstructured(model[1], "weight", amount=0.5)
+    elif form == "parametrised":
+        parametrizations.weight_norm(model[1])
+    elif form == "orthogonal":
+        parametrizations.orthogonal(model[1])
+    else:
+        parametrize.register_parametrization(model[1], "weight", nn.Tanh())
+    model.train()(torch.rand(2, 6))
+    model.eval()
+    report = lipschitz(model, (1, 2, 3))
+    norms = [float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)) for layer in (model[1], model[3])]
+    assert report.upper == pytest.approx(norms[0] * norms[1], rel=1e-5)
+    assert report.lower <= report.upper
+    assert bool((certify(model, torch.rand(2, 1, 2, 3), report=report).radius >= 0).all())
+
+
+class Branching(nn.Module):
+    """Answers otherwise when gradients are enabled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.factor = 1.0
+        self.activation: Callable[[Tensor], Tensor] = torch.relu
+        self.on_gradients = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.factor * self.layer(x.flatten(1))) * (
+            self.on_gradients if torch.is_grad_enabled() else 1.0
+        )
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("factor", -50.0), ("activation", torch.tanh), ("on_gradients", 2.0), ("factor", 1.001)]
+)
+def test_a_report_of_a_model_that_computes_something_else_is_noticed(attribute: str, value: Any) -> None:
+    model, x = Branching(), torch.rand(3, 1, 2, 2)
+    report = lipschitz(model, (1, 2, 2))
+    certify(model, x, report=report)
+    setattr(model, attribute, value)
+    with pytest.raises(InputError, match="another model"):
+        certify(model, x, report=report)
+
+
+def test_a_model_that_answers_otherwise_with_gradients_is_no_function() -> None:
+    model = Branching()
+    model.on_gradients = 10.0
+    with pytest.raises(ModelError, match="gradients"):
+        lipschitz(model, (1, 2, 2))
+
+
+def test_a_single_output_is_bounded_but_has_no_classes_to_certify() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    assert lipschitz(model, (1, 2, 2)).upper > 0
+    with pytest.raises(UnsupportedOperationError, match="no choice between two or more classes"):
+        certify(model, torch.rand(2, 1, 2, 2))
+
+
+def test_a_softplus_that_jumps_is_refused_by_lipschitz_and_left_open_by_audit() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False), nn.Softplus(1.0, 1.0), nn.Linear(1, 2, bias=False))
+    report = lipschitz(model, (1, 1, 1), refuse="record")
+    assert report.upper == math.inf
+    assert (
+        audit(
+            model, (1, 1, 1), claimed=1e6, restarts=1, search=Search(rounds=1, lanczos_steps=4, ascent_steps=4)
+        ).verdict
+        != "proven"
+    )
+
+
+def test_no_error_of_torchs_own_leaves_the_certifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise IndexError("list index out of range")
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    monkeypatch.setattr("robustres.certify.bounds.lipschitz.simplified", broken)
+    with pytest.raises(UnsupportedOperationError, match="IndexError: list index out of range"):
+        lipschitz(model, (1, 2, 2))
+    assert lipschitz(model, (1, 2, 2), refuse="record").upper == math.inf

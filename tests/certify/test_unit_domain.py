@@ -1,0 +1,94 @@
+"""Bounds on images in [0, 1]^n: products of values, the slopes that activations reach, radii inside the domain."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.certify import certify, lipschitz
+from robustres.errors import InputError, UnsupportedOperationError
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation in a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 3, 3, padding=1)
+        self.squeeze, self.excite, self.head = nn.Linear(3, 2), nn.Linear(2, 3), nn.Linear(27, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = torch.relu(self.convolution(x))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(values.mean((2, 3))))))
+        return self.head((values * gate[:, :, None, None] + values).flatten(1))
+
+
+class Square(nn.Module):
+    """x_1 x_2, steepest at (1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1] * x[:, 1:]
+
+
+def steepest(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """The largest Jacobian norm at random points and corners of the domain."""
+    exact, largest = model.double(), 0.0
+    generator = torch.Generator().manual_seed(0)
+    for k in range(40):
+        x = torch.rand(1, *shape, dtype=torch.float64, generator=generator)
+        x = x.round() if k % 2 else x
+        jacobian = torch.autograd.functional.jacobian(lambda z: exact(z).flatten(), x).flatten(1)
+        largest = max(largest, float(torch.linalg.matrix_norm(jacobian, 2)))
+    return largest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_squeeze_and_excitation_is_bounded_on_the_domain(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Gated()
+    with pytest.raises(UnsupportedOperationError, match="domain='unit'"):
+        lipschitz(model, (2, 3, 3))
+    for norm in ("l2", "linf"):
+        report = lipschitz(model, (2, 3, 3), domain="unit", norm=norm)  # type: ignore[arg-type]
+        assert report.domain == "unit"
+        assert report.lower <= report.upper < float("inf")
+    report = lipschitz(model, (2, 3, 3), domain="unit", images=torch.rand(4, 2, 3, 3))
+    assert "on [0, 1]^n" in str(report)
+    assert steepest(model, (2, 3, 3)) <= report.upper
+
+
+def test_radii_hold_inside_the_domain_and_are_zero_for_images_outside() -> None:
+    torch.manual_seed(0)
+    model = Gated().double()
+    report = lipschitz(model, (2, 3, 3), domain="unit")
+    x = torch.rand(6, 2, 3, 3, dtype=torch.float64)
+    x[3] += 1
+    found = certify(model, x, report=report)
+    assert float(found.radius[3]) == 0
+    assert bool((found.radius[[0, 1, 2, 4, 5]] > 0).all())
+    direction = torch.randn(200, 6, 2, 3, 3, dtype=torch.float64)
+    direction = direction / direction.flatten(2).norm(dim=2)[:, :, None, None, None]
+    other = x + direction * found.radius[:, None, None, None]
+    inside = ((other >= 0) & (other <= 1)).flatten(2).all(2)
+    answers = model(other.flatten(0, 1)).argmax(1).reshape(200, 6)
+    assert bool((answers == found.prediction)[inside].all())
+
+
+def test_the_product_rule_is_attained_up_to_the_sum_of_both_sides() -> None:
+    report = lipschitz(nn.Sequential(Square()), (2,), domain="unit")
+    assert 2**0.5 <= report.upper <= 2 * (1 + 1e-6)
+
+
+def test_activations_count_with_the_slopes_that_they_reach() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(2))
+        model[1].bias.fill_(3.0)
+    everywhere, here = (lipschitz(model, (1, 1, 2), domain=domain) for domain in ("all", "unit"))  # type: ignore[arg-type]
+    slope = float(torch.sigmoid(torch.tensor(3.0, dtype=torch.float64)) * torch.sigmoid(torch.tensor(-3.0)))
+    assert here.upper == pytest.approx(everywhere.upper * slope / 0.25, rel=1e-6)
+    assert steepest(model, (1, 1, 2)) <= here.upper
+
+
+def test_an_unknown_domain_is_refused() -> None:
+    with pytest.raises(InputError, match="domain must be all or unit"):
+        lipschitz(nn.Linear(2, 2), (2,), domain="ball")  # type: ignore[arg-type]

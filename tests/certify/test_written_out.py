@@ -1,0 +1,104 @@
+"""Activations that a network writes out in several operations are one activation, with the slopes that it has."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from robustres.certify import certify, lipschitz
+from robustres.certify.graph.capture import capture
+from robustres.certify.graph.network import Elementwise
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.maps.scalar_expression import Written
+from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
+
+
+class Apply(nn.Module):
+    """A function of the input as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+ROOT = math.sqrt(2 / math.pi)
+WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
+    "SiLU": (lambda x: x * torch.sigmoid(x), SILU),
+    "swish": (lambda x: x * torch.sigmoid(1.702 * x), SILU),
+    "GELU": (lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))), GELU),
+    "GELU with tanh": (lambda x: 0.5 * x * (1 + torch.tanh(ROOT * (x + 0.044715 * x.pow(3)))), GELU_TANH),
+    "Mish": (lambda x: x * torch.tanh(F.softplus(x)), MISH),
+    "hardswish": (lambda x: x * F.relu6(x + 3) / 6, (-0.5, 1.5)),
+    "leaky ReLU": (lambda x: torch.where(x > 0, x, 0.1 * x), (0.1, 1.0)),
+    "leaky ReLU, other way": (lambda x: torch.where(x <= 0, -0.5 * x, x), (-0.5, 1.0)),
+    "ELU": (lambda x: torch.where(x > 0, x, torch.exp(x) - 1), (0.0, 1.0)),
+    "softsign": (F.softsign, (0.0, 1.0)),
+    "softshrink": (F.softshrink, (0.0, 1.0)),
+    "x tanh x": (lambda x: x * torch.tanh(x), (-1.1996786402577338, 1.1996786402577338)),
+    "bell": (lambda x: torch.exp(-x * x), (-math.sqrt(2 / math.e), math.sqrt(2 / math.e))),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_function_that_is_written_out_has_the_slopes_of_the_function(name: str) -> None:
+    function, slopes = WRITTEN[name]
+    report = lipschitz(Apply(function), (3,), lower_steps=4)
+    largest = max(map(abs, slopes))
+    assert largest * (1 - 1e-12) <= report.upper <= largest * (1 + 1e-5) + 1e-5
+    assert report.lower <= report.upper
+
+
+def test_slopes_and_values_on_intervals_hold_what_the_function_does_there() -> None:
+    for name in ("SiLU", "leaky ReLU, other way", "softsign"):
+        function, _ = WRITTEN[name]
+        output, _ = build_network(capture(Apply(function), (3,)))
+        assert output is not None
+        assert isinstance(output.piece, Elementwise)
+        kind = output.piece.function
+        assert isinstance(kind, Written)
+        ends = torch.randn(2, 200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+        lower, upper = ends.amin(0), ends.amax(0)
+        low, high = kind.slopes_on(lower, upper)
+        bottom, top = kind.values_on(lower, upper)
+        points = lower + (upper - lower) * torch.linspace(0, 1, 65, dtype=torch.float64)[:, None, None]
+        values = function(points)
+        quotients = values.diff(dim=0) / points.diff(dim=0)
+        assert bool(((values >= bottom) & (values <= top)).all())
+        assert bool(((quotients >= low - 1e-9) & (quotients <= high + 1e-9)).all())
+        near = (quotients.amax(0) >= high - 0.2) & (quotients.amin(0) <= low + 0.2)
+        assert float(near.double().mean()) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: torch.where(x > 0, x, torch.exp(x) - 2), "yes or no"),
+        (lambda x: torch.where(x > 1, x, 2 * x), "yes or no"),
+        (F.hardshrink, "yes or no"),
+        (lambda x: x * x, "mul of two values that both depend on the input"),
+        (lambda x: x * torch.relu(x), "mul of two values that both depend on the input"),
+        (lambda x: x * torch.sin(x), "mul of two values that both depend on the input"),
+        (lambda x: x.flip(1) * torch.sigmoid(x), "mul of two values that both depend on the input"),
+        (lambda x: torch.exp(x) + 1, "exp which is the steeper"),
+        (lambda x: x / (1 - x.abs()), "div by a value"),
+    ],
+)
+def test_what_jumps_or_has_no_finite_slope_is_refused(function: Callable[[Tensor], Tensor], words: str) -> None:
+    report = lipschitz(Apply(function), (3,), refuse="record")
+    assert report.upper == math.inf
+    assert any(words in refusal.operation for refusal in report.refused), report.refused
+
+
+def test_a_written_activation_is_certified_with_its_roundings() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), Apply(WRITTEN["SiLU"][0]), nn.Linear(5, 3))
+    plain = nn.Sequential(nn.Flatten(), model[1], nn.SiLU(), model[3])
+    x = torch.rand(4, 1, 2, 2)
+    ours, theirs = certify(model, x), certify(plain, x)
+    assert torch.equal(ours.prediction, theirs.prediction)
+    torch.testing.assert_close(ours.radius, theirs.radius, rtol=1e-4, atol=1e-9)
