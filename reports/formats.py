@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from robustres.results import eps_words
+
 NORM_LABELS = {"l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}
 
 
@@ -39,10 +41,7 @@ def eps_text(eps: float | None) -> str:
     """
     if eps is None or math.isnan(eps):
         return "any"
-    if float(f"{eps:.2g}") == eps:
-        return f"{eps:.2g}"
-    levels = round(eps * 255)
-    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-6 else f"{eps:.4g}"
+    return eps_words(eps)
 
 
 def p_text(p: float) -> str:

@@ -22,7 +22,12 @@ def verdict(run: Run, samples: pd.DataFrame) -> list[Sentence]:
     """First defects, then the results, one sentence per norm, then what limits them."""
     limits = _limits(run)
     defects = [sentence for sentence in limits if sentence.tone == "defect"]
-    return [*defects, *_results(run, samples), *(sentence for sentence in limits if sentence.tone != "defect")]
+    return [
+        *defects,
+        *_requirements(run),
+        *_results(run, samples),
+        *(sentence for sentence in limits if sentence.tone != "defect"),
+    ]
 
 
 def _results(run: Run, samples: pd.DataFrame) -> list[Sentence]:
@@ -66,6 +71,16 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
             "nothing is proven, a better attack may leave fewer."
         )
     return Sentence(text, "result")
+
+
+def _requirements(run: Run) -> list[Sentence]:
+    """Whether each threshold was reached."""
+    found = []
+    for row in run.summary["requirements"]:
+        share = "was not counted" if row["share"] is None else f"is {share_text(row['share'])}"
+        text = f"{'Pass' if row['met'] else 'Fail'}: {row['require']} was required; the share {share}."
+        found.append(Sentence(text, "result" if row["met"] else "defect"))
+    return found
 
 
 def _limits(run: Run) -> list[Sentence]:

@@ -66,5 +66,6 @@ def eps_text(eps: float) -> str:
     >>> eps_text(8 / 255), eps_text(0.5)
     ('8/255', '0.5')
     """
-    steps = eps * 255
-    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-9 and steps < 255 and eps != 0.2 else f"{eps:g}"
+    from robustres.results import eps_words
+
+    return eps_words(eps)

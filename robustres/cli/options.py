@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once, and what they mean."""
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -17,6 +18,42 @@ if TYPE_CHECKING:
     from robustres.models import LoadedModel
     from robustres.threat import Norm
 
+
+def take_settings(context: typer.Context, file: Path | None) -> Path | None:
+    """Make what a TOML file says the defaults of the command; InputError names what the command does not know."""
+    from robustres.errors import InputError
+
+    if file is None:
+        return None
+    try:
+        content = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the settings in {file}: {error}") from error
+    known = {parameter.name for parameter in context.command.params} - {"settings_file"}
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise InputError(f"{file}: {context.info_name} has no setting {key!r}; it has {', '.join(sorted(known))}")
+        found[name] = _as_option(name, value)
+    context.default_map = {**(context.default_map or {}), **found}
+    return file
+
+
+def _as_option(name: str, value: Any) -> Any:
+    """A value of the file as the option would be written."""
+    if name == "attack_setting" and isinstance(value, dict):
+        return [f"{attack}.{key}={_word(entry)}" for attack, table in value.items() for key, entry in table.items()]
+    if name in REPEATED:
+        return [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
+    return ",".join(map(_word, value)) if isinstance(value, list) else value if isinstance(value, bool) else str(value)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+REPEATED = ("require", "attack_setting")
 Model = Annotated[
     str,
     typer.Argument(
@@ -35,8 +72,32 @@ Download = Annotated[
 ]
 NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
-AttackNames = Annotated[str, typer.Option("--attacks", help="Comma-separated attack names.")]
+AttackNames = Annotated[
+    str, typer.Option("--attacks", help="Comma-separated attack names, or package.module:name of one's own.")
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
+AttackSetting = Annotated[
+    list[str] | None,
+    typer.Option("--attack-setting", help="ATTACK.SETTING=VALUE such as apgd.steps=200; repeatable."),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help="TOML file of options by their names, with tables such as [attack-setting.apgd]; an option given here has "
+        "the last word.",
+        is_eager=True,
+        callback=take_settings,
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        help="WHAT@NORM:EPS>=SHARE with certified, robust or an attack's name, or clean>=SHARE, such as "
+        "certified@l2:36/255>=0.5; exit code 1 where it fails; repeatable.",
+    ),
+]
 InputShape = Annotated[
     str | None, typer.Option("--input-shape", help="Channels, height, width: 3,32,32; needed without --data.")
 ]
@@ -55,7 +116,8 @@ Certificate = Annotated[
     typer.Option(
         "--certificate",
         help="lipschitz (product of the pieces' bounds) | local (bounds around each image) | best (largest of all "
-        "deterministic radii; with --seconds-per-image also beside local ones); several with commas.",
+        "deterministic radii; with --seconds-per-image also beside local ones) | package.module:name of one's own; "
+        "several with commas.",
     ),
 ]
 Dtype = Annotated[
@@ -154,12 +216,17 @@ class Attacking:
 
     attacks: AttackNames = "fgsm,pgd"
     steps: Steps = 20
+    attack_setting: AttackSetting = None
     diagnose: Diagnose = 0
 
     def settings(self) -> dict[str, Any]:
         """As `Settings` takes it."""
         names = tuple(self.attacks.split(","))
-        return {"attacks": names, "attack_settings": {"pgd": {"steps": self.steps}}, "diagnose": self.diagnose}
+        settings: dict[str, dict[str, Any]] = {"pgd": {"steps": self.steps}}
+        for text in self.attack_setting or ():
+            attack, name, value = attack_setting(text)
+            settings.setdefault(attack, {})[name] = value
+        return {"attacks": names, "attack_settings": settings, "diagnose": self.diagnose}
 
 
 @dataclass(frozen=True)
@@ -196,6 +263,8 @@ class Running:
     out: Out = None
     overwrite: Overwrite = False
     keep_going: KeepGoing = False
+    require: Require = None
+    settings_file: SettingsFile = None
     json: Json = False
 
     def settings(self) -> dict[str, Any]:
@@ -246,6 +315,38 @@ def labels_in_words(images: "ImageSet", *, shown: int = 20) -> str:
     return listed + (f", ... {images.classes} in all" if images.classes > shown else "")
 
 
+def attack_setting(text: str) -> tuple[str, str, Any]:
+    """The attack, its setting and the value of `apgd.steps=200`.
+
+    >>> attack_setting("apgd.steps=200"), attack_setting("fab.give_up=false")
+    (('apgd', 'steps', 200), ('fab', 'give_up', False))
+    """
+    from robustres.errors import InputError
+
+    where, found, value = text.partition("=")
+    attack, dot, name = where.rpartition(".")
+    if not (found and dot and attack and name and value):
+        raise InputError(f"--attack-setting must be ATTACK.SETTING=VALUE such as apgd.steps=200, got {text!r}")
+    return attack, name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """A whole number, a number that may be a fraction, true or false, or a text."""
+    from robustres.errors import InputError
+    from robustres.threat import parse_number
+
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return parse_number(text)
+    except InputError:
+        return text
+
+
 def pick_device(name: str) -> str:
     """The device that an option names; `auto` takes a GPU where there is one."""
     import torch
@@ -266,13 +367,17 @@ def pick_device(name: str) -> str:
 def budgets(norm: str, eps: str | None) -> "dict[Norm, tuple[float, ...]]":
     """The eps to use in a norm: those given, or the conventional ones."""
     from robustres.errors import InputError
+    from robustres.threat import ThreatModel, parse_numbers
+
+    given = None if eps is None else parse_numbers(eps)
+    for budget in given or ():
+        ThreatModel("l2", budget)  # before anything that takes time is imported
     from robustres.evaluation import CONVENTIONAL_EPS
-    from robustres.threat import parse_numbers
 
     known = next((name for name in CONVENTIONAL_EPS if name == norm), None)
     if known is None:
         raise InputError(f"--norm must be one of {', '.join(CONVENTIONAL_EPS)}, got {norm!r}")
-    return {known: CONVENTIONAL_EPS[known] if eps is None else parse_numbers(eps)}
+    return {known: CONVENTIONAL_EPS[known] if given is None else given}
 
 
 def thoroughness(joint: bool, effort: float | None) -> dict[str, Any]:

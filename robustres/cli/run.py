@@ -26,8 +26,12 @@ def run_and_report(
 ) -> None:
     """Evaluate the model on the data, write the run folder with its report, and print the summary."""
     from robustres.evaluation import evaluate
+    from robustres.evaluation.plan import check_countable
     from robustres.reports import write_report
+    from robustres.results import Requirement
 
+    required = [Requirement.read(text) for text in running.require or ()]
+    check_countable(required, settings)
     where, json = pick_device(running.device), running.json
     loaded, images = source.load(model, data)
     folder = running.out or Path("runs") / f"{slug(model)}-{slug(data)}"
@@ -35,7 +39,7 @@ def run_and_report(
         with console.progress_bar(quiet=json) as progress:
             run = evaluate(
                 loaded, images, folder, settings, device=where, overwrite=running.overwrite, cache=cache,
-                command=console.invocation(), progress=progress,
+                require=required, command=console.invocation(), progress=progress,
             )  # fmt: skip
             if not run.first:
                 return
@@ -54,6 +58,18 @@ def run_and_report(
         print_summary(run.summary)
         print_diagnosis(run.folder.table("diagnosis"))
         console.output.print(f"report: {page}")
+    require_met(run.summary, quiet=json)
+
+
+def require_met(summary: dict[str, Any], *, quiet: bool = False) -> None:
+    """Say which thresholds were reached, and end with exit code 1 where one was not."""
+    failed = [row for row in summary["requirements"] if not row["met"]]
+    if not quiet:
+        for row in summary["requirements"]:
+            word = "pass" if row["met"] else "FAIL"
+            console.output.print(f"{word}: {row['require']} (found {console.percent(row['share'])})", markup=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 def slug(spec: str) -> str:

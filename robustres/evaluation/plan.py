@@ -12,6 +12,7 @@ from robustres.attacks.registry import MINIMUM_NORM
 from robustres.certify import Certificate, LipschitzReport, LocalCertificate, NetworkCertificate
 from robustres.errors import InputError
 from robustres.evaluation.plugins import imported, is_threat
+from robustres.results import Requirement, eps_words
 from robustres.threat import Norm, ThreatModel
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def _require_names(named: Sequence[tuple[str, Any]], what: str) -> None:
             raise InputError(f"two {what} are called {one[0]!r}; give one of them a name of its own")
 
 
+Place = tuple[str | None, float | None]
 # How a certificate that has a name is made for a norm.
 Maker = Callable[["Settings", LipschitzReport, Norm], Certificate]
 
@@ -133,3 +135,17 @@ def _as_certificate(entry: Any) -> Certificate:
             f"RadiusColumn, got {entry!r}"
         )
     return entry  # type: ignore[no-any-return]
+
+
+def check_countable(required: Sequence[Requirement], settings: "Settings") -> None:
+    """InputError for a threshold on something that the run will not count."""
+    attacked: set[Place] = {(attack.threat.norm, attack.threat.eps) for attack in planned_attacks(settings)}
+    counted: set[Place] = {(norm, eps) for norm, budgets in settings.counted_eps().items() for eps in budgets}
+    for one in required:
+        places = counted if one.what == "certified" else {(None, None)} if one.what == "clean" else attacked | counted
+        near = any(
+            norm == one.norm and (eps == one.eps or math.isclose(eps or 0, one.eps or 0)) for norm, eps in places
+        )
+        if not near:
+            known = ", ".join(sorted(f"{norm}:{eps_words(eps)}" for norm, eps in places if eps and math.isfinite(eps)))
+            raise InputError(f"{one} is about an eps that this run does not count; it counts {known or 'none'}")

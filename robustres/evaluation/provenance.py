@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from robustres.data import ImageSet
 from robustres.evaluation.settings import Settings
 from robustres.models import LoadedModel
 from robustres.precision import floating_types, image_dtype, named
-from robustres.results import SCHEMA_VERSION
+from robustres.results import SCHEMA_VERSION, Requirement
 
 
 def build_manifest(
@@ -33,6 +34,7 @@ def build_manifest(
     classes: int,
     device: torch.device,
     parts: list[str],
+    require: Sequence[Requirement] = (),
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Everything about a run that is not a table; `identity` is the part that a resumed run must share.
@@ -50,6 +52,7 @@ def build_manifest(
         "identity": same,
         "samples": len(data),
         "parts": parts,
+        "require": list(map(str, require)),
         "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters},
         "data": {
             **data.facts(),

@@ -34,6 +34,9 @@ def open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzRepor
     begun = require_same_run(folder, manifest["identity"])
     if begun:
         _require_sealed_manifest(folder)
+        if (known := folder.manifest()).get("require") != manifest["require"]:
+            folder.unseal()
+            folder.write_manifest({**known, "require": manifest["require"]})
     if not begun:
         folder.write_manifest(manifest)
     if not usable(folder, WHOLE):

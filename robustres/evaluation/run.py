@@ -1,6 +1,7 @@
 """Attack and certify a data set, part by part, into a run folder; stop if certificate and attack ever cross."""
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from robustres.certify import LipschitzReport
 from robustres.data import ImageSet, load_data
 from robustres.evaluation.lock import locked, require_free
-from robustres.evaluation.plan import planned_attacks, planned_certificates
+from robustres.evaluation.plan import check_countable, planned_attacks, planned_certificates
 from robustres.evaluation.preflight import check_output, require_certifiable_type
 from robustres.evaluation.provenance import build_manifest, identity
 from robustres.evaluation.resume import open_run, part_name, pending, require_same_run
@@ -22,7 +23,7 @@ from robustres.evaluation.shard import this_shard
 from robustres.evaluation.task import Progress, Task, spans_of
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel, load_model
-from robustres.results import RunFolder, require_own_run
+from robustres.results import Requirement, RunFolder, require_own_run
 from robustres.threat import require_width
 
 
@@ -73,6 +74,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
     cache: bool = True,
+    require: Sequence[Requirement | str] = (),
     command: list[str] | None = None,
     progress: Progress = _silent,
 ) -> Run:
@@ -89,11 +91,15 @@ def evaluate(
     may be larger than the memory. With `cache`, bounds of an unchanged network are found again in the run folder and
     in the user's cache, by a digest of the network, the settings and this version of the certifier.
 
+    require: thresholds such as "certified@l2:36/255>=0.5"; whether the run reaches them stands in its summary.
+
     Raises: DataError or ModelError where model and data do not fit; StorageError where a file cannot be written (what
     is finished stays, and the same call goes on from there); InputError where the folder belongs to another run or is
     in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
     written first, the example among it, so that it can be looked at).
     """
+    required = [Requirement.read(entry) if isinstance(entry, str) else entry for entry in require]
+    check_countable(required, settings)
     device = torch.device(device)
     data = data if isinstance(data, ImageSet) else load_data(data)
     model = model if isinstance(model, LoadedModel) else load_model(model, input_shape=data.image_shape)
@@ -117,7 +123,8 @@ def evaluate(
         def hold_and_open() -> None:
             manifest = build_manifest(
                 model, data, settings, report, name=name or folder.path.name, classes=classes, device=device,
-                parts=[part_name(span) for span in spans_of(data, settings)], command=command,
+                parts=[part_name(span) for span in spans_of(data, settings)], require=required,
+                command=command,
             )  # fmt: skip
             held.enter_context(locked(folder.path))
             open_run(folder, manifest, report, overwrite=overwrite)

@@ -16,6 +16,7 @@ from robustres.results.files import csv_text, json_text, write_atomically
 from robustres.results.folder import RunFolder
 from robustres.results.nearest import largest_attacked_eps, nearest_examples
 from robustres.results.parts import DIAGNOSED, TRAINING, WHOLE, Parts, sha256
+from robustres.results.requirement import Requirement, eps_words
 from robustres.results.sandwich import Sandwich, of_network, sandwich_violations
 from robustres.results.schema import (
     MEASURED_NORMS,
@@ -40,12 +41,14 @@ __all__ = [
     "TRAINING",
     "WHOLE",
     "Parts",
+    "Requirement",
     "RunFolder",
     "Sandwich",
     "block_records",
     "certified_mask",
     "csv_text",
     "empty_table",
+    "eps_words",
     "json_text",
     "largest_attacked_eps",
     "nearest_examples",

@@ -121,6 +121,10 @@ class RunFolder:
         """Write digest.json, over the manifest and all parts as they are now; returns the digest."""
         return write_seal(self.path, self.parts())
 
+    def unseal(self) -> None:
+        """Remove digest.json, before anything that it is over changes."""
+        (self.path / SEAL).unlink(missing_ok=True)
+
     def digest(self) -> str | None:
         """The digest of a finished run, None of an unfinished one; InputError where a file was changed since."""
         return require_seal(self.path, self.parts())

@@ -102,6 +102,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lipschitz.lower": (_number, "a number"),
     "refused": (_every(_refusal), "a list of objects with path and operation"),
     "attacks": (_every(_attack), "a list of objects with a name"),
+    "require": (_every(_is(str)), "a list of texts"),
     "parts": (_every(_is(str)), "a list of names"),
     "samples": (_count, "a count"),
     "settings": _OBJECT,

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from robustres.results.nearest import largest_attacked_eps, nearest_examples
+from robustres.results.requirement import Requirement
 from robustres.results.sandwich import sandwich_violations
 from robustres.results.schema import SCHEMA_VERSION
 
@@ -21,8 +22,9 @@ def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
     correct = samples["correct"]
     total = len(samples)
     lipschitz = manifest["lipschitz"]
-    return {
+    summary = {
         "schema_version": SCHEMA_VERSION,
+        "run": {"id": manifest.get("id")},
         "model": dict(manifest["model"]),
         "data": {**manifest["data"], "samples": total},
         "clean": {"correct": int(correct.sum()), "accuracy": _share(int(correct.sum()), total)},
@@ -33,6 +35,8 @@ def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
         "sandwich": {"violations": len(sandwich_violations(tables["attacks"], tables["certificates"]))},
         "refused": list(manifest["refused"]),
     }
+    required = [Requirement.read(text).met(summary) for text in manifest.get("require") or ()]
+    return summary | {"requirements": required}
 
 
 def robust_mask(attacks: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Series:
