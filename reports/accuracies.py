@@ -4,6 +4,7 @@ from typing import Any
 
 from robustres.reports.run import Run
 from robustres.reports.wilson import wilson_interval
+from robustres.results import NETWORK
 
 ALL_ATTACKS = "all attacks together"
 MEASURED = "measured"
@@ -28,8 +29,10 @@ def accuracy_rows(run: Run) -> list[dict[str, Any]]:
             for row in (row for row in summary["robust"] if (row["norm"], row["eps"]) == (norm, eps)):
                 rows.append(_row("attack", ALL_ATTACKS, norm, eps, UPPER, "", row["robust"], run.total))
             for row in (row for row in certificates if row["eps"] == eps):
-                name, guarantee = f"{row['certificate']} certificate", row["guarantee"]
-                rows.append(_row("certificate", name, norm, eps, LOWER, guarantee, row["certified"], run.total))
+                of = "" if row["function"] in (NETWORK, row["certificate"]) else f" of {row['function']}"
+                name = f"{row['certificate']} certificate{of}"
+                guarantee, count = row["guarantee"], row["certified"]
+                rows.append(_row("certificate", name, norm, eps, LOWER, guarantee, count, run.total))
     return rows
 
 

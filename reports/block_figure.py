@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, JOINT, Figure, specification, tooltip_texts
-from robustres.reports.formats import number_text
+from robustres.reports.formats import bound_text, radius_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
 
@@ -22,7 +22,7 @@ def block_figures(run: Run, blocks: pd.DataFrame, *, domain: tuple[float, float]
     if not any(row["upper"] for row in rows):
         return []
     words = [
-        f"{row['name']}: at least {number_text(row['lower'])} (estimate), at most {number_text(row['upper'])}"
+        f"{row['name']}: at least {radius_text(row['lower'])} (estimate), at most {bound_text(row['upper'])}"
         for row in rows[:12]
     ]
     more = f" and {len(rows) - 12} more blocks" if len(rows) > 12 else ""
@@ -33,7 +33,7 @@ def block_figures(run: Run, blocks: pd.DataFrame, *, domain: tuple[float, float]
             caption=(
                 "Each bar runs from the lower estimate to the textbook bound, on a logarithmic scale. The true factor "
                 "lies in the dark part, between estimate and the bound used; the pale part is what the better bound "
-                "saved. Every certified radius is divided by each of these bounds in turn."
+                "saved. Radii from the product of the bounds are divided by each of them in turn."
             ),
             alt="Lipschitz interval of each block. " + "; ".join(words) + more + ".",
             spec=specification(_chart(rows, domain)),

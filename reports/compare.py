@@ -15,6 +15,7 @@ from robustres.reports.files import figure_data, grouped, write_figures, write_j
 from robustres.reports.formats import eps_text, norm_text, share_text
 from robustres.reports.ledger import ledger
 from robustres.reports.measures import Measure, compare_measures, same_samples
+from robustres.reports.model_table import model_columns, model_row, with_best
 from robustres.reports.overlay_figure import overlay_figures
 from robustres.reports.records import records
 from robustres.reports.render import page_assets, render
@@ -93,6 +94,8 @@ def _values(
         "paired": same_samples(runs),
         "standings": _standings(runs, samples),
         "verdict": _verdict(runs, samples, measures),
+        "models": with_best([model_row(run, frame) for run, frame in zip(runs, samples, strict=True)]),
+        "columns": model_columns(runs),
         "blocks": [(run.name, records(blocks)) for run, blocks in zip(runs, ledgers, strict=True)],
         "groups": grouped(figures),
     }
@@ -120,10 +123,35 @@ def _verdict(runs: Sequence[Run], samples: Sequence[pd.DataFrame], measures: Seq
             sentences.append(Sentence(text, "defect"))
         if run.summary["refused"]:
             sentences.append(Sentence(f"{run.name} has no certificate: it has operations without a bound.", "warning"))
+    different = _different_attacks(runs)
+    if different:
+        sentences.append(Sentence(different, "warning"))
     if not same_samples(runs):
         text = "The runs were not made on the same images, so differences between them are not tested."
         sentences.append(Sentence(text, "warning"))
     return sentences
+
+
+def _different_attacks(runs: Sequence[Run]) -> str:
+    """A sentence where the runs were not attacked alike; empty where they were."""
+    words = []
+    for run in runs:
+        rows = run.tables["attacks"][["attack", "norm", "eps"]].drop_duplicates()
+        planned = run.manifest.get("attacks") or []
+        known = {str((row["name"], {**(row.get("settings") or {}), "seed": None})) for row in planned}
+        words.append(
+            (set(map(str, rows.fillna({"eps": -1.0}).to_dict(orient="records"))), known, rows["attack"].unique())
+        )
+    if all(word[:2] == words[0][:2] for word in words):
+        return ""
+    listed = "; ".join(
+        f"{run.name} by {', '.join(sorted(map(str, names))) or 'none'}"
+        for run, (_, _, names) in zip(runs, words, strict=True)
+    )
+    return (
+        f"The runs were not attacked alike ({listed}; names, eps or settings differ), so a difference of attacked "
+        "accuracies may be one of the attacks."
+    )
 
 
 def _leader(runs: Sequence[Run], measure: Measure) -> str:

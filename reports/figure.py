@@ -3,8 +3,8 @@
 import base64
 import copy
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +40,8 @@ PAPER_CONFIG: dict[str, Any] = {
 class Figure:
     """name: of its files; title, caption, alt: text for people; spec: Vega-Lite; rows: the numbers it shows.
 
-    group: figures of one group stand side by side on the page.
+    group: figures of one group stand side by side on the page. log_spec: the same with a logarithmic eps, where there
+    is one. shares: the columns of `rows` that are shares.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Figure:
     spec: dict[str, Any]
     rows: list[dict[str, Any]]
     group: str
+    log_spec: dict[str, Any] | None = None
+    shares: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", self.name):
@@ -65,9 +68,12 @@ class Figure:
         """The same as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
-    def pdf(self) -> bytes:
-        """The same as one PDF page."""
-        return bytes(vl_convert.vegalite_to_pdf(self._paper_spec()))
+    def papers(self) -> Iterator[tuple[str, str, bytes]]:
+        """Name, SVG and PDF (one page) of each form."""
+        yield self.name, self.svg, bytes(vl_convert.vegalite_to_pdf(self._paper_spec()))
+        if self.log_spec is not None:
+            logarithmic = replace(self, name=f"{self.name}-log", spec=self.log_spec, log_spec=None)
+            yield from logarithmic.papers()
 
     def _paper_spec(self) -> dict[str, Any]:
         """Without what only a pointer can see."""

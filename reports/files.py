@@ -18,14 +18,18 @@ def grouped(figures: list[Figure]) -> dict[str, list[Figure]]:
 
 def figure_data(figures: list[Figure]) -> dict[str, Any]:
     """What the page's script needs to draw them."""
-    return {figure.name: {"spec": figure.spec, "alt": figure.alt} for figure in figures}
+    return {
+        figure.name: {"spec": figure.spec, "alt": figure.alt} | ({"log": figure.log_spec} if figure.log_spec else {})
+        for figure in figures
+    }
 
 
 def write_figures(folder: Path, figures: list[Figure]) -> None:
-    """figures/NAME.svg and figures/NAME.pdf."""
+    """figures/NAME.svg and figures/NAME.pdf, and NAME-log where there is a logarithmic form."""
     for figure in figures:
-        write_atomically(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
-        write_atomically(folder / "figures" / f"{figure.name}.pdf", figure.pdf())
+        for name, svg, pdf in figure.papers():
+            write_atomically(folder / "figures" / f"{name}.svg", svg.encode())
+            write_atomically(folder / "figures" / f"{name}.pdf", pdf)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,21 +3,55 @@
 import math
 from typing import Any
 
-from robustres.results import eps_words
+from robustres.results import eps_words, rounded_text, share_text
 
+__all__ = [
+    "at_least",
+    "at_most",
+    "attack_text",
+    "bound_text",
+    "eps_text",
+    "norm_text",
+    "number_text",
+    "p_text",
+    "radius_text",
+    "share_text",
+]
+
+# Attacks as the literature names them.
+ATTACKS = {
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "apgd": "APGD-CE",
+    "apgd-t": "APGD-T",
+    "fab": "FAB",
+    "square": "Square",
+    "ensemble": "APGD-CE + APGD-T + FAB + Square",
+    "ddn": "DDN",
+    "fmn": "FMN",
+    "deepfool": "DeepFool",
+}
 NORM_LABELS = {"l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}
 
 
-def share_text(value: float | None) -> str:
-    """A share in per cent.
+def radius_text(value: float | None) -> str:
+    """A certified radius, or an estimate from below: four digits, never above it."""
+    return rounded_text(value, up=False)
 
-    >>> share_text(0.8126)
-    '81.3 %'
-    >>> share_text(-1e-9)
-    '0.0 %'
-    """
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    return "–" if value is None or math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f} %"
+
+def bound_text(value: float | None) -> str:
+    """A bound from above, or the distance of an example: four digits, never below it."""
+    return rounded_text(value, up=True)
+
+
+def at_least(share: float | None) -> str:
+    """A share from below in per cent, never above it."""
+    return share_text(share, up=False)
+
+
+def at_most(share: float | None) -> str:
+    """A share from above in per cent, never below it."""
+    return share_text(share, up=True)
 
 
 def number_text(value: Any) -> str:
@@ -56,3 +90,8 @@ def p_text(p: float) -> str:
 def norm_text(norm: str) -> str:
     """A norm as it is printed."""
     return NORM_LABELS.get(norm, norm)
+
+
+def attack_text(name: str) -> str:
+    """An attack as the literature names it; one's own under its own name."""
+    return ATTACKS.get(name, name)

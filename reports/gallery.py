@@ -21,7 +21,8 @@ ORDERS = {"l1": 1, "l2": 2, "linf": np.inf}
 class Card:
     """One sample in one norm. Images are PNG data URIs; `magnified` is grey where the perturbation is zero.
 
-    radius: certified lower bound; distance: of the example shown; gap: distance - radius.
+    radius: certified lower bound; distance: of the example shown; gap: distance - radius. The page rounds radii down
+    and distances up.
     """
 
     index: int

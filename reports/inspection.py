@@ -8,6 +8,7 @@ import pandas as pd
 
 from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, write_figures, write_json
+from robustres.reports.formats import number_text
 from robustres.reports.records import records
 from robustres.reports.render import page_assets, render
 from robustres.results import csv_text, require_own, write_atomically
@@ -35,6 +36,17 @@ class Section:
     def holds(self) -> bool:
         """Whether every finding holds."""
         return all(finding["holds"] for finding in self.findings)
+
+    @property
+    def broken(self) -> str:
+        """What does not hold, in words; empty where everything does."""
+        return "; ".join(
+            f"{finding['what']} is {number_text(finding['value'])}, not "
+            f"{'at most' if finding['relation'] == '<=' else 'at least'} "
+            f"{number_text(finding['limit'])} ({finding['against']})"
+            for finding in self.findings
+            if not finding["holds"]
+        )
 
     @property
     def figure(self) -> Figure | None:

@@ -1,7 +1,9 @@
 """Several runs measured alike: who is best, and which differences are more than chance."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ from robustres.reports.accuracies import ALL_ATTACKS
 from robustres.reports.mcnemar import holm, mcnemar_p
 from robustres.reports.run import Run
 from robustres.reports.wilson import wilson_interval
-from robustres.results import certified_mask, robust_mask
+from robustres.results import NETWORK, certified_mask, robust_mask
 
 Mask = npt.NDArray[np.bool_]
 Key = tuple[str, str, str | None, float | None]
@@ -47,11 +49,16 @@ def same_samples(runs: Sequence[Run]) -> bool:
 
 
 def compare_measures(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> list[Measure]:
-    """Every measure that at least two runs share, in the order of the first run."""
+    """Every measure that at least two runs share, and every attack at an eps where what all of them leave is shown.
+
+    So no row of all attacks together stands below rows that cannot be seen.
+    """
     masks = [_masks(run, frame) for run, frame in zip(runs, samples, strict=True)]
     paired = same_samples(runs)
     keys = list(dict.fromkeys(key for run_masks in masks for key in run_masks))
     shared = [key for key in keys if sum(key in run_masks for run_masks in masks) > 1]
+    together = {key[2:] for key in shared if key[1] == ALL_ATTACKS}
+    shared += [key for key in keys if key not in shared and key[0] == "attack" and key[2:] in together]
     order = {"clean": 0, "attack": 1, "certificate": 2}
     shared.sort(key=lambda key: (order[key[0]], str(key[2]), key[3] or 0.0, key[1] == ALL_ATTACKS, key[1]))
     return _corrected([_measure(key, [run_masks.get(key) for run_masks in masks], paired) for key in shared])
@@ -61,16 +68,19 @@ def _masks(run: Run, samples: pd.DataFrame) -> dict[Key, Mask]:
     """Which samples count as correct in each measure of the run, in the order of the sample index."""
     correct = samples["correct"]
     masks: dict[Key, Mask] = {("clean", "clean images", None, None): correct.to_numpy()}
-    for (name, norm, eps), rows in run.tables["attacks"].dropna(subset="eps").groupby(["attack", "norm", "eps"]):
-        budget = float(str(eps))
-        masks["attack", str(name), str(norm), budget] = robust_mask(rows, correct, budget).to_numpy()
+    groups: Any = run.tables["attacks"].groupby(["attack", "norm", "eps"], dropna=False)
+    for (name, norm, eps), rows in groups:
+        for budget in run.eps[norm] if math.isnan(eps) else [eps]:  # one run of a minimum-norm attack serves every eps
+            masks["attack", name, norm, budget] = robust_mask(rows, correct, budget).to_numpy()
     for norm in run.norms:
         for eps in (eps for eps in run.eps[norm] if eps <= run.attacked_up_to(norm)):
             survived = correct & (samples[f"distance_{norm}"] > eps)
             masks["attack", ALL_ATTACKS, norm, eps] = survived.to_numpy()
-    for (name, norm), rows in run.tables["certificates"].groupby(["certificate", "norm"]):
-        for eps in run.eps[str(norm)]:
-            key: Key = ("certificate", f"{name} certificate", str(norm), eps)
+    certificates: Any = run.tables["certificates"].groupby(["certificate", "function", "norm"])
+    for (name, function, norm), rows in certificates:
+        of = "" if function in (NETWORK, name) else f" of {function}"
+        for eps in run.eps[norm]:
+            key: Key = ("certificate", f"{name} certificate{of}", norm, eps)
             masks[key] = certified_mask(rows, samples["label"], eps).to_numpy()
     return masks
 

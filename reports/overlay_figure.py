@@ -6,6 +6,7 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
+from robustres.reports.eps_axis import ScaleType, eps_axis
 from robustres.reports.figure import MODEL_COLOURS, Figure, specification, tooltip_texts
 from robustres.reports.formats import eps_text, norm_text, share_text
 from robustres.reports.records import records
@@ -21,21 +22,19 @@ def overlay_figures(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> lis
     """One figure per norm that at least two runs share."""
     norms = list(dict.fromkeys(norm for run in runs for norm in run.norms))
     shared = [norm for norm in norms if sum(norm in run.eps for run in runs) > 1]
-    return [_figure(runs, samples, norm) for norm in shared]
+    return [_figure(runs, samples, norm) for norm in shared if any(len(frame) for frame in samples)]
 
 
 def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> Figure:
-    curves = [
-        accuracy_curve(run, frame, norm).assign(model=run.name)
-        for run, frame in zip(runs, samples, strict=True)
-        if norm in run.eps and len(frame)
-    ]
+    known = [(run, frame) for run, frame in zip(runs, samples, strict=True) if norm in run.eps and len(frame)]
+    curves = [accuracy_curve(run, frame, norm).assign(model=run.name) for run, frame in known]
+    logs = [accuracy_curve(run, frame, norm, logarithmic=True).assign(model=run.name) for run, frame in known]
     rows = [row for curve in curves for row in records(curve)]
+    names = [run.name for run in runs]
     words = []
-    for run, curve in zip(runs, curves, strict=False):
+    for (run, _), curve in zip(known, curves, strict=True):
         eps = run.headline_eps(norm)
-        known = curve[curve["eps"] == eps]
-        for row in records(known):
+        for row in records(curve[curve["eps"] == eps]):
             words.append(
                 f"{run.name} at {eps_text(eps)}: certified {share_text(row['certified'])}, "
                 f"attacked {share_text(row['attacked'])}"
@@ -44,17 +43,20 @@ def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> 
         name=f"sandwich-{norm}",
         title=f"Accuracy against {norm_text(norm)} perturbations",
         caption=(
-            "Solid: certified, a lower bound. Dashed: attacked, an upper bound. "
-            "The truth of each model lies between its two lines."
+            f"{'; '.join(dict.fromkeys(run.about for run in runs))}, {norm_text(norm)}. Solid: certified, a lower "
+            "bound. Dashed: attacked, an upper bound. The truth of each model lies above its solid line and below its "
+            "dashed one, as far as these are drawn."
         ),
         alt=f"Certified and attacked accuracy of {len(runs)} models. {'. '.join(words)}.",
-        spec=specification(_chart(rows, [run.name for run in runs], norm)),
+        spec=specification(_chart(rows, names, norm, "linear")),
+        log_spec=specification(_chart([row for curve in logs for row in records(curve)], names, norm, "log")),
         rows=rows,
+        shares=("clean", *SIDES),
         group="sandwich",
     )
 
 
-def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLevelMixin:
+def _chart(rows: list[dict[str, Any]], names: list[str], norm: str, scale: ScaleType) -> alt.TopLevelMixin:
     base, texts = tooltip_texts(alt.Chart(alt.InlineData(values=rows)), SIDES, ".1%")
     colours = [MODEL_COLOURS[i % len(MODEL_COLOURS)] for i in range(len(names))]
     colour = alt.Color(
@@ -64,8 +66,8 @@ def _chart(rows: list[dict[str, Any]], names: list[str], norm: str) -> alt.TopLe
         legend=alt.Legend(orient="bottom", title=None),
     )
     dashes = alt.Scale(domain=list(SIDES.values()), range=[[1, 0], [6, 4]])
-    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy", labelSeparation=8)
-    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False), axis=axis)
+    every = [row["eps"] for row in rows]
+    x = eps_axis(norm, min(every), max(every), scale)
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("eps:Q", format=".5~g"), *texts]
 
     def line(field: str, step: Step) -> alt.Chart:

@@ -3,8 +3,9 @@
 import shlex
 from typing import Any
 
-from robustres.reports.formats import norm_text
+from robustres.reports.formats import eps_text, norm_text
 from robustres.reports.run import Run
+from robustres.results import NETWORK
 
 
 def provenance_rows(run: Run) -> list[tuple[str, str]]:
@@ -17,6 +18,14 @@ def provenance_rows(run: Run) -> list[tuple[str, str]]:
         ("digest of run.json and all parts", run.digest or "none: the run is not finished"),
         *((f"model {key}", value) for key, value in manifest["model"].items()),
         *((f"data {key}", value) for key, value in manifest["data"].items() if key != "class_names"),
+        ("classes by number", _classes(manifest["data"].get("class_names"))),
+        ("selection of samples", manifest.get("selection")),
+        ("what is stated", manifest.get("statement")),
+        *(
+            (f"attack {row['name']} ({row.get('norm')}, eps {eps_text(row.get('eps'))})", row.get("settings"))
+            for row in manifest.get("attacks") or []
+        ),
+        ("certificates", manifest.get("certificates")),
         ("seed", manifest.get("seed")),
         ("data types", manifest.get("dtype")),
         ("TF32", manifest.get("tf32")),
@@ -39,16 +48,26 @@ def guarantees(run: Run) -> list[str]:
         "Clean accuracy is counted.",
         "Attacked accuracy is an upper bound of the accuracy under the best attack: a better attack may find more.",
     ]
-    certificates = run.tables["certificates"][["certificate", "norm", "guarantee"]].drop_duplicates()
+    certificates = run.tables["certificates"][["certificate", "function", "norm", "guarantee"]].drop_duplicates()
     for row in certificates.sort_values(["certificate", "norm"]).to_dict(orient="records"):
-        lines.append(f"Certificate {row['certificate']} in {norm_text(row['norm'])}: {row['guarantee']}.")
+        of = "the network" if row["function"] == NETWORK else f"{row['function']}, which is another function"
+        lines.append(f"Certificate {row['certificate']} in {norm_text(row['norm'])}: {row['guarantee']}, of {of}.")
     for guarantee in sorted(set(run.tables["blocks"]["guarantee"])):
         names = run.tables["blocks"].loc[run.tables["blocks"]["guarantee"] == guarantee, "name"]
         lines.append(f"Bounds of {len(names)} blocks: {guarantee}.")
     if len(run.tables["blocks"]):
         lines.append("Lower estimates show how loose a bound may be; nothing is certified with them.")
+        lines.append("No such bound below: of bounds that know only the range of the slopes, not of the block itself.")
     lines.append("Confidence intervals (95 %, Wilson) speak of other images drawn like these, not of the bounds.")
     return lines
+
+
+def _classes(names: list[str] | None) -> str | None:
+    """The number of every class beside its name, where that is not the number itself."""
+    numbered = list(enumerate(names or []))
+    return (
+        None if all(str(number) == name for number, name in numbered) else ", ".join(f"{i}: {n}" for i, n in numbered)
+    )
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from robustres.reports.figure import CERTIFIED, CLEAN, Figure, specification
-from robustres.reports.formats import eps_text, norm_text, number_text
+from robustres.reports.formats import eps_text, norm_text, radius_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
 from robustres.results import of_network
@@ -53,15 +53,16 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
         name=f"radii-{norm}",
         title=f"Certified {norm_text(norm)} radius by class",
         caption=(
-            "Dot: median; bar: middle half; line: 5th to 95th percentile; dashed: the eps counted. A misclassified "
-            f"image counts with radius 0. Every radius is a lower bound of the true one.{partly}"
+            f"{run.about}. Dot: median; bar: middle half; line: 5th to 95th percentile; dashed: the eps counted. A "
+            f"misclassified image counts with radius 0. Every radius is a lower bound of the true one.{partly}"
         ),
         alt=(
             f"Certified {norm_text(norm)} radii of {len(rows)} classes. Smallest median: {weakest['name']}, "
-            f"{number_text(weakest['median'])}. Counted eps: {', '.join(map(eps_text, run.eps[norm])) or 'none'}."
+            f"{radius_text(weakest['median'])}. Counted eps: {', '.join(map(eps_text, run.eps[norm])) or 'none'}."
         ),
         spec=specification(_chart(rows, run.eps[norm], norm)),
         rows=rows,
+        shares=("certified",),
         group="radii",
     )
 

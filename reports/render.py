@@ -9,7 +9,18 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from robustres.reports.formats import eps_text, norm_text, number_text, p_text, share_text
+from robustres.reports.formats import (
+    at_least,
+    at_most,
+    attack_text,
+    bound_text,
+    eps_text,
+    norm_text,
+    number_text,
+    p_text,
+    radius_text,
+    share_text,
+)
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -27,6 +38,8 @@ _LATEX = {
     "ℓ∞": r"$\ell_\infty$",
     "∞": r"$\infty$",
     "–": "--",
+    "×": r"$\times$",
+    "−": r"$-$",
     " %": r"\,\%",
 }
 _LATEX_PATTERN = re.compile("|".join(re.escape(key) for key in sorted(_LATEX, key=len, reverse=True)))
@@ -48,7 +61,13 @@ def escape_latex(value: Any) -> str:
     >>> escape_latex("50 % of a_b")
     '50\\,\\% of a\\_b'
     """
+    if isinstance(value, _Tex):
+        return str(value)
     return _LATEX_PATTERN.sub(lambda match: _LATEX[match.group()], str(value))
+
+
+class _Tex(str):
+    """What a macro has set already."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -72,9 +91,12 @@ def _environment(kind: str) -> jinja2.Environment:
         marks: dict[str, Any] = {"block_start_string": "<%", "block_end_string": "%>", "comment_start_string": "<#"}
         marks |= {"variable_start_string": "<<", "variable_end_string": ">>", "comment_end_string": "#>"}
         environment = jinja2.Environment(autoescape=False, finalize=escape_latex, **marks, **shared)
+        environment.filters["tex"] = _Tex
     else:
         environment = jinja2.Environment(autoescape=False, finalize=escape_markdown, **shared)
     environment.filters |= {"share": share_text, "number": number_text, "eps": eps_text, "norm": norm_text, "p": p_text}
+    environment.filters |= {"radius": radius_text, "bound": bound_text, "at_least": at_least, "at_most": at_most}
+    environment.filters |= {"attack": attack_text}
     return environment
 
 

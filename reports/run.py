@@ -30,6 +30,18 @@ class Run:
         return list(self.eps)
 
     @property
+    def asked(self) -> list[str]:
+        """Those that the run was asked about, of which alone sentences speak; all, where it does not say."""
+        named = (self.manifest.get("settings") or {}).get("eps")
+        return [norm for norm in self.norms if not isinstance(named, dict) or norm in named]
+
+    @property
+    def about(self) -> str:
+        """The images, for captions."""
+        source = self.manifest["data"].get("source")
+        return f"{self.total:,} images of {source}" if source else f"{self.total:,} images"
+
+    @property
     def total(self) -> int:
         """Number of samples."""
         return len(self.tables["samples"])

@@ -49,8 +49,18 @@ def outcome(samples: pd.DataFrame, norm: str, eps: float) -> "pd.Series[str]":
     return pd.Series(names, index=samples.index)
 
 
-def accuracy_curve(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """Clean, certified and attacked accuracy on a grid of eps.
+def certified_reach(samples: pd.DataFrame, norm: str) -> float:
+    """Where the certified curve ends: the radius that only 0.5 % of the correct samples exceed; 0 without any."""
+    radius = samples.loc[samples["correct"], f"radius_{norm}"]
+    return float(np.quantile(radius, 0.995)) if len(radius) else 0.0
+
+
+def accuracy_curve(
+    run: Run, samples: pd.DataFrame, norm: str, *, end: float | None = None, logarithmic: bool = False
+) -> pd.DataFrame:
+    """Clean, certified and attacked accuracy on a grid of eps up to `end`, or up to where something is known.
+
+    logarithmic: even steps of the logarithm, from the smallest certified radius that is not an outlier.
 
     Columns eps, clean, certified (NaN where the run has no certificate in this norm), attacked (NaN beyond what was
     attacked). `certified` is a lower bound and `attacked` an upper bound of the accuracy under the best attack.
@@ -62,6 +72,10 @@ def accuracy_curve(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
     reach = run.attacked_up_to(norm)
     has_certificate = bool((of_network(run.tables["certificates"])["norm"] == norm).any())
     grid = _eps_grid(run.eps[norm], radius, distance, reach)
+    if logarithmic:
+        grid = _logarithmic(grid, radius)
+    if end is not None:
+        grid = np.unique(np.concatenate([np.linspace(0, end, 121), grid[grid <= end]]))
     certified = (len(radius) - np.searchsorted(radius, grid, side="left")) / total
     attacked = (len(distance) - np.searchsorted(distance, grid, side="right")) / total
     return pd.DataFrame(
@@ -81,10 +95,14 @@ def _eps_grid(counted: list[float], radius: Floats, distance: Floats, reach: flo
     ends += [float(np.quantile(radius, 0.995))] if len(radius) else []
     ends += [float(np.quantile(found, 0.98))] if len(found) and np.isinf(reach) else []
     end = max([end for end in ends if end > 0], default=1.0)
-    positive = radius[radius > 0]
-    start = min([end / 100, *([float(positive[0])] if len(positive) else [])])
-    start = max(start, end / 1000)
-    even = np.linspace(0.0, end, 91)
-    logarithmic = np.geomspace(start, end, 60)
+    even = np.linspace(0.0, end, 121)
     steps = [value for eps in counted for value in (eps * (1 - 1e-4), eps)]
-    return np.unique(np.concatenate([even, logarithmic, steps]))
+    return np.unique(np.concatenate([even, steps]))
+
+
+def _logarithmic(grid: Floats, radius: Floats) -> Floats:
+    """From where the certified curve begins to fall, but over no more than eight powers of ten."""
+    positive, end = radius[radius > 0], float(grid[-1])
+    start = min([end / 100, *([float(np.quantile(positive, 0.02)) / 2] if len(positive) else [])])
+    start = max(start, end * 1e-8)
+    return np.unique(np.concatenate([np.geomspace(start, end, 121), grid[grid >= start]]))

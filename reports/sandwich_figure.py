@@ -5,44 +5,75 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
+from robustres.reports.eps_axis import ScaleType, eps_axis
 from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, Figure, specification, tooltip_texts
 from robustres.reports.formats import eps_text, norm_text, share_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
-from robustres.reports.sandwich import accuracy_curve
+from robustres.reports.sandwich import accuracy_curve, certified_reach
 
 Step = Literal["linear", "step-before", "step-after"]
 
+# A certified curve that ends before this share of the axis gets a figure of its own.
+CLOSE = 0.2
 SERIES = {"clean": "clean", "attacked": "attacked (upper bound)", "certified": "certified (lower bound)"}
 
 
 def sandwich_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
-    """One figure per norm."""
-    return [_figure(run, samples, norm) for norm in run.norms] if len(samples) else []
+    """For each norm one figure, and a close-up where the certified curve ends far before the attacks."""
+    figures = []
+    for norm in run.norms if len(samples) else []:
+        whole = _figure(run, samples, norm)
+        figures.append(whole)
+        reach = certified_reach(samples, norm)
+        if 0 < reach < CLOSE * whole.rows[-1]["eps"]:
+            figures.append(_figure(run, samples, norm, end=1.2 * reach))
+    return figures
 
 
-def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
-    curve = accuracy_curve(run, samples, norm)
+def _figure(run: Run, samples: pd.DataFrame, norm: str, *, end: float | None = None) -> Figure:
+    curve = accuracy_curve(run, samples, norm, end=end)
     rows = records(curve)
-    reach = run.attacked_up_to(norm)
-    if reach == 0:
-        searched = "No attack was run in this norm."
-    elif reach == float("inf"):
-        searched = "The attacks looked for the nearest example at any distance."
-    else:
-        searched = f"Attacks looked up to eps = {eps_text(reach)}; beyond it nothing is known from above."
-    known = "" if curve["certified"].notna().any() else " There is no certificate in this norm."
+    close = end is not None
+    log = None if close else records(accuracy_curve(run, samples, norm, logarithmic=True))
+    where = ", where the certificate lives" if close else ""
     return Figure(
-        name=f"sandwich-{norm}",
-        title=f"Accuracy against {norm_text(norm)} perturbations",
-        caption=(
-            "The accuracy under the best possible attack lies in the shaded gap: at or above the certified curve, at "
-            f"or below the attacked one. {searched}{known}"
-        ),
-        alt=f"Accuracy against eps in {norm_text(norm)}. {_in_words(run, rows, norm)}",
-        spec=specification(_chart(rows, norm)),
+        name=f"sandwich-{norm}-close" if close else f"sandwich-{norm}",
+        title=f"Accuracy against {norm_text(norm)} perturbations{where}",
+        caption=f"{run.about}, {norm_text(norm)}. {_reading(run, curve, norm)}",
+        alt=f"Accuracy against eps in {norm_text(norm)}{where}. {_in_words(run, rows, norm)}",
+        spec=specification(_chart(rows, norm, "linear")),
+        log_spec=None if log is None else specification(_chart(log, norm, "log")),
         rows=rows,
+        shares=tuple(SERIES),
         group="sandwich",
+    )
+
+
+def _reading(run: Run, curve: pd.DataFrame, norm: str) -> str:
+    """What the curves say, of those that there are."""
+    reach = run.attacked_up_to(norm)
+    certified = bool(curve["certified"].notna().any())
+    if reach == 0:
+        return (
+            "No attack was run in this norm: the accuracy under the best possible attack is at or above the certified "
+            "curve."
+            if certified
+            else "Neither attacks nor certificates were computed in this norm."
+        )
+    searched = (
+        "The attacks looked for the nearest example at any distance."
+        if reach == float("inf")
+        else f"Attacks looked up to eps = {eps_text(reach)}; beyond it nothing is known from above."
+    )
+    if not certified:
+        return (
+            "The accuracy under the best possible attack is at or below the attacked curve; there is no certificate in "
+            f"this norm. {searched}"
+        )
+    return (
+        "The accuracy under the best possible attack lies in the shaded gap: at or above the certified curve, at or "
+        f"below the attacked one. {searched}"
     )
 
 
@@ -50,19 +81,18 @@ def _in_words(run: Run, rows: list[dict[str, Any]], norm: str) -> str:
     by_eps = {row["eps"]: row for row in rows}
     parts = []
     for eps in run.eps[norm]:
-        row = by_eps[eps]
+        row = by_eps.get(eps, {"certified": None, "attacked": None})
         known = [f"{name} {share_text(row[name])}" for name in ("certified", "attacked") if row[name] is not None]
         if known:
             parts.append(f"At {eps_text(eps)}: {', '.join(known)}.")
     return f"Clean accuracy {share_text(rows[0]['clean'])}. " + " ".join(parts)
 
 
-def _chart(rows: list[dict[str, Any]], norm: str) -> alt.TopLevelMixin:
+def _chart(rows: list[dict[str, Any]], norm: str, scale: ScaleType) -> alt.TopLevelMixin:
     colours = alt.Scale(domain=list(SERIES.values()), range=[CLEAN, ATTACKED, CERTIFIED])
     dashes = alt.Scale(domain=list(SERIES.values()), range=[[2, 3], [7, 3], [1, 0]])
     legend = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=400)
-    axis = alt.Axis(format=".3~g", labelFlush=False, labelOverlap="greedy", labelSeparation=8)
-    x = alt.X("eps:Q", title=f"eps ({norm_text(norm)}, pixels in [0, 1])", scale=alt.Scale(nice=False), axis=axis)
+    x = eps_axis(norm, rows[0]["eps"], rows[-1]["eps"], scale)
     base = alt.Chart(alt.InlineData(values=rows))
 
     def y(field: str) -> alt.Y:

@@ -25,7 +25,7 @@ class Standing:
 def standings(run: Run, samples: pd.DataFrame, *, name: str = "") -> list[Standing]:
     """One for each norm, at the eps that sentences speak of."""
     found = []
-    for norm in run.norms:
+    for norm in run.asked:
         eps = run.headline_eps(norm)
         if eps is not None and len(samples):
             counted = outcome(samples, norm, eps).value_counts()

@@ -5,17 +5,19 @@ from typing import Literal
 
 import pandas as pd
 
-from robustres.reports.formats import eps_text, norm_text, number_text, share_text
+from robustres.reports.formats import at_least, at_most, bound_text, eps_text, norm_text, radius_text, share_text
 from robustres.reports.run import Run
 from robustres.results import of_network
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """tone: result (plain), warning (read before using the result), defect (do not use the result)."""
+    """tone: result (plain), warning (read before using the result), failure (a threshold was not reached), defect (do
+    not use the result).
+    """
 
     text: str
-    tone: Literal["result", "warning", "defect"]
+    tone: Literal["result", "warning", "failure", "defect"]
 
 
 def verdict(run: Run, samples: pd.DataFrame) -> list[Sentence]:
@@ -38,7 +40,7 @@ def _results(run: Run, samples: pd.DataFrame) -> list[Sentence]:
         f"{clean['correct']:,} of {run.total:,} images are classified correctly without an adversary "
         f"({share_text(clean['accuracy'])})."
     )
-    return [Sentence(first, "result"), *(_result(run, samples, norm) for norm in run.norms if run.eps[norm])]
+    return [Sentence(first, "result"), *(_result(run, samples, norm) for norm in run.asked if run.eps[norm])]
 
 
 def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
@@ -46,30 +48,23 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
     assert eps is not None
     correct = samples["correct"]
     certified = float((correct & (samples[f"radius_{norm}"] >= eps)).mean())
-    survived = float((correct & (samples[f"distance_{norm}"] > eps)).mean())
+    survived = at_most(float((correct & (samples[f"distance_{norm}"] > eps)).mean()))
     certificates = of_network(run.tables["certificates"])
     guarantees = set(certificates.loc[certificates["norm"] == norm, "guarantee"])
     chance = sorted(guarantees - {"deterministic"})
     proof = f"proven with {' and '.join(chance)}" if chance else "proven"
     attacked = eps <= run.attacked_up_to(norm)
-    where = f"Whatever is done to the pixels within an {norm_text(norm)} distance of {eps_text(eps)}"
-    if guarantees and attacked and not certified:
-        text = (
-            f"Within an {norm_text(norm)} distance of {eps_text(eps)} attacks leave {share_text(survived)} correct; "
-            "the certificate proves nothing there, a better attack may leave fewer."
-        )
-    elif guarantees and attacked:
-        text = (
-            f"{where}, at least {share_text(certified)} stay correct ({proof}); attacks leave {share_text(survived)}. "
-            f"The truth lies in between."
-        )
-    elif guarantees:
-        text = f"{where}, at least {share_text(certified)} stay correct ({proof}); nothing was attacked at this eps."
+    within = f"ithin an {norm_text(norm)} distance of {eps_text(eps)}"
+    proven = f"Whatever is done to the pixels w{within}, at least {at_least(certified)} stay correct ({proof})"
+    if certified and attacked:
+        text = f"{proven}; attacks leave {survived}. The truth lies in between."
+    elif certified:
+        text = f"{proven}."
+    elif attacked:
+        nothing = "the certificate proves nothing there" if guarantees else "nothing is proven"
+        text = f"W{within} attacks leave {survived} correct; {nothing}, a better attack may leave fewer."
     else:
-        text = (
-            f"Within an {norm_text(norm)} distance of {eps_text(eps)} attacks leave {share_text(survived)} correct; "
-            "nothing is proven, a better attack may leave fewer."
-        )
+        text = f"W{within} nothing is proven and nothing was attacked."
     return Sentence(text, "result")
 
 
@@ -78,13 +73,18 @@ def _requirements(run: Run) -> list[Sentence]:
     found = []
     for row in run.summary["requirements"]:
         share = "was not counted" if row["share"] is None else f"is {share_text(row['share'])}"
-        text = f"{'Pass' if row['met'] else 'Fail'}: {row['require']} was required; the share {share}."
-        found.append(Sentence(text, "result" if row["met"] else "defect"))
+        said = f"{row['require']} was required; the share {share}."
+        found.append(Sentence(f"Pass: {said}", "result") if row["met"] else Sentence(said, "failure"))
     return found
 
 
 def _limits(run: Run) -> list[Sentence]:
     sentences = []
+    planned = run.manifest.get("samples")
+    if planned is not None and planned != run.total:
+        sentences.append(
+            Sentence(f"This run is not finished: {run.total:,} of {planned:,} samples are here.", "warning")
+        )
     violations = run.summary["sandwich"]["violations"]
     if violations:
         sentences.append(
@@ -123,10 +123,10 @@ def lipschitz_sentence(run: Run) -> str | None:
     if whole is None or whole.get("upper") is None:
         return None
     lower = (
-        "" if whole.get("lower") is None else f", and at least {number_text(whole['lower'])} (an estimate from below)"
+        "" if whole.get("lower") is None else f", and at least {radius_text(whole['lower'])} (an estimate from below)"
     )
     norm = norm_text(whole["norm"])
     return (
-        f"The whole network amplifies no change of the pixels by more than {number_text(whole['upper'])} in {norm} "
+        f"The whole network amplifies no change of the pixels by more than {bound_text(whole['upper'])} in {norm} "
         f"(a bound){lower}."
     )

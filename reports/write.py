@@ -12,6 +12,7 @@ from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, grouped, write_figures, write_json
 from robustres.reports.gallery import gallery
 from robustres.reports.ledger import costliest_block, ledger
+from robustres.reports.model_table import model_columns, model_row
 from robustres.reports.provenance import command_line, guarantees, provenance_rows
 from robustres.reports.radius_figure import radius_figures
 from robustres.reports.records import records
@@ -65,6 +66,8 @@ def _values(run: Run, samples: pd.DataFrame, blocks: pd.DataFrame, figures: list
         "lipschitz": lipschitz_sentence(run),
         "standings": standings(run, samples),
         "accuracies": accuracy_rows(run),
+        "models": [model_row(run, samples)],
+        "columns": model_columns([run]),
         "blocks": records(blocks),
         "costliest": costliest_block(blocks),
         "groups": grouped(figures),

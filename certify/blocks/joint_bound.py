@@ -36,7 +36,8 @@ def joint_bound(
 
     shortcut, inner, outer: S, W, V. slopes: (a, b), or a `GroupSort`.
     effort: how much is spent on the search of T, in seconds of a nominal core; the same effort gives the same bound.
-    upper: the smallest of `candidates`, all of them proved, deterministic. lower: see `mask_ascent`.
+    upper: the smallest of `candidates`, all of them proved, deterministic. lower: see `mask_ascent`; of a
+        block with its own biases this is no estimate but its `BlockRow.floor`.
 
     A block that is 1-Lipschitz by construction, x - 2 W^T relu(W x) with |W| = 1, is recognised:
 

@@ -16,7 +16,10 @@ class BlockRow:
     textbook: shortcut + branch. joint: the joint bound (section 3.3 of the mathematics). NaN where they do not apply or
         were not asked.
     candidates: every valid bound that was computed, by method. upper: the smallest, method: which one it is.
-    lower: an estimate from below; it certifies nothing.
+    lower: an estimate from below, of the block as it is; it certifies nothing.
+    floor: the stretch that is found where every slope of an activation may be chosen freely: no bound that knows only
+        the range of the slopes, as all of these, can be lower. It may lie above the block's own constant, since the
+        biases may never let the slopes come together so. NaN where it was not sought.
     """
 
     name: str
@@ -31,6 +34,7 @@ class BlockRow:
     joint: float = math.nan
     candidates: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    floor: float = math.nan
 
     @property
     def is_residual(self) -> bool:

@@ -171,11 +171,11 @@ class Bounder:
             textbook = rounded_up(math.hypot(*uppers), 3) if self.norm == "l2" else max(uppers)
         candidates = {"textbook": textbook}
         holds = {"textbook": guarantee}
-        lower = 0.0
+        floor = math.nan
         if self.joint and self.norm == "l2" and found.is_sum:
             joint = residual_bound(found, effort=self.effort, norm_of=self._certain_norm)
             if joint is not None:
-                lower = joint.lower
+                floor = joint.lower
                 for name, value in joint.candidates.items():
                     candidates[name] = min(value, candidates.get(name, math.inf))
                     holds[name] = holds.get(name, Guarantee()) & joint.guarantee
@@ -184,7 +184,7 @@ class Bounder:
             found.path(),
             found.kind,
             candidates[method],
-            min(lower, candidates[method]),
+            0.0,
             method,
             holds[method],
             shortcut=shortcut,
@@ -193,6 +193,7 @@ class Bounder:
             joint=min((value for name, value in candidates.items() if name.startswith("joint")), default=math.nan),
             candidates=candidates,
             seconds=perf_counter() - start,
+            floor=min(floor, candidates[method]) if floor == floor else math.nan,
         )
 
 

@@ -104,6 +104,7 @@ class LipschitzReport:
                     "joint": row.joint,
                     "upper": row.upper,
                     "lower": row.lower,
+                    "floor": row.floor,
                     "method": row.method,
                     "guarantee": str(row.guarantee),
                 }

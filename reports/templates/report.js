@@ -28,28 +28,10 @@
       text: { color: colour("--ink") },
     };
   }
-  function withEpsScale(spec) {
-    const visit = (node) => {
-      if (Array.isArray(node)) return node.forEach(visit);
-      if (!node || typeof node !== "object") return undefined;
-      if (node.field === "eps" && node.scale) {
-        node.scale.type = epsScale;
-        if (epsScale === "log") node.scale.domain = page.epsDomain;
-      }
-      return Object.entries(node).forEach(([key, value]) => { if (key !== "datasets" && key !== "values") visit(value); });
-    };
-    visit(spec);
-    if (epsScale === "log") spec.transform = [{ filter: "datum.eps > 0" }, ...(spec.transform || [])];
-    return spec;
-  }
   async function draw(holder) {
     const name = holder.dataset.figure;
-    let spec = structuredClone(page.figures[name].spec);
-    if (name.startsWith("sandwich")) {
-      const eps = Object.values(spec.datasets || {}).flat().concat(spec.data?.values || []).map((row) => row.eps).filter((value) => value > 0);
-      page.epsDomain = [Math.min(...eps), Math.max(...eps)];
-      spec = withEpsScale(spec);
-    }
+    const figure = page.figures[name];
+    const spec = structuredClone((epsScale === "log" && figure.log) || figure.spec);
     if (typeof spec.width === "number") {
       spec.width = Math.max(220, holder.clientWidth - 8);
       spec.autosize = { type: "fit-x", contains: "padding" };

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustres.cli import console, options
-from robustres.cli.run import number
+from robustres.cli.run import bound as rounded_up
+from robustres.cli.run import estimate
 
 if TYPE_CHECKING:
     from robustres.certify import LipschitzReport
@@ -88,12 +89,13 @@ def _print_ledger(report: "LipschitzReport") -> None:
     """Every block with both sides, textbook and joint bound; --json has the other candidates."""
     columns = {
         "block": [row.name for row in report.blocks],
-        "|S|": [number(row.shortcut) for row in report.blocks],
-        "|F|": [number(row.branch) for row in report.blocks],
-        "|S| + |F|": [number(row.textbook) for row in report.blocks],
-        "joint": [number(row.joint) for row in report.blocks],
-        "bound": [number(row.upper) for row in report.blocks],
-        "estimate": [number(row.lower) for row in report.blocks],
+        "|S|": [rounded_up(row.shortcut) for row in report.blocks],
+        "|F|": [rounded_up(row.branch) for row in report.blocks],
+        "|S| + |F|": [rounded_up(row.textbook) for row in report.blocks],
+        "joint": [rounded_up(row.joint) for row in report.blocks],
+        "bound": [rounded_up(row.upper) for row in report.blocks],
+        "estimate": [estimate(row.lower) for row in report.blocks],
+        "floor": [estimate(row.floor) for row in report.blocks],
         "ratio": [f"{row.tightness:.2f}" for row in report.blocks],
         "s": [f"{row.seconds:.1f}" for row in report.blocks],
     }
@@ -101,7 +103,8 @@ def _print_ledger(report: "LipschitzReport") -> None:
         "l2 Lipschitz constant, block by block: S x + F(x)",
         list(columns),
         list(zip(*columns.values(), strict=True)),
-        caption=f"whole network: bound {number(report.upper)}, estimate from below {number(report.lower)} "
+        caption="floor: no bound that knows only the range of the slopes can be lower; ratio: bound / estimate.\n"
+        f"whole network: bound {rounded_up(report.upper)}, estimate from below {estimate(report.lower)} "
         f"({report.explanation()})",
     )
 

@@ -122,17 +122,26 @@ def _together(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def print_blocks(blocks: list[dict[str, Any]], upper: float, lower: float) -> None:
     """The block ledger: every block with its bounds and its estimate."""
     rows = [
-        (row["name"], row["kind"], *(number(row[key]) for key in ("textbook", "joint", "upper", "lower")))
+        (row["name"], row["kind"], *(bound(row[key]) for key in ("textbook", "joint", "upper")), estimate(row["lower"]))
         for row in blocks
     ]
     console.print_table(
         "l2 Lipschitz constant, block by block",
-        ("block", "kind", "1 + K_F", "joint", "bound", "estimate"),
+        ("block", "kind", "textbook", "joint", "bound", "estimate"),
         rows,
-        caption=f"whole network: bound {number(upper)}, estimate from below {number(lower)}",
+        caption=f"whole network: bound {bound(upper)}, estimate from below {estimate(lower)}",
     )
 
 
-def number(value: float | None) -> str:
-    """Four digits, a dash where there is no number."""
-    return "-" if value is None or value != value else f"{value:.4g}"
+def bound(value: float | None) -> str:
+    """Four digits, never below it; a dash where there is no number."""
+    from robustres.results import rounded_text
+
+    return rounded_text(value, up=True, missing="-")
+
+
+def estimate(value: float | None) -> str:
+    """Four digits, never above it; a dash where there is no number."""
+    from robustres.results import rounded_text
+
+    return rounded_text(value, up=False, missing="-")

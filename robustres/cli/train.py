@@ -212,7 +212,9 @@ def _run(
 
 
 def _line(epoch: "Epoch", epochs: int) -> str:
-    certified = "" if epoch.certified != epoch.certified else f", certified {console.percent(epoch.certified)}"
+    certified = (
+        "" if epoch.certified != epoch.certified else f", estimated certified {console.percent(epoch.certified)}"
+    )
     return f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4g}, correct {console.percent(epoch.clean)}{certified}"
 
 
@@ -247,8 +249,8 @@ def _finish(
         typer.echo(json_text(facts), nl=False)
         return
     certified = "" if facts["certified_estimate"] is None else (
-        f", {console.percent(best.certified)} certified at {console.eps_text(plan.recipe.eps)} "
-        "by the training-time estimate"
+        f", an estimated {console.percent(best.certified)} within {console.eps_text(plan.recipe.eps)} "
+        "(no certificate; robustres certify gives one)"
     )  # fmt: skip
     console.output.print(
         f"epoch {best.epoch} is best on the validation split: {console.percent(best.clean)} correct{certified}"

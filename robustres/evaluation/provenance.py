@@ -18,6 +18,8 @@ from robustres import __version__
 from robustres.certify import LipschitzReport
 from robustres.certify.graph.capture import device_of
 from robustres.data import ImageSet
+from robustres.evaluation.plan import planned_attacks
+from robustres.evaluation.plugins import attack_settings, described
 from robustres.evaluation.settings import Settings
 from robustres.models import LoadedModel
 from robustres.precision import floating_types, image_dtype, named
@@ -62,6 +64,21 @@ def build_manifest(
         "eps": settings.counted_eps(),
         "lipschitz": _bound(report),
         "refused": [{"path": row.path, "operation": row.operation} for row in (report.refused if report else ())],
+        "attacks": [
+            {
+                "name": attack.name,
+                "norm": attack.threat.norm,
+                "eps": attack.threat.eps if math.isfinite(attack.threat.eps) else None,
+                "settings": attack_settings(attack),
+            }
+            for attack in planned_attacks(settings)
+        ],
+        "certificates": [described(entry) for entry in settings.certificates()] if settings.certify else [],
+        "selection": f"the first {len(data)} samples of {data.source} in its order, or all where it has no more",
+        "statement": {
+            "perturbations": "of the images as the model is given them, after any resizing, that stay in [0, 1]",
+            "samples": "the named ones; nothing is said of others",
+        },
         "settings": {
             **settings.to_json(),
             "batch_size": settings.images_at_once(data.image_shape),

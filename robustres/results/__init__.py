@@ -12,6 +12,7 @@ Nothing here knows models, attacks or certificates: a report can be made again y
 """
 
 from robustres.results.claim import REPORT_FILES, require_own, require_own_run
+from robustres.results.digits import rounded_text, share_text
 from robustres.results.files import csv_text, json_text, write_atomically
 from robustres.results.folder import RunFolder
 from robustres.results.nearest import largest_attacked_eps, nearest_examples
@@ -57,8 +58,10 @@ __all__ = [
     "require_own",
     "require_own_run",
     "robust_mask",
+    "rounded_text",
     "sandwich_violations",
     "sha256",
+    "share_text",
     "summarise",
     "typed_table",
     "write_atomically",

@@ -65,7 +65,8 @@ TABLES: dict[str, dict[str, str]] = {
         "guarantee": "str",
     },
     # One row per block of the network, in order. textbook, joint: bounds (NaN where not computed); upper: the
-    # smallest valid bound, method says which; lower: an estimate from below.
+    # smallest valid bound, method says which; lower: an estimate from below; floor: no bound that knows only the range
+    # of the slopes can be lower (NaN where not sought), which says nothing about the block itself.
     "blocks": {
         "name": "str",
         "kind": "str",
@@ -75,6 +76,7 @@ TABLES: dict[str, dict[str, str]] = {
         "joint": "float64",
         "upper": "float64",
         "lower": "float64",
+        "floor": "float64",
         "method": "str",
         "guarantee": "str",
     },

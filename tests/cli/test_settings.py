@@ -65,7 +65,7 @@ def test_a_threshold_is_a_gate_with_a_line_in_summary_and_report(call, tmp_path:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [row["met"] for row in summary["requirements"]] == [True, False, True]
     page = (tmp_path / "run" / "report.md").read_text()
-    assert "Fail: certified@l2:36/255&gt;=0.99 was required" in page
+    assert "**Fail:** certified@l2:36/255&gt;=0.99 was required" in page
     code, _, _ = call(*BASE, "--attacks", "fgsm", "--out", "run", "--require", "robust@l2:0.1>=0")
     assert code == 0
     assert call("report", "run", "--require", "clean>=100%")[0] == 1

@@ -134,6 +134,7 @@ def block_rows(looseness: float) -> list[dict[str, Any]]:
                 "joint": joint,
                 "upper": np.nanmin([textbook, joint]),
                 "lower": lower,
+                "floor": 1.05 * lower if kind == "residual" else np.nan,
                 "method": "textbook" if np.isnan(joint) else "joint",
                 "guarantee": "deterministic",
             }

@@ -55,7 +55,7 @@ def test_the_summary_of_a_comparison_fits_the_schema_and_holds_each_run(out: Pat
     schema = json.loads((files("robustres.reports") / "schema" / "summary.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(summary)
     assert [run["name"] for run in summary["runs"]] == list(folders)
-    assert summary["schema_version"] == 1
+    assert summary["schema_version"] == 2
 
 
 def test_the_best_of_each_row_is_the_largest_share(folders: dict[str, Path]) -> None:

@@ -128,7 +128,7 @@ def test_a_probabilistic_guarantee_is_said_wherever_the_number_is(folder: RunFol
 
 
 def test_the_ledger_shares_the_cost_by_logarithms(folder: RunFolder) -> None:
-    block = {"kind": "residual", "shortcut": 1.0, "branch": 1.0, "joint": math.nan, "method": "textbook"}
+    block = {"kind": "residual", "shortcut": 1.0, "branch": 1.0, "joint": math.nan, "method": "textbook", "floor": 1.0}
     block["guarantee"] = "deterministic"
     folder.write_part(
         "blocks",
@@ -146,7 +146,7 @@ def test_the_ledger_shares_the_cost_by_logarithms(folder: RunFolder) -> None:
 
 def test_blocks_without_textbook_or_joint_bound_are_drawn_by_the_bound_used(folder: RunFolder) -> None:
     block = {"kind": "linear", "shortcut": math.nan, "branch": math.nan, "textbook": math.nan, "joint": math.nan}
-    block |= {"method": "dense", "guarantee": "deterministic"}
+    block |= {"floor": math.nan, "method": "dense", "guarantee": "deterministic"}
     folder.write_part("blocks", "all", [block | {"name": "stem", "upper": 2.0, "lower": 1.9}])
     run, _ = loaded(folder)
     (figure,) = block_figures(run, ledger(run))
