@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustres.attacks import make_attack
-    from robustres.certify import audit, lipschitz
+    from robustres.calls import audit, enforce, lipschitz, train
     from robustres.cli.demo import demonstrate as demo
     from robustres.data import load_data
     from robustres.dynamics import inspect_model as inspect
-    from robustres.evaluation import Settings, attack, evaluate
+    from robustres.evaluation import Settings, attack, evaluate, replay
     from robustres.models import load_model, residual_net, save_model
     from robustres.reports import write_comparison as compare
     from robustres.reports import write_report
     from robustres.reports import write_report as report
     from robustres.threat import ThreatModel
-    from robustres.training import Recipe, enforce, train
+    from robustres.training import Recipe
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "load_data",
     "load_model",
     "make_attack",
+    "replay",
     "report",
     "residual_net",
     "save_model",
@@ -59,20 +60,21 @@ _HOME = {
     "Settings": ("robustres.evaluation", "Settings"),
     "ThreatModel": ("robustres.threat", "ThreatModel"),
     "attack": ("robustres.evaluation", "attack"),
-    "audit": ("robustres.certify", "audit"),
+    "audit": ("robustres.calls", "audit"),
     "compare": ("robustres.reports", "write_comparison"),
     "demo": ("robustres.cli.demo", "demonstrate"),
-    "enforce": ("robustres.training", "enforce"),
+    "enforce": ("robustres.calls", "enforce"),
     "evaluate": ("robustres.evaluation", "evaluate"),
     "inspect": ("robustres.dynamics", "inspect_model"),
-    "lipschitz": ("robustres.certify", "lipschitz"),
+    "lipschitz": ("robustres.calls", "lipschitz"),
     "load_data": ("robustres.data", "load_data"),
     "load_model": ("robustres.models", "load_model"),
     "make_attack": ("robustres.attacks", "make_attack"),
+    "replay": ("robustres.evaluation", "replay"),
     "report": ("robustres.reports", "write_report"),
     "residual_net": ("robustres.models", "residual_net"),
     "save_model": ("robustres.models", "save_model"),
-    "train": ("robustres.training", "train"),
+    "train": ("robustres.calls", "train"),
     "write_report": ("robustres.reports", "write_report"),
 }
 
@@ -82,3 +84,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'robustres' has no attribute {name!r}")
     module, attribute = _HOME[name]
     return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -24,6 +24,7 @@ from robustres.cli.evaluate import evaluate
 from robustres.cli.inspect import inspect
 from robustres.cli.lipschitz import lipschitz
 from robustres.cli.options import spread
+from robustres.cli.replay import replay
 from robustres.cli.report import report
 from robustres.cli.train import train
 from robustres.errors import DefectiveBoundError, RobustresError, SandwichViolationError
@@ -50,7 +51,21 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (demo, evaluate, attack, certify, lipschitz, audit, inspect, train, enforce, compare, report, data):
+for command in (
+    demo,
+    evaluate,
+    attack,
+    certify,
+    lipschitz,
+    audit,
+    inspect,
+    train,
+    enforce,
+    compare,
+    report,
+    replay,
+    data,
+):
     commands.command()(spread(command))
 
 

@@ -147,6 +147,7 @@ Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Use bounds again that were computed for the very same network.")
 ]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and go on.")]
+SaveExamples = Annotated[bool, typer.Option("--save-examples", help="Keep every adversarial example; see replay.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
 
 
@@ -218,6 +219,7 @@ class Attacking:
     steps: Steps = 20
     attack_setting: AttackSetting = None
     diagnose: Diagnose = 0
+    save_examples: SaveExamples = False
 
     def settings(self) -> dict[str, Any]:
         """As `Settings` takes it."""
@@ -226,7 +228,12 @@ class Attacking:
         for text in self.attack_setting or ():
             attack, name, value = attack_setting(text)
             settings.setdefault(attack, {})[name] = value
-        return {"attacks": names, "attack_settings": settings, "diagnose": self.diagnose}
+        return {
+            "attacks": names,
+            "attack_settings": settings,
+            "diagnose": self.diagnose,
+            "save_examples": self.save_examples,
+        }
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def require_met(summary: dict[str, Any], *, quiet: bool = False) -> None:
 def slug(spec: str) -> str:
     """A model or data specification as part of a folder's name."""
     stem = Path(spec.split(":", 1)[-1]).name
-    for ending in (".onnx", ".safetensors", ".pt2", ".pt", ".pth"):
+    for ending in (".onnx", ".safetensors", ".pt2", ".pt", ".pth", ".npz"):
         stem = stem.removesuffix(ending)
     return "".join(character if character.isalnum() or character in "._-" else "-" for character in stem)
 

@@ -52,6 +52,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        return f"ImageSet({len(self)} images of {shape}, {self.classes} classes, {self.source})"
+
     @property
     def classes(self) -> int:
         """Number of classes."""

@@ -1,7 +1,8 @@
 """Attack and certify a data set: the two sides of the sandwich, sample by sample."""
 
+from robustres.evaluation.replayed import replay
 from robustres.evaluation.run import Run, attack, evaluate
 from robustres.evaluation.settings import CONVENTIONAL_EPS, Settings
 from robustres.evaluation.task import Progress
 
-__all__ = ["CONVENTIONAL_EPS", "Progress", "Run", "Settings", "attack", "evaluate"]
+__all__ = ["CONVENTIONAL_EPS", "Progress", "Run", "Settings", "attack", "evaluate", "replay"]

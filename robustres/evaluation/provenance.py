@@ -22,6 +22,7 @@ from robustres.evaluation.plan import planned_attacks
 from robustres.evaluation.plugins import attack_settings, described
 from robustres.evaluation.settings import Settings
 from robustres.models import LoadedModel
+from robustres.models.networks.normalised import Normalised
 from robustres.precision import floating_types, image_dtype, named
 from robustres.results import SCHEMA_VERSION, Requirement
 
@@ -55,7 +56,8 @@ def build_manifest(
         "samples": len(data),
         "parts": parts,
         "require": list(map(str, require)),
-        "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters},
+        "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters}
+        | _normalisation(model),
         "data": {
             **data.facts(),
             "classes": classes,
@@ -119,6 +121,13 @@ def arithmetic(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[s
         "images": named(image_dtype(model.module, probe)),
         "certify": settings.dtype if settings.certify else None,
     }
+
+
+def _normalisation(model: LoadedModel) -> dict[str, list[float]]:
+    """The mean and deviation that were made part of the network, as decimals that give the same float32 again."""
+    if not isinstance(model.module, Normalised):
+        return {}
+    return {name: getattr(model.module, name).flatten().tolist() for name in ("mean", "std")}
 
 
 def _bound(report: LipschitzReport | None) -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ def evaluated_part(
     rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
     certified = _certificate_rows(model, samples, rows, certificates, at_once, device=device, timing=timing)
     sandwich = Sandwich(certified)
-    attacked, examples, violations = [], [], []
+    attacked, examples, kept, violations = [], [], [], []
     for attack in attacks:
         with timing.of("attack", attack.name, attack.threat.norm, _bounded_eps(attack)):
             result = _attack(model, attack, samples, at_once, device)
@@ -67,6 +67,8 @@ def evaluated_part(
         violations.append(sandwich.violations(found))
         shown = {*range(settings.examples), *violations[-1]["index"]}
         examples += _example_rows(attack, samples, result, shown=shown)
+        if settings.save_examples:
+            kept += _kept_rows(attack, samples, result)
         attacked.append(found)
     tables = {
         "attacks": typed_table("attacks", _stacked(attacked)),
@@ -74,6 +76,8 @@ def evaluated_part(
         "examples": typed_table("examples", examples),
         "samples": rows,
     }
+    if settings.save_examples:
+        tables["adversarial"] = typed_table("adversarial", kept)
     return Part(tables, violations)
 
 
@@ -234,3 +238,27 @@ def _example_rows(attack: Attack, samples: Samples, result: AttackResult, *, sho
         }
         for i in wanted
     ]
+
+
+def _kept_rows(attack: Attack, samples: Samples, result: AttackResult) -> list[dict[str, Any]]:
+    """Every adversarial example that the attack found, as 8-bit pixels where it is an 8-bit image."""
+    channels, height, width = samples.images.shape[1:]
+    rows = []
+    for i in (result.fooled & (result.distance > 0)).nonzero().flatten().tolist():
+        image = result.examples[i].to(torch.float32)
+        levels = (image * 255).round().to(torch.uint8)
+        exact = bool((levels.to(torch.float32) / 255 == image).all())
+        rows.append(
+            {
+                "index": int(samples.index[i]),
+                "attack": attack.name,
+                "norm": attack.threat.norm,
+                "eps": _bounded_eps(attack),
+                "channels": channels,
+                "height": height,
+                "width": width,
+                "pixels": "uint8" if exact else "float32",
+                "image": (levels if exact else image).contiguous().numpy().tobytes(),
+            }
+        )
+    return rows

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustres.certify import LipschitzReport
 from robustres.data import ImageSet, load_data
+from robustres.errors import InputError
 from robustres.evaluation.lock import locked, require_free
 from robustres.evaluation.plan import check_countable, planned_attacks, planned_certificates
 from robustres.evaluation.preflight import check_output, require_certifiable_type
@@ -23,7 +24,7 @@ from robustres.evaluation.shard import this_shard
 from robustres.evaluation.task import Progress, Task, spans_of
 from robustres.guard import evaluation_mode
 from robustres.models import LoadedModel, load_model
-from robustres.results import Requirement, RunFolder, require_own_run
+from robustres.results import Requirement, RunFolder, eps_words, require_own_run
 from robustres.threat import require_width
 
 
@@ -42,6 +43,12 @@ class Run:
     summary: dict[str, Any]
     lipschitz: LipschitzReport | None
     first: bool = True
+
+    def __repr__(self) -> str:
+        """What a reader wants first; the tables have their own names."""
+        clean, total = self.summary["clean"]["correct"], self.summary["data"]["samples"]
+        left = [f"{row['robust']} robust at {row['norm']} {eps_words(row['eps'])}" for row in self.summary["robust"]]
+        return f"Run({self.folder.path}: {', '.join([f'{clean} of {total} correct', *left])})"
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -98,6 +105,8 @@ def evaluate(
     in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
     written first, the example among it, so that it can be looked at).
     """
+    if not isinstance(settings, Settings):
+        raise InputError(f"settings must be a robustres.Settings, got {type(settings).__name__}")
     required = [Requirement.read(entry) if isinstance(entry, str) else entry for entry in require]
     check_countable(required, settings)
     device = torch.device(device)

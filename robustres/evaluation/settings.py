@@ -53,6 +53,7 @@ class Settings:
     keep_going: report samples with non-finite logits and go on, where the default is to stop before anything runs.
     diagnose: on how many samples PGD is checked for masked gradients at the largest eps; 0 leaves it out.
     examples: how many adversarial examples are kept for the gallery, per norm.
+    save_examples: keep all of them, in the table "adversarial" (`RunFolder.adversarial`), for `replay` and others.
     """
 
     eps: Mapping[Norm, tuple[float, ...]]
@@ -71,6 +72,7 @@ class Settings:
     keep_going: bool = False
     diagnose: int = 0
     examples: int = 24
+    save_examples: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.eps, Mapping):
@@ -78,6 +80,8 @@ class Settings:
         object.__setattr__(self, "eps", {norm: _numbers(budgets) for norm, budgets in self.eps.items()})
         if isinstance(self.attacks, str):
             object.__setattr__(self, "attacks", tuple(self.attacks.split(",")))
+        if not isinstance(self.attacks, Sequence):
+            raise InputError(f"attacks must be a tuple, for example ('fgsm', 'pgd'), got {self.attacks!r}")
         if not self.eps or not all(self.eps.values()):
             raise InputError("name at least one norm with at least one eps, for example eps={'linf': (8/255,)}")
         for norm, budgets in self.eps.items():
@@ -86,12 +90,16 @@ class Settings:
                     raise InputError("eps must be finite; a minimum-norm attack such as fmn finds its own")
         for name in ("batch_size", "part_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.dtype not in get_args(Dtype):
             raise InputError(f"dtype must be {' or '.join(get_args(Dtype))}, got {self.dtype!r}")
-        if not self.effort > 0:
-            raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort:g}")
+        for name in ("seed", "diagnose", "examples"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise InputError(f"{name} must be a whole number of at least 0, got {value!r}")
+        if not isinstance(self.effort, int | float) or not self.effort > 0:
+            raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort!r}")
         if self.seconds_per_image is not None and not self.seconds_per_image > 0:
             raise InputError(f"seconds_per_image must be positive, got {self.seconds_per_image:g}")
         check_certificates(self.certificates())
@@ -144,6 +152,7 @@ class Settings:
             "keep_going": self.keep_going,
             "diagnose": self.diagnose,
             "examples": self.examples,
+            "save_examples": self.save_examples,
         }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ _KEYS = {
     "attacks": ["index", "attack", "norm", "eps"],
     "certificates": ["index", "certificate", "function", "norm"],
     "training": ["epoch"],
+    "adversarial": ["index", "attack", "norm", "eps"],
 }
 
 
@@ -37,7 +39,11 @@ def checked_rows(name: str, rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     if name == "samples" and not frame["prediction"].ge(0).all():
         raise _wrong(file, "prediction must be a class")
     if name == "examples":
-        _check_pixels(frame, file)
+        _check_pixels(frame, file, {"clean": 4, "adversarial": 4})
+    if name == "adversarial":
+        if not frame["pixels"].isin(("uint8", "float32")).all():
+            raise _wrong(file, "pixels must be uint8 or float32")
+        _check_pixels(frame, file, {"image": frame["pixels"].map({"uint8": 1, "float32": 4}).to_numpy()})
     return frame
 
 
@@ -60,15 +66,14 @@ def _of_version_1(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(function=names.where(names.str.startswith(SMOOTHED), NETWORK))
 
 
-def _check_pixels(frame: pd.DataFrame, file: Path) -> None:
+def _check_pixels(frame: pd.DataFrame, file: Path, sizes: dict[str, Any]) -> None:
     shapes = frame[["channels", "height", "width"]]
     if not shapes.gt(0).all(axis=None):
         raise _wrong(file, "channels, height and width must be positive")
-    bytes_wanted = 4 * shapes.prod(axis=1)
-    for column in ("clean", "adversarial"):
+    for column, size in sizes.items():
         found = [len(value) if isinstance(value, bytes) else -1 for value in frame[column]]
-        if not (bytes_wanted.to_numpy() == np.array(found, dtype=np.int64)).all():
-            raise _wrong(file, f"{column} must hold float32 pixels of (channels, height, width)")
+        if not (size * shapes.prod(axis=1).to_numpy() == np.array(found, dtype=np.int64)).all():
+            raise _wrong(file, f"{column} must hold the pixels of (channels, height, width)")
 
 
 def _wrong(file: Path, what: str) -> InputError:

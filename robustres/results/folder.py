@@ -2,19 +2,21 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robustres.errors import InputError
 from robustres.results.check import require_unique
 from robustres.results.files import json_text, write_atomically
 from robustres.results.manifest import checked_manifest
 from robustres.results.parts import DIAGNOSED, TRAINING, WHOLE, Parts
-from robustres.results.schema import TABLES, TIMINGS, empty_table, without_rows
+from robustres.results.schema import KEPT, TABLES, TIMINGS, empty_table, without_rows
 from robustres.results.seal import NAME as SEAL
 from robustres.results.seal import require_seal, write_seal
 from robustres.results.summary import summarise
@@ -105,8 +107,8 @@ class RunFolder:
         return whole
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table of the run by name; InputError where one is about samples that the run does not have."""
-        tables = {name: self.table(name) for name in TABLES}
+        """Every table that reports read by name; InputError where one is about samples that the run does not have."""
+        tables = {name: self.table(name) for name in TABLES if name not in KEPT}
         samples = tables["samples"]["index"]
         for name in ("attacks", "certificates", "examples"):
             strange = tables[name].loc[~tables[name]["index"].isin(samples), "index"]
@@ -116,6 +118,15 @@ class RunFolder:
                     "not have; evaluate again with --overwrite"
                 )
         return tables
+
+    def adversarial(self) -> Iterator[tuple[pd.DataFrame, NDArray[np.float32]]]:
+        """Part by part: the rows of every adversarial example that was kept, and their images (N, C, H, W).
+
+        Empty where the run kept none (`save_examples`).
+        """
+        for frame in self.parts().frames("adversarial"):
+            if len(frame):
+                yield frame.drop(columns="image"), np.stack([_pixels(row) for row in frame.to_dict(orient="records")])
 
     def seal(self) -> str:
         """Write digest.json, over the manifest and all parts as they are now; returns the digest."""
@@ -134,3 +145,11 @@ class RunFolder:
         summary = summarise(self.manifest(), self.tables())
         write_atomically(self.path / "summary.json", json_text(summary).encode())
         return summary
+
+
+def _pixels(row: Mapping[Any, Any]) -> NDArray[np.float32]:
+    """An image (C, H, W) in [0, 1]."""
+    levels = row["pixels"] == "uint8"
+    values = np.frombuffer(row["image"], dtype=np.uint8 if levels else np.float32).astype(np.float32)
+    image: NDArray[np.float32] = values.reshape(row["channels"], row["height"], row["width"])
+    return image / np.float32(255) if levels else image

@@ -88,6 +88,8 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.source": _TEXT,
     "model.sha256": _TEXT,
     "model.name": _TEXT,
+    "model.mean": (_every(_number), "a list of numbers"),
+    "model.std": (_every(_number), "a list of numbers"),
     "model.parameters": (_count, "a count"),
     "data": _OBJECT,
     "data.source": _TEXT,

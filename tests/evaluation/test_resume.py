@@ -208,6 +208,7 @@ def test_another_architecture_around_the_same_weights_is_refused(
         ("keep_going", True),
         ("diagnose", 2),
         ("examples", 3),
+        ("save_examples", True),
     ],
 )
 def test_every_setting_that_decides_a_number_is_part_of_what_a_run_is(

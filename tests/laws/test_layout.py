@@ -19,7 +19,7 @@ FLOORS = (
     {"models", "data"},
     {"training", "dynamics"},
     {"evaluation", "reports"},
-    {"cli"},
+    {"cli", "calls"},
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # On the lowest floor a module may use its neighbours; elsewhere a package may use only what lies below it.

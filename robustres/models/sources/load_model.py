@@ -38,6 +38,9 @@ class LoadedModel:
     parameters: int
     note: str = ""
 
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.source}, {self.parameters:,} parameters, sha256 {self.sha256[:12]})"
+
 
 def load_model(
     spec: str | nn.Module,

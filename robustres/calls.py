@@ -1,0 +1,76 @@
+"""The calls of `import robustres` that take a model in any form: words, a module, or what `load_model` gives."""
+
+from functools import wraps
+from typing import Any
+
+from torch import nn
+
+from robustres import certify, training
+from robustres.certify import AuditReport, LipschitzReport
+from robustres.data import ImageSet, load_data
+from robustres.errors import InputError, ModelError
+from robustres.models import LoadedModel, load_model
+from robustres.training import History, Recipe
+
+Model = LoadedModel | nn.Module | str
+
+
+@wraps(certify.lipschitz)
+def lipschitz(model: Model, input_shape: Any, **settings: Any) -> LipschitzReport:
+    shape = _shape(input_shape)
+    return certify.lipschitz(_module(model, shape), shape, **settings)
+
+
+@wraps(certify.audit)
+def audit(model: Model, input_shape: Any, **settings: Any) -> AuditReport:
+    shape = _shape(input_shape)
+    return certify.audit(_module(model, shape), shape, **settings)
+
+
+@wraps(training.enforce)
+def enforce(model: Model, *, lipschitz: float, input_shape: Any, **settings: Any) -> nn.Module:
+    shape = _shape(input_shape)
+    return training.enforce(_module(model, shape), lipschitz=lipschitz, input_shape=shape, **settings)
+
+
+@wraps(training.train)
+def train(model: Model, train_set: Any, validation_set: Any, recipe: Recipe, **settings: Any) -> History:
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe must be a robustres.Recipe, got {type(recipe).__name__}")
+    learnt, watched = _images(train_set, "train"), _images(validation_set, "validation")
+    return training.train(_module(model, learnt.image_shape), learnt, watched, recipe, **settings)
+
+
+def _module(model: Any, shape: tuple[int, ...]) -> nn.Module:
+    """The network itself: the very module that was given, so that training changes it."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, LoadedModel):
+        return model.module
+    if isinstance(model, str):
+        return load_model(model, input_shape=shape).module
+    raise ModelError(
+        f"a model must be an nn.Module, what load_model gives, or words such as 'net.onnx', got {type(model).__name__}"
+    )
+
+
+def _images(data: Any, split: Any) -> ImageSet:
+    """A data set, words (of which the split is taken), or images with labels."""
+    if isinstance(data, ImageSet):
+        return data
+    if not isinstance(data, str | tuple):
+        raise InputError(
+            f"data must be what load_data gives, words such as 'digits', or (images, labels), got {type(data).__name__}"
+        )
+    return load_data(data, split=split)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    """(C, H, W) as whole numbers."""
+    try:
+        numbers = tuple(int(side) for side in shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"input_shape must be (channels, height, width) such as (3, 32, 32), got {shape!r}") from error
+    if not numbers or min(numbers) < 1:
+        raise InputError(f"input_shape must hold positive numbers, got {shape!r}")
+    return numbers
