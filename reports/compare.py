@@ -12,7 +12,7 @@ from robustres.reports.accuracies import ALL_ATTACKS
 from robustres.reports.block_figure import block_domain, block_figures
 from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, grouped, write_figures, write_json
-from robustres.reports.formats import eps_text, norm_text, share_text
+from robustres.reports.formats import eps_text, norm_text, share_as
 from robustres.reports.ledger import ledger
 from robustres.reports.measures import Measure, compare_measures, same_samples
 from robustres.reports.model_table import model_columns, model_row, with_best
@@ -162,7 +162,7 @@ def _leader(runs: Sequence[Run], measure: Measure) -> str:
     }[measure.kind]
     where = "" if measure.norm is None else f" at {norm_text(measure.norm)} eps = {eps_text(measure.eps)}"
     listed = ", ".join(
-        f"{run.name} {share_text(cell.accuracy)}"
+        f"{run.name} {share_as(cell.accuracy, measure.kind)}"
         for run, cell in zip(runs, measure.cells, strict=True)
         if cell is not None
     )

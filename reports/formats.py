@@ -15,6 +15,7 @@ __all__ = [
     "number_text",
     "p_text",
     "radius_text",
+    "share_as",
     "share_text",
 ]
 
@@ -90,6 +91,11 @@ def p_text(p: float) -> str:
 def norm_text(norm: str) -> str:
     """A norm as it is printed."""
     return NORM_LABELS.get(norm, norm)
+
+
+def share_as(share: float | None, kind: str) -> str:
+    """A share in per cent on the side on which it is true: "certificate" from below, "attack" from above."""
+    return share_text(share, up={"certificate": False, "attack": True}.get(kind))
 
 
 def attack_text(name: str) -> str:

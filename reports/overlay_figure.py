@@ -8,7 +8,7 @@ import pandas as pd
 
 from robustres.reports.eps_axis import ScaleType, eps_axis
 from robustres.reports.figure import MODEL_COLOURS, Figure, specification, tooltip_texts
-from robustres.reports.formats import eps_text, norm_text, share_text
+from robustres.reports.formats import at_least, at_most, eps_text, norm_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
 from robustres.reports.sandwich import accuracy_curve
@@ -36,8 +36,8 @@ def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> 
         eps = run.headline_eps(norm)
         for row in records(curve[curve["eps"] == eps]):
             words.append(
-                f"{run.name} at {eps_text(eps)}: certified {share_text(row['certified'])}, "
-                f"attacked {share_text(row['attacked'])}"
+                f"{run.name} at {eps_text(eps)}: certified {at_least(row['certified'])}, "
+                f"attacked {at_most(row['attacked'])}"
             )
     return Figure(
         name=f"sandwich-{norm}",

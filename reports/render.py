@@ -19,6 +19,7 @@ from robustres.reports.formats import (
     number_text,
     p_text,
     radius_text,
+    share_as,
     share_text,
 )
 
@@ -96,7 +97,7 @@ def _environment(kind: str) -> jinja2.Environment:
         environment = jinja2.Environment(autoescape=False, finalize=escape_markdown, **shared)
     environment.filters |= {"share": share_text, "number": number_text, "eps": eps_text, "norm": norm_text, "p": p_text}
     environment.filters |= {"radius": radius_text, "bound": bound_text, "at_least": at_least, "at_most": at_most}
-    environment.filters |= {"attack": attack_text}
+    environment.filters |= {"attack": attack_text, "share_as": share_as}
     return environment
 
 

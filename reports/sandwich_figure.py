@@ -7,7 +7,7 @@ import pandas as pd
 
 from robustres.reports.eps_axis import ScaleType, eps_axis
 from robustres.reports.figure import ATTACKED, CERTIFIED, CLEAN, Figure, specification, tooltip_texts
-from robustres.reports.formats import eps_text, norm_text, share_text
+from robustres.reports.formats import eps_text, norm_text, share_as, share_text
 from robustres.reports.records import records
 from robustres.reports.run import Run
 from robustres.reports.sandwich import accuracy_curve, certified_reach
@@ -16,6 +16,7 @@ Step = Literal["linear", "step-before", "step-after"]
 
 # A certified curve that ends before this share of the axis gets a figure of its own.
 CLOSE = 0.2
+SIDES = {"certified": "certificate", "attacked": "attack"}
 SERIES = {"clean": "clean", "attacked": "attacked (upper bound)", "certified": "certified (lower bound)"}
 
 
@@ -82,7 +83,7 @@ def _in_words(run: Run, rows: list[dict[str, Any]], norm: str) -> str:
     parts = []
     for eps in run.eps[norm]:
         row = by_eps.get(eps, {"certified": None, "attacked": None})
-        known = [f"{name} {share_text(row[name])}" for name in ("certified", "attacked") if row[name] is not None]
+        known = [f"{name} {share_as(row[name], kind)}" for name, kind in SIDES.items() if row[name] is not None]
         if known:
             parts.append(f"At {eps_text(eps)}: {', '.join(known)}.")
     return f"Clean accuracy {share_text(rows[0]['clean'])}. " + " ".join(parts)

@@ -1,6 +1,6 @@
 """From a model to the bound of its Lipschitz constant, block by block."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -66,6 +66,7 @@ def lipschitz(
     images: Tensor | None = None,
     generator: torch.Generator | None = None,
     store: BoundMemory | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LipschitzReport:
     """Bound the Lipschitz constant of a model's logits, in evaluation mode, over all inputs of one shape.
 
@@ -88,6 +89,7 @@ def lipschitz(
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
         report, whose `upper` is then infinite.
     store: where bounds of the very same network, settings and certifier are looked for, and kept.
+    progress: told how many pieces of the network are bounded, and how many there are.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> report = lipschitz(model, (1, 2, 2))
@@ -147,6 +149,7 @@ def _bounded(
             effort=effort,
             seconds=settings["seconds"],
             delta=settings["delta"],
+            watch=progress,
             known=known.rows["l2"],
         ),
         "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),

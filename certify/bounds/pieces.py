@@ -7,6 +7,7 @@ the outputs of its entry, whatever happens inside it, so any acyclic network is 
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
@@ -30,6 +31,7 @@ class Bounder:
     joint: also bound residual blocks jointly (l2 only), with `effort` seconds of a nominal core for each.
     seconds: time guide for each linear map. delta: a failure probability that probabilistic methods may spend on each
     linear map; None allows deterministic methods only.
+    watch: told how many pieces are bounded, and how many there are.
     """
 
     order: list[Node]
@@ -38,6 +40,7 @@ class Bounder:
     effort: float = DEFAULT_EFFORT
     seconds: float | None = None
     delta: float | None = None
+    watch: Callable[[int, int], None] | None = None
     _dominator: dict[Node, Node] = field(init=False)
     _rows: dict[Node, BlockRow] = field(init=False, default_factory=dict)
     _norms: dict[LinearMap, Bound] = field(init=False, default_factory=dict)
@@ -48,7 +51,11 @@ class Bounder:
     def rows(self, end: Node) -> list[tuple[Node, Node, BlockRow]]:
         """Entry, exit and row of each piece from the source to `end`; 1-Lipschitz activations have none."""
         nodes = chain(self._dominator, self.order[0], end)
-        pieces = [(self._dominator[node], node, self.row(node)) for node in nodes]
+        pieces = []
+        for done, node in enumerate(nodes, start=1):
+            pieces.append((self._dominator[node], node, self.row(node)))
+            if self.watch is not None:
+                self.watch(done, len(nodes))
         return [piece for piece in pieces if not (isinstance(piece[1].piece, Elementwise) and piece[2].upper == 1)]
 
     def row(self, node: Node) -> BlockRow:

@@ -67,16 +67,19 @@ def audit(
     search = Search(seconds=seconds, seed=seed)
     where = options.pick_device(device)
     loaded, shape, images = source.load_with_shape(model, data, input_shape)
-    report = run_audit(
-        loaded.module.to(where),
-        shape,
-        claimed=table,
-        images=None if images is None else images.spaced(restarts),
-        restarts=restarts,
-        tolerance=tolerance,
-        search=search,
-        delta=delta,
-    )
+    with console.progress_bar(quiet=json) as progress:
+        claimed = len(table or ()) or 1
+        with console.clock("seconds of search, at most", seconds * claimed, progress):
+            report = run_audit(
+                loaded.module.to(where),
+                shape,
+                claimed=table,
+                images=None if images is None else images.spaced(restarts),
+                restarts=restarts,
+                tolerance=tolerance,
+                search=search,
+                delta=delta,
+            )
     text = _write(folder, report, {"source": loaded.source, "sha256": loaded.sha256, "parameters": loaded.parameters})
     if json:
         typer.echo(text, nl=False)

@@ -107,11 +107,14 @@ def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, prog
 
 
 def _print_verdict(summaries: dict[str, dict[str, Any]]) -> None:
+    from robustres.results import rounded_text
+
     rows = []
     for name, summary in summaries.items():
         attacked, certified = (_at_headline(summary[side]) for side in ("robust", "certificates"))
         clean, upper = summary["clean"]["accuracy"], summary["lipschitz"]["upper"]
-        rows.append((name, *map(console.percent, (clean, attacked, certified)), f"{upper:.3g}"))
+        shares = (console.percent(clean), console.percent(attacked, up=True), console.percent(certified, up=False))
+        rows.append((name, *shares, rounded_text(upper, up=True, digits=3)))
     console.print_table(
         f"Share of 360 unseen digits, for changes of l2 size up to {HEADLINE}",
         ("network", "correct", "survive attacks", "proved robust", "Lipschitz bound"),

@@ -1,5 +1,6 @@
 """`robustres enforce`: make a trained network satisfy a Lipschitz budget."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,9 @@ def enforce(
             progress("accuracy and bound", step, 2)
             facts[name] = {
                 "accuracy": _accuracy(network, images, where),
-                "lipschitz": bound(network, images.image_shape, lower_steps=0).upper,
+                "lipschitz": bound(
+                    network, images.image_shape, lower_steps=0, progress=partial(progress, f"blocks {name}")
+                ).upper,
             }
         progress("accuracy and bound", 2, 2)
     written = save_model(enforced.cpu(), out, source=model)

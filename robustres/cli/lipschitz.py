@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from robustres.cli.run import bound as rounded_up
 from robustres.cli.run import estimate
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robustres.certify import LipschitzReport
 
 STARTS = 9  # images that the estimates from below start at
@@ -48,13 +51,15 @@ def lipschitz(
     from robustres.results import json_text
 
     loaded, shape, images = source.load_with_shape(model, data, input_shape)
+    suppositions = [_supposition(text) for text in what_if or ()]
     with console.progress_bar(quiet=json) as progress:
-        progress("bound", 0, 1)
+        if suppositions:
+            _require_names(loaded.module, shape, [name for name, _ in suppositions])
+        blocks = partial(progress, "blocks")
         starts = None if images is None else images.spaced(STARTS)
         limits = options.thoroughness(joint, effort)
-        report = bound(loaded.module, shape, images=starts, domain=domain, **limits)  # type: ignore[arg-type]
-        progress("bound", 1, 1)
-        supposed = [report.what_if(*_supposition(text)) for text in what_if or ()]
+        report = bound(loaded.module, shape, images=starts, domain=domain, progress=blocks, **limits)  # type: ignore[arg-type]
+        supposed = [report.what_if(name, factor) for name, factor in suppositions]
     if json:
         summary = {"norm": "l2", "upper": report.upper, "lower": report.lower, "blocks": _records(report)}
         typer.echo(json_text({**summary, "what_if": [asdict(row) for row in supposed]}), nl=False)
@@ -107,6 +112,15 @@ def _print_ledger(report: "LipschitzReport") -> None:
         f"whole network: bound {rounded_up(report.upper)}, estimate from below {estimate(report.lower)} "
         f"({report.explanation()})",
     )
+
+
+def _require_names(module: "nn.Module", shape: tuple[int, ...], names: list[str]) -> None:
+    """InputError for a block that there is not, found by the quickest bound before the thorough one begins."""
+    from robustres.certify import lipschitz as bound
+
+    quick = bound(module, shape, joint=False, seconds=0.01, lower_steps=0)
+    for name in names:
+        quick.block(name)
 
 
 def _supposition(text: str) -> tuple[str, float]:

@@ -1,7 +1,7 @@
 """The table rows of one part of the samples: answers, attacks, certificates, and examples for the gallery."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,10 +54,15 @@ def evaluated_part(
     *,
     device: torch.device,
     timing: Timing,
+    step: Callable[[], None] = lambda: None,
 ) -> Part:
-    """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory."""
+    """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory.
+
+    step: called after the certificates and after every attack.
+    """
     rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
     certified = _certificate_rows(model, samples, rows, certificates, at_once, device=device, timing=timing)
+    step()
     sandwich = Sandwich(certified)
     attacked, examples, kept, violations = [], [], [], []
     for attack in attacks:
@@ -70,6 +75,7 @@ def evaluated_part(
         if settings.save_examples:
             kept += _kept_rows(attack, samples, result)
         attacked.append(found)
+        step()
     tables = {
         "attacks": typed_table("attacks", _stacked(attacked)),
         "certificates": certified,

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -122,7 +123,7 @@ class Task:
             self.shard.wait()
         report = lipschitz(
             self.module, self.data.image_shape, joint=self.settings.joint, effort=self.settings.effort,
-            refuse="record", store=store, images=self.data.spaced(STARTS),
+            refuse="record", store=store, images=self.data.spaced(STARTS), progress=partial(self.progress, "blocks"),
         )  # fmt: skip
         if store is not None and self.shard.first:
             self.shard.wait()
@@ -142,15 +143,24 @@ class Task:
             index = torch.arange(span.start, span.stop)
             samples = Samples(index, images, self.data.labels[index], logits[span])
             timing = Timing(span.start, len(span))
+            steps = self._counted(span, sum(map(len, logits)), len(attacks) + 1)
             part = evaluated_part(
-                self.module, samples, attacks, certificates, self.settings, device=self.device, timing=timing
-            )
+                self.module, samples, attacks, certificates, self.settings, device=self.device, timing=timing,
+                step=partial(next, steps),
+            )  # fmt: skip
             self.folder.write_timings(part_name(span), timing.rows)
             self.folder.finish_part(part_name(span), part.tables)
             for violations in part.violations:
                 _stop_at(violations)
             del logits[span]
         self.progress("attack and certify", total, total)
+
+    def _counted(self, span: range, left: int, steps: int) -> Iterator[None]:
+        """Tell how many samples are done after each step of a part: those before it, and its own step by step."""
+        total = sum(map(len, self.spans()))
+        for step in range(1, steps + 1):
+            self.progress("samples", total - left + len(span) * step // steps, total)
+            yield
 
     def diagnose(self) -> None:
         """Write what PGD's gradients look like, where that is asked for and not done yet."""
