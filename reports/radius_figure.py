@@ -13,6 +13,8 @@ from robustres.reports.run import Run
 from robustres.results import of_network
 
 MOST_CLASSES = 25
+# An eps that is counted is drawn up to so many times the largest radius shown, so that radii stay visible.
+WITHIN = 1.5
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 
 
@@ -48,19 +50,21 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
         if shown is not table
         else ""
     )
+    near = [eps for eps in run.eps[norm] if eps <= WITHIN * max(row["p95"] for row in rows)]
+    beyond = " The eps counted lie beyond this axis." if run.eps[norm] and not near else ""
     weakest = min(rows, key=lambda row: row["median"])
     return Figure(
         name=f"radii-{norm}",
         title=f"Certified {norm_text(norm)} radius by class",
         caption=(
             f"{run.about}. Dot: median; bar: middle half; line: 5th to 95th percentile; dashed: the eps counted. A "
-            f"misclassified image counts with radius 0. Every radius is a lower bound of the true one.{partly}"
+            f"misclassified image counts with radius 0. Every radius is a lower bound of the true one.{beyond}{partly}"
         ),
         alt=(
             f"Certified {norm_text(norm)} radii of {len(rows)} classes. Smallest median: {weakest['name']}, "
             f"{radius_text(weakest['median'])}. Counted eps: {', '.join(map(eps_text, run.eps[norm])) or 'none'}."
         ),
-        spec=specification(_chart(rows, run.eps[norm], norm)),
+        spec=specification(_chart(rows, near, norm)),
         rows=rows,
         shares=("certified",),
         group="radii",

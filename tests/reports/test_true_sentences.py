@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from robustres.reports import write_comparison, write_report
 from robustres.reports.eps_axis import ticks
+from robustres.reports.radius_figure import radius_figures
 from robustres.reports.run import load_run
 from robustres.reports.sandwich import per_sample
 from robustres.reports.sandwich_figure import sandwich_figures
@@ -197,3 +198,10 @@ def test_the_table_for_papers_compiles(tmp_path: Path, write_run: Any) -> None:
     extra = [] if "tectonic" in engine else ["-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run([engine, *extra, "paper.tex"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_radii_stay_visible_where_every_eps_counted_is_far_beyond_them(tmp_path: Path, write_run: Any) -> None:
+    run = load_run(write_run(tmp_path / "loose", count=60, looseness=500.0))
+    for figure in radius_figures(run, per_sample(run)):
+        assert "lie beyond this axis" in figure.caption
+        assert "36/255" not in json.dumps(figure.spec)
