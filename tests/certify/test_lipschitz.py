@@ -336,8 +336,9 @@ def test_the_joint_bounds_of_resnet_2b_are_as_tight_as_the_design_asks(shared: P
     report = lipschitz(normalised(shared), (3, 32, 32))
     first, second = report.residual_blocks
     # 3.755 and 5.542 are attained with free slopes: no bound of this kind can lie below, no sound one did.
-    assert 3.6 <= first.lower <= 3.755 <= first.upper <= 4.15
-    assert 5.45 <= second.lower <= 5.542 <= second.upper <= 6.0
+    assert 3.6 <= first.floor <= 3.755 <= first.upper <= 4.15
+    assert 5.45 <= second.floor <= 5.542 <= second.upper <= 6.0
+    assert 0 < first.lower < first.floor
     assert first.method == second.method == "joint"
 
 
