@@ -119,7 +119,7 @@ def lipschitz(
                 raise UnsupportedOperationError(refused)
             if domain == "unit":
                 network = on_unit_domain(network, captured)
-            return _bounded(captured, network, settings, generator, store, start)
+            return _bounded(captured, network, settings, generator, store, progress, start)
     except UnsupportedOperationError as error:
         if refuse == "raise":
             raise
@@ -132,6 +132,7 @@ def _bounded(
     settings: Mapping[str, Any],
     generator: torch.Generator | None,
     store: BoundMemory | None,
+    progress: Callable[[int, int], None] | None,
     start: float,
 ) -> LipschitzReport:
     """Simplify, bound, estimate, report."""
