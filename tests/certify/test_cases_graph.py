@@ -222,7 +222,7 @@ def test_weights_that_are_derived_when_the_network_runs_are_those_that_are_bound
     model.eval()
     report = lipschitz(model, (1, 2, 3))
     norms = [float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)) for layer in (model[1], model[3])]
-    assert report.upper == pytest.approx(norms[0] * norms[1], rel=1e-5)
+    assert report.product == pytest.approx(norms[0] * norms[1], rel=1e-5)
     assert report.lower <= report.upper
     assert bool((certify(model, torch.rand(2, 1, 2, 3), report=report).radius >= 0).all())
 
