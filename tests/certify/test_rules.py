@@ -227,7 +227,7 @@ def test_a_concatenation_of_branches_adds_their_squares() -> None:
     ("function", "operation"),
     [
         (lambda x: x * x, "mul"),
-        (lambda x: x / (1 + x.abs()), "div"),
+        (lambda x: x / (1 - x.abs()), "div"),
         (lambda x: x.exp(), "exp"),
         (lambda x: x.pow(2), "pow"),
         (lambda x: x.round(), "round"),
@@ -240,7 +240,7 @@ def test_a_concatenation_of_branches_adds_their_squares() -> None:
         (lambda x: F.dropout(x, training=True), "random numbers"),
         (lambda x: F.normalize(x), "norm"),
         (lambda x: F.threshold(x, 0.5, 3.0), "threshold"),
-        (lambda x: F.hardshrink(x), "where"),
+        (lambda x: F.hardshrink(x), "yes or no"),
         (lambda x: x.argsort(1).double(), "sort"),
         (lambda x: x.cumprod(1), "cumprod"),
         (lambda x: x * torch.tensor(torch.inf), "mul"),
@@ -259,7 +259,6 @@ def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
         (nn.LayerNorm(3, eps=0.0), "layer_norm with eps of 0"),
         (nn.Softplus(threshold=1), "softplus with threshold 1, where its value jumps by 0.313"),
         (nn.LogSoftmax(1), "log_softmax .*leave it out"),
-        (nn.Softsign(), "div by a value that depends on the input"),
         (nn.MaxPool2d((1, 2), 1, (0, 1), 2), "max_pool2d with a window that holds no pixel"),
     ],
 )
