@@ -18,17 +18,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FUZZ = "tests/certify/fuzz/test_programs.py"
 EXACT = f"{FUZZ}::test_exact_jacobians_lie_below_the_bounds"
-SPECIFIC = {
-    "graph": ("test_rules", "test_activation_kinds", "test_lipschitz"),
-    "maps": ("test_map_laws", "test_linear_map", "test_activation_kinds", "test_rules", "test_sorting"),
-    "norms": ("test_spectral_norm", "test_map_laws", "test_half_torus", "test_lanczos"),
-    "fourier": ("test_autocorrelation", "test_spectral_norm", "test_half_torus", "test_joint"),
-    "proof": ("test_spectral_norm", "test_smoothing", "test_elimination", "test_joint"),
-    "blocks": ("test_elimination", "test_joint", "test_reduced_block", "test_sorting"),
-    "bounds": ("test_lipschitz", "test_whole_network", "test_linear_residual", "test_radius"),
-    "radii": ("test_radius", "test_deviation_of_differences", "test_certificate", "test_smoothing"),
-    "audits": ("test_audit",),
-    "lower": ("test_jacobian", "test_audit"),
+# The tests to try, by the longest beginning of the file's name; the drawn programs come last.
+NEAREST = {
+    "graph/": ("test_rules", "test_lipschitz"),
+    "graph/rules_activation": ("test_activation_kinds", "test_rules"),
+    "maps/": ("test_map_laws", "test_linear_map"),
+    "maps/piecewise_linear": ("test_activation_kinds",),
+    "maps/smooth": ("test_activation_kinds",),
+    "maps/nonlinear": ("test_activation_kinds", "test_rules"),
+    "maps/sector": ("test_sorting",),
+    "norms/": ("test_spectral_norm", "test_map_laws"),
+    "norms/half_torus": ("test_half_torus",),
+    "norms/lanczos": ("test_lanczos",),
+    "fourier/": ("test_spectral_norm",),
+    "fourier/autocorrelation": ("test_autocorrelation",),
+    "proof/": ("test_spectral_norm", "test_elimination"),
+    "proof/clopper_pearson": ("test_smoothing",),
+    "blocks/": ("test_joint",),
+    "blocks/elimination": ("test_elimination",),
+    "blocks/increments": ("test_elimination",),
+    "bounds/": ("test_lipschitz", "test_linear_residual"),
+    "radii/": ("test_radius", "test_deviation_of_differences"),
+    "radii/smoothing": ("test_smoothing",),
+    "audits/": ("test_audit",),
 }
 
 
@@ -42,10 +54,9 @@ class Mutation:
 
     @property
     def tests(self) -> tuple[str, ...]:
-        """Those of the room, then the drawn programs."""
-        names = SPECIFIC[self.file.split("/")[0]]
-        found = [f"tests/certify/{name}.py" for name in names if (ROOT / f"tests/certify/{name}.py").exists()]
-        return (*found, EXACT, FUZZ)
+        """Those nearest to the file, then the drawn programs."""
+        nearest = max((name for name in NEAREST if self.file.startswith(name)), key=len)
+        return (*(f"tests/certify/{name}.py" for name in NEAREST[nearest]), EXACT, FUZZ)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.before!r} -> {self.after!r}"
@@ -341,8 +352,10 @@ def _tested(folder: Path, tests: Sequence[str]) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Try them and list the survivors."""
+    import pandas  # noqa: F401
     import scipy.special  # noqa: F401
     import torch
+    import torch.export.exported_program
 
     torch.set_num_threads(1)
     chosen = [m for m in MUTATIONS if not words or any(word in str(m) for word in words)]
