@@ -198,15 +198,16 @@ MUTATIONS: list[Mutation] = [
         ("return float(map_.absolute().scale.max())", "return 0.999 * float(map_.absolute().scale.max())"),
         ("return float(map_.absolute().factors.max())", "return 0.999 * float(map_.absolute().factors.max())"),
         ("rounded_up(math.sqrt(map_.copies), 1)", "1.0"),
-        ("rounded_up(abs(map_.factor) * inner, 1 + map_.seen)", "rounded_up(0.999 * abs(map_.factor) * inner, 1)"),
-        ("math.prod(factors) + _weight_error(map_, map_.seen)", "0.999 * math.prod(factors)"),
+        ("product_up([abs(map_.factor), inner])", "0.999 * product_up([abs(map_.factor), inner])"),
+        ("product_up(factors) + _weight_error", "0.999 * product_up(factors) + _weight_error"),
         ("return gamma(seen) * absolute_norm(map_) if seen else 0.0", "return 0.0"),
-        ('method="svd") + product_error(map_), 2)', 'method="svd") * 0.999, 2)'),
     ),
     *_of(
         "norms/linf_norm.py",
-        ("    bound = largest_sum(map_, of_rows=True)", "    bound = 0.999 * largest_sum(map_, of_rows=True)"),
-        ("sums + gamma(ALGORITHM_FACTOR * map_.roundings) * bound", "sums"),
+        ("bound = largest_sum(whole, of_rows=True)", "bound = 0.999 * largest_sum(whole, of_rows=True)"),
+        ("sums + gamma(ALGORITHM_FACTOR * whole.roundings) * bound + UNDERFLOW", "sums"),
+        ("return scaled_up(bound, exponent)", "return bound"),
+        ("upper = product_up(bound.upper for bound in bounds)", "upper = math.prod(bound.upper for bound in bounds)"),
     ),
     *_of(
         "norms/frequency_norm.py",
@@ -221,13 +222,10 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "norms/spectral_norm.py",
+        ("return product_up(_tightest(part, seconds)[0] for part", "return max(_tightest(part, seconds)[0] for part"),
         (
-            "math.prod(_tightest(part, seconds)[0] for part in map_.parts)",
-            "max(_tightest(part, seconds)[0] for part in map_.parts)",
-        ),
-        (
-            "math.fsum(_tightest(term, seconds)[0] for term in map_.terms)",
-            "max(_tightest(term, seconds)[0] for term in map_.terms)",
+            "_tightest(term, seconds)[0] for term in map_.terms",
+            "_tightest(term, seconds)[0] for term in map_.terms[1:]",
         ),
     ),
     *_of("fourier/torus.py", ("HALF = Fraction(1, 2)", "HALF = Fraction(1, 3)")),
