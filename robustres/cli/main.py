@@ -27,6 +27,7 @@ from robustres.cli.options import spread
 from robustres.cli.replay import replay
 from robustres.cli.report import report
 from robustres.cli.train import train
+from robustres.cli.verify import verify
 from robustres.errors import DefectiveBoundError, RobustresError, SandwichViolationError
 
 commands = typer.Typer(
@@ -65,6 +66,7 @@ for command in (
     report,
     replay,
     data,
+    verify,
 ):
     commands.command()(spread(command))
 
