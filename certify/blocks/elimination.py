@@ -32,7 +32,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Linear, Merge, Node, Source
-from robustres.certify.maps.linear_map import LinearMap
+from robustres.certify.maps.linear_map import LinearMap, as_rows
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
@@ -154,7 +154,7 @@ class Front:
         """w = W z."""
         self._slack_as_rows(node)
         rows, slack = self.rows.pop(node), self.slack.pop(node)
-        image = map_.adjoint(rows.reshape(-1, *map_.out_shape)).flatten(1)
+        image = as_rows(map_.adjoint(rows.reshape(-1, *map_.out_shape)))
         steep = absolute_norm(map_)
         error = gamma(ALGORITHM_FACTOR * map_.roundings) * _frobenius(rows) * steep
         self._add(node.inputs[0], image, error=error * UP, slack=slack * steep * steep)
@@ -170,7 +170,7 @@ class Front:
         lengths = [parent.shape[piece.axis] for parent in node.inputs]
         parts = torch.split(rows.reshape(-1, *node.shape), lengths, dim=1 + piece.axis)
         for parent, part in zip(node.inputs, parts, strict=True):
-            self._add(parent, part.flatten(1), slack=slack)
+            self._add(parent, as_rows(part), slack=slack)
 
     def activation(self, node: Node, layer: SectorLayer, weights: Weights) -> bool:
         """w = a z + D v; False where no multipliers are admissible."""

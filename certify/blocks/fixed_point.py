@@ -21,7 +21,7 @@ from torch import Tensor
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
 from robustres.certify.graph.network import Linear, Merge, Node, Source
 from robustres.certify.maps.convolution import Convolution
-from robustres.certify.maps.linear_map import Composition, LinearMap
+from robustres.certify.maps.linear_map import Composition, LinearMap, as_rows
 
 OVER = 0.8  # over-relaxation, from step
 OVER_FROM = 6
@@ -141,7 +141,7 @@ class _Iteration:
         with torch.enable_grad():
             for node in self.order:
                 values[node] = self._value(node, values, answers, sizes, x)
-            out = values[self.order[-1]].flatten(1)
+            out = as_rows(values[self.order[-1]])
             size = (out if self.rows is None else out @ self.rows.T).norm()
             steered = list(answers)
             slopes = torch.autograd.grad(size, [x, *(answers[node] for node in steered)], materialize_grads=True)
@@ -167,7 +167,7 @@ class _Iteration:
         layer = self.layers.get(node)
         if isinstance(layer, SectorLayer):
             middle, reach = self.half[node]
-            z = layer.mixed(inputs[0].flatten(1))
+            z = layer.mixed(as_rows(inputs[0]))
             size = layer.over_ties((z * (reach > 0)).square().sum(0)).clamp_min(TINY).sqrt()
             sizes[node] = size.detach()
             answers[node] = (reach * self.g[node]).detach().requires_grad_(True)

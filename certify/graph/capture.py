@@ -208,6 +208,7 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
         elif spec.target is not None:
             state = program.state_dict if spec.target in program.state_dict else program.constants
             lifted[spec.arg.name] = state[spec.target]
+    _repetitions_removed(program.graph)
     nodes = tuple(program.graph.nodes)
     constants: dict[fx.Node, Any] = {}
     operations = []
@@ -237,6 +238,18 @@ def _used(operations: list[fx.Node], answer: fx.Node) -> list[fx.Node]:
         if node in used:
             used.update(node.all_input_nodes)
     return [node for node in operations if node in used]
+
+
+def _repetitions_removed(graph: fx.Graph) -> None:
+    """Let an operation that is repeated on the same arguments be computed once: it is one value of the network."""
+    first: dict[tuple[Any, str], fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or is_random(node):
+            continue
+        known = first.setdefault((node.target, f"{node.args!r} {node.kwargs!r}"), node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+            graph.erase_node(node)
 
 
 def is_random(node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from robustres.certify.graph.capture import BATCH, Captured, device_of, is_random, operation_of, path_of
+from robustres.certify.graph.capture import BATCH, Captured, call, device_of, is_random, operation_of, path_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Piece, Product, Source
 from robustres.certify.graph.tracing import first_line
 from robustres.certify.maps.activation import Activation, Parameter, broadcast_size
@@ -320,6 +320,8 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
     value = origin.meta.get("val")
     if isinstance(value, Tensor) and not value.numel():
         return torch.zeros(tuple(value.shape), dtype=value.dtype, device=device_of(captured.module))
+    if all(isinstance(values.get(parent), Tensor) for parent in origin.all_input_nodes) and not is_random(origin):
+        return call(origin, values, captured.module)  # of empty values and constants: a constant itself
     for part in value if isinstance(value, list | tuple) else [value]:
         if isinstance(part, Tensor) and part.is_floating_point() and part.dtype != torch.float64:
             raise NotCoveredError(f"in {part.dtype}, which rounds")

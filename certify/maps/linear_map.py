@@ -99,13 +99,18 @@ class LinearMap(ABC):
         return Scaled(float(factor), self)
 
 
+def as_rows(values: Tensor) -> Tensor:
+    """(B, *shape) as (B, size), also where a sample is one number, (B,), and where there are no samples."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
 def written_out(map_: LinearMap) -> Tensor:
     """The matrix (out_size, in_size): the map, or its adjoint, applied to the identity."""
     if map_.in_size <= map_.out_size:
         eye = torch.eye(map_.in_size, dtype=torch.float64, device=map_.device)
-        return map_(eye.reshape(-1, *map_.in_shape)).flatten(1).T
+        return as_rows(map_(eye.reshape(-1, *map_.in_shape))).T
     eye = torch.eye(map_.out_size, dtype=torch.float64, device=map_.device)
-    return map_.adjoint(eye.reshape(-1, *map_.out_shape)).flatten(1)
+    return as_rows(map_.adjoint(eye.reshape(-1, *map_.out_shape)))
 
 
 def unanswered(question: str, map_: LinearMap) -> TypeError:

@@ -13,6 +13,7 @@ from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport, multiplied
 from robustres.certify.graph.capture import device_of, refusing_what_fails
+from robustres.certify.maps.linear_map import as_rows
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
 from robustres.certify.radii.local_certificate import LocalCertificate
@@ -175,7 +176,7 @@ def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[floa
 
 
 def _size(value: Tensor) -> Tensor:
-    return value.flatten(1).norm(dim=1).cpu() if value.ndim > 1 else value.abs().cpu()
+    return as_rows(value).to(torch.float64).norm(dim=1).cpu()
 
 
 def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
