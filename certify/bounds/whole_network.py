@@ -66,7 +66,7 @@ class WholeNetwork:
         self.dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
         self.cost, self.widest = elimination_cost(self.order, self.layers)
         self.step = _step_cost(self.order)
-        self._point: FixedPoint | None = None
+        self._first_point: FixedPoint | None = None
         self.pairs: dict[tuple[int, int], float] = {}
 
     def obstacle(self) -> str:
@@ -95,19 +95,15 @@ class WholeNetwork:
         if obstacle:
             return WholeBound(skipped=obstacle, guarantee=self.guarantee)
         upper, reachable, skipped = math.inf, math.nan, ""
-        spent, steps, tolerance = 0.0, FIRST_STEPS, FIRST_TOLERANCE
+        spent, steps, tolerance, point = 0.0, FIRST_STEPS, FIRST_TOLERANCE, self._first()
         while True:
-            self._point = search(
-                self.order, self.layers, steps=steps, tolerance=tolerance, dtype=self.dtype, copies=COPIES,
-                start=self._point,
-            )  # fmt: skip
-            spent += self._point.steps * self.step
-            reachable = self._point.value
+            spent += point.steps * self.step
+            reachable = point.value
             if reachable >= known:
                 skipped = f"multipliers per neuron cannot go below {reachable:.6g}"
                 break
             for repair in REPAIRS:
-                upper = min(upper, proved_bound(self.order, self.layers, self._point, repair=repair))
+                upper = min(upper, proved_bound(self.order, self.layers, point, repair=repair))
                 spent += self.cost
                 if upper <= NEAR * reachable or spent + self.cost > self.effort:
                     break
@@ -115,6 +111,9 @@ class WholeNetwork:
             steps, tolerance = min(2 * steps, MOST_STEPS), tolerance / 100
             if done or spent + steps * self.step + self.cost > self.effort:
                 break
+            point = search(
+                self.order, self.layers, steps=steps, tolerance=tolerance, dtype=self.dtype, copies=COPIES, start=point
+            )
         if not math.isfinite(upper) and not skipped:
             skipped = "no admissible multipliers were found"
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start)
@@ -122,7 +121,8 @@ class WholeNetwork:
     def pair(self, i: int, j: int) -> float:
         """A bound of the Lipschitz constant of output i minus output j, infinite where the network is not eliminated.
 
-        The search goes on from the multipliers of all outputs; what is found is kept.
+        The search goes on from the first multipliers of all outputs, so that it gives the same whether `bound` was run
+        or its result remembered; what is found is kept.
         """
         place = (max(i, j), min(i, j))
         if place not in self.pairs:
@@ -139,12 +139,18 @@ class WholeNetwork:
             return math.inf
         rows = torch.zeros(1, math.prod(self.order[-1].shape), dtype=torch.float64)
         rows[0, i], rows[0, j] = 1.0, -1.0
-        if self._point is None:
-            self._point = search(self.order, self.layers, steps=FIRST_STEPS, dtype=self.dtype, copies=COPIES)
         point = search(
-            self.order, self.layers, rows=rows, steps=PAIR_STEPS, dtype=self.dtype, copies=COPIES, start=self._point
+            self.order, self.layers, rows=rows, steps=PAIR_STEPS, dtype=self.dtype, copies=COPIES, start=self._first()
         )
         return proved_bound(self.order, self.layers, point, rows=rows)
+
+    def _first(self) -> FixedPoint:
+        """The multipliers of all outputs after the first steps."""
+        if self._first_point is None:
+            self._first_point = search(
+                self.order, self.layers, steps=FIRST_STEPS, tolerance=FIRST_TOLERANCE, dtype=self.dtype, copies=COPIES
+            )
+        return self._first_point
 
 
 def elimination_cost(order: Sequence[Node], layers: Mapping[Node, Increment]) -> tuple[float, int]:
