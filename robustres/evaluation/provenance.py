@@ -57,6 +57,7 @@ def build_manifest(
         "parts": parts,
         "require": list(map(str, require)),
         "model": {"source": model.source, "sha256": model.sha256, "parameters": model.parameters}
+        | ({"note": model.note} if model.note else {})
         | _normalisation(model),
         "data": {
             **data.facts(),
