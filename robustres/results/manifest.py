@@ -91,6 +91,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.mean": (_every(_number), "a list of numbers"),
     "model.std": (_every(_number), "a list of numbers"),
     "model.parameters": (_count, "a count"),
+    "model.note": _TEXT,
     "data": _OBJECT,
     "data.source": _TEXT,
     "data.sha256": _TEXT,
