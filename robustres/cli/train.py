@@ -59,6 +59,16 @@ ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest nor
 LipschitzWeight = Annotated[
     float | None, typer.Option("--lipschitz-weight", help="Weight of log L in the loss, for ordinary networks.")
 ]
+Budget = Annotated[
+    float | None, typer.Option("--budget", min=0, help="eps that a margin loss asks for; 0: the eps that is counted.")
+]
+ManifoldLearningRate = Annotated[
+    float | None,
+    typer.Option("--manifold-learning-rate", help="Learning rate of orthogonal matrices, for --optimiser manifold."),
+]
+BiasLearningRate = Annotated[
+    float | None, typer.Option("--bias-learning-rate", min=0, help="Learning rate of biases; 0: as the rest.")
+]
 Patience = Annotated[
     int | None,
     typer.Option("--patience", min=0, help="Stop after so many epochs without gain on the validation split."),
@@ -90,7 +100,10 @@ class RecipeOptions:
     batch_size: BatchSize = None
     learning_rate: LearningRate = None
     warmup: Warmup = None
+    budget: Budget = None
     optimiser: Optimiser = None
+    manifold_learning_rate: ManifoldLearningRate = None
+    bias_learning_rate: BiasLearningRate = None
     weight_decay: WeightDecay = None
     ema: Ema = None
     augmentation: Augmentation = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from robustres.models import load_model, residual_net, save_checkpoint
 from .conftest import run
 
 NAMES = sorted(command.callback.__name__ for command in commands.registered_commands if command.callback)
-ALL = "attack audit certify compare data demo enforce evaluate inspect lipschitz report train"
+ALL = "attack audit certify compare data demo enforce evaluate inspect lipschitz replay report train verify"
+NO_DATA = {"demo", "report", "compare", "replay", "verify"}
 # Where a name means different things: --out has another default, --data may be optional, training sets its own scale.
 # Their --json is read in the tests of their own files as well.
 COSTLY = {"demo", "enforce", "inspect"}
@@ -34,8 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     network = residual_net(block="residual", depth=1, width=4, image_shape=(1, 8, 8), classes=10, pool=2)
     save_checkpoint(network, folder / "model.safetensors")
+    shutil.copy(Path(__file__).parents[2] / "examples" / "digits.onnx", folder / "verify.onnx")
+    names = [f"(declare-const X_{i} Real)" for i in range(64)] + [f"(declare-const Y_{i} Real)" for i in range(10)]
+    box = [f"(assert (<= X_{i} 0.5))(assert (>= X_{i} 0.5))" for i in range(64)]
+    (folder / "verify.vnnlib").write_text("\n".join([*names, *box, "(assert (<= Y_0 -1000000.0))"]))
     for name in ("one", "two"):
-        settings = Settings(eps={"l2": (0.5,)}, attacks=("fgsm",), joint=False)
+        settings = Settings(eps={"l2": (8.0,)}, attacks=("fgsm",), joint=False, save_examples=True)
         evaluate(load_model(str(folder / "model.safetensors")), load_data("digits", limit=8), folder / name, settings)
     return folder
 
@@ -67,6 +73,8 @@ def arguments(command: str, folder: Path) -> list[str]:
         "inspect": [model, *few, "--textbook"],
         "lipschitz": [model, "--input-shape", "1,8,8", "--textbook"],
         "report": [str(folder / "one")],
+        "replay": [str(folder / "one")],
+        "verify": ["--onnx", str(folder / "verify.onnx"), "--vnnlib", str(folder / "verify.vnnlib"), "--timeout", "20"],
         "train": [TRAINED, "--data", "digits", "--loss", "clean", "--epochs", "1", "--limit", "100", *out],
     }[command]
 
@@ -112,7 +120,7 @@ def test_an_option_is_called_the_same_in_every_command() -> None:
             assert known.setdefault(name, declared) == declared, f"{command.name} --{name}"
 
 
-@pytest.mark.parametrize("command", [name for name in NAMES if name not in {"demo", "report", "compare"}])
+@pytest.mark.parametrize("command", [name for name in NAMES if name not in NO_DATA])
 def test_every_command_that_reads_data_takes_the_same_options_for_it(
     command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,10 +138,12 @@ def test_every_command_that_reads_data_takes_the_same_options_for_it(
     monkeypatch.setattr("robustres.data.load_data", missing)
     given = ["--split", "validation", "--limit", "7", "--data-root", "here", "--download"]
     assert run([command, *words, *given], monkeypatch) == 2, capfd.readouterr().err
-    assert asked[0] == {"spec": "mnist", "root": Path("here"), "split": "validation", "limit": 7, "download": True}
+    assert asked[0] == {"spec": "mnist", "root": Path("here"), "split": "validation", "limit": 7, "download": True} | (
+        {"classes": None}
+    )
 
 
-@pytest.mark.parametrize("command", [name for name in NAMES if name not in {"demo", "data", "report", "compare"}])
+@pytest.mark.parametrize("command", [name for name in NAMES if name not in NO_DATA | {"data"}])
 def test_a_model_that_is_not_there_is_bad_input(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,8 @@ def shifted(x: Tensor, axis: int) -> Tensor:
     axis: of the channels; height and width follow it.
     """
     eighth = x.shape[axis] // 8
+    if not eighth:
+        return x
     *moving, rest = torch.split(x, [eighth] * len(SHIFTS) + [x.shape[axis] - len(SHIFTS) * eighth], dim=axis)
     rolled = [part.roll(step, axis + side) for part, (side, step) in zip(moving, SHIFTS, strict=True)]
     return torch.cat([*rolled, rest], dim=axis)
