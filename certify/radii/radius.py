@@ -176,7 +176,8 @@ def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[floa
 
 
 def _size(value: Tensor) -> Tensor:
-    return as_rows(value).to(torch.float64).norm(dim=1).cpu()
+    sizes: Tensor = as_rows(value).to(torch.float64).norm(dim=1).cpu()
+    return sizes
 
 
 def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
