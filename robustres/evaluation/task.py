@@ -95,11 +95,14 @@ class Task:
 
     def _say_doubts(self, logits: dict[range, Tensor]) -> None:
         """Say in the log where the labels look as if they were not the model's."""
-        mine = [(self.data.labels[span.start : span.stop], rows.argmax(dim=1)) for span, rows in logits.items()]
+        mine = [
+            (self.data.labels[span.start : span.stop], rows.argmax(dim=1), rows.shape[1])
+            for span, rows in logits.items()
+        ]
         parts = [part for found in self.shard.gather(mine) for part in found]
         if self.shard.first and parts:
-            labels, predictions = (torch.cat(column) for column in zip(*parts, strict=True))
-            for doubt in doubts(self.data, labels, predictions, next(iter(logits.values())).shape[1]):
+            labels, predictions = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+            for doubt in doubts(self.data, labels, predictions, parts[0][2]):
                 log.warning(doubt)
 
     def _require_finite(self, logits: dict[range, Tensor]) -> None:
