@@ -101,7 +101,7 @@ class Task:
         ]
         parts = [part for found in self.shard.gather(mine) for part in found]
         if self.shard.first and parts:
-            labels, predictions = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+            labels, predictions = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
             for doubt in doubts(self.data, labels, predictions, parts[0][2]):
                 log.warning(doubt)
 
