@@ -112,6 +112,8 @@ def nominal_seconds(convolution: Convolution, kept: tuple[bool, bool], torus: To
 
 def _proved_top(gram: HermitianPolynomial, torus: Torus, stop_above: float) -> float:
     """The largest eigenvalue over the frequencies, from above: an estimate and the least margin that is proved."""
+    if not bool(gram.magnitude.any()):
+        return 0.0  # the map is zero: every tap reads padding only
     frequencies = coarse_frequencies(torus).to(gram.magnitude.device)
     chunks = torch.split(frequencies, max(1, CHUNK_BYTES // (16 * len(gram.magnitude) ** 2)))
     value = max(float(top_ritz_pair(gram.at(torus, part), steps=RITZ_STEPS)[0].max()) for part in chunks)

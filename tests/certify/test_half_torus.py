@@ -65,6 +65,12 @@ def test_the_proved_bound_holds_at_every_budget(map_: Convolution, seconds: floa
             assert found[0] <= truth(map_) * (1 + 1e-5) + 1e-4 * float(map_.weight.norm())
 
 
+def test_a_convolution_that_reads_only_padding_has_norm_zero() -> None:
+    map_ = Convolution(torch.ones(1, 1, 1, 1, dtype=torch.float64), (1, 1, 1), (1, 2), ((0, 0), (1, 0)))
+    assert truth(map_) == 0
+    assert kept_axes_bound(map_, seconds=0.05) == (pytest.approx(0, abs=1e-300), "dense")
+
+
 @pytest.mark.parametrize(("c_in", "c_out", "side", "stride"), [(6, 6, 8, 1), (6, 12, 8, 2), (6, 6, 7, 1)])
 def test_small_images_are_bounded_within_two_percent(c_in: int, c_out: int, side: int, stride: int) -> None:
     map_ = Convolution(normal(c_out, c_in, 3, 3), (c_in, side, side), stride, 1)
