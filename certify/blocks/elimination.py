@@ -37,12 +37,10 @@ from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
-TAU = 1e-9  # relative loss by which squared roundings are separated from the rows
 UNIT = 2.0**-53
 FLOOR = 1e-250  # slack that is added everywhere: far above all that products lose by underflow
 UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
 MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the multipliers that are admissible for certain
-MAIN = 1e-6  # slack of more than this share of the rows stems from a bounded layer: it becomes rows of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +55,18 @@ class Weights:
 @dataclass(frozen=True)
 class Repair:
     """How multipliers that are close to admissible are made so: raised by `lift`, and mixed with a share of those that
-    diagonal dominance allows, at least `share` and as much as the layer needs."""
+    diagonal dominance allows, at least `share` and as much as the layer needs.
+
+    loss: relative, of each step, by which squared roundings are separated from the rows. spare: what is kept back of
+    each pivot's smallest eigenvalue beyond its own rounding. Both cost a little and keep slack small. main:
+    slack of more than this share of the rows becomes rows of its own before a linear map makes more of it.
+    """
 
     lift: float = 1e-4
     share: float = 1e-5
+    loss: float = 1e-9
+    spare: float = 0.0
+    main: float = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +144,8 @@ class Front:
     def _charge(self, node: Node, error: float) -> None:
         """The exact rows of a node lie within `error` of the stored ones, in the spectral norm."""
         if error > 0:
-            self.factor *= (1 + TAU) * UP
-            self.slack[node] = (self.slack[node] + error * error / TAU) * UP
+            self.factor *= (1 + self.repair.loss) * UP
+            self.slack[node] = (self.slack[node] + error * error / self.repair.loss) * UP
 
     def _add(self, node: Node, rows: Tensor, *, error: float = 0.0, slack: float = 0.0) -> None:
         """Rows for a node of the cut, or for one that joins it."""
@@ -200,7 +206,7 @@ class Front:
         for share in (self.repair.share, *(more for more in MIXTURES if more > self.repair.share)):
             chosen = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
             t = (lift * chosen.maximum(least))[place]
-            pivot = _Pivot.of(demand, t, self.count)
+            pivot = _Pivot.of(demand, t, self.count, self.repair.spare)
             if pivot is not None:
                 break
         else:
@@ -229,7 +235,7 @@ class Front:
             for parent in parents:
                 self._add(parent, rows.new_zeros(0, math.prod(parent.shape)), slack=weight)
             return True
-        pivot = _Pivot.of(demand, torch.full_like(demand[0], t / 2), len(rows))
+        pivot = _Pivot.of(demand, torch.full_like(demand[0], t / 2), len(rows), self.repair.spare)
         if pivot is None:
             return False
         for parent in parents:
@@ -272,7 +278,7 @@ class Front:
         slack = self.slack[node]
         rows = self.rows[node]
         width = rows.shape[1]
-        if slack * width <= MAIN * _square(rows):
+        if slack * width <= self.repair.main * _square(rows):
             return
         eye = torch.eye(width, dtype=rows.dtype, device=rows.device) * (math.sqrt(slack) * UP)
         for other, part in self.rows.items():
@@ -314,9 +320,9 @@ class _Pivot:
     rho: float
 
     @classmethod
-    def of(cls, demand: Tensor, t: Tensor, count: int) -> "_Pivot | None":
+    def of(cls, demand: Tensor, t: Tensor, count: int, spare: float) -> "_Pivot | None":
         """P = 2 diag(t) - demand; None where it is not definite enough. demand: H^T H + slack D^2, as computed from
-        `count` rows."""
+        `count` rows. spare: rho is not below it."""
         diagonal = 2 * t - demand.diagonal()
         if not bool((diagonal > 0).all()) or not bool(torch.isfinite(diagonal).all()):
             return None
@@ -327,8 +333,9 @@ class _Pivot:
         columns = demand.diagonal().clamp_min(0) * root * root
         largest = float((2 * t * root * root).max())
         error = gamma(4 * (count + 12)) * (float(columns.sum()) * (1 + 1e-6) + largest)
-        rho = definiteness_slack(size) * float(matrix.diagonal().abs().sum())
-        matrix.diagonal().sub_((2 * rho + 2 * error) * UP)
+        rounding = definiteness_slack(size) * float(matrix.diagonal().abs().sum())
+        rho = max(rounding, spare)
+        matrix.diagonal().sub_((rho + rounding + 2 * error) * UP)
         factor, info = torch.linalg.cholesky_ex(matrix)
         if int(info) or not bool(torch.isfinite(factor.diagonal()).all()):
             return None

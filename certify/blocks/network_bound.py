@@ -72,19 +72,20 @@ def proved_bound(
     found = eliminate(order, layers, Weights(point.multipliers, point.sizes), rows=rows, repair=repair)
     if found is None:
         return math.inf
+    least = 0.0 if repair is None else repair.loss
     if box is None:
-        return l2_bound(found)
+        return l2_bound(found, least)
     assert point.weights is not None
-    return box_bound(found, point.weights, box)
+    return box_bound(found, point.weights, box, least)
 
 
-def l2_bound(found: Eliminated) -> float:
-    """At or above |output change| / |input change| in l2."""
-    square = found.factor * (largest_square(found.rows) + found.slack)
+def l2_bound(found: Eliminated, excess: float = 0.0) -> float:
+    """At or above |output change| / |input change| in l2. excess: relative, no smaller one is tried to prove."""
+    square = found.factor * (largest_square(found.rows, excess) + found.slack)
     return rounded_up(math.sqrt(square), 8) if math.isfinite(square) else math.inf
 
 
-def box_bound(found: Eliminated, weights: Tensor, box: Tensor) -> float:
+def box_bound(found: Eliminated, weights: Tensor, box: Tensor, excess: float = 0.0) -> float:
     """At or above |output change| for input changes within the box: |G d|^2 <= kappa sum w d^2, for any w > 0."""
     half = box.to(found.rows).flatten()
     moving = half > 0
@@ -93,14 +94,17 @@ def box_bound(found: Eliminated, weights: Tensor, box: Tensor) -> float:
     w = w.clamp_min(1e-12 * float(w.max()) + 1e-290)
     root = w.rsqrt()
     # The stored root, not w, is what the columns are scaled with: w is 1 / root^2 from here on.
-    kappa = largest_square(found.rows[:, moving] * root) * (1 + gamma(8))
+    kappa = largest_square(found.rows[:, moving] * root, excess) * (1 + gamma(8))
     spread = float((half[moving] / root).square().sum()) * (1 + gamma(len(half) + 16))
     square = found.factor * (kappa * spread + found.slack * total * (1 + gamma(len(half) + 8)))
     return rounded_up(math.sqrt(square), 8) if math.isfinite(square) else math.inf
 
 
-def largest_square(rows: Tensor) -> float:
-    """At or above the square of the largest singular value of the stored matrix, proved; infinite where that fails."""
+def largest_square(rows: Tensor, least: float = 0.0) -> float:
+    """At or above the square of the largest singular value of the stored matrix, proved; infinite where that fails.
+
+    least: the smallest relative excess over the computed value that is tried.
+    """
     if not rows.numel():
         return 0.0
     gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
@@ -113,7 +117,7 @@ def largest_square(rows: Tensor) -> float:
         top = float(torch.linalg.eigvalsh(gram)[-1])
         return max(top, 0.0) + gamma(40 * len(gram)) * square + error
     top = float(top_ritz_pair(gram[None], steps=LANCZOS_STEPS)[0])
-    for excess in EXCESSES:
+    for excess in (one for one in EXCESSES if one >= least):
         value = top * (1 + excess)
         if bool(proved_below(gram[None], value, error)):
             return value * (1 + gamma(4))

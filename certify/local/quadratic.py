@@ -14,6 +14,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor, fx
 
+from robustres.certify.blocks.elimination import Repair
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.network_bound import proved_bound
@@ -27,6 +28,8 @@ from robustres.certify.maps.activation import PiecewiseLinear
 from robustres.numerics import rounded_up
 
 COPIES, STEPS = 16, 120
+# A search ends about a thousandth above the best multipliers; a hundredth of that buys a proof in a third of the time.
+REPAIR = Repair(loss=1e-5, spare=1e-6, main=1e-4)
 
 Sectors = Mapping[Node, tuple[Tensor, Tensor]]
 
@@ -130,5 +133,7 @@ def proved_change(program: Program, slopes: Sectors, row: Tensor, region: Region
     if region.norm == "l1":
         return math.inf
     box = half_widths(region) if region.norm == "linf" else None
-    bound = proved_bound(program.order, increments(program.order, slopes=slopes), found.point, rows=row, box=box)
+    bound = proved_bound(
+        program.order, increments(program.order, slopes=slopes), found.point, rows=row, box=box, repair=REPAIR
+    )
     return bound if box is not None else rounded_up(bound * float(region.eps[0]), 1)

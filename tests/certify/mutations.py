@@ -263,8 +263,8 @@ MUTATIONS: list[Mutation] = [
         ("straight = rows * layer.lower", "straight = 0.9 * rows * layer.lower"),
         ("hidden = (rows * width)[:, free]", "hidden = (rows * width * 0.9)[:, free]"),
         ("own[torch.arange(len(free)), free] = t + slack * a * d", "own[torch.arange(len(free)), free] = 0.9 * t"),
-        ("self.factor *= (1 + TAU) * UP", "self.factor *= 1"),
-        ("(self.slack[node] + error * error / TAU) * UP", "self.slack[node]"),
+        ("self.factor *= (1 + self.repair.loss) * UP", "self.factor *= 1"),
+        ("(self.slack[node] + error * error / self.repair.loss) * UP", "self.slack[node]"),
     ),
     *_of(
         "blocks/increments.py",
