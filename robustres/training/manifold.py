@@ -89,6 +89,11 @@ def _newton_schulz(matrix: Tensor) -> Tensor:
     return torch.addmm(matrix, matrix, matrix.T @ matrix, beta=1.5, alpha=-0.5)
 
 
+def _coarse(*matrices: Tensor) -> tuple[Tensor, ...]:
+    """In bfloat16, whose products cost a third where the processor has them."""
+    return tuple(matrix.to(torch.bfloat16) for matrix in matrices)
+
+
 class ManifoldAdam(torch.optim.Optimizer):
     """Adam on rotations and isometries.
 
@@ -97,7 +102,8 @@ class ManifoldAdam(torch.optim.Optimizer):
     from the manifold beyond what the last `retract` leaves; whoever certifies bounds the stored matrix.
 
     lr: per step of the normalised gradient. betas: of the two moments. adaptive: False leaves the second moment out
-    (momentum alone, scaled by the root mean square of the whole factor).
+    (momentum alone, scaled by the root mean square of the whole factor). coarse: gradients and steps, which are small
+    or noisy, are multiplied in bfloat16; the matrices and what keeps them on the manifold stay as they are.
     """
 
     def __init__(
@@ -108,8 +114,10 @@ class ManifoldAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         adaptive: bool = True,
+        coarse: bool = False,
     ) -> None:
         self._points = list(points)
+        self._coarse = coarse
         settings = {"lr": lr, "betas": betas, "eps": eps, "adaptive": adaptive}
         super().__init__([point.parameter for point in self._points], settings)
 
@@ -130,10 +138,8 @@ class ManifoldAdam(torch.optim.Optimizer):
             gradient = point.parameter.grad.flatten(1)
             for factor, matrix in point.matrices():
                 moments = _Moments(state["first"][factor.rows], state["second"][factor.rows], int(state["step"]))
-                if factor.kind == "rotation":
-                    _turn(matrix, gradient[factor.rows], moments, settings)
-                else:
-                    _move(matrix, gradient[factor.rows], moments, settings)
+                move = _turn if factor.kind == "rotation" else _move
+                move(matrix, gradient[factor.rows], moments, settings, coarse=self._coarse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +147,10 @@ class _Moments:
     first: Tensor
     second: Tensor
     step: int
+
+    def transposed(self) -> "_Moments":
+        """Views of the same moments for the transposed matrix."""
+        return _Moments(self.first.T, self.second.T, self.step)
 
     def direction(self, gradient: Tensor, settings: dict[str, Any]) -> Tensor:
         """The bias-corrected step of size about lr per entry, downhill."""
@@ -155,22 +165,26 @@ class _Moments:
         return step
 
 
-def _turn(matrix: Tensor, gradient: Tensor, moments: _Moments, settings: dict[str, Any]) -> None:
-    tangent = matrix.T @ gradient
+def _turn(matrix: Tensor, gradient: Tensor, moments: _Moments, settings: dict[str, Any], *, coarse: bool) -> None:
+    factor, slope = _coarse(matrix, gradient) if coarse else (matrix, gradient)
+    tangent = (factor.T @ slope).to(matrix.dtype)
+    # Skew-symmetric to the last bit, hence so are the moments and the step.
     step = moments.direction((tangent - tangent.T).mul_(0.5), settings)
-    step = (step - step.T).mul_(0.5)
-    turned = matrix @ step
-    matrix.add_(turned).addmm_(turned, step, alpha=0.5)
+    small = step.to(factor.dtype)
+    turned = factor @ small
+    matrix.add_(turned).add_(turned @ small, alpha=0.5)
     if moments.step % REORTHOGONALISE == 0:
         matrix.copy_(_newton_schulz(matrix))
 
 
-def _move(matrix: Tensor, gradient: Tensor, moments: _Moments, settings: dict[str, Any]) -> None:
-    if matrix.shape[0] <= matrix.shape[1]:
-        product = gradient @ matrix.T
-        tangent = torch.addmm(gradient, product + product.T, matrix, alpha=-0.5)
-    else:
-        product = matrix.T @ gradient
-        tangent = torch.addmm(gradient, matrix, product + product.T, alpha=-0.5)
+def _move(matrix: Tensor, gradient: Tensor, moments: _Moments, settings: dict[str, Any], *, coarse: bool) -> None:
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix, gradient, moments = matrix.T, gradient.T, moments.transposed()
+    factor, slope = _coarse(matrix, gradient) if coarse else (matrix, gradient)
+    product = slope @ factor.T
+    tangent = gradient.sub(((product + product.T) @ factor), alpha=0.5)
     matrix.add_(moments.direction(tangent, settings))
-    matrix.copy_(_newton_schulz(matrix))
+    defect = matrix @ matrix.T  # in full precision, as it must show deviations far below those of bfloat16
+    defect.diagonal().sub_(1)
+    now, defect = _coarse(matrix, defect) if coarse else (matrix, defect)
+    matrix.sub_(defect @ now, alpha=0.5)

@@ -32,7 +32,9 @@ class Optimiser:
                 torch.optim.NAdam(groups, weight_decay=recipe.weight_decay, decoupled_weight_decay=True)
             )
         if self._points:
-            self._optimisers.append(ManifoldAdam(self._points, lr=recipe.manifold_learning_rate))
+            self._optimisers.append(
+                ManifoldAdam(self._points, lr=recipe.manifold_learning_rate, coarse=recipe.mixed_precision)
+            )
         self._rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self._optimisers]
 
     def scale(self, factor: float) -> None:

@@ -1,5 +1,7 @@
 """Networks of shift blocks: two ways of computing one function, isometries, and what the certifier says of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,8 +17,10 @@ SMALL = Architecture(
 )  # fmt: skip
 
 
-def test_training_and_evaluation_compute_the_same_function_and_gradients() -> None:
-    network = build(SMALL).double()
+@pytest.mark.parametrize("activation", ["half-abs", "maxmin", "relu"])
+@pytest.mark.parametrize("width", [16, 6])
+def test_training_and_evaluation_compute_the_same_function_and_gradients(activation: str, width: int) -> None:
+    network = build(replace(SMALL, activation=activation, width=width)).double()
     x = torch.rand(5, 3, 8, 8, dtype=torch.float64)
     results = []
     for training in (True, False):

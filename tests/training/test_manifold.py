@@ -102,3 +102,22 @@ def test_a_materialised_network_is_what_was_trained() -> None:
     trained = model.eval()(x)
     leave_manifold(model)
     torch.testing.assert_close(materialise(model)(x), trained, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_coarse_products_follow_the_fine_ones_and_leave_the_manifold_no_further(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = nn.init.orthogonal_(torch.empty(shape), generator=generator)
+    target = nn.init.orthogonal_(torch.empty(shape), generator=generator)
+    kind = "rotation" if shape[0] == shape[1] else "isometry"
+    ends = []
+    for coarse in (False, True):
+        parameter = nn.Parameter(start.clone())
+        optimiser = ManifoldAdam([Point(parameter, (Factor(slice(0, shape[0]), kind),))], lr=5e-3, coarse=coarse)
+        for _ in range(50):
+            parameter.grad = -target
+            optimiser.step()
+        assert distance(parameter.detach()) < 1e-3
+        ends.append(parameter.detach())
+    moved = float((ends[0] - start).norm())
+    assert float((ends[1] - ends[0]).norm()) < 0.05 * moved

@@ -12,7 +12,7 @@ from robustres.errors import InputError
 from robustres.models import ResidualNet, materialise, preset, residual_net
 from robustres.threat import ThreatModel
 from robustres.training import LOSSES, Recipe, tensorboard_logger, train
-from robustres.training.augmentation import augmented
+from robustres.training.augmentation import _gathered, augmented
 from robustres.training.body import Body
 from robustres.training.inner_maximisation import worst_in_ball
 from robustres.training.losses import annealed_cross_entropy, certified_cross_entropy, divergence, offset, trades
@@ -142,6 +142,12 @@ def test_augmentation_moves_and_mirrors_pixels_without_inventing_any() -> None:
     assert torch.equal(mirrored[~kept], images[~kept].flip(3))
     assert 3 < int(kept.sum()) < 17
     assert augmented(images, Recipe(), generator) is images
+    moves = torch.tensor([[0, 1, 4], [2, 0, 3]])
+    padded = torch.rand(3, 2, 9, 9)
+    windows = [
+        image[:, top : top + 5, left : left + 5] for image, top, left in zip(padded, *moves.tolist(), strict=True)
+    ]
+    assert torch.equal(_gathered(padded, moves, 5, 5), torch.stack(windows))
 
 
 def test_patience_ends_a_run_that_does_not_improve() -> None:

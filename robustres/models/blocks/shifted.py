@@ -4,6 +4,8 @@ While training, the images of a batch lie innermost in memory, (C, H, W, N) behi
 then a contiguous copy and a layer one matrix product. In evaluation mode the same functions are plain operations.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +16,7 @@ from robustres.errors import ModelError
 from robustres.models.blocks.orthogonal import SemiOrthogonal
 from robustres.models.blocks.site import Site
 from robustres.models.blocks.stated import norm_of
-from robustres.models.constraints.activations import activation
+from robustres.models.constraints.activations import HalfAbs, activation
 
 START = 0.01  # size of the random rotation that a block starts with
 SHIFTS = ((1, 1), (1, -1), (2, 1), (2, -1))  # unbatched axis and direction, an eighth of the channels each
@@ -43,14 +45,12 @@ class ShiftBlock(nn.Module):
         self.activation = activation(site.activation, site.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self._mixed_innermost(x) if self.training else self.mix(shifted(x, 1)) + self.bias
-        out: Tensor = self.activation(mixed)
-        return out
-
-    def _mixed_innermost(self, x: Tensor) -> Tensor:
-        inner = shifted(x.permute(1, 2, 3, 0), 0)
-        mixed = self.mix.weight.flatten(1) @ inner.flatten(1)
-        return (mixed.reshape(inner.shape) + self.bias[..., None].to(mixed.dtype)).permute(3, 0, 1, 2)
+        if not self.training:
+            out: Tensor = self.activation(self.mix(shifted(x, 1)) + self.bias)
+            return out
+        inner = _Shift.apply(x.permute(1, 2, 3, 0))
+        matrix = self.mix.weight.flatten(1)
+        return mixed_innermost(matrix, inner.flatten(1), self.bias, inner.shape[1:3], self.activation)
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
         """|Q| of the present weights; a shift is a permutation."""
@@ -70,6 +70,73 @@ def shifted(x: Tensor, axis: int) -> Tensor:
     return torch.cat([*rolled, rest], dim=axis)
 
 
+def _shift_innermost(x: Tensor, way: int) -> Tensor:
+    """`shifted` of features (C, H, W, N), or with way = -1 its inverse, in a single pass."""
+    eighth = x.shape[0] // 8
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for number, (axis, step) in enumerate(SHIFTS):
+        part = slice(number * eighth, (number + 1) * eighth)
+        to, source, side = out[part], x[part], x.shape[axis]
+        ahead = (way * step) % side
+        to.narrow(axis, ahead, side - ahead).copy_(source.narrow(axis, 0, side - ahead))
+        to.narrow(axis, 0, ahead).copy_(source.narrow(axis, side - ahead, ahead))
+    out[len(SHIFTS) * eighth :] = x[len(SHIFTS) * eighth :]
+    return out
+
+
+class _Shift(torch.autograd.Function):
+    """`_shift_innermost`; its gradient is shifted back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _shift_innermost(x, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _shift_innermost(gradients[0], -1)
+
+
+def mixed_innermost(matrix: Tensor, columns: Tensor, bias: Tensor, size: Any, act: nn.Module) -> Tensor:
+    """act(matrix columns + bias) as (N, C, H, W) with the images innermost.
+
+    columns: (in, H W N). bias: (C, H, W), or (C,) for all positions. size: (H, W).
+    """
+    half = len(matrix) // 2 if isinstance(act, HalfAbs) else 0
+    if torch.is_autocast_enabled(columns.device.type):
+        kind = torch.get_autocast_dtype(columns.device.type)
+        matrix, columns = matrix.to(kind), columns.to(kind)
+    out: Tensor = _MixedInnermost.apply(matrix, columns, bias, half)
+    out = out.reshape(len(matrix), *size, -1).permute(3, 0, 1, 2)
+    return out if half else act(out)
+
+
+class _MixedInnermost(torch.autograd.Function):
+    """matrix columns + bias, then |.| on the first `half` rows: a product and as few passes as there can be."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, columns: Tensor, bias: Tensor, half: int) -> Tensor:
+        out = matrix @ columns
+        out.view(len(out), bias.shape[1:].numel(), -1).add_(bias.reshape(len(out), -1, 1).to(out.dtype))
+        signs = out[:half].sign()
+        out[:half].abs_()
+        ctx.save_for_backward(matrix, columns, signs)
+        ctx.bias = bias.shape, bias.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        matrix, columns, signs = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        if len(signs):
+            gradient = gradient.clone()  # one's own, to change in place
+            gradient[: len(signs)].mul_(signs)
+        shape, kind = ctx.bias
+        positions = shape[1:].numel()
+        summed = gradient.view(len(gradient), positions, -1).sum(dim=2).to(kind)
+        back = matrix.T @ gradient if ctx.needs_input_grad[1] else None
+        return gradient @ columns.T, back, summed.reshape(shape), None
+
+
 class WindowConvolution(nn.Conv2d):
     """A convolution of disjoint windows (stride = kernel, no padding); in training one product, images innermost."""
 
@@ -83,10 +150,9 @@ class WindowConvolution(nn.Conv2d):
         channels, height, width, count = (inner := x.permute(1, 2, 3, 0)).shape
         windows = inner.reshape(channels, height // side, side, width // side, side, count)
         windows = windows.permute(0, 2, 4, 1, 3, 5).reshape(channels * side * side, -1)
-        mixed = self.weight.flatten(1) @ windows
         assert self.bias is not None
-        mixed = mixed + self.bias[:, None].to(mixed.dtype)
-        return mixed.reshape(-1, height // side, width // side, count).permute(3, 0, 1, 2)
+        size = (height // side, width // side)
+        return mixed_innermost(self.weight.flatten(1), windows, self.bias, size, nn.Identity())
 
 
 class ShiftTransition(nn.Module):
