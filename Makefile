@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MYPY_FLAGS ?=
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format docs bench clean
 
 .venv/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -36,6 +36,10 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# A broken link or an unknown name fails; the site is in runs/site.
+docs: .venv/installed-dev
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bounds.py

@@ -14,13 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor, nn
 
 from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem, in_parts
-from robustres.errors import InputError
+from robustres.errors import InputError, MissingExtraError
 
 PREFIX = "torchattacks:"
 TEN_CLASSES = ("JSMA",)  # they aim at (label + 1) % 10
@@ -30,9 +29,19 @@ OTHER_BALLS = {"PGDL2": "l2", "PGDRSL2": "l2"}
 
 
 def torchattacks_names() -> tuple[str, ...]:
-    """The attacks of torchattacks by class name."""
-    wrappers = set(torchattacks.__wrapper__)
-    return tuple(sorted(name for name in torchattacks.__all__ if name not in wrappers))
+    """The attacks of torchattacks by class name; MissingExtraError where the package is not installed."""
+    package = _package()
+    wrappers = set(package.__wrapper__)
+    return tuple(sorted(name for name in package.__all__ if name not in wrappers))
+
+
+def _package() -> Any:
+    """torchattacks, an extra: it pins an old release of requests, which many environments cannot have."""
+    try:
+        import torchattacks
+    except ImportError as error:
+        raise MissingExtraError("an attack of torchattacks", "torchattacks") from error
+    return torchattacks
 
 
 class _Counted(nn.Module):
@@ -100,7 +109,7 @@ class Torchattacks(Attack):
             ledger.offer(batch, points.to(problem.x.device).nan_to_num(0.5))
 
     def _parameters(self) -> list[str]:
-        return [name for name in inspect.signature(getattr(torchattacks, self.method)).parameters if name != "model"]
+        return [name for name in inspect.signature(getattr(_package(), self.method)).parameters if name != "model"]
 
     def _build(self, model: nn.Module, classes: int, problem: Problem) -> Any:
         offered = {
@@ -112,7 +121,7 @@ class Torchattacks(Attack):
         }
         known = self._parameters()
         arguments = {name: value for name, value in offered.items() if name in known} | dict(self.arguments)
-        attack = getattr(torchattacks, self.method)(model, **arguments)
+        attack = getattr(_package(), self.method)(model, **arguments)
         attack.set_device(problem.x.device)
         if self.allow_training_mode:
             attack.set_model_training_mode(model.training, True, True)

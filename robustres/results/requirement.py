@@ -80,8 +80,8 @@ class Requirement:
 def eps_words(eps: float) -> str:
     """An eps as the short decimal or the fraction of 255 that it is.
 
-    >>> eps_words(8 / 255), eps_words(0.25), eps_words(1 / 3)
-    ('8/255', '0.25', '0.3333')
+    >>> eps_words(8 / 255), eps_words(0.25), eps_words(1 / 7)
+    ('8/255', '0.25', '0.1429')
     """
     if float(f"{eps:.2g}") == eps:
         return f"{eps:.2g}"

@@ -2,6 +2,7 @@
 
 from robustres.training.enforce import enforce
 from robustres.training.history import Epoch, History
+from robustres.training.monitor import RobustnessMonitor, lightning_callback
 from robustres.training.plan import Plan, plan_of
 from robustres.training.progress_file import has_state, load_best
 from robustres.training.recipe import LOSSES, Recipe
@@ -16,8 +17,10 @@ __all__ = [
     "History",
     "Plan",
     "Recipe",
+    "RobustnessMonitor",
     "enforce",
     "has_state",
+    "lightning_callback",
     "load_best",
     "plan_of",
     "tensorboard_logger",

@@ -15,7 +15,7 @@ from robustres.models.sources.load_model import load_model
 from robustres.results import write_atomically
 
 
-def save_model(model: nn.Module, folder: Path, *, source: str | None = None) -> str:
+def save_model(model: nn.Module, folder: Path | str, *, source: str | None = None) -> str:
     """Write model.safetensors into the folder and return what `load_model` is to be given for it.
 
     model: a `ResidualNet` (also inside `Normalised`), saved with its architecture as a checkpoint; or any network whose
@@ -23,6 +23,7 @@ def save_model(model: nn.Module, folder: Path, *, source: str | None = None) -> 
         normalisation is not in the file and has to be given again.
     Raises ModelError where the weights would not fit.
     """
+    folder = Path(folder)
     network = model.model if isinstance(model, Normalised) else model
     if isinstance(network, ResidualNet):
         return str(save_checkpoint(model, folder / "model.safetensors"))
