@@ -8,6 +8,7 @@ from robustres.certify.blocks.joint_bound import joint_bound
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bound_cache import BoundMemory
 from robustres.certify.bounds.lipschitz import lipschitz
+from robustres.certify.bounds.network_view import NetworkPiece, NetworkView, ResidualView, residual_views
 from robustres.certify.bounds.report import LipschitzReport, WhatIf
 from robustres.certify.graph.statements import HasLipschitzBound, HasSortedGroups
 from robustres.certify.lower.ascent import Search
@@ -39,8 +40,11 @@ __all__ = [
     "LipschitzReport",
     "LocalCertificate",
     "NetworkCertificate",
+    "NetworkPiece",
+    "NetworkView",
     "RadiusColumn",
     "RandomisedSmoothing",
+    "ResidualView",
     "Search",
     "SmoothedColumn",
     "WhatIf",
@@ -52,6 +56,7 @@ __all__ = [
     "certify_best",
     "joint_bound",
     "lipschitz",
+    "residual_views",
     "spectral_norm",
 ]
 

@@ -19,18 +19,9 @@ from robustres.certify.bounds.pieces import unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
 from robustres.certify.bounds.unit_domain import on_unit_domain
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
-from robustres.certify.graph import (
-    rules_activation,
-    rules_arithmetic,
-    rules_linear,
-    rules_normalisation,
-    rules_pooling,
-    rules_shape,
-    rules_written,
-)
-from robustres.certify.graph.capture import Captured, capture, device_of, refusing_what_fails
+from robustres.certify.graph.capture import Captured, device_of, refusing_what_fails
 from robustres.certify.graph.network import Linear, Node
-from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.reading import read_network
 from robustres.certify.graph.simplify import simplified
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import DefectiveBoundError, InputError, Refusal, UnsupportedOperationError
@@ -38,15 +29,6 @@ from robustres.numerics import require_certifiable_arithmetic
 
 Norm = Literal["l2", "linf"]
 WHOLE = 4  # the effort of the whole network over that of one of its blocks
-RULE_FILES = (
-    rules_activation,
-    rules_arithmetic,
-    rules_linear,
-    rules_normalisation,
-    rules_pooling,
-    rules_shape,
-    rules_written,
-)
 Domain = Literal["all", "unit"]
 Refuse = Literal["raise", "record"]
 
@@ -113,10 +95,7 @@ def lipschitz(
     }  # fmt: skip
     try:
         with refusing_what_fails("bounding it"):
-            captured = replace(capture(model, input_shape), on_unit_domain=domain == "unit")
-            network, refused = build_network(captured)
-            if network is None:
-                raise UnsupportedOperationError(refused)
+            captured, network = read_network(model, input_shape, on_unit_domain=domain == "unit")
             if domain == "unit":
                 network = on_unit_domain(network, captured)
             return _bounded(captured, network, settings, generator, store, progress, start)

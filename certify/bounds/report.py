@@ -10,6 +10,7 @@ import pandas as pd
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.head import Head
+from robustres.certify.bounds.network_view import NetworkView, network_view
 from robustres.certify.bounds.rescaled_block import rescaled_candidates
 from robustres.certify.bounds.whole_network import WholeBound
 from robustres.certify.maps.linear_map import Shape
@@ -111,6 +112,15 @@ class LipschitzReport:
                 for row in self.blocks
             ],
         )
+
+    def view(self) -> NetworkView:
+        """The network behind the rows: every piece as a function of float64 states, its shortcut, its bounds.
+
+        InputError where something was refused.
+        """
+        if self.analysis is None:
+            raise InputError("the report has no network behind it: some of its operations were refused")
+        return network_view(self.analysis.captured, self.analysis.output, self.blocks)
 
     def block(self, name: str) -> BlockRow:
         """The row of that name; InputError lists the names."""

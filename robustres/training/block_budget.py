@@ -7,16 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from robustres.certify.blocks.joint_bound import branch_bound
-from robustres.certify.blocks.parallel_paths import Operand, Region, region
-from robustres.certify.blocks.residual_bound import alternating
-from robustres.certify.graph.capture import capture
-from robustres.certify.graph.network import Linear, Merge, Node, dominators
-from robustres.certify.graph.operation_rules import build_network
-from robustres.certify.maps.linear_map import LinearMap
-from robustres.certify.maps.sector import Slopes, largest_slope
-from robustres.certify.norms.spectral_norm import spectral_norm
-from robustres.errors import InputError, ModelError, UnsupportedOperationError
+from robustres.certify import ResidualView, residual_views, spectral_norm
+from robustres.errors import InputError, ModelError
 from robustres.models.constraints.operator_norm import STORAGE_SLACK
 
 JOINT_EFFORT = 0.2  # of each evaluation of the joint bound, see robustres.certify.blocks.joint_bound
@@ -25,30 +17,23 @@ Affine = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A residual block S x + F(x): its maps in float64, and the layers of the network that shrink S and F.
+    """A residual block S x + F(x) of a network, and the layers that shrink S and F.
 
     projection: None where S is the identity, or nothing that can be shrunk.
     """
 
-    path: str
-    shortcut: LinearMap
-    layers: tuple[LinearMap, ...]
-    slopes: tuple[Slopes, ...]
+    view: ResidualView
     outer: Affine
     projection: Affine | None
 
+    @property
+    def path(self) -> str:
+        """Dotted name of the module that holds it."""
+        return self.view.path
+
     def bound(self, share: float, *, joint: bool) -> float:
         """At or above the Lipschitz constant of S x + share F(x)."""
-        layers = (*self.layers[:-1], share * self.layers[-1])
-        if joint:
-            return branch_bound(self.shortcut, layers, slopes=self.slopes, effort=JOINT_EFFORT).upper
-        total = spectral_norm(self.shortcut).upper
-        branch = share
-        for layer in self.layers:
-            branch *= spectral_norm(layer).upper
-        for slopes in self.slopes:
-            branch *= largest_slope(slopes)
-        return (total + branch) * (1 + 1e-12)
+        return self.view.bound(share, joint=joint, effort=JOINT_EFFORT)
 
 
 def residual_blocks(network: nn.Module, input_shape: tuple[int, ...]) -> list[Block]:
@@ -57,14 +42,7 @@ def residual_blocks(network: nn.Module, input_shape: tuple[int, ...]) -> list[Bl
     Raises UnsupportedOperationError for operations that the certifier does not know, ModelError for a block whose
     branch is not linear maps and activations in turn, or ends in no layer of its own.
     """
-    output, refused = build_network(capture(network, input_shape))
-    if output is None:
-        raise UnsupportedOperationError(refused)
-    order = output.ordered()
-    dominator = dominators(order)
-    merges = [node for node in order if isinstance(node.piece, Merge)]
-    found = [region(dominator, merge) for merge in merges]
-    return [_block(network, place) for place in found if place.kind.startswith("residual")]
+    return [_block(network, view) for view in residual_views(network, input_shape)]
 
 
 def shrink_blocks(
@@ -95,7 +73,7 @@ def require_blocks_below(
 
 
 def _shrink(block: Block, budget: float, *, joint: bool) -> None:
-    floor = spectral_norm(block.shortcut).upper
+    floor = spectral_norm(block.view.shortcut).upper
     if floor < budget:
         _multiply(block.outer, _largest_share(lambda share: block.bound(share, joint=joint), floor, budget))
     elif block.projection is None:
@@ -130,37 +108,24 @@ def _largest_share(bound: Callable[[float], float], floor: float, budget: float,
     return low
 
 
-def _block(network: nn.Module, found: Region) -> Block:
-    turns = alternating(found)
-    path = found.path()
-    outer = _last_layer(network, found.branches[0]) if len(found.branches) == 1 else None
-    if turns is None or outer is None or found.shortcut is None:
+def _block(network: nn.Module, view: ResidualView | str) -> Block:
+    outer = None if isinstance(view, str) else _last_layer(network, view.branch_end)
+    if isinstance(view, str) or outer is None:
         raise ModelError(
-            f"the residual block {path} has no single branch of layers and activations in turn that ends in a layer; "
-            "use the method 'spectral'"
+            f"the residual block {view if isinstance(view, str) else view.path} has no single branch of layers and "
+            "activations in turn that ends in a layer; use the method 'spectral'"
         )
-    straight = [_last_layer(network, operand) for operand in found.operands if operand.linear]
-    layers, slopes = turns
-    projection = straight[0] if len(straight) == 1 else None
-    return Block(path, found.shortcut, tuple(layers), tuple(slopes), outer, projection)
+    return Block(view, outer, _last_layer(network, view.shortcut_end))
 
 
-def _last_layer(network: nn.Module, operand: Operand) -> Affine | None:
-    """The module that ends the operand, with nothing but linear maps after it."""
-    for node in reversed(operand.nodes):
-        if not isinstance(node.piece, Linear):
-            return None
-        module = _module_at(network, node)
+def _last_layer(network: nn.Module, paths: tuple[str, ...]) -> Affine | None:
+    """The first of these modules that is an affine layer with a weight."""
+    modules = dict(network.named_modules())
+    for path in paths:
+        module = modules.get(path)
         if isinstance(module, Affine) and module.weight is not None:
             return module
     return None
-
-
-def _module_at(network: nn.Module, node: Node) -> nn.Module | None:
-    try:
-        return network.get_submodule(node.path)
-    except AttributeError:
-        return None
 
 
 def _multiply(layer: Affine, factor: float) -> None:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from robustres.certify.graph.capture import Captured, capture, operation_of, path_of
+from robustres.certify.graph.capture import Captured, operation_of, path_of
 from robustres.certify.graph.network import Elementwise, Linear, Node
-from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.reading import read_network
 from robustres.certify.maps.folding import composed
 from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.norms.spectral_norm import spectral_norm
-from robustres.errors import ModelError, UnsupportedOperationError
+from robustres.errors import ModelError
 from robustres.models.constraints.operator_norm import STORAGE_SLACK
 
 PRODUCTS = frozenset(
@@ -93,12 +93,8 @@ def _not_below(layer: GraphLayer, budget: float, why: str) -> ModelError:
 
 def graph_layers(network: nn.Module, input_shape: tuple[int, ...]) -> list[GraphLayer]:
     """Every layer of the network, in the order of the graph; activations and stated modules with weights too."""
-    captured = capture(network, input_shape)
-    output, refused = build_network(captured)
-    if output is None:
-        raise UnsupportedOperationError(refused)
-    order = output.ordered()
-    return list(_layers(order, _Origins(captured)))
+    captured, output = read_network(network, input_shape)
+    return list(_layers(output.ordered(), _Origins(captured)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,173 @@
+"""A network as the certifier reads it, for whoever looks into it: its pieces, its residual blocks, its states."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustres.certify.blocks.joint_bound import branch_bound
+from robustres.certify.blocks.parallel_paths import Operand, Region, region
+from robustres.certify.blocks.residual_bound import alternating
+from robustres.certify.bounds.block_row import BlockRow
+from robustres.certify.graph.capture import BATCH, Captured
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, chain, dominators
+from robustres.certify.graph.reading import read_network
+from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.certify.maps.sector import Slopes, largest_slope
+from robustres.certify.norms.spectral_norm import spectral_norm
+from robustres.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPiece:
+    """What stands between two consecutive values that every path of the network shares.
+
+    name, kind: as in the block report, "activation" for a 1-Lipschitz activation, which has no row there.
+    row: its bounds, None for such an activation. shortcut: S of a residual block S x + F(x), None elsewhere.
+    """
+
+    name: str
+    kind: str
+    row: BlockRow | None
+    shortcut: LinearMap | None = field(repr=False)
+    exit: fx.Node = field(repr=False)
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether this is a residual block."""
+        return self.kind.startswith("residual")
+
+    @property
+    def upper(self) -> float:
+        """A bound of its Lipschitz constant, in the report's norm."""
+        return 1.0 if self.row is None else self.row.upper
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkView:
+    """A network as the sequence of its pieces; everything runs in float64 on the certifier's own copy of the model.
+
+    State 0 is the image, state k the output of piece k - 1; the last state is the logits.
+    """
+
+    module: nn.Module
+    pieces: tuple[NetworkPiece, ...]
+    captured: Captured = field(repr=False)
+
+    def run(self, values: Tensor, start: int, stop: int) -> Tensor:
+        """State `stop` from state `start` (N, ...); differentiable."""
+        if start == stop:
+            return values
+        first, last = self._node(start), self._node(stop)
+        return _in_batches(lambda batch: self.captured.run({first: batch}, last), values)
+
+    def states(self, images: Tensor) -> list[Tensor]:
+        """All states of images (N, *input shape), detached."""
+        found = [images.to(torch.float64)]
+        with torch.no_grad():
+            for position in range(len(self.pieces)):
+                found.append(self.run(found[-1], position, position + 1))
+        return found
+
+    def skip(self, position: int, values: Tensor) -> Tensor:
+        """S x of the residual block at `position`: its output without the branch."""
+        shortcut = self.pieces[position].shortcut
+        if shortcut is None:
+            raise InputError(f"{self.pieces[position].name} is no residual block, so it has no shortcut to follow")
+        return shortcut(values)
+
+    def branch(self, position: int, values: Tensor) -> Tensor:
+        """F(x) of the residual block at `position`: what it adds to its shortcut."""
+        return self.run(values, position, position + 1) - self.skip(position, values)
+
+    def _node(self, state: int) -> fx.Node:
+        return self.captured.source if state == 0 else self.pieces[state - 1].exit
+
+
+def network_view(captured: Captured, output: Node, rows: Sequence[BlockRow]) -> NetworkView:
+    """The view of a simplified network whose pieces have these rows."""
+    order = output.ordered()
+    dominator = dominators(order)
+    remaining = iter(rows)
+    pieces = []
+    for node in chain(dominator, order[0], output):
+        if isinstance(node.piece, Elementwise) and node.piece.constant == 1:
+            pieces.append(NetworkPiece(node.path or node.origin.name, "activation", None, None, node.origin))
+            continue
+        row = next(remaining)
+        merges = row.is_residual and isinstance(node.piece, Merge)
+        shortcut = region(dominator, node).shortcut if merges else None
+        pieces.append(NetworkPiece(row.name, row.kind, row, shortcut, node.origin))
+    return NetworkView(captured.module, tuple(pieces), captured)
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualView:
+    """A residual block S x + F(x) of a network as it is written, with its maps in float64.
+
+    shortcut: S. layers, slopes: F as linear maps and the activations between them. branch_end, shortcut_end: dotted
+    paths of the modules behind the last linear maps in a row of F, and of S, from the last one on; S = identity has
+    none, and neither has a sum of several maps.
+    """
+
+    path: str
+    shortcut: LinearMap
+    layers: tuple[LinearMap, ...]
+    slopes: tuple[Slopes, ...]
+    branch_end: tuple[str, ...]
+    shortcut_end: tuple[str, ...]
+
+    def bound(self, share: float = 1.0, *, joint: bool, effort: float) -> float:
+        """At or above the Lipschitz constant of S x + share F(x); effort: seconds of a nominal core (joint only)."""
+        layers = (*self.layers[:-1], share * self.layers[-1])
+        if joint:
+            return branch_bound(self.shortcut, layers, slopes=self.slopes, effort=effort).upper
+        total = spectral_norm(self.shortcut).upper
+        branch = share
+        for layer in self.layers:
+            branch *= spectral_norm(layer).upper
+        for slopes in self.slopes:
+            branch *= largest_slope(slopes)
+        return (total + branch) * (1 + 1e-12)
+
+
+def residual_views(model: nn.Module, input_shape: Shape) -> list[ResidualView | str]:
+    """The residual blocks of a model, without bounding anything.
+
+    A block whose branch is not one sequence of linear maps and activations is given by its dotted path alone.
+    Raises UnsupportedOperationError for operations that the certifier does not know.
+    """
+    _, output = read_network(model, input_shape)
+    order = output.ordered()
+    dominator = dominators(order)
+    found = [region(dominator, node) for node in order if isinstance(node.piece, Merge)]
+    return [_residual(place) for place in found if place.kind.startswith("residual")]
+
+
+def _residual(found: Region) -> ResidualView | str:
+    turns = alternating(found)
+    if turns is None or found.shortcut is None:
+        return found.path()
+    layers, slopes = turns
+    straight = [_ends(operand) for operand in found.operands if operand.linear]
+    projection = straight[0] if len(straight) == 1 else ()
+    return ResidualView(
+        found.path(), found.shortcut, tuple(layers), tuple(slopes), _ends(found.branches[0]), projection
+    )
+
+
+def _ends(operand: Operand) -> tuple[str, ...]:
+    last = takewhile(lambda node: isinstance(node.piece, Linear), reversed(operand.nodes))
+    return tuple(dict.fromkeys(node.path for node in last))
+
+
+def _in_batches(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """The captured graph takes batches of exactly BATCH samples: the last one is filled up and cut again."""
+    parts = []
+    for batch in torch.split(values, BATCH):
+        missing = BATCH - len(batch)
+        whole = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+        parts.append(function(whole)[: len(batch)])
+    return torch.cat(parts)

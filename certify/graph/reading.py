@@ -1,0 +1,44 @@
+"""From a model to its network of pieces: captured, and read operation by operation with every rule there is."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from robustres.certify.graph import (
+    rules_activation,
+    rules_arithmetic,
+    rules_linear,
+    rules_normalisation,
+    rules_pooling,
+    rules_shape,
+    rules_written,
+)
+from robustres.certify.graph.capture import Captured, capture
+from robustres.certify.graph.network import Node
+from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.maps.linear_map import Shape
+from robustres.errors import UnsupportedOperationError
+
+# Importing these registers their rules.
+RULE_FILES = (
+    rules_activation,
+    rules_arithmetic,
+    rules_linear,
+    rules_normalisation,
+    rules_pooling,
+    rules_shape,
+    rules_written,
+)
+
+
+def read_network(model: nn.Module, input_shape: Shape, *, on_unit_domain: bool = False) -> tuple[Captured, Node]:
+    """The model's graph in float64, and its logits as a network of maps, activations and merges.
+
+    on_unit_domain: only images in [0, 1]^n count. Raises UnsupportedOperationError, which lists every operation that
+    has no rule, ModelError for a model that cannot be captured.
+    """
+    captured = replace(capture(model, input_shape), on_unit_domain=on_unit_domain)
+    output, refused = build_network(captured)
+    if output is None:
+        raise UnsupportedOperationError(refused)
+    return captured, output
