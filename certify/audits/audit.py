@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.audits.claimed_constants import Claim, claims_of, without_statements
+from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of, float64_copy, refusing_what_fails
@@ -71,6 +72,7 @@ def audit(
     restarts: int = 16,
     tolerance: float = 1e-5,
     search: Search | None = None,
+    effort: float = DEFAULT_EFFORT,
     seconds: float | None = None,
     delta: float | None = None,
 ) -> AuditReport:
@@ -86,8 +88,8 @@ def audit(
         become on their way to it. restarts: how many starts there are.
     tolerance: relative excess over the claim that still counts as kept, since weights are rounded.
     search: effort of the search for a witness.
-    seconds, delta: as in `lipschitz`: guide for the time of each piece's bound, and the failure probability that each
-        may have, None for deterministic bounds only.
+    effort, seconds, delta: as in `lipschitz`: how much joint bounds may cost, a guide for the time of each linear map,
+        and the failure probability that each may have, None for deterministic bounds only.
     Raises InputError for claims that are no positive numbers, about unknown layers, or missing altogether.
 
     >>> layer = nn.Linear(3, 3)
@@ -98,12 +100,12 @@ def audit(
         raise InputError(f"tolerance must be a finite number of at least 0, got {tolerance:g}")
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
-    effort = search or Search()
+    searched = search or Search()
     with refusing_what_fails("auditing it"):
         module = without_statements(float64_copy(model))
-        starts = _starts(tuple(input_shape), images, restarts, effort.seed).to(device_of(module))
+        starts = _starts(tuple(input_shape), images, restarts, searched.seed).to(device_of(module))
         rows = [
-            _audited(claim, tolerance=tolerance, search=effort, seconds=seconds, delta=delta)
+            _audited(claim, tolerance, searched, {"effort": effort, "seconds": seconds, "delta": delta})
             for claim in claims_of(model, module, starts, claimed)
         ]
     return AuditReport(tuple(rows), tolerance)
@@ -120,11 +122,10 @@ def _starts(shape: Shape, images: Tensor | None, restarts: int, seed: int) -> Te
     return images.detach().cpu()[spaced].to(torch.float64)
 
 
-def _audited(claim: Claim, *, tolerance: float, search: Search, seconds: float | None, delta: float | None) -> AuditRow:
+def _audited(claim: Claim, tolerance: float, search: Search, settings: Mapping[str, Any]) -> AuditRow:
+    """settings: of `lipschitz`."""
     start = perf_counter()
-    report = lipschitz(
-        claim.module, tuple(claim.starts.shape[1:]), seconds=seconds, delta=delta, lower_steps=0, refuse="record"
-    )
+    report = lipschitz(claim.module, tuple(claim.starts.shape[1:]), lower_steps=0, refuse="record", **settings)
     witness = strongest_witness(
         Measured(claim.module, claim.starts[:1]),
         _varied(claim.starts, search),

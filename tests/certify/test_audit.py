@@ -22,7 +22,7 @@ SHAPE = (3, 8, 8)
 def quick_audit(
     model: nn.Module, shape: tuple[int, ...], claimed: float | dict[str, float] | None = 1.0, **settings: float
 ) -> AuditReport:
-    return audit(model, shape, claimed=claimed, restarts=4, search=QUICK, **settings)  # type: ignore[arg-type]
+    return audit(model, shape, claimed=claimed, restarts=4, search=QUICK, effort=0.05, **settings)  # type: ignore[arg-type]
 
 
 def only(report: AuditReport) -> AuditRow:

@@ -115,7 +115,7 @@ def convolutional_blocks(draw: st.DrawFn) -> ResidualBlock:
     return ResidualBlock(shortcut, (inner, outer), (slopes,))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(convolutional_blocks())
 def test_no_pattern_and_no_pair_exceeds_the_bound_on_any_torus(block: ResidualBlock) -> None:
     with pytest.MonkeyPatch.context() as patch:
