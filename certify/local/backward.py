@@ -68,8 +68,18 @@ class Form:
         return self.constant + centre - descent - self.charge - rounding
 
 
-def pulled_back(program: Program, rows: Rows, lines: Mapping[int, Lines], sizes: Sizes | None = None) -> Form:
-    """The rows as linear functions of the image, by the lines of every activation before them."""
+def pulled_back(
+    program: Program,
+    rows: Rows,
+    lines: Mapping[int, Lines],
+    sizes: Sizes | None = None,
+    *,
+    passed: dict[int, Tensor] | None = None,
+) -> Form:
+    """The rows as linear functions of the image, by the lines of every activation before them.
+
+    passed: is filled with the row at each activation's answer (R, *shape), before it takes the lines.
+    """
     waiting = {rows.place: rows.weights}
     parts: dict[int, int] = {}
     owner = rows.owner
@@ -99,13 +109,17 @@ def pulled_back(program: Program, rows: Rows, lines: Mapping[int, Lines], sizes:
                     )
                 send(step.source, step.map.adjoint(row))
             case Activation():
+                if passed is not None:
+                    passed[place] = row
                 before, offset, offset_size = _through(row, lines[place], owner, rows.slopes.get(place))
+                size = before.abs()
                 if place in rows.multipliers:
                     before = before + rows.multipliers[place]
+                    size = size + before.abs()  # either may be the larger one
                 constant = constant + offset
                 if sizes is not None:
                     charge = charge + gamma(math.prod(step.shape) + 8) * offset_size
-                    charge = charge + gamma(4) * weighed(before.abs(), sizes.steps[step.source], owner)
+                    charge = charge + gamma(4) * weighed(size, sizes.steps[step.source], owner)
                 send(step.source, before)
             case Total():
                 for source in step.sources:

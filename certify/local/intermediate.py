@@ -1,6 +1,7 @@
 """Bounds of the argument of every activation, and of every step: intervals first, backward rows where they decide."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -39,10 +40,31 @@ class Bounds:
         )
 
 
-def bounded(program: Program, region: Region, *, within: Bounds | None = None, rows: bool = True) -> Bounds:
+@dataclass(frozen=True, eq=False)
+class Helped:
+    """Slopes of the lines below with which some coordinates at one place are bounded, in place of the common ones.
+
+    coordinates: (K,) flat. signs: (K,) 1 for a bound from below, -1 for one from above. slopes: by activation before
+    that place (K, *shape). Whatever they are, what follows is a bound.
+    """
+
+    coordinates: Tensor
+    signs: Tensor
+    slopes: Mapping[int, Tensor]
+
+
+def bounded(
+    program: Program,
+    region: Region,
+    *,
+    within: Bounds | None = None,
+    rows: bool = True,
+    helped: Mapping[int, Helped] | None = None,
+) -> Bounds:
     """Bounds of every step on the region, in the program's precision; with the charge of rounding in float64.
 
     within: other bounds that hold on the region, which are kept where they are tighter. rows: False: intervals alone.
+    helped: by place, for a region of one sample.
     """
     bounds = Bounds()
     region = region.to(program.dtype)
@@ -54,7 +76,7 @@ def bounded(program: Program, region: Region, *, within: Bounds | None = None, r
         bounds.lower.append(lower)
         bounds.upper.append(upper)
         if place in readers and rows and not _exact_by_interval(step, region):
-            _tighten(place, readers[place], program, region, bounds)
+            _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place))
     return bounds
 
 
@@ -92,18 +114,29 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
             return torch.cat(lows, dim=step.axis + 1), torch.cat(highs, dim=step.axis + 1)
 
 
-def _tighten(place: int, reader: Activation, program: Program, region: Region, bounds: Bounds) -> None:
+def _tighten(
+    place: int, reader: Activation, program: Program, region: Region, bounds: Bounds, helped: Helped | None
+) -> None:
     """Replace the interval at one place by what backward rows prove, where the activation is loose and that is tighter.
 
     First from below; where that alone makes the activation exact, nothing is sought from above.
     """
     lower, upper = bounds.lower[place], bounds.upper[place]
     for sign in (1.0, -1.0):
-        loose = lines(reader, lower, upper).loose.flatten(1).nonzero()
-        found = _extremes(place, loose, sign, program, region, bounds)
+        mask = lines(reader, lower, upper).loose.flatten(1).clone()
+        found = []
+        if helped is not None:
+            mine = helped.signs == sign
+            chosen, slopes = helped.coordinates[mine], {at: values[mine] for at, values in helped.slopes.items()}
+            mask[0, chosen] = False
+            pairs = torch.stack([torch.zeros_like(chosen), chosen], dim=1)
+            found.append((pairs, extremes(place, pairs, sign, program, region, bounds, slopes)))
+        loose = mask.nonzero()
+        found.append((loose, extremes(place, loose, sign, program, region, bounds)))
         side = (lower if sign > 0 else upper).flatten(1).clone()
-        here = side[loose[:, 0], loose[:, 1]]
-        side[loose[:, 0], loose[:, 1]] = torch.maximum(here, found) if sign > 0 else torch.minimum(here, -found)
+        for at, values in found:
+            here = side[at[:, 0], at[:, 1]]
+            side[at[:, 0], at[:, 1]] = torch.maximum(here, values) if sign > 0 else torch.minimum(here, -values)
         if sign > 0:
             lower = side.reshape_as(lower)
         else:
@@ -111,16 +144,35 @@ def _tighten(place: int, reader: Activation, program: Program, region: Region, b
     bounds.lower[place], bounds.upper[place] = lower, torch.maximum(lower, upper)
 
 
-def _extremes(place: int, chosen: Tensor, sign: float, program: Program, region: Region, bounds: Bounds) -> Tensor:
-    """(R,) below sign times the coordinates `chosen` (R, 2: sample, flat coordinate) at one place, rounded down."""
+def extremes(
+    place: int,
+    chosen: Tensor,
+    sign: float,
+    program: Program,
+    region: Region,
+    bounds: Bounds,
+    slopes: Mapping[int, Tensor] | None = None,
+) -> Tensor:
+    """(R,) below sign times the coordinates `chosen` (R, 2: sample, flat coordinate) at one place, rounded down.
+
+    slopes: as in `Rows`.
+    """
     shape = program.steps[place].shape
     widest = max(math.prod(step.shape) for step in program.steps[: place + 1])
     at_once = max(1, CHUNK // (widest * region.centre.element_size()))
     found = [region.centre.new_zeros(0)]
     sizes = bounds.sizes()
-    for part in torch.split(chosen, at_once) if len(chosen) else ():
-        weights = region.centre.new_zeros(len(part), math.prod(shape))
-        weights[torch.arange(len(part)), part[:, 1]] = sign
-        form = pulled_back(program, Rows(place, weights.reshape(-1, *shape), part[:, 0]), bounds.lines, sizes)
+    for start in range(0, len(chosen), at_once):
+        part = slice(start, start + at_once)
+        weights = unit_rows(chosen[part, 1], shape, region.centre.new_full((), sign))
+        given = {at: values[part].to(weights) for at, values in (slopes or {}).items()}
+        form = pulled_back(program, Rows(place, weights, chosen[part, 0], given), bounds.lines, sizes)
         found.append(form.minimum(region, close=False).to(region.centre.dtype))
     return torch.cat(found)
+
+
+def unit_rows(coordinates: Tensor, shape: tuple[int, ...], signs: Tensor) -> Tensor:
+    """(R, *shape) one row for each flat coordinate: its sign there, 0 elsewhere."""
+    rows = signs.new_zeros(len(coordinates), math.prod(shape))
+    rows[torch.arange(len(coordinates), device=rows.device), coordinates] = signs
+    return rows.reshape(-1, *shape)

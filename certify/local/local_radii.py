@@ -1,30 +1,35 @@
 """Local certificates of a batch of images: search in float32, proof in float64."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import thread_time
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.graph.capture import capture
 from robustres.certify.graph.operation_rules import build_network
-from robustres.certify.local.backward import Form, Rows, pulled_back
-from robustres.certify.local.certificate import Certificate, proved_radius
-from robustres.certify.local.intermediate import Bounds, bounded
-from robustres.certify.local.margins import margin_rows, positive_within
+from robustres.certify.local.attempt import Attempt
+from robustres.certify.local.certificate import Certificate, margins_question, proved_radius
+from robustres.certify.local.evidence import Evidence
+from robustres.certify.local.margins import margin_rows
 from robustres.certify.local.program import Program, program
-from robustres.certify.local.quadratic import Quadratic, searched, sectors
-from robustres.certify.local.search import Attempt, largest_radius
-from robustres.certify.local.sets import Region
+from robustres.certify.local.search import Outcome, largest_radius
 from robustres.errors import InputError, UnsupportedOperationError
 from robustres.numerics import require_certifiable_arithmetic
 from robustres.threat import Norm
 
 # What a search in float32 finds is proved in float64 a little inside.
 INSIDE = 1 - 1e-5
-# A quadratic certificate proves about a thousandth more change than its search reached.
-SHARE = 1.002
+# Of the time, for linear bounds, for the whole search, and for what is left open at one eps before it is cut in parts.
+LINEAR, SEARCH = 1 / 3, 0.7
+# How far beyond the best radius branch and bound tries to get.
+BEYOND = 1.08
+# Rows whose change is above this share of their margin are not tried again with tighter bounds.
+NEARLY = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,14 @@ class LocalRadius:
     prediction: int
     certificate: Certificate | None
     seconds: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalAnswer:
+    """answer: at the eps in question. found: the largest radius that was proved on the way, and how."""
+
+    answer: Literal["proved", "broken", "open"]
+    found: LocalRadius
 
 
 def local_program(model: nn.Module, input_shape: tuple[int, ...]) -> Program:
@@ -54,68 +67,120 @@ def local_radii(
     norm: Norm,
     above: Tensor | None = None,
     seconds: float = 5.0,
+    aims: Sequence[float] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> list[LocalRadius]:
     """The largest radius that local bounds prove around each image (N, *shape).
 
     above: (N,) distances of adversarial examples in this norm, infinite where none is known; the search stops near
-    them. seconds: for each image, a guide. Images outside [0, 1] get whole balls; others balls within [0, 1]^n.
+    them. seconds: for each image, a guide. aims: radii in question, in pixel units; where there are any, the time goes
+    to proving the largest of them instead of any radius. progress: is called with the number of images done after each.
+    Images outside [0, 1] get whole balls; others balls within [0, 1]^n.
     """
     require_certifiable_arithmetic(made.device)
     if norm not in ("l2", "linf", "l1"):
         raise InputError(f"norm must be l2, linf or l1, got {norm!r}")
+    if not all(0 < aim < math.inf for aim in aims):
+        raise InputError(f"the radii to aim at must be positive and finite, got {list(aims)}")
     quick = made.to(torch.float32)
     limits = [math.inf] * len(x) if above is None else above.tolist()
+    found = []
     with torch.no_grad():
-        return [
-            _radius(made, quick, image, norm, limit, seconds)
-            for image, limit in zip(x.detach().to(made.device, torch.float64), limits, strict=True)
-        ]
+        for image, limit in zip(x.detach().to(made.device, torch.float64), limits, strict=True):
+            found.append(_radius(made, quick, image, norm, limit, seconds, tuple(sorted(aims))))
+            if progress is not None:
+                progress(len(found))
+    return found
 
 
-def _radius(made: Program, quick: Program, image: Tensor, norm: Norm, limit: float, seconds: float) -> LocalRadius:
+def local_answers(
+    made: Program,
+    x: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    above: Tensor | None = None,
+    seconds: float = 5.0,
+    progress: Callable[[int], None] | None = None,
+) -> list[LocalAnswer]:
+    """Whether each image (N, *shape) keeps its answer within eps: "proved", "broken" by a known adversarial example,
+    else "open".
+
+    above, seconds, progress: as in `local_radii`.
+    """
+    found = local_radii(made, x, norm=norm, above=above, seconds=seconds, aims=(eps,), progress=progress)
+    limits = [math.inf] * len(x) if above is None else above.tolist()
+    return [
+        LocalAnswer("proved" if one.radius >= eps else "broken" if limit <= eps else "open", one)
+        for one, limit in zip(found, limits, strict=True)
+    ]
+
+
+def _radius(
+    made: Program,
+    quick: Program,
+    image: Tensor,
+    norm: Norm,
+    limit: float,
+    seconds: float,
+    aims: tuple[float, ...],
+) -> LocalRadius:
     begun = thread_time()
     logits = made.values(image[None])[-1][0]
     label = int(logits.argmax())
     margin = float(_margins(made, logits, label).min())
     if not bool(torch.isfinite(logits).all()) or not limit > 0 or not margin > 0:
         return LocalRadius(0.0, label, None, (0.0, 0.0))
-    trial = _Trial(made, quick, image, label, norm, begun + seconds / 2)
-    first = largest_radius(
-        trial.linear,
-        margin=margin,
-        start=_first_eps(made, image, label, norm),
-        limit=limit,
-        deadline=begun + seconds / 3,
-    )
-    certificates = [Certificate(image, label, norm, first.radius * INSIDE)]
-    if norm != "l1" and first.radius < 0.98 * limit and thread_time() < begun + seconds / 2:
-        found = largest_radius(
-            trial.quadratic,
-            margin=margin,
-            start=max(1.3 * first.radius, 1e-9),
-            limit=limit,
-            tolerance=0.05,
-            deadline=trial.deadline,
-        )
-        if found.radius > first.radius:
-            certificates.insert(0, Certificate(image, label, norm, found.radius * INSIDE, trial.found[found.eps]))
+    trial = _Trial(made, quick, image, label, norm, begun + seconds * SEARCH)
+    if aims:
+        return _aimed(trial, limit, aims, begun)
+    start = _first_eps(made, image, label, norm)
+    found = [largest_radius(trial.linear, margin=margin, start=start, limit=limit, deadline=begun + seconds * LINEAR)]
+    if found[0].radius < 0.98 * limit and trial.left() > 0:
+        start = max(1.3 * found[0].radius, 1e-9)
+        if norm != "l1":
+            found.append(
+                largest_radius(
+                    trial.quadratic, margin=margin, start=start, limit=limit, tolerance=0.05, deadline=trial.deadline
+                )
+            )
+        best = max(one.radius for one in found)
+        if trial.left() > 0.3 * seconds and 0 < best < 0.98 * limit:
+            found.append(trial.branch(min(BEYOND * best, limit)))
     searched = thread_time()
-    best, chosen = 0.0, None
-    for certificate in certificates:  # what was found at a larger eps first; it may prove less than it promised
-        if best >= certificate.eps:
+    radius, chosen = 0.0, None
+    for one in sorted(found, key=lambda one: -one.radius):  # the best may prove less than it promised
+        if radius >= one.radius * INSIDE:
             break
-        radius = proved_radius(made, certificate)
-        if radius > best:
-            best, chosen = radius, certificate
-    return LocalRadius(best, label, chosen, (searched - begun, thread_time() - searched))
+        certificate = Certificate(image, label, norm, one.radius * INSIDE, trial.evidence.get(one.eps, Evidence()))
+        proved = proved_radius(made, certificate)
+        if proved > radius:
+            radius, chosen = proved, certificate
+    return LocalRadius(radius, label, chosen, (searched - begun, thread_time() - searched))
+
+
+def _aimed(trial: "_Trial", limit: float, aims: tuple[float, ...], begun: float) -> LocalRadius:
+    """The largest of the radii in question that is proved; where none is, what linear bounds prove on the way."""
+    radius, chosen, proving = 0.0, None, 0.0
+    for aim in aims:
+        if not aim < limit or (chosen is not None and trial.left() <= 0):
+            break
+        outcome = trial.branch(aim)
+        started = thread_time()
+        certificate = Certificate(trial.image, trial.label, trial.norm, aim, trial.evidence.get(aim, Evidence()))
+        proved = proved_radius(trial.made, certificate) if outcome.radius > radius else 0.0
+        proving += thread_time() - started
+        trial.deadline += thread_time() - started
+        if proved > radius:
+            radius, chosen = proved, certificate
+        if proved < aim:
+            break
+    return LocalRadius(radius, trial.label, chosen, (thread_time() - begun - proving, proving))
 
 
 @dataclass(eq=False)
 class _Trial:
-    """Attempts to prove one image at one eps, in float32; `found`: by eps the multipliers that did it.
-
-    deadline: when the search for multipliers ends, since proving them takes about as long again.
-    """
+    """Attempts to prove one image at one eps, in float32; `evidence`: by eps what proves more than linear bounds do."""
 
     made: Program
     quick: Program
@@ -123,53 +188,55 @@ class _Trial:
     label: int
     norm: Norm
     deadline: float
-    found: dict[float, dict[int, Quadratic]] = field(default_factory=dict)
-    last: dict[int, Quadratic] = field(default_factory=dict)
+    evidence: dict[float, Evidence] = field(default_factory=dict)
+    starts: dict[int, FixedPoint] = field(default_factory=dict)
 
-    def _forms(self, region: Region, bounds: Bounds) -> Form:
-        label = torch.tensor([self.label], device=self.quick.device)
-        weights, owner = margin_rows(label, self.quick.steps[-1].shape[0], self.quick.dtype)
-        return pulled_back(self.quick, Rows(len(self.quick.steps) - 1, weights, owner), bounds.lines)
+    def left(self) -> float:
+        """Seconds of the search."""
+        return self.deadline - thread_time()
 
-    def linear(self, eps: float) -> Attempt:
+    def attempt(self, eps: float) -> Attempt:
+        """With linear bounds done."""
+        question = margins_question(self.image, self.label, self.made.steps[-1].shape[0], self.norm, eps)
+        made = Attempt(self.made, self.quick, question, self.left, self.starts)
+        made.linear()
+        return made
+
+    def linear(self, eps: float) -> Outcome:
         """Backward propagation with the common lines."""
-        region = Region.ball(self.image[None].to(self.quick.dtype), eps, self.norm)
-        form = self._forms(region, bounded(self.quick, region))
-        return Attempt(eps, float(form.minimum(region).min()), float(positive_within(form, region).min()))
+        return _outcome(eps, self.attempt(eps))
 
-    def quadratic(self, eps: float) -> Attempt:
+    def quadratic(self, eps: float) -> Outcome:
         """The same, and quadratic certificates for the classes that it leaves open, the most open first.
 
         Where one of them fails there is no need to look at the others: the margin is at most what it leaves.
         """
-        region = Region.ball(self.image[None].to(self.quick.dtype), eps, self.norm)
-        bounds = bounded(self.quick, region)
-        form = self._forms(region, bounds)
-        least, radii = form.minimum(region), positive_within(form, region)
-        exact = Region.ball(self.image[None], eps, self.norm)
-        centre = bounded(self.made, exact.with_eps(0.0), rows=False)
-        slopes = sectors(self.made, bounds, centre)
-        logits = self.made.values(self.image[None])[-1][0]
-        margins = _margins(self.made, logits, self.label)
-        others = [j for j in range(len(logits)) if j != self.label]
-        used: dict[int, Quadratic] = {}
-        for place in least.argsort().tolist():
-            if least[place] > 0 or thread_time() > self.deadline:
-                break
-            other = others[place]
-            row = torch.zeros(1, len(logits), dtype=torch.float64, device=self.made.device)
-            row[0, self.label], row[0, other] = 1.0, -1.0
-            found = searched(self.made, slopes, row, exact, start=self.last.get(other))
-            self.last[other] = used[other] = found
-            change = SHARE * found.point.value * (eps if self.norm == "l2" else 1.0)
-            left = float(margins[place]) - change
-            least[place] = max(float(least[place]), left)
-            share = eps if left > 0 else eps * float(margins[place]) / change if self.norm == "l2" else 0.0
-            radii[place] = max(float(radii[place]), share)
-            if left <= 0:
-                break
-        self.found[eps] = used
-        return Attempt(eps, float(least.min()), float(radii.min()))
+        made = self.attempt(eps)
+        made.quadratic(give_up=True)
+        self.evidence[eps] = made.evidence
+        return _outcome(eps, made)
+
+    def branch(self, eps: float) -> Outcome:
+        """All methods."""
+        made = self.attempt(eps)
+        everything(made)
+        self.evidence[eps] = made.evidence
+        return _outcome(eps, made)
+
+
+def _outcome(eps: float, made: Attempt) -> Outcome:
+    return Outcome(eps, float(made.least.min()), eps if not made.open else float(made.radii.min()))
+
+
+def everything(made: Attempt) -> None:
+    """What an attempt with linear bounds can still do, until its time is over."""
+    if made.open:
+        made.quadratic()
+    if made.open and made.left() > 0:
+        made.sharpen()
+        made.quadratic(most=NEARLY)
+    if made.open and made.left() > 0:
+        made.branch()
 
 
 def _margins(made: Program, logits: Tensor, label: int) -> Tensor:

@@ -25,6 +25,8 @@ def positive_within(form: Form, region: Region) -> Tensor:
     """
     low, high = torch.zeros_like(form.constant), region.eps[form.owner].clone()
     whole = form.minimum(region) > 0
+    if bool(whole.all()):
+        return high
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         holds = form.minimum(region, middle) > 0

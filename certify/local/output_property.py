@@ -1,6 +1,5 @@
 """Whether any input of a box gives a forbidden output: proved in float64 where linear or quadratic bounds suffice."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -8,10 +7,10 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from robustres.certify.local.backward import Rows, pulled_back
-from robustres.certify.local.intermediate import bounded
+from robustres.certify.local.attempt import Attempt
+from robustres.certify.local.local_radii import SEARCH, everything
 from robustres.certify.local.program import Program
-from robustres.certify.local.quadratic import proved_change, searched, sectors
+from robustres.certify.local.proof import Proof, Question
 from robustres.certify.local.sets import Region
 
 
@@ -28,26 +27,14 @@ def excluded(program: Program, region: Region, cases: Sequence[Forbidden], *, de
 
     A case is excluded where one of its rows stays above its limit. deadline: of `monotonic`, when to give up.
     """
-    with torch.no_grad():
-        bounds = bounded(program, region)
-        rows = torch.cat([case.rows for case in cases])
-        limits = torch.cat([case.limits for case in cases])
-        whole = Rows(len(program.steps) - 1, rows, torch.zeros(len(rows), dtype=torch.long))
-        least = pulled_back(program, whole, bounds.lines, bounds.sizes()).minimum(region)
-        point = region.with_eps(0.0)
-        centre = bounded(program, point)
-        values = pulled_back(program, whole, centre.lines, centre.sizes()).minimum(point)
-        slopes = sectors(program, bounds, centre)
-    owner = torch.cat([torch.full((len(case.rows),), place) for place, case in enumerate(cases)])
-    answers = [bool((least > limits)[owner == place].any()) for place in range(len(cases))]
-    for row in (least - limits).argsort(descending=True).tolist():
-        case = int(owner[row])
-        if answers[case] or not float(values[row]) > float(limits[row]):
-            continue
-        if monotonic() > deadline:
-            break
-        found = searched(program, slopes, rows[row : row + 1], region)
-        room = float(values[row]) - float(limits[row])
-        change = proved_change(program, slopes, rows[row : row + 1], region, found)
-        answers[case] = change < math.nextafter(room, -math.inf)
-    return answers
+    owner = [place for place, case in enumerate(cases) for _ in case.rows]
+    members = [[row for row, place in enumerate(owner) if place == case] for case in range(len(cases))]
+    rows, limits = torch.cat([case.rows for case in cases]), torch.cat([case.limits for case in cases])
+    question = Question(region, rows, limits)
+    begun = monotonic()
+    until = begun + SEARCH * (deadline - begun)
+    made = Attempt(program, program.to(torch.float32), question, lambda: until - monotonic(), cases=members)
+    made.linear()
+    everything(made)
+    proved = Proof.of(program, question, made.evidence).whole
+    return [bool(proved[case].any()) for case in members]

@@ -7,8 +7,8 @@ bounds every change (`robustres.certify.blocks.network_bound`).
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import singledispatch
 
 import torch
@@ -32,13 +32,6 @@ COPIES, STEPS = 16, 120
 REPAIR = Repair(loss=1e-5, spare=1e-6, main=1e-4)
 
 Sectors = Mapping[Node, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, eq=False)
-class Quadratic:
-    """What a search found for the difference of two logits: multipliers that the proof may use."""
-
-    point: FixedPoint
 
 
 def sectors(program: Program, bounds: Bounds, centre: Bounds) -> Sectors:
@@ -110,30 +103,53 @@ def half_widths(region: Region) -> Tensor:
 def searched(
     program: Program,
     slopes: Sectors,
-    row: Tensor,
+    rows: Tensor,
     region: Region,
     *,
-    start: Quadratic | None = None,
+    start: FixedPoint | None = None,
     steps: int = STEPS,
-) -> Quadratic:
-    """Multipliers for one row (1, classes) of the logits: an estimate of the largest change is `point.value`."""
+) -> FixedPoint:
+    """Multipliers for rows (R, outputs) together: `value` estimates the largest root of the sum of their squares.
+
+    In l2 that is of changes of length 1.
+    """
     box = half_widths(region) if region.norm == "linf" else None
     layers = increments(program.order, slopes=slopes)
-    begin = None if start is None else start.point
-    return Quadratic(
-        search(program.order, layers, rows=row, box=box, copies=COPIES, steps=steps, dtype=torch.float32, start=begin)
+    return search(
+        program.order, layers, rows=rows, box=box, copies=COPIES, steps=steps, dtype=torch.float32, start=start
     )
 
 
-def proved_change(program: Program, slopes: Sectors, row: Tensor, region: Region, found: Quadratic) -> float:
-    """At or above |row . change of the logits| on the region, whatever the multipliers; infinite where none hold.
+def added(points: Sequence[FixedPoint], scales: Sequence[float]) -> FixedPoint:
+    """One point for several rows, each times its scale: inequalities with these multipliers add up, so the square of
+    its value is at most the sum of theirs."""
+    first = points[0]
+    squares = [scale * scale for scale in scales]
+    shares = list(zip(squares, points, strict=True))
+    return replace(
+        first,
+        value=math.sqrt(sum(square * point.value**2 for square, point in shares)),
+        multipliers={
+            node: torch.stack([square * point.multipliers[node] for square, point in shares]).sum(0)
+            for node in first.multipliers
+        },
+        sizes={node: torch.stack([point.sizes[node] for point in points]).amax(0) for node in first.sizes},
+        weights=None
+        if first.weights is None
+        else torch.stack([square * point.weights for square, point in shares if point.weights is not None]).sum(0),
+    )
+
+
+def proved_change(program: Program, slopes: Sectors, rows: Tensor, region: Region, found: FixedPoint) -> float:
+    """At or above |rows . change of the logits| on the region, whatever the multipliers; infinite where none hold.
 
     slopes: proved in float64.
     """
     if region.norm == "l1":
         return math.inf
     box = half_widths(region) if region.norm == "linf" else None
-    bound = proved_bound(
-        program.order, increments(program.order, slopes=slopes), found.point, rows=row, box=box, repair=REPAIR
-    )
+    if box is not None and found.weights is None:
+        return math.inf
+    layers = increments(program.order, slopes=slopes)
+    bound = proved_bound(program.order, layers, found, rows=rows, box=box, repair=REPAIR)
     return bound if box is not None else rounded_up(bound * float(region.eps[0]), 1)

@@ -7,7 +7,7 @@ from time import thread_time
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Outcome:
     """What a relaxation made at `eps` gave: its worst margin, and the radius up to which all margins are positive."""
 
     eps: float
@@ -16,7 +16,7 @@ class Attempt:
 
 
 def largest_radius(
-    attempt: Callable[[float], Attempt],
+    attempt: Callable[[float], Outcome],
     *,
     margin: float,
     start: float,
@@ -24,15 +24,15 @@ def largest_radius(
     tolerance: float = 0.02,
     attempts: int = 16,
     deadline: float = math.inf,
-) -> Attempt:
+) -> Outcome:
     """The attempt with the largest radius.
 
     What a relaxation loses of the margin grows about as a power of eps, so its logarithm is interpolated over that of
     eps. margin: at the image itself. start: the first eps. limit: no radius above it exists (an attack's distance).
     deadline: of `thread_time`.
     """
-    best = Attempt(0.0, -math.inf, 0.0)
-    tried: list[Attempt] = []
+    best = Outcome(0.0, -math.inf, 0.0)
+    tried: list[Outcome] = []
     eps = min(start, limit)
     for _ in range(attempts):
         found = attempt(eps)
@@ -46,7 +46,7 @@ def largest_radius(
     return best
 
 
-def _crossing(tried: list[Attempt], margin: float) -> float:
+def _crossing(tried: list[Outcome], margin: float) -> float:
     """Where the loss is expected to reach the margin, by the two attempts that came closest to it."""
     points = sorted(tried, key=lambda one: abs(math.log(_loss(one, margin) / margin)))
     near = points[0]
@@ -57,5 +57,5 @@ def _crossing(tried: list[Attempt], margin: float) -> float:
     return near.eps * math.exp(min(max(math.log(aim / _loss(near, margin)) / max(power, 0.5), -2.5), 1.5))
 
 
-def _loss(one: Attempt, margin: float) -> float:
+def _loss(one: Outcome, margin: float) -> float:
     return max(margin - one.margin, 1e-9 * margin) if math.isfinite(one.margin) else 1e6 * margin

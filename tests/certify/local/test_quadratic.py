@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.local.certificate import Certificate, proved_radius
+from robustres.certify.local.evidence import Evidence, Quadratic
 from robustres.certify.local.intermediate import bounded
 from robustres.certify.local.local_radii import local_program, local_radii
 from robustres.certify.local.program import Program
-from robustres.certify.local.quadratic import Quadratic, Sectors, proved_change, searched, secants, sectors
+from robustres.certify.local.quadratic import Sectors, proved_change, searched, secants, sectors
 from robustres.certify.local.sets import Region
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, LeakyRelu, Relu
@@ -38,7 +40,7 @@ def test_secants_from_the_centre_hold_every_sampled_slope(function: Activation) 
         assert torch.allclose(flat[opened], (centre / (centre - lower))[opened], rtol=1e-9, atol=1e-9)
 
 
-Found = tuple[Region, Sectors, Quadratic, float]
+Found = tuple[Region, Sectors, FixedPoint, float]
 
 
 def found_at(made: Program, image: Tensor, norm: Norm, eps: float, row: Tensor) -> Found:
@@ -64,7 +66,7 @@ def test_the_proved_change_holds_every_sampled_one_and_is_not_far_above(norm: No
         logits = net(torch.cat([image, image + eps * d]))
     reached = float(((logits[1:] - logits[:1]) @ row[0]).abs().max())
     assert reached <= change <= 8 * reached
-    assert change >= found.point.value * (eps if norm == "l2" else 1.0) * (1 - 1e-3)
+    assert change >= found.value * (eps if norm == "l2" else 1.0) * (1 - 1e-3)
     narrow = {node: (low, low + (high - low) / 4) for node, (low, high) in slopes.items()}
     assert proved_change(made, narrow, row, region, found) < change  # so the sectors decide, and their tests matter
 
@@ -78,12 +80,12 @@ def test_quadratics_prove_nothing_where_the_exact_minimum_is_below_zero(seed: in
     with torch.no_grad():
         net.last.bias[label] -= exact + 1e-4
     made = local_program(net, (1, 1, 4))
-    quadratics = {}
-    for other in {0, 1, 2} - {label}:
+    quadratics = []
+    for place, other in enumerate(sorted({0, 1, 2} - {label})):
         row = torch.zeros(1, 3, dtype=torch.float64)
         row[0, label], row[0, other] = 1.0, -1.0
-        quadratics[other] = found_at(made, x, "linf", eps, row)[2]
-    assert proved_radius(made, Certificate(x[0], label, "linf", eps, quadratics)) < eps
+        quadratics.append(Quadratic((place,), (1.0,), found_at(made, x, "linf", eps, row)[2]))
+    assert proved_radius(made, Certificate(x[0], label, "linf", eps, Evidence(quadratics=tuple(quadratics)))) < eps
 
 
 def test_strange_multipliers_prove_nothing_wrong() -> None:
@@ -92,8 +94,8 @@ def test_strange_multipliers_prove_nothing_wrong() -> None:
     image = torch.full((1, 1, 1, 4), 0.5, dtype=torch.float64)
     row = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
     region, slopes, found, change = found_at(made, image, "l2", 0.1, row)
-    spoilt = {node: values * torch.rand(len(values)) * 3 for node, values in found.point.multipliers.items()}
-    strange = Quadratic(replace(found.point, multipliers=spoilt))
+    spoilt = {node: values * torch.rand(len(values)) * 3 for node, values in found.multipliers.items()}
+    strange = replace(found, multipliers=spoilt)
     assert proved_change(made, slopes, row, region, strange) >= change * (1 - 1e-3)
 
 

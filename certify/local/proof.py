@@ -1,0 +1,123 @@
+"""What evidence proves: every bound again in float64 with all roundings charged, trusting nothing of the search."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from robustres.certify.local.backward import Form, Rows, pulled_back
+from robustres.certify.local.evidence import Branch, Evidence, Quadratic
+from robustres.certify.local.intermediate import Bounds, bounded
+from robustres.certify.local.margins import positive_within
+from robustres.certify.local.parts import forms_of_leaves
+from robustres.certify.local.program import Program
+from robustres.certify.local.quadratic import Sectors, proved_change, sectors
+from robustres.certify.local.sets import Region
+from robustres.numerics import gamma, rounded_down, rounded_up
+
+LEAVES = 32  # at a time
+LARGEST = 2.0**20  # integer entries of rows up to here times a float32 are exact in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Is rows y > limits for every output y on the region? rows (R, outputs), limits (R,) in float64; one sample."""
+
+    region: Region
+    rows: Tensor
+    limits: Tensor
+
+    def form(self, program: Program, bounds: Bounds) -> Form:
+        """Each row less its limit, by the common lines."""
+        owner = torch.zeros(len(self.rows), dtype=torch.long, device=program.device)
+        rows = Rows(len(program.steps) - 1, self.rows.to(program.dtype), owner)
+        return beyond(pulled_back(program, rows, bounds.lines, bounds.sizes()), self.limits)
+
+
+def beyond(form: Form, limits: Tensor) -> Form:
+    """The form less these limits, the rounding of which is charged."""
+    charge = form.charge + gamma(2) * (form.constant.abs() + limits.abs())
+    return replace(form, constant=form.constant - limits, charge=charge)
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """radii: (R,) within which each row provably stays above its limit: the region's eps where that is all of it, 0 for
+    nothing."""
+
+    question: Question
+    radii: Tensor
+
+    @classmethod
+    def of(cls, program: Program, question: Question, evidence: Evidence) -> Self:
+        """By linear bounds, the quadratic certificates and the trees. program: in float64; else nothing is proved."""
+        radii = torch.zeros(len(question.rows), dtype=torch.float64, device=program.device)
+        if program.dtype != torch.float64:
+            return cls(question, radii)
+        region = question.region
+        with torch.no_grad():
+            bounds = bounded(program, region, helped=evidence.helped)
+            radii = positive_within(question.form(program, bounds), region)
+            if evidence.quadratics and region.norm != "l1":
+                radii = torch.maximum(radii, _by_quadratics(program, question, bounds, evidence.quadratics))
+            for row, tree in evidence.trees.items():
+                if radii[row] < region.eps[0]:
+                    radii[row] = max(float(radii[row]), _by_tree(program, question, bounds, row, tree))
+        return cls(question, radii)
+
+    @property
+    def whole(self) -> Tensor:
+        """(R,) the rows that are proved on all of the region."""
+        return self.radii >= self.question.region.eps[0]
+
+
+def _by_quadratics(program: Program, question: Question, bounds: Bounds, quadratics: Sequence[Quadratic]) -> Tensor:
+    """(R,) the radii that they prove. In l2 a change grows at most in proportion to the radius; else all or nothing."""
+    point = question.region.with_eps(0.0)
+    centre = bounded(program, point)
+    margins = question.form(program, centre).minimum(point)
+    slopes = sectors(program, bounds, centre)
+    radii = torch.zeros_like(margins)
+    for quadratic in quadratics:
+        for row, change in _changes(program, question, slopes, quadratic).items():
+            margin = float(margins[row])
+            eps = float(question.region.eps[0])
+            if change < margin:
+                radii[row] = eps
+            elif question.region.norm == "l2" and margin > 0 and change < math.inf:
+                radii[row] = max(float(radii[row]), rounded_down(eps * (margin / change), 4))
+    return radii
+
+
+def _changes(program: Program, question: Question, slopes: Sectors, quadratic: Quadratic) -> dict[int, float]:
+    """At or above the change of each row that the certificate is about.
+
+    The sum of the squares of the rows, each times its scale, is bounded; so is each row alone. Their products with the
+    scales must be exact, which is certain where the rows hold small integers.
+    """
+    rows = question.rows[list(quadratic.rows)]
+    scales = [float(torch.tensor(scale, dtype=torch.float32)) for scale in quadratic.scales]
+    exact = bool(((rows == rows.round()) & (rows.abs() <= LARGEST)).all())
+    sound = all(2.0**-60 < scale < 2.0**60 for scale in scales)
+    if len(scales) != len(quadratic.rows) or not sound or (not exact and scales != [1.0]):
+        return {}
+    together = rows * torch.tensor(scales, dtype=torch.float64, device=rows.device)[:, None]
+    change = proved_change(program, slopes, together, question.region, quadratic.point)
+    return {row: rounded_up(change / scale, 1) for row, scale in zip(quadratic.rows, scales, strict=True)}
+
+
+def _by_tree(program: Program, question: Question, bounds: Bounds, row: int, tree: Branch) -> float:
+    """The smallest radius that any leaf proves: the leaves together are the whole region."""
+    radius = float(question.region.eps[0])
+    waiting = tree.leaves()
+    while leaves := tuple(islice(waiting, LEAVES)):
+        form = forms_of_leaves(program, bounds, question.rows[row : row + 1], leaves, bounds.sizes())
+        form = beyond(form, question.limits[row : row + 1].expand(len(leaves)))
+        radius = min(radius, float(positive_within(form, question.region).min()))
+        if not radius > 0:
+            break
+    return radius
