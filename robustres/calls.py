@@ -3,9 +3,11 @@
 from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from robustres import certify, training
+from robustres.at_hand import images_tensor
 from robustres.certify import AuditReport, LipschitzReport
 from robustres.data import ImageSet, load_data
 from robustres.errors import InputError, ModelError
@@ -22,9 +24,9 @@ def lipschitz(model: Model, input_shape: Any, **settings: Any) -> LipschitzRepor
 
 
 @wraps(certify.audit)
-def audit(model: Model, input_shape: Any, **settings: Any) -> AuditReport:
-    shape = _shape(input_shape)
-    return certify.audit(_module(model, shape), shape, **settings)
+def audit(model: Model, input_shape: Any, *, images: Any = None, **settings: Any) -> AuditReport:
+    shape, starts = _shape(input_shape), None if images is None else _starts(images)
+    return certify.audit(_module(model, shape), shape, images=starts, **settings)
 
 
 @wraps(training.enforce)
@@ -55,14 +57,15 @@ def _module(model: Any, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _images(data: Any, split: Any) -> ImageSet:
-    """A data set, words (of which the split is taken), or images with labels."""
-    if isinstance(data, ImageSet):
-        return data
-    if not isinstance(data, str | tuple):
-        raise InputError(
-            f"data must be what load_data gives, words such as 'digits', or (images, labels), got {type(data).__name__}"
-        )
-    return load_data(data, split=split)
+    """A data set, words (of which the split is taken), images with labels, a Dataset or a DataLoader."""
+    return data if isinstance(data, ImageSet) else load_data(data, split=split)
+
+
+def _starts(given: Any) -> Tensor:
+    """The images alone, of whatever images with labels may be, or of an array, a tensor or a list without labels."""
+    if isinstance(given, str | Dataset | DataLoader | tuple):
+        given = load_data(given)
+    return given.images if isinstance(given, ImageSet) else images_tensor(given)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import robustres
 from robustres.cli.main import commands
@@ -42,6 +43,38 @@ def test_a_module_and_tensors_are_enough(tmp_path: Path) -> None:
     assert len(run.attacks) == 12
     assert run.certificates.empty
     assert not run.blocks.empty or run.lipschitz is None
+
+
+class Pairs(Dataset[tuple[torch.Tensor, int]]):
+    """Four images with labels."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1, 8, 8), index / 4), index % 2
+
+
+IMAGES = torch.stack([Pairs()[index][0] for index in range(4)])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        *(IMAGES, IMAGES.numpy(), IMAGES.tolist(), list(IMAGES), (IMAGES.numpy() * 255).astype("uint8")),
+        *((IMAGES, [0, 1, 0, 1]), Pairs(), DataLoader(Pairs(), 3), robustres.load_data("digits"), "digits"),
+    ],
+    ids=["tensor", "array", "list", "list of tensors", "bytes", "pair", "Dataset", "DataLoader", "ImageSet", "words"],
+)
+def test_an_audit_starts_from_images_in_every_form(images: object) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    assert robustres.audit(net, (1, 8, 8), claimed=1e-6, images=images, restarts=2).verdict == "refuted"
+
+
+def test_a_network_is_trained_on_a_dataset_as_on_tensors() -> None:
+    net, recipe = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), robustres.Recipe(epochs=1, batch_size=2)
+    history = robustres.train(net, Pairs(), DataLoader(Pairs(), 2), recipe)
+    assert len(history.epochs) == 1
 
 
 def test_the_notebook_runs_and_holds_its_results_and_no_path_of_a_machine(

@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
+from robustres.certify.graph.statements import HasNoCertificate
 from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import ModelError, Refusal, RobustresError, UnsupportedOperationError
@@ -148,6 +149,10 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
     Raises: ModelError where the model does not run on such inputs, mixes the samples of a batch, or is not a function;
     UnsupportedOperationError where it cannot be written as a graph (control flow that depends on the data).
     """
+    if refused := [
+        Refusal(path, m.no_certificate) for path, m in model.named_modules() if isinstance(m, HasNoCertificate)
+    ]:
+        raise UnsupportedOperationError(refused)
     module = float64_copy(model)
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))

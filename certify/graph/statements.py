@@ -30,3 +30,13 @@ class HasSortedGroups(Protocol):
     def sorted_groups(self) -> GroupSort:
         """Which channels are sorted together."""
         ...
+
+
+@runtime_checkable
+class HasNoCertificate(Protocol):
+    """A module that the certifier cannot read as a map of one sample, and that says why.
+
+    no_certificate: what it is and how to mend it, as it follows "no bound is known for".
+    """
+
+    no_certificate: str

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrize
 
+from robustres.certify.graph.capture import refusing_what_fails
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.errors import InputError, ModelError
 from robustres.models import materialise
@@ -54,6 +55,14 @@ def enforce(
         raise InputError(f"the budget must be positive, got {lipschitz:g}")
     if trainable and method != "spectral":
         raise InputError(f"only the method 'spectral' can go on training, got {method!r}")
+    with refusing_what_fails("bringing it below a budget"):
+        return _enforced(model, lipschitz, input_shape, method, trainable)
+
+
+def _enforced(
+    model: nn.Module, lipschitz: float, input_shape: tuple[int, ...], method: Method, trainable: bool
+) -> nn.Module:
+    """`enforce` with settings that were checked."""
     network = _folded(materialise(model)) if trainable else materialise(model)
     if method == "scale" or method == "joint":
         shrink_blocks(network, input_shape, lipschitz, method=method)

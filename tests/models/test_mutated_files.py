@@ -78,7 +78,7 @@ for number in range(count):
         place = random.choice(places)
         content[place:place + 1] = random.choice((b"9" * 12, b"-1", b"9999999", b"1e9"))
     target.write_bytes(bytes(content))
-    signal.alarm(60)
+    signal.alarm(60 if kind not in ("torchscript", "pt2") else 300)  # a trial apart has limits of its own
     try:
         use()
     except RobustresError:
@@ -98,9 +98,8 @@ FORMATS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_five_hundred_damaged_files_end_in_a_sentence(kind: str, tmp_path: Path) -> None:
-    count = "40" if kind == "torchscript" else "500"  # each of which is tried in a process of its own
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, kind, count, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", DRIVER, kind, "500", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-500:]}"
-    assert f"of {count}" in done.stdout
+    assert "of 500" in done.stdout

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robustres import lipschitz
-from robustres.errors import ModelError
+from robustres import audit, enforce, lipschitz
+from robustres.errors import ModelError, UnsupportedOperationError
 from robustres.models import load_model, save_model
 
 onnx = pytest.importorskip("onnx")
@@ -89,6 +89,11 @@ def test_a_batch_that_cannot_be_told_from_the_rest_is_run_as_it_was_exported(tmp
     x = torch.rand(3, *IMAGE)
     assert torch.equal(loaded.module(x), x.flatten(1))
     assert "run 1 at a time" in loaded.note
+    with pytest.raises(UnsupportedOperationError, match=r"ONNX network of batches of 1, .* with a dynamic batch axis"):
+        lipschitz(loaded.module, IMAGE)
+    with pytest.raises(UnsupportedOperationError, match="ONNX network of batches of 1"):
+        enforce(loaded.module, lipschitz=1.0, input_shape=IMAGE)
+    assert audit(loaded.module, IMAGE, claimed=0.5, restarts=1).verdict == "refuted"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -389,6 +389,47 @@ def test_a_program_of_enormous_values_is_refused_before_it_runs(tmp_path: Path) 
         load_model(str(file))
 
 
+class Hungry(nn.Module):
+    """Keeps eight values of half a gibibyte, each of which a classifier might have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = [x.flatten(1).repeat(1, 1 << 20) + number for number in range(8)]
+        return torch.stack([value.sum(1) for value in kept], 1)
+
+
+class Slow(nn.Module):
+    """Minutes of multiplications, one after the other, in little memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.repeat(1, 2048, 4, 4).flatten(2)
+        for _ in range(200):
+            y = torch.tanh(y @ y.transpose(1, 2) @ y)
+        return y.sum(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "sentence"), [(Hungry(), "memory|needs more than 2 GiB"), (Slow(), "computes for more than 30 seconds")]
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
+def test_a_program_that_takes_too_much_dies_in_a_process_of_its_own(
+    model: nn.Module, sentence: str, tmp_path: Path
+) -> None:
+    file = quietly(save_program, model.eval(), tmp_path / "net.pt2")
+    with pytest.raises(ModelError, match=sentence):
+        load_model(str(file))
+
+
+def test_a_script_whose_weights_are_damaged_is_refused_where_torch_would_read_other_weights(tmp_path: Path) -> None:
+    file = quietly(save_scripted, Residual().eval(), tmp_path / "net.pt")
+    weight = Residual().head.weight.detach().numpy().tobytes()
+    content = bytearray(file.read_bytes())
+    content[content.index(weight) + 7] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match="is damaged: its checksum is another"):
+        load_model(str(file))
+
+
 def test_a_tensor_stretched_over_forty_gigabytes_is_refused_within_half_a_gibibyte(tmp_path: Path) -> None:
     file = tmp_path / "net.pt2"
     save_program(Residual().eval(), file)

@@ -328,6 +328,62 @@ def test_the_published_network_is_brought_below_a_budget_and_loads_again(
     assert max(uppers) <= 3.0
 
 
+WRAPPED = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4)).eval()
+
+def of(name):
+    model = plain()
+    layer = model[0]
+    if name == "pruned":
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    elif name.startswith("parametrised "):
+        getattr(parametrizations, name.split()[1])(model[4])
+    else:
+        getattr(torch.nn.utils, name)(layer)
+        model.train()(torch.rand(2, 1, 8, 8))
+    return model.eval()
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "wrapping",
+    [
+        *("weight_norm", "spectral_norm", "pruned"),
+        *("parametrised weight_norm", "parametrised spectral_norm", "parametrised orthogonal"),
+    ],
+)
+def test_a_network_with_derived_weights_is_written_and_loads_again(
+    wrapping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrapped_networks.py").write_text(WRAPPED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = f"wrapped_networks:of(name={wrapping!r})"
+    enforced = enforce(load_model(spec).module, lipschitz=0.5, input_shape=SHAPE)
+    written = save_model(enforced, tmp_path / "out", source=spec)
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(load_model(written, input_shape=SHAPE).module(x), enforced(x), rtol=0, atol=0)
+
+
+def test_a_script_is_written_as_weights_for_it_and_loads_again(tmp_path: Path) -> None:
+    names: dict[str, Callable[[], nn.Module]] = {}
+    exec(WRAPPED, names)
+    source = str(tmp_path / "net.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(names["plain"]()).save(source)
+    enforced = enforce(load_model(source, input_shape=SHAPE).module, lipschitz=0.5, input_shape=SHAPE)
+    written = save_model(enforced, tmp_path / "out", source=source)
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(load_model(written, input_shape=SHAPE).module(x), enforced(x), rtol=0, atol=0)
+
+
 def test_impossible_budgets_and_methods_are_refused() -> None:
     with pytest.raises(InputError, match="budget must be positive"):
         enforce(network(), lipschitz=0.0, input_shape=SHAPE)

@@ -92,6 +92,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
                     value = hook.apply_mask(module)  # type: ignore[no-untyped-call]
                 value = value.detach().clone()
             del module._forward_pre_hooks[key]
+            _forget_storage(module, hook)
             for suffix in ("_g", "_v", "_orig", "_mask", "_u"):
                 for store in (module._parameters, module._buffers):
                     if suffix != "_v" or isinstance(hook, WeightNorm) or store is module._buffers:
@@ -100,6 +101,24 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
             module._buffers.pop(name, None)
             module.register_parameter(name, nn.Parameter(value))
     return model
+
+
+def _forget_storage(module: nn.Module, owner: Any) -> None:
+    """Remove what translates the tensors of a state_dict for one that derives weights from them."""
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(getattr(hook, "hook", hook), "fn", None) is owner:
+                del hooks[key]
+
+
+def plain_names(model: nn.Module) -> list[str]:
+    """The names of the weights that the model has once none of them is derived from others; it is left as it is."""
+    return list(plainly(copy.deepcopy(model, _derived(model))).state_dict())
+
+
+def plainly(model: nn.Module) -> nn.Module:
+    """The model given, every weight that hooks or parametrisations derive replaced by its present value."""
+    return without_parametrisations(with_plain_weights(model))
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

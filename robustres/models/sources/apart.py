@@ -1,8 +1,8 @@
 """Files that cannot be judged by reading alone are first tried in a process of their own, which may die for it."""
 
+import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 from functools import lru_cache
@@ -13,14 +13,16 @@ from robustres.errors import ModelError
 
 # What the trial may take: seconds of the processor and bytes, beside the file's own size several times over.
 SECONDS, MEMORY, COPIES = 30, 2**31, 4
-# Seconds on the clock, for a machine that is busy with other things; a script cannot sleep.
+# Seconds on the clock, for a machine that is busy with other things; no network can sleep.
 PATIENCE = 240
 ANSWER = "answer of the trial: "
 
 
 def tried_apart(path: Path, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """A shape (C, H, W) of images on which the script ran; None where it was given none and none was found.
+    """A shape (C, H, W) of images on which the network in a file ran; None where none was given and none found.
 
+    The file is a program of torch.export (.pt2) or TorchScript. The limits of memory and of the processor are those of
+    POSIX (Linux; macOS does not hold the one of memory); elsewhere the clock ends what takes too long.
     Raises ModelError where the trial says why the file cannot be used, takes too long or too much, or dies.
     """
     state = path.stat()
@@ -52,29 +54,43 @@ def _tried(path: Path, changed: int, size: int, input_shape: tuple[int, ...] | N
 
 def limit_this_process(size: int) -> None:
     """Cap the memory and the time of this process, from what it has used so far, for a file of so many bytes."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    largest = used + MEMORY + COPIES * size
-    resource.setrlimit(resource.RLIMIT_AS, (largest, largest))
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return
     spent = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(spent.ru_utime + spent.ru_stime) + SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    mapped = Path("/proc/self/statm")
+    used = int(mapped.read_text().split()[0]) * resource.getpagesize() if mapped.exists() else 0
+    largest = used + MEMORY + COPIES * size
+    with contextlib.suppress(ValueError, OSError):  # a system that knows this limit in name only
+        resource.setrlimit(resource.RLIMIT_AS, (largest, largest))
+
+
+def answered(path: Path, input_shape: tuple[int, ...] | None) -> dict[str, Any]:
+    """What a trial of this file says: {"error": why it cannot be used, or None; "shape": on which images it ran}."""
+    from robustres.models.sources.exported_program import run_program
+    from robustres.models.sources.torchscript import run_script
+
+    run = run_program if path.suffix == ".pt2" else run_script
+    try:
+        return {"error": None, "shape": run(path, input_shape)}
+    except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError, MemoryError) as error:
+        return {"error": (str(error).strip() or type(error).__name__).splitlines()[0], "shape": None}
 
 
 def _main() -> None:
     import torch
 
-    from robustres.models.sources.torchscript import opened, runs_on
+    import robustres.models.sources.exported_program
+    import robustres.models.sources.torchscript  # noqa: F401  (before the limits)
 
     path, shape = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     limit_this_process(path.stat().st_size)
-    answer: dict[str, Any] = {"error": None, "shape": shape}
-    try:
-        script = opened(path)
-        answer["shape"] = runs_on(script, None if shape is None else tuple(shape))
-    except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError, MemoryError) as error:
-        answer["error"] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    answer = answered(path, None if shape is None else tuple(shape))
     sys.stdout.write(f"\n{ANSWER}{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(0)  # what a damaged file left behind need not be cleaned up

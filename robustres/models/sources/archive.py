@@ -43,6 +43,15 @@ class Archive:
         except Exception as error:
             raise self.unreadable(str(error) or type(error).__name__) from error
 
+    def require_intact(self) -> None:
+        """ModelError where a member's content is not what its checksum says; torch does not look for itself."""
+        try:
+            damaged = self._file.testzip()
+        except Exception as error:
+            raise self.unreadable(str(error) or type(error).__name__) from error
+        if damaged is not None:
+            raise self.unreadable(f"{damaged} is damaged: its checksum is another")
+
     def unreadable(self, reason: str) -> ModelError:
         """The error for this file, with its cause."""
         return ModelError(f"cannot read {self.path} as {self.kind} ({reason.strip()}); save the network again")

@@ -2,7 +2,8 @@
 
 That function unpickles, evaluates expressions and guards written as Python, and loads compiled libraries found in the
 archive. Here the description of the graph is read as JSON and the weights as plain numbers; whatever needs more is
-refused. The format is that of torch 2.8 and later (archive version 1).
+refused. The first run is in a process of its own, with limits of memory and time. The format is that of torch 2.8 and
+later (archive version 1).
 """
 
 import json
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustres.errors import ModelError
+from robustres.models.sources.apart import tried_apart
 from robustres.models.sources.archive import Archive
 from robustres.models.sources.aten_graph import ARITHMETIC, AtenGraph, aten_operation, require_moderate
 
+KIND = "a program of torch.export"
 # Codes of the format.
 DTYPES: Mapping[int, torch.dtype] = {
     1: torch.uint8,
@@ -43,6 +46,7 @@ PLAIN = frozenset({"as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_
 KEYWORD = 2
 # Pixels of an image that is made up as a check.
 LARGEST_PROBE = 2**20
+LARGEST_BATCH = 2**8
 
 
 def load_exported(path: Path) -> nn.Module:
@@ -51,9 +55,34 @@ def load_exported(path: Path) -> nn.Module:
     Raises ModelError where the file is damaged, is not one network from images to logits, was exported in training
     mode, or needs an operation that is not of ATen.
     """
+    module, _ = _opened(path)
+    try:
+        tried_apart(path, None)
+    except ModelError as error:
+        raise Archive(path, KIND).unreadable(str(error)) from error
+    return module
+
+
+def run_program(path: Path, input_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Run the network in a file on random images of the shape that the file states; that shape (C, H, W).
+
+    input_shape: not used, since a program states its own.
+    Raises ModelError where the network takes only as many images as it was exported with.
+    """
+    module, (batch, *shape) = _opened(path)
+    images = torch.rand(2 if batch is None else batch, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        module(images)
+        if batch is not None:
+            _require_any_batch(module, images)
+    return tuple(shape)
+
+
+def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...]]:
+    """The network and the sizes of its images, the batch's None where it may be any; nothing of it has run."""
     if not path.is_file():
         raise ModelError(f"there is no file {path}; check the path")
-    archive = Archive(path, "a program of torch.export")
+    archive = Archive(path, KIND)
     models = [name for name in archive.names if name.startswith("models/") and name.endswith(".json")]
     if len(models) != 1:
         raise archive.unreadable(
@@ -64,9 +93,9 @@ def load_exported(path: Path) -> nn.Module:
         program = json.loads(archive.read(models[0]))["graph_module"]
         weights = _tensors(archive, f"data/weights/{name}_weights_config.json", "data/weights")
         constants = _tensors(archive, f"data/constants/{name}_constants_config.json", "data/constants")
-        module = _module(program, weights, constants)
-        _require_any_batch(module, program)
-        return module
+        module, sizes = _module(program, weights, constants), _sizes(program)
+        require_moderate(module, torch.zeros(2 if sizes[0] is None else sizes[0], *sizes[1:]))
+        return module, sizes
     except ModelError as error:
         raise archive.unreadable(str(error)) from error
     except Exception as error:  # anything may stand in the file, and anything may be raised over it
@@ -118,27 +147,30 @@ def _module(program: Mapping[str, Any], weights: Mapping[str, Tensor], constants
     return built.finish(values[outputs[0]["user_output"]["arg"]["as_tensor"]["name"]])
 
 
-def _require_any_batch(module: nn.Module, program: Mapping[str, Any]) -> None:
-    """ModelError where the graph only takes as many images as it was exported with."""
+def _sizes(program: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Sizes (N, C, H, W) of the images, N None where it may be any; ModelError where the others may be any."""
     (name,) = (
         spec["user_input"]["arg"]["as_tensor"]["name"]
         for spec in program["signature"]["input_specs"]
         if "user_input" in spec
     )
-    sizes = [side.get("as_int") for side in program["graph"]["tensor_values"][name]["sizes"]]
+    sizes = tuple(side.get("as_int") for side in program["graph"]["tensor_values"][name]["sizes"])
     if None in sizes[1:] or not 0 < math.prod(sizes[1:]) <= LARGEST_PROBE:
-        raise ModelError(f"it takes images of the shape {sizes[1:]}; fixed sides of moderate size are needed")
-    require_moderate(module, torch.zeros(2 if sizes[0] is None else sizes[0], *sizes[1:]))
-    if sizes[0] is None:
-        return
+        raise ModelError(f"it takes images of the shape {list(sizes[1:])}; fixed sides of moderate size are needed")
+    if sizes[0] is not None and not 0 < sizes[0] <= LARGEST_BATCH:
+        raise ModelError(f"it takes exactly {sizes[0]} images at a time, for which there is no use")
+    return sizes
+
+
+def _require_any_batch(module: nn.Module, images: Tensor) -> None:
+    """ModelError where the graph only takes as many images as it was exported with, which these are."""
     try:
-        with torch.no_grad():
-            fits = len(module(torch.zeros(sizes[0] + 1, *sizes[1:]))) == sizes[0] + 1
+        fits = len(module(torch.cat([images, images[:1]]))) == len(images) + 1
     except RuntimeError:
         fits = False
     if not fits:
         raise ModelError(
-            f"it takes exactly {sizes[0]} images at a time; export it for any number, with "
+            f"it takes exactly {len(images)} images at a time; export it for any number, with "
             'dynamic_shapes=({0: torch.export.Dim("n")},)'
         )
 

@@ -54,8 +54,8 @@ def load_model(
 
     spec: a checkpoint `FILE.safetensors` (with FILE.json), `FILE.onnx`, `FILE.pt2` (torch.export), TorchScript as
         `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME`,
-        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). All but
-        TorchScript may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors, which replaces the weights.
+        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). Each
+        may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors, which replaces the weights.
         Only a factory executes code that is not part of an installed library; opening a file never does.
     download: whether published weights may be fetched when they are not on this machine.
     mean, std: the normalisation that the network expects, per channel and in units of pixels in [0, 1]; it becomes part
@@ -97,10 +97,9 @@ def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.
     """The model of a spec; what stands after an @ is a file of weights for it."""
     source, at, weights = spec.partition("@")
     file = Path(weights) if at else None
-    if file is None and Path(source).suffix in TORCH_FILES:
-        return _torch_file(Path(source), input_shape)
     readers: dict[str, Callable[[Path], nn.Module]] = {
         ".safetensors": load_checkpoint, ".onnx": lambda path: load_onnx(path, input_shape), ".pt2": load_exported,
+        **dict.fromkeys(TORCH_FILES, lambda path: _torch_file(path, input_shape)),
     }  # fmt: skip
     reader = readers.get(Path(source).suffix)
     if reader is not None:
@@ -112,7 +111,7 @@ def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.
     if not (colon and kind and name):
         raise ModelError(
             "a model must be FILE.safetensors, FILE.onnx, FILE.pt2, FILE.pt (TorchScript), torchvision:NAME, "
-            f"timm:NAME, hf:ORG/NAME or package.module:factory, all but TorchScript also with @WEIGHTS, got {spec!r}"
+            f"timm:NAME, hf:ORG/NAME or package.module:factory, each also with @WEIGHTS, got {spec!r}"
         )
     if kind in ZOOS:
         return ZOOS[kind](name, file, download)

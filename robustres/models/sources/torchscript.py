@@ -87,7 +87,7 @@ def load_torchscript(path: Path, input_shape: tuple[int, ...] | None = None) -> 
     try:
         shape = tried_apart(path, input_shape)
         with random_state_kept():
-            script = opened(path)
+            script = _opened(path)
             rewritten = None if shape is None else _rewritten(script, shape)
     except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError) as error:
         raise unreadable((str(error).strip() or type(error).__name__).splitlines()[0]) from error
@@ -97,13 +97,14 @@ def load_torchscript(path: Path, input_shape: tuple[int, ...] | None = None) -> 
 def _require_harmless_code(path: Path) -> None:
     """ModelError where the archive's text has what would run while it is loaded; nothing of it runs here."""
     archive = Archive(path, "TorchScript")
+    archive.require_intact()
     for name in archive.names:
         found = HOSTILE_CODE.search(archive.read(name).decode(errors="replace")) if name.endswith(".py") else None
         if found:
             raise archive.unreadable(f"its code in {name} uses {found[0]}, which does more than compute with tensors")
 
 
-def opened(path: Path) -> Any:
+def _opened(path: Path) -> Any:
     """The script, frozen and in evaluation mode; ModelError where its network does more than compute."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -115,7 +116,12 @@ def opened(path: Path) -> Any:
     return script
 
 
-def runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def run_script(path: Path, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Run the script in a file on random images; on which shape (C, H, W) it ran, None where it ran on none."""
+    return _runs_on(_opened(path), input_shape)
+
+
+def _runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The shape (C, H, W) where it is given, after a trial on it; else a shape that the script takes, or None."""
     if shape is not None:
         with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.errors import ModelError
+from robustres.models.networks.materialise import plain_names, plainly
 from robustres.models.sources.archive import Archive
 from robustres.models.sources.checkpoint import load_tensors, read_tensors
 
@@ -29,17 +30,18 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
     The weights may lie in dictionaries inside the file, as training scripts keep them ({"net": ..., "epoch": 3}), and
     their names may carry what a wrapper put there (`module.`, `_orig_mod.`, `model.`). Of several sets that fit, the
-    one that is no averaged copy is taken, which the log says.
+    one that is no averaged copy is taken, which the log says. Where the module derives weights from others (weight
+    normalisation, pruning, parametrisations) and the file has the plain ones, as `save_model` writes them, the module
+    keeps those.
     """
     if not file.is_file():
         raise ModelError(f"there is no file of weights {file}; check the path")
     found = {"": read_tensors(file)} if file.suffix == ".safetensors" else _state_dicts(_read(file))
     if not found:
         raise ModelError(f"{file} holds no state_dict; save model.state_dict() with torch.save or safetensors")
-    expected = list(module.state_dict())
-    fitting = {
-        place: named for place, tensors in found.items() if (named := _by_expected_name(tensors, expected)) is not None
-    }
+    fitting = _fitting(found, list(module.state_dict()))
+    if not fitting and (fitting := _fitting(found, plain_names(module))):
+        plainly(module)
     if not fitting:
         load_tensors(module, max(found.values(), key=len), str(file))  # says what is missing
         return
@@ -48,6 +50,12 @@ def load_weights(module: nn.Module, file: Path) -> None:
         others = ", ".join(repr(other) for other in fitting if other != place)
         log.warning("%s holds several networks that fit; the weights in %r are taken, not %s", file, place, others)
     load_tensors(module, fitting[place], f"{file} ({place})" if place else str(file))
+
+
+def _fitting(found: Mapping[str, Mapping[str, Tensor]], expected: list[str]) -> dict[str, dict[str, Tensor]]:
+    """Those of the sets of weights, by their place in the file, that have these names, under them."""
+    named = {place: _by_expected_name(tensors, expected) for place, tensors in found.items()}
+    return {place: tensors for place, tensors in named.items() if tensors is not None}
 
 
 def _rank(place: str) -> int:

@@ -21,6 +21,10 @@ class ImageByImage(nn.Module):
         super().__init__()
         self.network, self.size = network, size
         self.note = f"exported for batches of {size}, run {size} at a time"
+        self.no_certificate = (
+            f"an ONNX network of batches of {size}, whose batch cannot be told from its other sizes (export it with a "
+            "dynamic batch axis)"
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), for any number N of images."""
