@@ -46,7 +46,7 @@ LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The
 Warmup = Annotated[
     float | None, typer.Option("--warmup", help="Share of all steps over which the learning rate grows.")
 ]
-Optimiser = Annotated[str | None, typer.Option("--optimiser", help="nadam | adamw")]
+Optimiser = Annotated[str | None, typer.Option("--optimiser", help="nadam | adamw | manifold")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Decoupled weight decay.")]
 Ema = Annotated[float | None, typer.Option("--ema", help="Decay of the averaged weights that are kept, such as 0.99.")]
 Augmentation = Annotated[str | None, typer.Option("--augmentation", help="none | shift | shift-flip")]
@@ -68,6 +68,10 @@ ManifoldLearningRate = Annotated[
 ]
 BiasLearningRate = Annotated[
     float | None, typer.Option("--bias-learning-rate", min=0, help="Learning rate of biases; 0: as the rest.")
+]
+LayerBudget = Annotated[
+    float | None,
+    typer.Option("--layer-budget", min=0, help="Largest operator norm of every layer of an ordinary network; 0: none."),
 ]
 Patience = Annotated[
     int | None,
@@ -113,6 +117,7 @@ class RecipeOptions:
     clip_norm: ClipNorm = None
     lipschitz_weight: LipschitzWeight = None
     patience: Patience = None
+    layer_budget: LayerBudget = None
     mixed_precision: MixedPrecision = None
     seed: Seed = None
 
@@ -166,7 +171,9 @@ def train(
 
     Example: robustres train --recipe recipe.toml --data cifar10 --data-root DIR --out runs/cifar --resume
 
-    Example: torchrun --nproc-per-node 2 -m robustres train constrained-tiny --data digits
+    Example: robustres train runs/old/model.safetensors --data digits --layer-budget 1 --epochs 5
+
+    Example: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m robustres train constrained-tiny --data digits
     """
     from robustres.training import plan_of
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from robustres.threat import ThreatModel
 from robustres.training import losses
+from robustres.training.bfloat16 import multiplies_bfloat16
 from robustres.training.body import Body
 from robustres.training.inner_maximisation import worst_in_ball
 from robustres.training.margins import pairwise_radii, row_distances
@@ -59,7 +60,8 @@ class Objective(nn.Module):
         return correct, radii >= self.recipe.eps
 
     def _logits(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.recipe.mixed_precision):
+        coarse = self.recipe.mixed_precision and multiplies_bfloat16(images.device)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=coarse):
             logits: Tensor = self.model(images)
         return logits.float()
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustres.training.bfloat16 import multiplies_bfloat16
 from robustres.training.manifold import ManifoldAdam, enter_manifold, retract
 from robustres.training.recipe import Recipe
 
@@ -32,9 +33,9 @@ class Optimiser:
                 torch.optim.NAdam(groups, weight_decay=recipe.weight_decay, decoupled_weight_decay=True)
             )
         if self._points:
-            self._optimisers.append(
-                ManifoldAdam(self._points, lr=recipe.manifold_learning_rate, coarse=recipe.mixed_precision)
-            )
+            coarse = recipe.mixed_precision and multiplies_bfloat16(self._points[0].parameter.device)
+            rate = recipe.manifold_learning_rate
+            self._optimisers.append(ManifoldAdam(self._points, lr=rate, coarse=coarse))
         self._rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self._optimisers]
 
     def scale(self, factor: float) -> None:

@@ -13,6 +13,7 @@ from robustres.models import Architecture, build, load_model
 from robustres.models.networks.normalised import normalised
 from robustres.models.networks.presets import PRESETS
 from robustres.results import write_atomically
+from robustres.training.enforce import enforce
 from robustres.training.recipe import Recipe
 from robustres.training.recipes import RECIPES
 
@@ -39,8 +40,19 @@ class Plan:
     ) -> nn.Module:
         """The network for these images, its normalisation (per channel) included; ModelError where they do not fit.
 
+        Where the recipe has a layer_budget, every layer is brought below it and stays there while it is trained.
         download: whether published weights that the source names may be fetched.
         """
+        network = self._built(data, mean, std, download=download)
+        if not self.recipe.layer_budget:
+            return network
+        shape = data.image_shape
+        return enforce(network, lipschitz=self.recipe.layer_budget, input_shape=shape, trainable=True)
+
+    def _built(
+        self, data: ImageSet, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, download: bool
+    ) -> nn.Module:
+        """The network as it is described or stored."""
         if self.source is not None:
             module = load_model(self.source, mean=mean, std=std, input_shape=data.image_shape, download=download).module
             if not any(parameter.requires_grad for parameter in module.parameters()):

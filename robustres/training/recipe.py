@@ -36,7 +36,10 @@ class Recipe:
     augmentation: "shift" moves images by up to `shift` pixels, "shift-flip" also mirrors them.
     clip_norm: largest gradient norm; infinite switches it off. patience: epochs without improvement on the
         validation split before the run stops early; 0 never stops.
-    mixed_precision: the forward pass of training in bfloat16 where autocast allows; never used for certifying.
+    mixed_precision: the forward pass of training in bfloat16 where autocast allows, and the steps on the manifold; on
+        processors that have no such products everything stays in float32. Never used for certifying.
+    layer_budget: the largest operator norm of every layer of an ordinary network, kept by `enforce` while it is
+        trained; 0 leaves the layers free.
     """
 
     loss: LossName = "clean"
@@ -63,6 +66,7 @@ class Recipe:
     clip_norm: float = math.inf
     patience: int = 0
     mixed_precision: bool = False
+    layer_budget: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +85,8 @@ class Recipe:
         for name in ("learning_rate", "manifold_learning_rate", "temperature", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name):g}")
-        for name in ("weight_decay", "trades_beta", "annealing", "lipschitz_weight", "budget", "bias_learning_rate"):
+        free = ("weight_decay", "trades_beta", "annealing", "lipschitz_weight")
+        for name in (*free, "budget", "bias_learning_rate", "layer_budget"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name} must not be negative, got {getattr(self, name):g}")
         for name in ("warmup", "ema", "eps_warmup"):

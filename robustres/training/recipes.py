@@ -13,7 +13,15 @@ RECIPES: dict[str, Recipe] = {
         loss="emma", eps=64 / 255, epochs=24, batch_size=128, learning_rate=3e-3, augmentation="shift-flip", shift=2
     ),
     "orthogonal-mnist": Recipe(
-        loss="emma", eps=1.58, budget=1.95, epochs=18, batch_size=256, optimiser="manifold", learning_rate=8e-3
+        loss="emma",
+        eps=1.58,
+        budget=1.95,
+        eps_warmup=0.2,
+        epochs=60,
+        batch_size=256,
+        optimiser="manifold",
+        learning_rate=8e-3,
+        mixed_precision=True,
     ),
     "shift-cifar10": Recipe(
         loss="emma",
