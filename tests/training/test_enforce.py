@@ -20,7 +20,7 @@ from robustres.data import load_data
 from robustres.errors import InputError, ModelError
 from robustres.models import ResidualNet, load_model, materialise, residual_net, save_checkpoint, save_model
 from robustres.models.blocks.stated import map_of
-from robustres.training import Recipe, enforce, train
+from robustres.training import Recipe, enforce, plan_of, train
 from robustres.training.block_budget import residual_blocks
 from robustres.training.enforce import Method
 from robustres.training.folded_layer import folded_layers
@@ -402,3 +402,22 @@ def test_impossible_budgets_and_methods_are_refused() -> None:
             input_shape=SHAPE,
             method="clip",
         )
+
+
+def test_a_plan_with_a_layer_budget_fine_tunes_below_it(tmp_path: Path) -> None:
+    model = residual_net(block="residual", depth=1, width=4, image_shape=SHAPE, classes=10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    sets = load_data("digits", split="train", limit=100), load_data("digits", split="validation", limit=50)
+    plan = plan_of(str(tmp_path / "model.safetensors"), None, {"layer_budget": 1.2, "epochs": 2, "loss": "emma"})
+    tuned = plan.build(sets[0])
+    before = norms(materialise(tuned))
+    train(tuned, *sets, plan.recipe)
+    after = norms(materialise(tuned))
+    assert max(norms(model)) > 1.2 >= max(*before, *after)
+    assert max(after) > 1.1
+    save_model(tuned, tmp_path / "tuned", source=plan.source)
+    again = load_model(str(tmp_path / "tuned" / "model.safetensors")).module
+    assert max(norms(again)) <= 1.2

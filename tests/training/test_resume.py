@@ -114,6 +114,7 @@ json.dump(found, open(sys.argv[1] + os.environ.get("RANK", "0"), "w"))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_and_alike(tmp_path: Path) -> None:
     """Gradients are averaged over the processes and every one moves its own copy, on the manifold too."""
     script = tmp_path / "run.py"
