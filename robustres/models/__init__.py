@@ -3,6 +3,7 @@
 from robustres.models.blocks.by_name import BLOCKS
 from robustres.models.constraints.activations import MaxMin
 from robustres.models.networks.materialise import materialise, settle
+from robustres.models.networks.mean import MeanNet
 from robustres.models.networks.normalised import Normalised
 from robustres.models.networks.presets import PRESETS, preset
 from robustres.models.networks.residual_net import Architecture, ResidualNet, build, residual_net
@@ -17,6 +18,7 @@ __all__ = [
     "Architecture",
     "LoadedModel",
     "MaxMin",
+    "MeanNet",
     "Normalised",
     "ResidualNet",
     "build",

@@ -1,0 +1,42 @@
+"""The mean of several certified networks, in a form whose bound is near the mean of theirs."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robustres.errors import ModelError
+from robustres.models.networks.materialise import materialise
+from robustres.models.networks.residual_net import ResidualNet
+
+
+class MeanNet(nn.Module):
+    """The mean of the logits of networks with linear heads, as one linear head on all their features side by side.
+
+    With k bodies of Lipschitz constant 1 the features have constant sqrt(k), and the difference of two rows of the head
+    is that of the networks' rows, divided by k: a margin changes at most by the root mean square of what the networks'
+    margins may change by. That is their mean where they are equal, as for networks of one recipe they nearly are.
+    """
+
+    def __init__(self, networks: Sequence[ResidualNet]) -> None:
+        super().__init__()
+        if not networks:
+            raise ModelError("a mean needs at least one network")
+        plain = [copy.deepcopy(materialise(network)) for network in networks]
+        heads = [network.head for network in plain]
+        if len({(head.out_features, head.weight.dtype) for head in heads}) > 1:  # type: ignore[union-attr]
+            raise ModelError("only networks of as many classes and of one floating type have a mean")
+        weight = torch.cat([head.weight.detach() for head in heads], dim=1) / len(heads)  # type: ignore[misc]
+        self.head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(torch.stack([head.bias.detach() for head in heads]).mean(dim=0))  # type: ignore[misc]
+        for network in plain:
+            network.head = nn.Identity()  # type: ignore[assignment]
+        self.bodies = nn.ModuleList(plain)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.cat([body(x) for body in self.bodies], dim=1))
+        return logits
