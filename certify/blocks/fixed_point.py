@@ -175,10 +175,10 @@ class _Iteration:
             answer: Tensor = layer.mixed(w, back=True).reshape(-1, *node.shape)
             return answer
         if isinstance(layer, BoundedLayer):
-            whole: Tensor = torch.cat([part.flatten() for part in inputs]).norm().clamp_min(TINY)
-            sizes[node] = whole.detach()[None]
+            lengths = layer.lengths(inputs).clamp_min(TINY)
+            sizes[node] = lengths.detach()
             answers[node] = (layer.constant * self.g[node]).detach().requires_grad_(True)
-            answer = whole * answers[node]
+            answer = lengths[:, None] * answers[node].reshape(len(x), len(lengths), -1)
             return answer.reshape(-1, *node.shape)
         assert isinstance(piece, Merge)
         if piece.kind == "sum":
@@ -199,7 +199,8 @@ class _Iteration:
                 steep = layer.over_ties(slope.square().sum(0)).sqrt()
                 multipliers[node] = value * (steep / size) / size.clamp_min(floor)
             else:
-                multipliers[node] = value * slope.norm()[None] / size.square() / max(layer.constant, TINY)
+                steep = layer.lengths([slope.reshape(-1, *node.shape)])
+                multipliers[node] = value * (steep / size) / size.clamp_min(floor) / max(layer.constant, TINY)
             reaches[node] = size.clamp_min(floor)
         weights = None
         if self.box is not None:
@@ -212,8 +213,9 @@ class _Iteration:
 def _unit(layer: Increment, g: Tensor) -> Tensor:
     """Each tie's direction with norm 1 over the copies."""
     if isinstance(layer, BoundedLayer):
-        direction: Tensor = g / g.norm().clamp_min(TINY)
-        return direction
+        lengths = layer.lengths([g.reshape(-1, *layer.shape)]).clamp_min(TINY)
+        direction = g.reshape(len(g), len(lengths), -1) / lengths[:, None]
+        return direction.reshape(g.shape)
     size = layer.over_ties(g.square().sum(0)).clamp_min(TINY * TINY if g.dtype == torch.float64 else TINY).sqrt()
     return g / size[layer.tie]
 

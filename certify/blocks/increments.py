@@ -60,10 +60,22 @@ class SectorLayer:
 
 @dataclass(frozen=True, eq=False)
 class BoundedLayer:
-    """A map of which only |w| <= constant |z| is known; z are all inputs of the node side by side."""
+    """A map of which only |w| <= constant |z| is known; z are all inputs of the node side by side.
+
+    channelwise: whether that holds for every channel of the one input, which has as many: a multiplier for each then.
+    """
 
     constant: float
     shape: Shape
+    channelwise: bool = False
+
+    def lengths(self, values: Sequence[Tensor]) -> Tensor:
+        """The norms (1,), or (channels,), of values (r, *shape) over everything that shares a multiplier."""
+        if self.channelwise:
+            each: Tensor = values[0].transpose(0, 1).flatten(1).norm(dim=1)
+            return each
+        whole: Tensor = torch.cat([part.flatten() for part in values]).norm()
+        return whole[None]
 
 
 Increment = SectorLayer | BoundedLayer

@@ -8,12 +8,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.elimination import Eliminated, Repair, Weights, eliminate
+from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint, search
+from robustres.certify.blocks.front import Repair, Weights
 from robustres.certify.blocks.increments import Increment, Sharing, SlopeIntervals, increments
 from robustres.certify.graph.network import Node
 from robustres.certify.norms.ritz_pair import top_ritz_pair
-from robustres.certify.proof.largest_singular_value import proved_below
+from robustres.certify.proof.largest_singular_value import largest_norm, proved_below
 from robustres.numerics import gamma, rounded_up
 
 EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, above it is sought by Lanczos steps
@@ -94,25 +95,30 @@ def box_bound(found: Eliminated, weights: Tensor, box: Tensor, excess: float = 0
     w = w.clamp_min(1e-12 * float(w.max()) + 1e-290)
     root = w.rsqrt()
     # The stored root, not w, is what the columns are scaled with: w is 1 / root^2 from here on.
-    kappa = largest_square(found.rows[:, moving] * root, excess) * (1 + gamma(8))
+    kappa = largest_square(found.rows[..., moving] * root, excess) * (1 + gamma(8))
     spread = float((half[moving] / root).square().sum()) * (1 + gamma(len(half) + 16))
     square = found.factor * (kappa * spread + found.slack * total * (1 + gamma(len(half) + 8)))
     return rounded_up(math.sqrt(square), 8) if math.isfinite(square) else math.inf
 
 
 def largest_square(rows: Tensor, least: float = 0.0) -> float:
-    """At or above the square of the largest singular value of the stored matrix, proved; infinite where that fails.
+    """At or above the square of the largest singular value of every stored matrix (F, m, n), proved; infinite where
+    that fails.
 
-    least: the smallest relative excess over the computed value that is tried.
+    least: the smallest relative excess over the computed value of one matrix that is tried.
     """
     if not rows.numel():
         return 0.0
-    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
-    norm = float(rows.norm()) * (1 + gamma(rows.numel() + 8))
+    if len(rows) > 1:
+        norm = largest_norm(rows)
+        return norm * norm * (1 + gamma(4))
+    (matrix,) = rows
+    gram = matrix @ matrix.mH if len(matrix) <= matrix.shape[1] else matrix.mH @ matrix
+    norm = float(matrix.norm()) * (1 + gamma(2 * matrix.numel() + 8))
     square = norm * norm
     if square == 0 or not math.isfinite(square):
         return 0.0 if square == 0 else math.inf
-    error = gamma(4 * (max(rows.shape) + 2)) * square
+    error = gamma(4 * (max(matrix.shape) + 2)) * square
     if len(gram) <= EXACT_SIDE:
         top = float(torch.linalg.eigvalsh(gram)[-1])
         return max(top, 0.0) + gamma(40 * len(gram)) * square + error

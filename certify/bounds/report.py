@@ -88,7 +88,7 @@ class LipschitzReport:
             return f"product of the pieces {self.product:.6g}; layers not eliminated: {self.whole.skipped}"
         return (
             f"product of the pieces {self.product:.6g}, layers eliminated {self.whole.upper:.6g} "
-            f"(a multiplier for each neuron cannot go below {self.whole.reachable:.6g})"
+            f"(a multiplier for each {self.whole.shares} cannot go below {self.whole.reachable:.6g})"
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from functools import singledispatch
 import torch
 from torch import Tensor, fx
 
-from robustres.certify.blocks.elimination import Repair
 from robustres.certify.blocks.fixed_point import FixedPoint, search
+from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.network_bound import proved_bound
 from robustres.certify.graph.network import Elementwise, Node

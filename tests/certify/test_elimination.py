@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustres.certify import lipschitz
-from robustres.certify.blocks import elimination
-from robustres.certify.blocks.elimination import Weights, eliminate
+from robustres.certify.blocks import front
+from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.fixed_point import search
+from robustres.certify.blocks.front import Weights
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.joint_bound import joint_bound
 from robustres.certify.blocks.network_bound import l2_bound, network_bound, proved_bound
@@ -245,6 +246,6 @@ def test_the_slack_that_rounding_costs_is_charged_and_small(monkeypatch: pytest.
     assert 0 < found.slack < 1e-9 * plain**2
     assert found.factor < 1 + 1e-7
     coarse = lambda operations: 1e6 * operations * 2.0**-53  # noqa: E731
-    monkeypatch.setattr(elimination, "gamma", coarse)
+    monkeypatch.setattr(front, "gamma", coarse)
     rounded = eliminate(order, layers, Weights(point.multipliers, point.sizes))
     assert rounded is None or rounded.slack > found.slack

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustres.certify import Bound, Guarantee, NetworkCertificate, certify, certify_best, lipschitz
-from robustres.certify.bounds import whole_network
+from robustres.certify.bounds import whole_forms
 from robustres.certify.bounds.report import PRODUCT
 from robustres.certify.bounds.whole_network import METHOD
 from robustres.certify.radii.smoothing import RandomisedSmoothing
@@ -118,10 +118,34 @@ def test_what_is_too_wide_or_has_no_inequality_keeps_the_other_routes(monkeypatc
     x = torch.rand(4, 1, 6, 6)
     best = certify(pooled, x, certificate="best")
     assert torch.equal(best.radius, certify(pooled, x).radius.maximum(best.radius))
-    monkeypatch.setattr(whole_network, "WIDEST", 10)
+    monkeypatch.setattr(whole_forms, "WIDEST", 10)
+    monkeypatch.setattr(whole_forms, "COUPLED", (1,))
     report = lipschitz(small_classifier(), (1, 6, 6))
     assert "too wide" in report.whole.skipped
     wide = certify(small_classifier(), x, certificate="best", report=report)
     assert set(wide.source) <= {"pairwise head, l2", "pairwise head, linf row sums"}
     with pytest.raises(InputError, match="certificate must be"):
         certify(pooled, x, certificate="other")  # type: ignore[arg-type]
+
+
+def test_convolutions_too_wide_for_one_matrix_are_eliminated_on_tori_and_their_pairs_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    report = lipschitz(model, (1, 48, 48), effort=1.0)
+    assert report.whole.shares == "channel"
+    assert report.method == METHOD
+    assert report.lower <= report.whole.upper < 0.9 * report.product
+    assert report.whole.reachable <= report.whole.upper <= 1.01 * report.whole.reachable
+    assert "each channel" in str(report)
+    assert report.analysis is not None
+    assert report.analysis.whole.pair(0, 1) <= 2**0.5 * 1.01 * report.upper
+
+
+def test_why_convolutions_are_not_eliminated_is_said_of_both_forms() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 48 * 48, 3))
+    skipped = lipschitz(model, (1, 48, 48), effort=1e-3).whole.skipped
+    assert "too wide" in skipped
+    assert "on tori, it takes about" in skipped

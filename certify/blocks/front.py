@@ -1,0 +1,349 @@
+"""The cut of an elimination: rows, slack and factor of its nodes, in float64 with every rounding charged.
+
+Rows come in a batch (F, R, n): one matrix for the network itself, or one for each frequency of a torus
+(`torus_bound`), complex then, where a node's n coordinates are its channels and residues. The inequality of
+`elimination` is summed over the batch; slack and factor are the same for all of it, as are the multipliers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.increments import BoundedLayer, SectorLayer
+from robustres.certify.graph.network import Merge, Node
+from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
+from robustres.certify.proof.cholesky_proof import definiteness_slack
+from robustres.certify.proof.largest_singular_value import largest_eigenvalue
+from robustres.numerics import gamma
+
+UNIT = 2.0**-53
+FLOOR = 1e-250  # slack that is added everywhere: far above all that products lose by underflow
+UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
+MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the multipliers that are admissible for certain
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """multipliers, sizes: (ties,) of every nonlinear node, as in `FixedPoint`; a node without an entry gets multipliers
+    by diagonal dominance."""
+
+    multipliers: Mapping[Node, Tensor]
+    sizes: Mapping[Node, Tensor]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How multipliers that are close to admissible are made so: raised by `lift`, and mixed with a share of those that
+    diagonal dominance allows, at least `share` and as much as the layer needs.
+
+    loss: relative, of each step, by which squared roundings are separated from the rows. spare: what is kept back of
+    each pivot's smallest eigenvalue beyond its own rounding. Both cost a little and keep slack small. main:
+    slack of more than this share of the rows becomes rows of its own before a linear map makes more of it.
+    """
+
+    lift: float = 1e-4
+    share: float = 1e-5
+    loss: float = 1e-9
+    spare: float = 0.0
+    main: float = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """rows: (F, R, n) before a linear map, from those after it. error: how far they may be off, relative to the
+    Frobenius norm of the rows after it. steep: at or above the norm of the map."""
+
+    rows: Tensor
+    error: float
+    steep: float
+
+
+class Space(Protocol):
+    """Where the rows live."""
+
+    def shape(self, node: Node) -> Shape:
+        """The shape of a row of that node, channels first."""
+        ...
+
+    def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
+        """Rows (F, R, n) before the map of a linear node."""
+        ...
+
+
+class Plain:
+    """The network itself: one matrix of rows, each of the shape of the node's values."""
+
+    def shape(self, node: Node) -> Shape:
+        """The node's own."""
+        return node.shape
+
+    def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
+        """By the adjoint of the map on every row."""
+        image = map_.adjoint(rows.reshape(-1, *map_.out_shape)).reshape(len(rows), -1, map_.in_size)
+        steep = absolute_norm(map_)
+        return Pulled(image, gamma(ALGORITHM_FACTOR * map_.roundings) * steep * UP, steep)
+
+
+class Front:
+    """The present cut: rows (F, R, n) and slack of each of its nodes, and the factor."""
+
+    def __init__(self, output: Node, rows: Tensor, repair: Repair, space: Space, slack: float = 0.0) -> None:
+        self.repair, self.space = repair, space
+        self.rows: dict[Node, Tensor] = {output: rows}
+        self.slack: dict[Node, float] = {output: slack * UP + FLOOR}
+        self.factor = 1.0
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return next(iter(self.rows.values())).shape[1]
+
+    def _charge(self, node: Node, error: float) -> None:
+        """The exact rows of a node lie within `error` of the stored ones, in the spectral norm of each matrix."""
+        if error > 0:
+            self.factor *= (1 + self.repair.loss) * UP
+            self.slack[node] = (self.slack[node] + error * error / self.repair.loss) * UP
+
+    def _add(self, node: Node, rows: Tensor, *, error: float = 0.0, slack: float = 0.0) -> None:
+        """Rows for a node of the cut, or for one that joins it."""
+        if node in self.rows:
+            rows = rows + self.rows[node]
+            error += 2 * UNIT * frobenius(rows)
+            slack += self.slack[node]
+        self.rows[node], self.slack[node] = rows, slack * UP + FLOOR
+        self._charge(node, error)
+
+    def linear(self, node: Node, map_: LinearMap) -> None:
+        """w = W z."""
+        self._slack_as_rows(node)
+        rows, slack = self.rows.pop(node), self.slack.pop(node)
+        pulled = self.space.pull(node, map_, rows)
+        error = pulled.error * frobenius(rows) * UP
+        self._add(node.inputs[0], pulled.rows, error=error, slack=slack * pulled.steep * pulled.steep)
+
+    def merge(self, node: Node, piece: Merge) -> None:
+        """w = z_1 + z_2 + ..., or all of them side by side."""
+        rows, slack = self.rows.pop(node), self.slack.pop(node)
+        if piece.kind == "sum":
+            for parent in node.inputs:
+                self._add(parent, rows, slack=slack * len(node.inputs))
+            return
+        assert piece.axis is not None
+        lengths = [self.space.shape(parent)[piece.axis] for parent in node.inputs]
+        parts = torch.split(rows.reshape(*rows.shape[:2], *self.space.shape(node)), lengths, dim=2 + piece.axis)
+        for parent, part in zip(node.inputs, parts, strict=True):
+            self._add(parent, part.flatten(2), slack=slack)
+
+    def activation(self, node: Node, layer: SectorLayer, weights: Weights) -> bool:
+        """w = a z + D v; False where no multipliers are admissible."""
+        rows, slack = self.rows.pop(node), self.slack.pop(node) * UP
+        rows, turned = self._mixed(rows, layer, back=True)
+        width = layer.width
+        free = (width > 0).nonzero().flatten()
+        straight = rows * layer.lower
+        hidden = (rows * width)[..., free]
+        steepest = float(layer.lower.abs().max())
+        error = turned * (steepest + float(width.max()))
+        error += 2 * UNIT * (frobenius(straight) + frobenius(hidden))
+        parent = node.inputs[0]
+        straight, back = self._mixed(straight, layer)
+        self._add(parent, straight, error=(error + back) * UP, slack=slack * steepest * steepest)
+        if not len(free):
+            return True
+        place = layer.tie[free]
+        a, d = layer.lower[free], width[free]
+        demand = hidden.mH @ hidden
+        _diagonal(demand).add_(slack * d * d)
+        shape = weights.sizes.get(node)
+        multipliers = weights.multipliers.get(node)
+        certain = _dominating(demand, layer, place, shape)
+        least = _largest_of_ties(_diagonal(demand).real.amax(0) / 2, layer, place)
+        lift = 1 + self.repair.lift
+        for share in (self.repair.share, *(more for more in MIXTURES if more > self.repair.share)):
+            chosen = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
+            t = (lift * chosen.maximum(least))[place]
+            pivot = _Pivot.of(demand, t, self.count, self.repair.spare)
+            if pivot is not None:
+                break
+        else:
+            return False
+        own = torch.zeros(1, len(free), len(width), dtype=t.dtype, device=rows.device)
+        own[0, torch.arange(len(free)), free] = t + slack * a * d
+        own, moved = self._mixed(own, layer)
+        size = float((t + slack * a.abs() * d).mul(pivot.root).norm(dim=1).max())
+        self._eliminate(pivot, hidden, {parent: (own, size * (16 * UNIT) + moved * float(pivot.root.max()))})
+        return True
+
+    def bounded(self, node: Node, layer: BoundedLayer, weights: Weights) -> bool:
+        """|w| <= c |z|."""
+        rows, slack = self.rows.pop(node), self.slack.pop(node)
+        parents = Counter(node.inputs)  # |z|^2 counts an input as often as it stands there
+        demand = rows.mH @ rows
+        _diagonal(demand).add_(slack)
+        alone = not self.rows
+        if not math.isfinite(layer.constant):
+            return False
+        least = _largest(demand) + gamma(4 * (rows.shape[1] + 16)) * (_square(rows) + slack)
+        wanted = weights.multipliers.get(node)
+        t = least if alone else (1 + 1e-3) * max(least, 0.0 if wanted is None else float(wanted))
+        weight = t * layer.constant * layer.constant * max(parents.values()) * UP
+        if alone:
+            for parent in parents:
+                self._add(parent, rows.new_zeros(len(rows), 0, self._size(parent)), slack=weight)
+            return True
+        pivot = _Pivot.of(demand, torch.full_like(_diagonal(demand)[0].real, t / 2), rows.shape[1], self.repair.spare)
+        if pivot is None:
+            return False
+        for parent in parents:
+            self._add(parent, rows.new_zeros(*rows.shape[:2], self._size(parent)), slack=weight)
+        self._eliminate(pivot, rows, {})
+        return True
+
+    def _eliminate(self, pivot: "_Pivot", hidden: Tensor, own: Mapping[Node, tuple[Tensor, float]]) -> None:
+        """Maximise over v: rows X below those there are. own: what K has beside H^T B, and how far it may be off."""
+        scaled = hidden * pivot.root[:, None]
+        size = pivot.factor.shape[-1]
+        products = gamma(4 * (self.count + 10)) * frobenius(scaled)
+        solving = gamma(4 * (size + 2)) * frobenius(pivot.factor)
+        added: dict[Node, Tensor] = {}
+        for node, base in self.rows.items():
+            zero = not bool((base != 0).any())
+            right = base.new_zeros(len(base), size, base.shape[2]) if zero else scaled.mH @ base
+            error = products * frobenius(base)
+            if node in own:
+                right = right + pivot.root[..., None] * own[node][0]
+                error += own[node][1] + 4 * UNIT * frobenius(right)
+            added[node] = torch.linalg.solve_triangular(pivot.factor, right, upper=False)
+            residual = (error + solving * frobenius(added[node])) * UP
+            self.slack[node] = (self.slack[node] + len(self.rows) * residual * residual / pivot.rho) * UP
+        kept = torch.stack([(part != 0).any(2).any(0) for part in self.rows.values()]).any(0)
+        for node, new in added.items():
+            self.rows[node] = torch.cat((self.rows[node][:, kept], new), dim=1)
+
+    def _mixed(self, rows: Tensor, layer: SectorLayer, *, back: bool = False) -> tuple[Tensor, float]:
+        """Rows in the coordinates of the sectors (`back`: from those of the values), and how far they may be off."""
+        if layer.mixing is None:
+            return rows, 0.0
+        # Row vectors: G R^T for the answer, then G R for the input.
+        image = layer.mixed(rows.flatten(0, 1), back=not back).reshape(rows.shape)
+        error = gamma(16 * (layer.shape[0] + 8)) * frobenius(rows) * frobenius(layer.mixing)
+        return image, error * UP
+
+    def _slack_as_rows(self, node: Node) -> None:
+        """Slack that a bounded layer left becomes rows before a linear map spoils it."""
+        slack = self.slack[node]
+        rows = self.rows[node]
+        width = rows.shape[2]
+        if slack * width <= self.repair.main * _square(rows):
+            return
+        eye = torch.eye(width, dtype=rows.dtype, device=rows.device) * (math.sqrt(slack) * UP)
+        for other, part in self.rows.items():
+            new = eye.expand(len(rows), -1, -1) if other is node else part.new_zeros(len(rows), width, part.shape[2])
+            self.rows[other] = torch.cat((part, new), dim=1)
+        self.slack[node] = FLOOR
+
+    def compress(self) -> None:
+        """At most as many rows as the cut has coordinates: G^* G + slack, raised by its rounding, is factorised."""
+        width = sum(part.shape[2] for part in self.rows.values())
+        if self.count <= width:
+            return
+        whole = torch.cat(list(self.rows.values()), dim=2)
+        sizes = [part.shape[2] for part in self.rows.values()]
+        slack = torch.cat(
+            [torch.full((n,), s, dtype=torch.float64) for n, s in zip(sizes, self.slack.values(), strict=True)]
+        )
+        slack = slack.to(whole.device)
+        diagonal = whole.abs().square().sum(1) + slack
+        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        scaled = whole * root[:, None]
+        gram = scaled.mH @ scaled
+        _diagonal(gram).add_(slack * root * root)
+        trace = float(_diagonal(gram).real.sum(1).max())
+        error = gamma(4 * (self.count + 16)) * (_square(scaled) + float((slack * root * root).max()))
+        _diagonal(gram).add_((definiteness_slack(width) * trace + error) * UP)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if bool(info.any()):
+            return
+        fresh = factor.mH / root[:, None]
+        for node, part in zip(list(self.rows), torch.split(fresh, sizes, dim=2), strict=True):
+            self.rows[node], self.slack[node] = part.contiguous(), FLOOR
+            self._charge(node, 4 * UNIT * frobenius(part))
+
+    def _size(self, node: Node) -> int:
+        return math.prod(self.space.shape(node))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pivot:
+    """P (F, k, k) scaled to diagonals of about 1 by `root` (F, k), and L with root P root - L L^* >= rho, P exact."""
+
+    root: Tensor
+    factor: Tensor
+    rho: float
+
+    @classmethod
+    def of(cls, demand: Tensor, t: Tensor, count: int, spare: float) -> "_Pivot | None":
+        """P = 2 diag(t) - demand; None where it is not definite enough. demand: H^* H + slack D^2, as computed from
+        `count` rows. spare: rho is not below it."""
+        diagonal = 2 * t - _diagonal(demand).real
+        if not bool((diagonal > 0).all()) or not bool(torch.isfinite(diagonal).all()):
+            return None
+        root = diagonal.rsqrt()
+        matrix = -(root[..., None] * demand * root[:, None])
+        _diagonal(matrix).add_(2 * t * root * root)
+        size = len(t)
+        columns = _diagonal(demand).real.clamp_min(0) * root * root
+        largest = float((2 * t * root * root).max())
+        error = gamma(4 * (count + 12)) * (float(columns.sum(1).max()) * (1 + 1e-6) + largest)
+        rounding = definiteness_slack(size) * float(_diagonal(matrix).abs().sum(1).max())
+        rho = max(rounding, spare)
+        _diagonal(matrix).sub_((rho + rounding + 2 * error) * UP)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if bool(info.any()) or not bool(torch.isfinite(_diagonal(factor).real).all()):
+            return None
+        return cls(root, factor, rho)
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1)
+
+
+def _dominating(demand: Tensor, layer: SectorLayer, place: Tensor, sizes: Tensor | None) -> Tensor:
+    """(ties,) multipliers with 2T - demand diagonally dominant in the scale of the sizes: admissible for certain."""
+    q = torch.ones(demand.shape[-1], dtype=torch.float64, device=demand.device)
+    if sizes is not None:
+        q = sizes.to(q)[place].clamp_min(1e-6 * float(sizes.max()))
+    largest = _largest_of_ties((demand.abs() @ q).amax(0) / (2 * q), layer, place)
+    return largest + 1e-12 * largest.max() + 1e-290
+
+
+def _largest_of_ties(values: Tensor, layer: SectorLayer, place: Tensor) -> Tensor:
+    """(ties,) the largest of the values of each tie, 0 for a tie without any."""
+    return values.new_zeros(layer.ties).scatter_reduce(0, place, values, "amax")
+
+
+def frobenius(values: Tensor) -> float:
+    """At or above the Frobenius norm of every matrix of a batch, or of the one matrix."""
+    if not values.numel():
+        return 0.0
+    count = math.prod(values.shape[-2:])
+    return float(torch.linalg.matrix_norm(values).max()) * (1 + gamma(2 * count + 16))
+
+
+def _square(values: Tensor) -> float:
+    """Its square; infinite, and no error, where it overflows."""
+    norm = frobenius(values)
+    return norm * norm * UP
+
+
+def _largest(hermitian: Tensor) -> float:
+    """At or above the largest eigenvalue of the stored positive semidefinite matrices, infinite where they overflow."""
+    if not bool(torch.isfinite(hermitian.abs()).all()):
+        return math.inf
+    return max(0.0, largest_eigenvalue(hermitian))

@@ -1,0 +1,153 @@
+"""The bound of a network on tori: every region eliminated frequency by frequency, one batch of rows for all of them.
+
+The discrete Fourier transform with 1/sqrt(points) is unitary, so the squares of a signal's values and of its transform
+have the same sum; what holds for every frequency of a region, with the same multipliers, holds for the region. The
+weight of each channel at a cut comes from the search; it may be off by a factor, which the region above the cut proves.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.elimination import eliminate
+from robustres.certify.blocks.fixed_point import FixedPoint
+from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Weights, frobenius
+from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
+from robustres.certify.blocks.network_bound import largest_square
+from robustres.certify.blocks.torus_network import Region, TorusNetwork, spread
+from robustres.certify.fourier.matrix_polynomial import polynomial
+from robustres.certify.fourier.torus import coarse_frequencies
+from robustres.certify.graph.network import Node
+from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.numerics import gamma, rounded_up
+
+LOSS = 1e-9  # relative, by which what the rows at frequency 0 are off is separated from them
+
+
+@dataclass(frozen=True, eq=False)
+class Frequencies:
+    """Rows at the coarse frequencies (F, 2) of a region's torus; the coordinates of a node are channels, residues."""
+
+    region: Region
+    frequencies: Tensor
+
+    def shape(self, node: Node) -> Shape:
+        """(C, r_1, r_2) for a multiplicity (r_1, r_2)."""
+        return (node.shape[0], *self.region.multiplicity[node])
+
+    def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
+        """Times the values of the map's polynomial."""
+        (parent,) = node.inputs
+        found, _ = polynomial(map_, self.region.multiplicity[parent])
+        values = found.at(self.region.torus, self.frequencies)
+        values = _channels_first(_channels_first(values, self.shape(node)).mT, self.shape(parent)).mT
+        image = rows @ values.to(rows.dtype)
+        across, down = (float(found.magnitude.sum(axis).max()) for axis in (-1, -2))
+        steep = math.sqrt(across) * math.sqrt(down) * (1 + gamma(sum(found.magnitude.shape) + 8))
+        roundings = found.wave_roundings + 8 + 5 * sum(found.magnitude.shape)
+        return Pulled(image, gamma(roundings) * steep * UP, steep)
+
+
+def _channels_first(values: Tensor, shape: Shape) -> Tensor:
+    """(F, r_1 r_2 C, n) as (F, C r_1 r_2, n)."""
+    channels, residues = shape[0], math.prod(shape[1:])
+    return values.reshape(len(values), residues, channels, -1).transpose(1, 2).reshape(values.shape)
+
+
+def torus_bound(
+    network: TorusNetwork, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None
+) -> float:
+    """At or above the Lipschitz constant of rows . output, infinite where the multipliers prove none.
+
+    network: of `on_tori`. point: of a search on its order and layers. rows: (R, outputs), all where left out.
+    """
+    with torch.no_grad():
+        square = proved_square(network, Weights(point.multipliers, point.sizes), rows, repair)
+    return rounded_up(math.sqrt(square), 16) if math.isfinite(square) else math.inf
+
+
+def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, repair: Repair | None) -> float:
+    """The bound's square, a product over the regions."""
+    found = eliminate(network.tail, network.layers, weights, rows=rows, repair=repair)
+    if found is None:
+        return math.inf
+    square, slack = found.factor, found.slack
+    scale: Tensor | None = None  # of each channel at the cut: |scale w|^2 is what counts
+    if not network.constant:
+        scale, root = _scale(network.tail[0], weights)
+        positions = math.prod(network.tail[0].shape[1:])
+        square *= _relative(found.rows, found.slack, root.repeat_interleave(positions))
+    for region in network.regions:
+        space = Frequencies(region, coarse_frequencies(region.torus))
+        if scale is None:
+            start, extra = _sums(found.rows, network.tail[0].shape, space)
+            square *= 1 + 2 * LOSS
+            slack += extra
+        else:
+            residues = math.prod(region.multiplicity[region.order[-1]])
+            start = torch.diag(scale.repeat_interleave(residues)).to(torch.complex128)
+            start, slack = start.expand(len(space.frequencies), -1, -1), 0.0
+        part = eliminate(
+            region.order,
+            local_layers(region, network.layers),
+            weights,
+            rows=start,
+            slack=slack,
+            repair=repair,
+            space=space,
+        )
+        if part is None:
+            return math.inf
+        square *= part.factor
+        layer = network.layers.get(region.order[0])
+        if isinstance(layer, BoundedLayer):
+            scale, root = _scale(region.order[0], weights)
+            residues = math.prod(region.multiplicity[region.order[0]])
+            square *= _relative(part.rows, part.slack, root.repeat_interleave(residues)) * layer.constant**2 * UP
+        else:
+            square *= largest_square(part.rows) + part.slack
+    return square * UP
+
+
+def _scale(node: Node, weights: Weights) -> tuple[Tensor, Tensor]:
+    """s (C,), whose squares are the weights of the channels at a cut, and numbers at or above 1/s."""
+    t = weights.multipliers[node]
+    root = t.clamp_min(1e-9 * float(t.max()) + 1e-290).rsqrt()
+    return 1 / root, root * UP
+
+
+def _relative(rows: Tensor, slack: float, root: Tensor) -> float:
+    """At or above the largest (|rows d|^2 + slack |d|^2) / |d / root|^2."""
+    largest = float(root.max())
+    scaled = rows * root
+    norm = math.sqrt(largest_square(scaled)) + 2 * UNIT * frobenius(scaled)
+    return (norm * norm + slack * largest * largest) * UP
+
+
+def _sums(rows: Tensor, shape: Shape, space: Frequencies) -> tuple[Tensor, float]:
+    """Rows (1, R, C H W), one number per channel, at frequency 0; nothing elsewhere. And the slack for what is off."""
+    values = rows.reshape(rows.shape[1], shape[0], -1)
+    middle = (values.amax(2) + values.amin(2)) / 2
+    off = frobenius((values - middle[..., None]).flatten(1)) * (1 + gamma(8))
+    torus, node = space.region.torus, space.region.order[-1]
+    residues = math.prod(space.region.multiplicity[node])
+    start = torch.zeros(
+        len(space.frequencies), len(middle), shape[0] * residues, dtype=torch.complex128, device=rows.device
+    )
+    at_zero = (middle * math.sqrt(math.prod(torus.points))).repeat_interleave(residues, dim=1)
+    start[0] = at_zero.to(start.dtype)
+    off += 8 * UNIT * frobenius(at_zero)
+    return start, off * off / LOSS * UP
+
+
+def local_layers(region: Region, layers: Mapping[Node, Increment]) -> dict[Node, Increment]:
+    """The layers of a region at one frequency."""
+    found: dict[Node, Increment] = {}
+    for node in region.order:
+        layer = layers.get(node)
+        if isinstance(layer, SectorLayer):
+            found[node] = spread(layer, (node.shape[0], *region.multiplicity[node]))
+    return found

@@ -1,0 +1,381 @@
+"""A network of convolutions laid on tori, where multipliers per channel leave every frequency on its own.
+
+A difference of two images, zero outside the image, is a signal on a torus that is large enough for no kernel to reach
+round it: the zero-padded convolution is the circular one there, cut back to the image (`fourier.torus`). An activation
+that follows may make the cut: outside the image its answer is 0, a slope that its inequality allows once its interval
+of slopes holds 0. Where a value that was not cut is read by another convolution, a mask stands between, w = m z with m
+in [0, 1]. All inequalities are summed over the positions of a channel, so that the network on the torus, with its
+larger set of signals, is bounded by what bounds the true one, and its form falls apart by frequencies.
+
+A stride couples the frequencies that it folds onto each other. Where the coupled matrices grow too large, and at
+pooling of which only a constant is known, the network is cut in two: |w_c| <= constant |z_c| for every channel c of the
+one value that all paths pass. On each side of the cut there is a torus of its own.
+
+The last layers, from the last image on, stay as they are (`tail`). Where they read no more of that image than the sums
+of its channels, they see the torus at frequency 0 only.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, increments
+from robustres.certify.fourier.circular import wrapped
+from robustres.certify.fourier.torus import Torus, passage
+from robustres.certify.graph.network import Linear, Merge, Node, Piece, Source, chain, dominators
+from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.linear_map import (
+    ChannelScale,
+    Composition,
+    Identity,
+    LinearMap,
+    Scaled,
+    Separable,
+    Shape,
+    Sum,
+)
+from robustres.certify.maps.nonlinear import MaxPool, Opaque
+
+EVERYWHERE = (-(10**9), 10**9)
+CONSTANT = 1e-9  # relative deviation up to which a row counts as one number per channel; the rest is charged
+
+Lag = tuple[int, int]
+Rate = tuple[Fraction, Fraction]
+
+
+class NotLaidError(Exception):
+    """Why a network is not laid on tori, as a phrase."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """order: nodes on one torus, the input of the region first, its output last. multiplicity: fine points per coarse
+    point of every node, on each axis."""
+
+    order: Sequence[Node]
+    torus: Torus
+    multiplicity: Mapping[Node, Lag]
+
+    def channels(self, node: Node) -> int:
+        """Coordinates of a node at one coarse frequency."""
+        return node.shape[0] * math.prod(self.multiplicity[node])
+
+
+@dataclass(frozen=True, eq=False)
+class TorusNetwork:
+    """order, layers: the whole network on its tori, ready for `search`. regions: from the output to the input.
+
+    tail: the nodes after the last region, from the one that stands for its output. constant: whether the tail reads
+    nothing but sums of channels; else it starts at a cut, |w_c| <= |z_c|.
+    """
+
+    order: Sequence[Node]
+    layers: Mapping[Node, Increment]
+    regions: Sequence[Region]
+    tail: Sequence[Node]
+    constant: bool
+
+
+def on_tori(output: Node, *, widest: int) -> TorusNetwork:
+    """A simplified network on tori with at most `widest` coupled coordinates where an activation is eliminated.
+
+    Raises NotLaidError where the network has no such form.
+    """
+    return _Laying(output, widest).network()
+
+
+@dataclass
+class _Plan:
+    """What becomes of the nodes between one that all paths pass and a later one, before anything is built.
+
+    rate: points per point of the first node. clean: whether the value is 0 outside the image. masked: nodes of which a
+    reader needs the value cut. demands: (rate, points needed) of each axis.
+    """
+
+    nodes: list[Node]
+    rate: dict[Node, Rate] = field(default_factory=dict)
+    clean: dict[Node, bool] = field(default_factory=dict)
+    masked: set[Node] = field(default_factory=set)
+    demands: tuple[list[tuple[Fraction, int]], list[tuple[Fraction, int]]] = field(default_factory=lambda: ([], []))
+    wraps: list[bool] = field(default_factory=lambda: [False, False])
+
+    def torus(self) -> tuple[Torus, Lag]:
+        """The smallest torus, and the multiplicity of the first node."""
+        points, multiplicities = [], []
+        for axis in (0, 1):
+            multiplicity = math.lcm(*(rate.denominator for rate, _ in self.demands[axis]))
+            count = max(math.ceil(need / (rate * multiplicity)) for rate, need in self.demands[axis])
+            side = self.nodes[0].shape[1 + axis]
+            if self.wraps[axis] and count * multiplicity != side:
+                raise NotLaidError("circular padding and zero padding that do not fit one torus")
+            points.append(count)
+            multiplicities.append(multiplicity)
+        return Torus((points[0], points[1])), (multiplicities[0], multiplicities[1])
+
+
+class _Laying:
+    def __init__(self, output: Node, widest: int) -> None:
+        self.output, self.widest = output, widest
+        self.original = output.ordered()
+        self.layers = increments(self.original, sharing="channel")
+        self.passed = [self.original[0], *chain(dominators(self.original), self.original[0], output)]
+        self.order: list[Node] = []
+        self.laid: dict[Node, Increment] = {}
+
+    def network(self) -> TorusNetwork:
+        """Regions from the last image down to the input, built from the input up, and the tail."""
+        image = next((node for node in reversed(self.passed) if _is_image(node)), None)
+        if image is None or not _is_image(self.original[0]):
+            raise NotLaidError("it has no image that all paths pass" if image is None else "its input is no image")
+        if image is self.output:
+            raise NotLaidError("its output is an image")
+        plans, joints = self._plans(self.passed.index(image))
+        constant = self._reads_sums(image)
+        if constant and not plans[0].clean[image]:
+            plans[0].masked.add(image)
+        regions: list[Region] = []
+        for plan, joint in zip(reversed(plans), reversed(joints), strict=True):
+            regions.insert(0, self._region(plan, joint, regions[0].order[-1] if regions else None))
+        tail = self._tail(image, regions[0].order[-1], constant)
+        return TorusNetwork(self.order, self.laid, regions, tail, constant)
+
+    def _plans(self, top: int) -> tuple[list[_Plan], list[float | None]]:
+        """The plans of the regions, from the output, and the constant of the cut below each; None at the input."""
+        plans: list[_Plan] = []
+        joints: list[float | None] = []
+        while True:
+            bottom, best = top, self._plan(top, top)
+            while bottom > 0 and not self._is_bounded(bottom):
+                longer = self._plan(bottom - 1, top)
+                if self._coupled(longer) > self.widest:
+                    break
+                bottom, best = bottom - 1, longer
+            plans.append(best)
+            if bottom == 0:
+                joints.append(None)
+                return plans, joints
+            if self._is_bounded(bottom):
+                joints.append(self._constant(bottom))
+                top = bottom - 1
+            elif bottom == top:
+                raise NotLaidError(f"one layer couples more than {self.widest:,} coordinates")
+            else:
+                joints.append(1.0)
+                top = bottom
+
+    def _is_bounded(self, place: int) -> bool:
+        return isinstance(self.layers.get(self.passed[place]), BoundedLayer)
+
+    def _constant(self, place: int) -> float:
+        node, below = self.passed[place], self.passed[place - 1]
+        layer = self.layers[node]
+        assert isinstance(layer, BoundedLayer)
+        if node.inputs != (below,) or not isinstance(node.piece, MaxPool) or len(node.piece.windows) != 2:
+            raise NotLaidError(f"{_named(node)} has no bound for every channel")
+        return layer.constant
+
+    def _between(self, low: Node, high: Node) -> list[Node]:
+        """Nodes on paths between two that all paths pass, both included."""
+        after = set(low.ordered()) - {low}
+        return [node for node in high.ordered() if node not in after]
+
+    def _plan(self, bottom: int, top: int) -> _Plan:
+        plan = _Plan(self._between(self.passed[bottom], self.passed[top]))
+        first = plan.nodes[0]
+        if not _is_image(first):
+            raise NotLaidError(f"{_named(first)} is no image")
+        plan.rate[first], plan.clean[first] = (Fraction(1), Fraction(1)), True
+        for axis in (0, 1):
+            plan.demands[axis].append((Fraction(1), first.shape[1 + axis]))
+        for node in plan.nodes[1:]:
+            self._extend(plan, node)
+        return plan
+
+    def _extend(self, plan: _Plan, node: Node) -> None:
+        parents, layer = node.inputs, self.layers.get(node)
+        if not _is_image(node):
+            raise NotLaidError(f"{_named(node)} is no image")
+        plan.rate[node] = plan.rate[parents[0]]
+        if isinstance(node.piece, Linear):
+            self._pass(plan, node, node.piece.map)
+        elif isinstance(layer, SectorLayer):
+            plan.clean[node] = True
+        elif isinstance(node.piece, Merge) and layer is None and (node.piece.kind == "sum" or node.piece.axis == 0):
+            if any(plan.rate[parent] != plan.rate[node] for parent in parents):
+                raise NotLaidError("it joins images of different resolution")
+            plan.clean[node] = all(plan.clean[parent] for parent in parents)
+        else:
+            raise NotLaidError(f"{_named(node)} has no form on a torus")
+
+    def _pass(self, plan: _Plan, node: Node, map_: LinearMap) -> None:
+        """A linear map: its rate, whether it leaves the image, and what torus it needs."""
+        (parent,) = node.inputs
+        if not _wraps(map_):
+            raise NotLaidError(f"{_named(node)} is not shift-invariant")
+        clean, rates = True, []
+        for axis in (0, 1):
+            image = (0, parent.shape[1 + axis] - 1)
+            found = passage(map_, axis, image if plan.clean[parent] else EVERYWHERE)
+            if found is None and not plan.clean[parent]:
+                plan.masked.add(parent)
+                found = passage(map_, axis, image)
+            if found is None:
+                raise NotLaidError(f"{_named(node)} is not shift-invariant")
+            inner, outer = plan.rate[parent][axis], plan.rate[parent][axis] * found.rates[-1]
+            side, (low, high) = node.shape[1 + axis], found.support
+            inside = low >= 0 and high < side
+            clean &= inside
+            read_cut = plan.clean[parent] or parent in plan.masked
+            plan.demands[axis].append((outer, max(side, high + 1, side - low) if read_cut else side))
+            plan.demands[axis].extend((inner * rate, 1) for rate in found.rates)
+            plan.wraps[axis] |= found.wraps
+            rates.append(outer)
+        plan.rate[node], plan.clean[node] = (rates[0], rates[1]), clean
+
+    def _coupled(self, plan: _Plan) -> int:
+        """The most coordinates of an activation at one coarse frequency."""
+        _, (first, second) = plan.torus()
+        width = 0
+        for node in plan.nodes[1:]:
+            if node in self.layers or node in plan.masked:
+                rate = plan.rate[node]
+                width = max(width, int(node.shape[0] * rate[0] * first * rate[1] * second))
+        return width
+
+    def _region(self, plan: _Plan, joint: float | None, below: Node | None) -> Region:
+        """The nodes of a plan on its torus; below: the output of the region that it stands on."""
+        torus, base = plan.torus()
+        ground = _Ground(torus, base, plan.rate)
+        first = plan.nodes[0]
+        if joint is None or below is None:
+            entrance = ground.place(first, Source(), ())
+        else:
+            joint_piece = first.piece if isinstance(first.piece, Opaque) else Merge("concatenation")
+            entrance = ground.place(first, joint_piece, (below,))
+            self.laid[entrance] = BoundedLayer(joint, entrance.shape, channelwise=True)
+        laid, cuts = {first: entrance}, dict[Node, Node]()
+        for node in plan.nodes[1:]:
+            read = tuple(laid[parent] for parent in node.inputs)
+            piece = node.piece
+            if isinstance(piece, Linear):
+                (parent,) = node.inputs
+                if parent in plan.masked:
+                    read = (self._mask(ground, parent, laid[parent], cuts),)
+                piece = Linear(wrapped(piece.map, (read[0].shape[1], read[0].shape[2])))
+            laid[node] = ground.place(node, piece, read)
+            if isinstance(piece, Linear) and piece.map.out_shape != laid[node].shape:
+                raise NotLaidError(f"{_named(node)} does not fit its torus")
+            layer = self.layers.get(node)
+            if isinstance(layer, SectorLayer):
+                self.laid[laid[node]] = spread(layer, laid[node].shape, cut=laid[node].shape != node.shape)
+        if plan.nodes[-1] in plan.masked and plan.nodes[-1] not in cuts:
+            self._mask(ground, plan.nodes[-1], laid[plan.nodes[-1]], cuts)
+        self.order += ground.nodes
+        return Region(ground.nodes, torus, ground.multiplicity)
+
+    def _mask(self, ground: "_Ground", node: Node, value: Node, cuts: dict[Node, Node]) -> Node:
+        """w = m z with m in [0, 1], made once for all readers."""
+        if node not in cuts:
+            cuts[node] = ground.place(node, Merge("concatenation"), (value,))
+            channels, positions = node.shape[0], math.prod(value.shape[1:])
+            tie = torch.arange(channels).repeat_interleave(positions)
+            zeros = torch.zeros(len(tie), dtype=torch.float64)
+            self.laid[cuts[node]] = SectorLayer(zeros, zeros + 1, tie, channels, value.shape)
+        return cuts[node]
+
+    def _tail(self, image: Node, value: Node, constant: bool) -> list[Node]:
+        """The nodes after the last image, on the image itself: what lies outside it is added to it, or left out."""
+        sides = value.shape[1:]
+        rows, columns = (_folding(side, points, constant) for side, points in zip(image.shape[1:], sides, strict=True))
+        entrance = replace(image, piece=Linear(Separable(rows, columns, image.shape[0])), inputs=(value,))
+        tail = [entrance]
+        if not constant:
+            tail = [replace(image, piece=Merge("concatenation"), inputs=(entrance,))]
+            self.laid[tail[0]] = BoundedLayer(1.0, image.shape, channelwise=True)
+            self.order.append(entrance)
+        made = {image: tail[0]}
+        after = self._after(image)
+        own = increments(after)
+        for node in after:
+            made[node] = replace(node, inputs=tuple(made[parent] for parent in node.inputs))
+            tail.append(made[node])
+            if node in own:
+                self.laid[made[node]] = own[node]
+        self.order += tail
+        return tail
+
+    def _after(self, image: Node) -> list[Node]:
+        before = set(image.ordered())
+        return [node for node in self.original if node not in before]
+
+    def _reads_sums(self, image: Node) -> bool:
+        """Whether everything after the image reads the sums of its channels only; what it is off is charged later."""
+        for node in self._after(image):
+            if image in node.inputs:
+                if not isinstance(node.piece, Linear):
+                    return False
+                map_ = node.piece.map
+                draw = torch.Generator().manual_seed(0)
+                y = torch.randn(2, *map_.out_shape, generator=draw, dtype=torch.float64).to(map_.device)
+                row = map_.adjoint(y).flatten(2)
+                if float((row.amax(2) - row.amin(2)).max()) > CONSTANT * float(row.abs().max()):
+                    return False
+        return True
+
+
+@dataclass
+class _Ground:
+    """A torus on which nodes are placed. base: multiplicity of the first node; rates: as in `_Plan`."""
+
+    torus: Torus
+    base: Lag
+    rates: Mapping[Node, Rate]
+    nodes: list[Node] = field(default_factory=list)
+    multiplicity: dict[Node, Lag] = field(default_factory=dict)
+
+    def place(self, node: Node, piece: Piece, inputs: tuple[Node, ...]) -> Node:
+        """A node like an original one, on all positions of the torus."""
+        residues = (int(self.rates[node][0] * self.base[0]), int(self.rates[node][1] * self.base[1]))
+        shape = (node.shape[0], residues[0] * self.torus.points[0], residues[1] * self.torus.points[1])
+        new = replace(node, piece=piece, inputs=inputs, shape=shape)
+        self.nodes.append(new)
+        self.multiplicity[new] = residues
+        return new
+
+
+def spread(layer: SectorLayer, shape: Shape, *, cut: bool = False) -> SectorLayer:
+    """A layer whose channels have one inequality each, with so many positions; cut: some answers may be 0 instead."""
+    old, new = math.prod(layer.shape[1:]), math.prod(shape[1:])
+    lower, upper, tie = (values[::old].repeat_interleave(new) for values in (layer.lower, layer.upper, layer.tie))
+    if cut:
+        lower, upper = lower.clamp_max(0), upper.clamp_min(0)
+    return SectorLayer(lower, upper, tie, layer.ties, shape, layer.mixing)
+
+
+def _folding(side: int, points: int, constant: bool) -> Tensor:
+    """(side, points): each point of the torus added to one of the image, or those outside left out."""
+    matrix = torch.zeros(side, points, dtype=torch.float64)
+    kept = torch.arange(points if constant else side)
+    matrix[kept % side, kept] = 1
+    return matrix
+
+
+def _is_image(node: Node) -> bool:
+    return len(node.shape) == 3 and node.shape[1] * node.shape[2] > 1
+
+
+def _named(node: Node) -> str:
+    return node.path or node.origin.name
+
+
+def _wraps(map_: LinearMap) -> bool:
+    """Whether every part of the map has a circular form."""
+    if isinstance(map_, Composition):
+        return all(_wraps(part) for part in map_.parts)
+    if isinstance(map_, Sum):
+        return all(_wraps(part) for part in map_.terms)
+    return _wraps(map_.map) if isinstance(map_, Scaled) else isinstance(map_, Convolution | ChannelScale | Identity)

@@ -1,0 +1,217 @@
+"""The forms in which a whole network can be eliminated, and what each of them costs before anything is computed.
+
+One matrix of rows with a multiplier for every neuron is the tightest, and as large as the widest layer. On tori, with a
+multiplier for every channel, a network of convolutions falls apart by frequencies.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.fixed_point import FixedPoint, search
+from robustres.certify.blocks.front import Repair
+from robustres.certify.blocks.increments import Increment, SectorLayer, SlopeIntervals, increments
+from robustres.certify.blocks.network_bound import proved_bound
+from robustres.certify.blocks.torus_bound import local_layers, torus_bound
+from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
+from robustres.certify.fourier.torus import coarse_frequencies
+from robustres.certify.graph.network import Linear, Node
+
+WIDEST = 6144  # coordinates of a layer that is eliminated at once: half a dozen matrices of that size take 2 GiB
+COUPLED = (1024, 512, 256, 128, 64)  # the same at each frequency, in the order in which they are tried
+MEMORY = 5e9  # bytes that the matrices of all frequencies may take
+SINGLE_PRECISION = 3000  # neurons from which the search runs in float32
+NOMINAL = 2e10  # operations per second of the nominal core
+COMPLEX = 4  # a complex product in real ones
+PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, however small
+COPIES, COPIES_SHARED = 16, 4  # of the input in the search: with a multiplier for each neuron, or for each channel
+
+
+class Form(Protocol):
+    """cost: nominal seconds of one elimination and its proof. step: of one sweep of the search. shares: what has a
+    multiplier of its own. obstacle: why it cannot be eliminated, empty where it can."""
+
+    cost: float
+    step: float
+    shares: str
+    obstacle: str
+
+    def search(
+        self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
+    ) -> FixedPoint:
+        """Look for multipliers, from where another search ended."""
+        ...
+
+    def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
+        """What they prove."""
+        ...
+
+
+class PlainForm:
+    """The network as it is, with a multiplier for every neuron."""
+
+    shares = "neuron"
+
+    def __init__(self, order: Sequence[Node], slopes: SlopeIntervals | None = None) -> None:
+        self.order = order
+        self.layers = increments(order, slopes=slopes)
+        neurons = sum(math.prod(layer.shape) for layer in self.layers.values())
+        self.dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
+        self.cost, widest = elimination_cost(order, self.layers)
+        self.step = _step_cost(order, COPIES)
+        self.obstacle = (
+            f"a cut of {widest:,} coordinates is too wide (at most {WIDEST:,} are eliminated at once)"
+            if widest > WIDEST
+            else ""
+        )
+
+    def search(
+        self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
+    ) -> FixedPoint:
+        """See `Form`."""
+        return search(
+            self.order, self.layers, rows=rows, steps=steps, tolerance=tolerance, dtype=self.dtype, copies=COPIES,
+            start=start,
+        )  # fmt: skip
+
+    def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
+        """See `Form`."""
+        return proved_bound(self.order, self.layers, point, rows=rows, repair=repair)
+
+
+class TorusForm:
+    """The network on tori, with a multiplier for every channel."""
+
+    shares = "channel"
+
+    def __init__(self, network: TorusNetwork) -> None:
+        self.network = network
+        self.cost, bytes_ = torus_cost(network)
+        self.step = _step_cost(network.order, COPIES_SHARED)
+        self.obstacle = f"its frequencies need {bytes_ / 2**30:.1f} GiB" if bytes_ > MEMORY else ""
+
+    def search(
+        self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
+    ) -> FixedPoint:
+        """See `Form`."""
+        return search(
+            self.network.order, self.network.layers, rows=rows, steps=steps, tolerance=tolerance,
+            dtype=torch.float32, copies=COPIES_SHARED, start=start,
+        )  # fmt: skip
+
+    def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
+        """See `Form`."""
+        return torus_bound(self.network, point, rows=rows, repair=repair)
+
+
+def form_within(
+    output: Node, effort: float, *, steps: int, slopes: SlopeIntervals | None = None
+) -> tuple[Form | None, str]:
+    """The first form that so many steps of the search and one proof can be afforded for, and why the tightest is not
+    taken (or none)."""
+    plain = PlainForm(output.ordered(), slopes)
+    said = plain.obstacle or _unaffordable(plain, effort, steps)
+    if not said:
+        return plain, ""
+    for widest in COUPLED:
+        try:
+            form = TorusForm(on_tori(output, widest=widest))
+        except NotLaidError as reason:
+            return None, f"{said}; not laid on tori: {reason}"
+        on_torus = form.obstacle or _unaffordable(form, effort, steps)
+        if not on_torus:
+            return form, said
+    return None, f"{said}; on tori, {on_torus}"
+
+
+def _unaffordable(form: Form, effort: float, steps: int) -> str:
+    needed = form.cost + steps * form.step
+    if needed <= effort:
+        return ""
+    return f"it takes about {needed:.1f} s of a nominal core, the effort allows {effort:.1f}"
+
+
+def elimination_cost(order: Sequence[Node], layers: Mapping[Node, Increment]) -> tuple[float, int]:
+    """Nominal seconds of one elimination and its proof, and the size of the largest matrix that is factorised."""
+    output = order[-1]
+    followed = _Followed(order, layers, math.prod(output.shape), lambda node: math.prod(node.shape), plain=True)
+    return followed.operations / NOMINAL + PER_NODE * len(order), followed.widest
+
+
+def torus_cost(network: TorusNetwork) -> tuple[float, float]:
+    """Nominal seconds of one elimination of all regions and its proof, and bytes of the matrices of one region."""
+    seconds, widest = elimination_cost(network.tail, network.layers)
+    if widest > WIDEST:
+        return math.inf, 0.0
+    bytes_ = 0.0
+    rows = math.prod(network.tail[-1].shape)
+    for place, region in enumerate(network.regions):
+        count = len(coarse_frequencies(region.torus))
+        size = region.channels
+        if place or not network.constant:
+            rows = size(region.order[-1])
+        followed = _Followed(region.order, local_layers(region, network.layers), rows, size, plain=False)
+        seconds += COMPLEX * count * followed.operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
+        bytes_ = max(bytes_, 16.0 * count * followed.entries)
+    return seconds, bytes_
+
+
+class _Followed:
+    """The cut followed as `Front` does, with sizes in place of matrices.
+
+    operations: real or complex; widest: the largest matrix that is factorised; entries: the most in rows and factor.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[Node],
+        layers: Mapping[Node, Increment],
+        rows: int,
+        size: Callable[[Node], int],
+        *,
+        plain: bool,
+    ) -> None:
+        self.operations, self.widest, self.entries = 0.0, 0, 0.0
+        live = {order[-1]: size(order[-1])}
+        for node in reversed(order[1:]):
+            if node not in live:
+                continue
+            own = live.pop(node)
+            layer = layers.get(node)
+            joined = {parent: size(parent) for parent in node.inputs if parent not in live}
+            if isinstance(node.piece, Linear) and layer is None:
+                self.operations += 2.0 * rows * own * (node.piece.map.roundings if plain else size(node.inputs[0]))
+            if layer is not None:
+                free = int((layer.upper > layer.lower).sum()) if isinstance(layer, SectorLayer) else own
+                fresh = not live and isinstance(layer, SectorLayer) and not bool(layer.lower.any())
+                live |= joined
+                width = sum(live.values())
+                products = 0.0 if fresh else 2.0 * free * rows * width
+                self.operations += 2.0 * free * free * rows + free**3 / 3 + products + free * free * width
+                self._hold(2.0 * free * free + 2.0 * rows * free + (rows + 2.0 * free) * width)
+                rows = free if fresh else rows + free
+                self.widest = max(self.widest, free)
+            live |= joined
+            width = sum(live.values())
+            if rows > width:
+                self.operations += 2.0 * rows * width * width + width**3 / 3
+                self._hold(3.0 * rows * width + 2.0 * width * width)
+                rows, self.widest = width, max(self.widest, width)
+        width = live.get(order[0], 0)
+        side = min(rows, width)
+        self.operations += 2.0 * side * side * max(rows, width) + side**3
+        self._hold(2.0 * rows * width + 3.0 * side * side)
+        self.widest = max(self.widest, side)
+
+    def _hold(self, entries: float) -> None:
+        self.entries = max(self.entries, entries)
+
+
+def _step_cost(order: Sequence[Node], copies: int) -> float:
+    """Nominal seconds of a sweep of the search, forward and back."""
+    maps = [node.piece.map for node in order if isinstance(node.piece, Linear)]
+    products = sum(map_.out_size * map_.roundings for map_ in maps)
+    return PER_NODE * len(order) + 3.0 * copies * products / NOMINAL

@@ -1,0 +1,194 @@
+"""Networks on tori: above all that is attained and above the dense inequality, equal to it where nothing is lost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustres.certify import lipschitz
+from robustres.certify.blocks import front, torus_bound
+from robustres.certify.blocks.elimination import eliminate
+from robustres.certify.blocks.fixed_point import search
+from robustres.certify.blocks.front import Repair, Weights
+from robustres.certify.blocks.network_bound import l2_bound, network_bound
+from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
+from robustres.certify.graph.network import Node
+from robustres.models.constraints.activations import MaxMin
+
+
+def simplified(model: nn.Module, *shape: int) -> Node:
+    """The simplified network of a module."""
+    report = lipschitz(model, shape, joint=False, lower_steps=0)
+    assert report.analysis is not None
+    return report.analysis.output
+
+
+def bound(network: TorusNetwork, steps: int = 150, **settings: Any) -> float:
+    """Search and proof."""
+    point = search(network.order, network.layers, steps=steps, copies=4)
+    return torus_bound.torus_bound(network, point, **settings)
+
+
+def attained(model: nn.Module, *shape: int, count: int = 24) -> float:
+    """The largest Jacobian norm and quotient among random inputs."""
+    x = 2 * torch.randn(count, *shape, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: model(v).sum(0), x).transpose(0, 1).flatten(2)
+    near = x + 10 ** torch.linspace(-3, 1, count, dtype=torch.float64).reshape(-1, 1, 1, 1) * torch.randn_like(x)
+    with torch.no_grad():
+        quotient = (model(near) - model(x)).norm(dim=1) / (near - x).flatten(1).norm(dim=1)
+    return max(float(torch.linalg.matrix_norm(jacobian, 2).max()), float(quotient.max()))
+
+
+class Stages(nn.Module):
+    """Residual blocks, the second with stride 2, before or after the activation."""
+
+    def __init__(self, activation: nn.Module, before: bool, channels: int = 4) -> None:
+        super().__init__()
+        self.activation, self.before = activation, before
+        self.stem = nn.Conv2d(2, channels, 3, padding=1)
+        self.scale = nn.BatchNorm2d(channels)
+        self.a = nn.ModuleList([nn.Conv2d(channels, channels, 3, s, padding=1) for s in (1, 2)])
+        self.b = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1, groups=g) for g in (1, 2)])
+        self.shortcut = nn.Conv2d(channels, channels, 1, 2)
+        self.head = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        for a, b, shortcut in zip(self.a, self.b, (nn.Identity(), self.shortcut), strict=True):
+            z = self.activation(self.scale(x)) if self.before else x
+            y = shortcut(x) + b(self.activation(a(z)))
+            x = y if self.before else self.activation(y)
+        return self.head(x.mean((2, 3)))
+
+
+def head(channels: int, side: int, kind: str) -> list[nn.Module]:
+    """From the last image to three outputs."""
+    if kind == "mean":
+        return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)]
+    if kind == "flat":
+        return [nn.Flatten(), nn.Linear(channels * side * side, 3)]
+    return [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(channels * (side // 2) ** 2, 5), nn.ReLU(), nn.Linear(5, 3)]
+
+
+def chain(kind: str, activation: Callable[[], nn.Module], padding: str = "zeros") -> nn.Sequential:
+    """Two convolutions, pooling of the largest, another convolution."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode=padding), activation(),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode=padding), activation(),
+        nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1, padding_mode=padding), activation(), *head(4, 3, kind),
+    )  # fmt: skip
+
+
+ACTIVATIONS = [nn.ReLU, lambda: nn.LeakyReLU(0.2), nn.Tanh, MaxMin, lambda: nn.PReLU(init=-0.5)]
+
+
+@pytest.mark.parametrize(("kind", "place", "widest"), [("before", 0, 16), ("after", 3, 16), ("flat", 1, 1000)])
+def test_no_jacobian_no_pair_and_no_dense_inequality_exceeds_the_bound(kind: str, place: int, widest: int) -> None:
+    _no_bound_is_below_what_is_attained(0, place, widest, kind, 30)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 10**6), place=st.integers(0, len(ACTIVATIONS) - 1), widest=st.sampled_from([16, 1000]),
+    kind=st.sampled_from(["before", "after", "mean", "flat", "deep"]), steps=st.sampled_from([1, 60]),
+)  # fmt: skip
+def test_none_does_for_many_networks(seed: int, place: int, widest: int, kind: str, steps: int) -> None:
+    _no_bound_is_below_what_is_attained(seed, place, widest, kind, steps)
+
+
+def _no_bound_is_below_what_is_attained(seed: int, place: int, widest: int, kind: str, steps: int) -> None:
+    torch.manual_seed(seed)
+    activation = ACTIVATIONS[place]
+    model = (
+        Stages(activation(), kind == "before") if kind in ("before", "after") else chain(kind, activation)
+    ).double()
+    model.eval()
+    shape = (2, 6, 6)
+    output = simplified(model, *shape)
+    upper = bound(on_tori(output, widest=widest), steps)
+    dense = network_bound(output, sharing="channel", steps=60).reachable
+    assert max(attained(model, *shape), dense * (1 - 1e-9)) <= upper < float("inf")
+
+
+@pytest.mark.parametrize(("padding", "inner"), [("zeros", MaxMin()), ("circular", nn.LeakyReLU(0.1))])
+def test_by_frequency_is_what_the_same_inequality_gives_at_once(padding: str, inner: nn.Module) -> None:
+    """On the torus itself, in one region, with the same multipliers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode=padding), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1, padding_mode=padding),
+        inner, nn.Conv2d(6, 4, 3, padding=1, padding_mode=padding), nn.ReLU(), *head(4, 4, "mean"),
+    ).double()  # fmt: skip
+    output = simplified(model, 2, 8, 8)
+    network = on_tori(output, widest=1000)
+    assert (len(network.regions), network.constant) == (1, True)
+    assert network.regions[0].torus.points == ((4, 4) if padding == "circular" else (5, 5))
+    point = search(network.order, network.layers, copies=4, steps=200)
+    raised = Repair(2e-2, 0.0)  # admissible without a share of others, which would differ
+    dense = eliminate(network.order, network.layers, Weights(point.multipliers, point.sizes), repair=raised)
+    assert dense is not None
+    upper = torus_bound.torus_bound(network, point, repair=raised)
+    assert upper == pytest.approx(l2_bound(dense), rel=1e-6)
+    assert point.value <= upper <= point.value * 1.01
+    channels = network_bound(output, sharing="channel", steps=300)
+    if padding == "circular":
+        assert upper == pytest.approx(channels.reachable, rel=5e-2)
+    else:
+        assert channels.reachable <= upper <= 2 * channels.upper
+
+
+def test_pairs_of_classes_start_from_their_rows() -> None:
+    torch.manual_seed(1)
+    model = chain("mean", nn.ReLU).double()
+    network = on_tori(simplified(model, 2, 6, 6), widest=64)
+    rows = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
+    point = search(network.order, network.layers, rows=rows, copies=4, steps=100)
+    pair = torus_bound.torus_bound(network, point, rows=rows)
+    x = 2 * torch.randn(24, 2, 6, 6, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: model(v).sum(0), x).transpose(0, 1).flatten(2)
+    assert float((rows @ jacobian).norm(dim=-1).max()) <= pair <= 2**0.5 * 1.01 * bound(network)
+
+
+def test_multipliers_that_are_wrong_prove_nothing_false() -> None:
+    torch.manual_seed(2)
+    model = Stages(nn.ReLU(), False).double().eval()
+    network = on_tori(simplified(model, 2, 6, 6), widest=4)
+    assert len(network.regions) > 1
+    point = search(network.order, network.layers, copies=4, steps=20)
+    least = attained(model, 2, 6, 6)
+    for spread in (1e-6, 1e-2, 1e2):
+        draw = {node: t * (1 + spread * torch.rand_like(t)) ** 2 for node, t in point.multipliers.items()}
+        for multipliers in (draw, {node: 1e-9 * t for node, t in draw.items()}):
+            weights = Weights(multipliers, point.sizes)
+            for repair in (Repair(0.0, 0.0), Repair()):
+                square = torus_bound.proved_square(network, weights, None, repair)
+                assert square >= least * least
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Flatten()), "shift"),
+        (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU()), "output is an image"),
+        (nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten()), "couples"),
+    ],
+)
+def test_what_has_no_form_on_tori_says_why(model: nn.Module, said: str) -> None:
+    with pytest.raises(NotLaidError, match=said):
+        on_tori(simplified(model, 2, 6, 6), widest=6)
+
+
+def test_roundings_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a unit roundoff a million times as large the bound is larger; the true one costs next to nothing."""
+    torch.manual_seed(3)
+    network = on_tori(simplified(chain("flat", nn.ReLU).double(), 2, 6, 6), widest=64)
+    point = search(network.order, network.layers, copies=4, steps=60)
+    plain = torus_bound.torus_bound(network, point)
+    coarse = lambda operations: 1e6 * operations * 2.0**-53  # noqa: E731
+    for module in (front, torus_bound):
+        monkeypatch.setattr(module, "gamma", coarse)
+    assert plain * (1 + 1e-9) < torus_bound.torus_bound(network, point)
