@@ -8,7 +8,7 @@ import re
 
 import griffe
 
-SETTING = re.compile(r"^(\*{0,2}[A-Za-z_]\w*(?:, \*{0,2}[A-Za-z_]\w*)*): (?=\S)")
+SETTING = re.compile(r"^(\*{0,2}[a-z_]\w*(?:, \*{0,2}[a-z_]\w*)*): (?=\S)")
 
 
 def as_markdown(text: str) -> str:

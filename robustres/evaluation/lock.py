@@ -1,17 +1,20 @@
-"""One evaluation per run folder at a time, by a lock that dies with its process."""
+"""One evaluation per run folder at a time, by a lock that the operating system drops with its process."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from robustres.errors import InputError, StorageError
+
+LOCK, OWNER = ".lock", ".lock-owner"
 
 
 def require_free(folder: Path) -> None:
-    """InputError where another process holds the folder's lock now, so that nobody computes for long to learn it."""
-    if (folder / ".lock").exists():
+    """InputError where another process holds the folder's lock, checked before anything is computed."""
+    if (folder / LOCK).exists():
         with locked(folder):
             pass
 
@@ -20,25 +23,29 @@ def require_free(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; InputError where another process holds it.
 
-    The operating system drops the lock with the process that holds it, however that ends, so a dead run never
-    blocks its own resumption. The lock file itself stays and means nothing.
+    The operating system releases the lock when the process that holds it ends, for whatever reason, so a run that died
+    never blocks its own continuation. The files that stay behind mean nothing.
     """
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{folder} is in use by process {_owner(folder)}; wait until it ends, or choose another --out"
+        ) from error
     except OSError as error:
         raise StorageError(f"cannot write into {folder} ({error.strerror}); choose another --out") from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise InputError(
-                f"{folder} is in use by process {owner}; wait until it ends, or choose another --out"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+    try:
+        (folder / OWNER).write_text(str(os.getpid()))
         yield
+    finally:
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    """The number of the process that holds the lock, as far as it is known."""
+    try:
+        return (folder / OWNER).read_text().strip() or "unknown"
+    except OSError:
+        return "unknown"

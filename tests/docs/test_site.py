@@ -119,4 +119,4 @@ def test_docstrings_become_lists_and_code() -> None:
     text = "First.\n\nspec: a\n    b.\nroot: c.\nRaises X.\n\n>>> one = 1\n>>> one\n1\n"
     listed, ending = "- **spec**: a b.\n- **root**: c.", "```pycon\n>>> one = 1\n>>> one\n1\n```"
     assert as_markdown(text) == f"First.\n\n{listed}\n\nRaises X.\n\n{ending}"
-    assert as_markdown("A sentence: with a colon.") == "A sentence: with a colon."
+    assert as_markdown("Guaranteed: a sentence,\nand more.") == "Guaranteed: a sentence,\nand more."

@@ -238,7 +238,7 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: 
     holder.wait()
     holder.stdout.close()
     with locked(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock-owner").read_text() == str(os.getpid())
 
 
 def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
