@@ -1,52 +1,99 @@
 """Local radii of a network's images: how many are proved at given eps, the median radius, and CPU seconds per image.
 
     python benchmarks/local.py MODEL --data npy:FOLDER --norm linf [--eps 1/255,2/255] [--seconds 15] [--limit N]
-                               [--first N] [--mean ... --std ...] [--out local.csv]
+                               [--first N] [--every N] [--aim 2/255] [--mean ... --std ...] [--out local.csv]
+
+    python benchmarks/local.py FILE.onnx --vnnlib FILE [FILE ...] [--seconds 60] [--out local.csv]
 
 Only images that are answered rightly are counted. One thread. Seconds are CPU time of the search and of the proof.
+--aim: proved or open at these eps, in place of the largest radius. --vnnlib: instances of the verification competition,
+whose seconds count the search and the proof, not reading the network.
 """
 
 import argparse
 import csv
+import math
 import sys
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
+from time import thread_time
 
 import torch
 
 from robustres.certify.local.local_radii import local_program, local_radii
+from robustres.certify.local.output_property import excluded
+from robustres.certify.local.sets import Region
 from robustres.data import load_data
+from robustres.evaluation.vnnlib import read_vnnlib
 from robustres.models import load_model
+
+SHAPE = (3, 32, 32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data")
     parser.add_argument("--norm", choices=("linf", "l2", "l1"), default="linf")
     parser.add_argument("--eps", default="1/255,2/255")
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--aim", default="")
+    parser.add_argument("--vnnlib", type=Path, nargs="+")
     parser.add_argument("--mean")
     parser.add_argument("--std")
     parser.add_argument("--out", type=Path, default=Path("local.csv"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.vnnlib:
+        instances(given.model, given.vnnlib, given.seconds, given.out)
+    else:
+        images(given)
+
+
+def instances(model: str, files: list[Path], seconds: float, out: Path) -> None:
+    """Every instance: unsat where it is proved, else open."""
+    module = load_model(model).module
+    made = None
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["instance", "result", "seconds"])
+        proved = 0
+        for path in files:
+            question = read_vnnlib(path)
+            shape = SHAPE if question.lower.numel() == math.prod(SHAPE) else (question.lower.numel(),)
+            made = made or local_program(module, shape)
+            region = Region.box(question.lower.reshape(1, *shape), question.upper.reshape(1, *shape))
+            begun = thread_time()
+            found = excluded(made, region, question.cases, deadline=begun + seconds, clock=thread_time)
+            proved += found
+            row = path.name.split(".")[0], "unsat" if found else "open", f"{thread_time() - begun:.1f}"
+            writer.writerow(row)
+            file.flush()
+            print(*row, flush=True)
+    print(f"{proved} of {len(files)} proved")
+
+
+def images(given: argparse.Namespace) -> None:
+    """Every image that is answered rightly: its radius."""
     mean, std = (tuple(map(float, text.split(","))) if text else None for text in (given.mean, given.std))
     model = load_model(given.model, mean=mean, std=std).module
     data = load_data(given.data)
     made = local_program(model, data.image_shape)
+    aims = [float(Fraction(text)) for text in given.aim.split(",") if text]
     rows: list[tuple[int, float, str, float, float]] = []
     with given.out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "radius", "method", "search_seconds", "proof_seconds"])
-        for index in range(given.first, min(len(data), given.first + (given.limit or len(data)))):
+        last = min(len(data), given.first + (given.limit or len(data)))
+        for index in range(given.first, last, given.every):
             image = data.batch(torch.tensor([index]))
             if int(made.values(image.double())[-1].argmax()) != int(data.labels[index]):
                 continue
-            (found,) = local_radii(made, image, norm=given.norm, seconds=given.seconds)
+            (found,) = local_radii(made, image, norm=given.norm, seconds=given.seconds, aims=aims)
             method = found.certificate.methods if found.certificate is not None else ""
             rows.append((index, found.radius, method, *found.seconds))
             writer.writerow(rows[-1])

@@ -89,7 +89,8 @@ class _Search:
             branch.slopes = {place: values[at].to(torch.float16) for place, values in found.slopes.items()}
             latest = {(split.place, split.coordinate): split for split, _ in way}
             branch.multipliers = {
-                split: float(found.multipliers[split.place][at].view(-1)[split.coordinate]) for split in latest.values()
+                split: float(found.multipliers[split.place][at].flatten()[split.coordinate])
+                for split in latest.values()
             }
 
 
@@ -168,6 +169,8 @@ def _candidates(search: _Search, branches: Sequence[Branch], ways: Sequence[Way]
     with torch.no_grad():
         pulled_back(program, rows, lines, passed=passed)
     places = list(passed)
+    if not places:
+        return []
     scores, points = zip(
         *(_scores(program, search.bounds, lines[place], place, passed[place], ways) for place in places), strict=True
     )
@@ -189,10 +192,10 @@ def _parts(branch: Branch, split: Split, lines: Lines, at: int, row: Tensor) -> 
     A row that took the line of slope s below takes one of slope f now: the multiplier makes up for it.
     """
     one = at if len(lines.flattest) > 1 else 0
-    flat, steep = (float(side[one].view(-1)[split.coordinate]) for side in (lines.flattest, lines.steepest))
-    weight, starts = float(row[at].view(-1)[split.coordinate]), (0.0, 0.0)
+    flat, steep = (float(side[one].flatten()[split.coordinate]) for side in (lines.flattest, lines.steepest))
+    weight, starts = float(row[at].flatten()[split.coordinate]), (0.0, 0.0)
     if flat < steep and weight > 0 and split.place in branch.slopes:
-        slope = min(max(float(branch.slopes[split.place].view(-1)[split.coordinate]), flat), steep)
+        slope = min(max(float(branch.slopes[split.place].flatten()[split.coordinate]), flat), steep)
         starts = weight * (slope - flat), weight * (slope - steep)
     below, above = (Branch(branch.value, branch.slopes, {**branch.multipliers, split: start}) for start in starts)
     return below, above

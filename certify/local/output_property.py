@@ -1,6 +1,6 @@
 """Whether any input of a box gives a forbidden output: proved in float64 where linear or quadratic bounds suffice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -22,19 +22,28 @@ class Forbidden:
     limits: Tensor
 
 
-def excluded(program: Program, region: Region, cases: Sequence[Forbidden], *, deadline: float) -> list[bool]:
-    """For each case whether it provably cannot occur on the region (of one sample), in exact arithmetic.
+def excluded(
+    program: Program,
+    region: Region,
+    cases: Sequence[Forbidden],
+    *,
+    deadline: float,
+    clock: Callable[[], float] = monotonic,
+) -> bool:
+    """Whether provably none of the cases can occur on the region (of one sample), in exact arithmetic.
 
-    A case is excluded where one of its rows stays above its limit. deadline: of `monotonic`, when to give up.
+    A case is excluded where one of its rows stays above its limit. deadline: of `clock`, when to give up.
     """
     owner = [place for place, case in enumerate(cases) for _ in case.rows]
     members = [[row for row, place in enumerate(owner) if place == case] for case in range(len(cases))]
     rows, limits = torch.cat([case.rows for case in cases]), torch.cat([case.limits for case in cases])
     question = Question(region, rows, limits)
-    begun = monotonic()
+    begun = clock()
     until = begun + SEARCH * (deadline - begun)
-    made = Attempt(program, program.to(torch.float32), question, lambda: until - monotonic(), cases=members)
+    made = Attempt(program, program.to(torch.float32), question, lambda: until - clock(), cases=members)
     made.linear()
     everything(made)
+    if made.open:
+        return False
     proved = Proof.of(program, question, made.evidence).whole
-    return [bool(proved[case].any()) for case in members]
+    return all(bool(proved[case].any()) for case in members)

@@ -1,6 +1,9 @@
 """Radii around each image by local bounds, as a certificate like the others."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,9 @@ from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
 from robustres.errors import InputError
 from robustres.threat import Norm
 
+# A search may reach just beyond a known adversarial example, so that a wrong proof would still show as a contradiction.
+BEYOND = 1 + 1e-4
+
 
 @dataclass(frozen=True)
 class LocalCertificate:
@@ -22,12 +28,16 @@ class LocalCertificate:
     Guaranteed: no image in [0, 1]^n within `radius` of x, in `norm` and pixel units, is answered with another class by
     the model in exact arithmetic with the weights that it has; rounding of the proof itself is charged. (Around an x
     that lies outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide.
-    report: of `lipschitz` on this very model, which spares capturing it again.
+    report: of `lipschitz` on this very model, which spares capturing it again. aims: radii in question; the time then
+    goes to proving the largest of them, not any radius. distances: of adversarial examples in this norm, by the
+    sample's number in its data set; the search does not go far beyond them.
     """
 
     norm: Norm = "linf"
     seconds: float = 5.0
     report: LipschitzReport | None = None
+    aims: tuple[float, ...] = ()
+    distances: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -38,6 +48,10 @@ class LocalCertificate:
         """As it stands in the tables of a run."""
         return "local"
 
+    def beside(self, distances: Mapping[int, float]) -> Self:
+        """The same certificate when these adversarial examples are known."""
+        return replace(self, distances=distances)
+
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:
         """Radii at images (N, C, H, W); UnsupportedOperationError names every operation without a relaxation."""
         analysis = self.report.analysis if self.report is not None else None
@@ -46,7 +60,11 @@ class LocalCertificate:
         else:
             analysis.require_same_model(model, x.detach().to(device_of(analysis.captured.module), torch.float64))
             made = program(analysis.captured, analysis.network)
-        found = local_radii(made, x, norm=self.norm, seconds=self.seconds)
+        above = None
+        if indices is not None and self.distances:
+            known = [self.distances.get(int(index), math.inf) * BEYOND for index in indices]
+            above = torch.tensor(known, dtype=torch.float64)
+        found = local_radii(made, x, norm=self.norm, seconds=self.seconds, aims=self.aims, above=above)
         return RadiusColumn(
             radius=torch.tensor([one.radius for one in found], dtype=torch.float64),
             prediction=torch.tensor([one.prediction for one in found]),

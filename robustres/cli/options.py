@@ -111,6 +111,10 @@ SecondsPerImage = Annotated[
     float | None,
     typer.Option("--seconds-per-image", help="Time for local bounds around each image, in seconds of one core."),
 ]
+AimAtEps = Annotated[
+    bool,
+    typer.Option("--aim-at-eps", help="Local bounds only try to prove the eps that are counted, not more."),
+]
 Certificate = Annotated[
     str,
     typer.Option(
@@ -243,6 +247,7 @@ class Bounding:
     joint: Joint = True
     effort: Effort = None
     seconds_per_image: SecondsPerImage = None
+    aim_at_eps: AimAtEps = False
     certificate: Certificate = "lipschitz"
     dtype: Dtype = "float64"
     smoothing: Smoothing = None
@@ -255,6 +260,7 @@ class Bounding:
             **thoroughness(self.joint, self.effort),
             "certificate": tuple(self.certificate.split(",")) if "," in self.certificate else self.certificate,
             "seconds_per_image": self.seconds_per_image,
+            "aim_at_eps": self.aim_at_eps,
             "dtype": self.dtype,
             "smoothing": smoothing(self.smoothing, self.smoothing_samples, seed),
         }

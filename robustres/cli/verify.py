@@ -7,16 +7,41 @@ import typer
 
 from robustres.cli.options import Json
 
-Network = Annotated[Path, typer.Option("--onnx", help="The network, an ONNX file.")]
-Statement = Annotated[Path, typer.Option("--vnnlib", help="The property: VNN-LIB 1, plain or .gz.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=1e-3, help="Seconds, a guide.")]
+Network = Annotated[Path | None, typer.Option("--onnx", help="The network, an ONNX file.")]
+Statement = Annotated[Path | None, typer.Option("--vnnlib", help="The property: VNN-LIB 1, plain or .gz.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", min=1e-3, help="Seconds, a guide; else 60, or what a line of instances says."),
+]
+Instances = Annotated[
+    Path | None, typer.Option("--instances", help="A CSV file of network,property,timeout, relative to it.")
+]
 
 
-def verify(onnx: Network, vnnlib: Statement, timeout: Timeout = 60.0, json: Json = False) -> None:
+def verify(
+    onnx: Network = None,
+    vnnlib: Statement = None,
+    timeout: Timeout = None,
+    instances: Instances = None,
+    json: Json = False,
+) -> None:
     """Print sat with an input and its output, unsat, unknown or timeout: can a forbidden output occur in the box?
+
+    With --instances one line for each: network,property,result,seconds.
 
     Example: robustres verify --onnx resnet_2b.onnx --vnnlib 0.vnnlib.gz --timeout 60
     """
+    from robustres.errors import InputError
+
+    if instances is not None and onnx is None and vnnlib is None:
+        _every(instances, timeout, json)
+    elif instances is None and onnx is not None and vnnlib is not None:
+        _one(onnx, vnnlib, timeout or 60.0, json)
+    else:
+        raise InputError("give --onnx and --vnnlib for one instance, or --instances for a file of them")
+
+
+def _one(onnx: Path, vnnlib: Path, timeout: float, json: bool) -> None:
     from robustres.evaluation.verify import verify as decide
     from robustres.results import json_text
 
@@ -30,3 +55,22 @@ def verify(onnx: Network, vnnlib: Statement, timeout: Timeout = 60.0, json: Json
         words = [f"({letter}_{i} {float(value)!r})" for letter, values in zip("XY", verdict.example, strict=True)
                  for i, value in enumerate(values)]  # fmt: skip
         typer.echo("(" + "\n".join(words) + ")")
+
+
+def _every(instances: Path, timeout: float | None, json: bool) -> None:
+    from time import monotonic
+
+    from robustres.evaluation.verify import read_instances
+    from robustres.evaluation.verify import verify as decide
+    from robustres.results import json_text
+
+    rows = []
+    for one in read_instances(instances):
+        begun = monotonic()
+        result = decide(one.network, one.statement, timeout=timeout or one.timeout).result
+        rows.append((str(one.network), str(one.statement), result, round(monotonic() - begun, 2)))
+        if not json:
+            typer.echo(",".join(map(str, rows[-1])))
+    if json:
+        names = ("onnx", "vnnlib", "result", "seconds")
+        typer.echo(json_text({"instances": [dict(zip(names, row, strict=True)) for row in rows]}), nl=False)

@@ -87,7 +87,8 @@ def _of_network(certificate: Any) -> Maker:
 
 def _local(settings: "Settings", report: LipschitzReport | None, norm: Norm) -> Certificate:
     usable = report if report is not None and not report.refused else None
-    return LocalCertificate(norm, settings.seconds_per_image or LocalCertificate.seconds, usable)
+    aims = tuple(settings.counted_eps().get(norm, ())) if settings.aim_at_eps else ()
+    return LocalCertificate(norm, settings.seconds_per_image or LocalCertificate.seconds, usable, aims)
 
 
 CERTIFICATES: Mapping[str, Maker] = MappingProxyType(

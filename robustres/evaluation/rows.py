@@ -1,7 +1,7 @@
 """The table rows of one part of the samples: answers, attacks, certificates, and examples for the gallery."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,10 +58,14 @@ def evaluated_part(
 ) -> Part:
     """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory.
 
+    Certificates that know what to do with adversarial examples (`beside`) come after the attacks, the others before.
     step: called after the certificates and after every attack.
     """
     rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
-    certified = _certificate_rows(model, samples, rows, certificates, at_once, device=device, timing=timing)
+    late = [one for one in certificates if attacks and hasattr(one, "beside")]
+    early = [one for one in certificates if not (attacks and hasattr(one, "beside"))]
+    columns = _columns(model, samples, early, at_once, device=device, timing=timing)
+    certified = _certificate_rows(columns, samples, rows)
     step()
     sandwich = Sandwich(certified)
     attacked, examples, kept, violations = [], [], [], []
@@ -76,6 +80,13 @@ def evaluated_part(
             kept += _kept_rows(attack, samples, result)
         attacked.append(found)
         step()
+    if late:
+        answers = dict(zip(rows["index"], rows["prediction"], strict=True))
+        beside = [one.beside(_distances_of(attacked, answers, one.norm)) for one in late]  # type: ignore[attr-defined]
+        columns = {**columns, **_columns(model, samples, beside, at_once, device=device, timing=timing)}
+        certified = _certificate_rows(columns, samples, rows)
+        sandwich = Sandwich(certified)
+        violations = [sandwich.violations(found) for found in attacked]
     tables = {
         "attacks": typed_table("attacks", _stacked(attacked)),
         "certificates": certified,
@@ -145,21 +156,20 @@ def _bounded_eps(attack: Attack) -> float:
     return attack.threat.eps if math.isfinite(attack.threat.eps) else math.nan
 
 
-def _certificate_rows(
+Columns = dict[tuple[str, ...], RadiusColumn]
+
+
+def _columns(
     model: nn.Module,
     samples: Samples,
-    rows: pd.DataFrame,
     certificates: Sequence[Certificate],
     at_once: int,
     *,
     device: torch.device,
     timing: Timing,
-) -> pd.DataFrame:
-    """One row per sample and certificate.
-
-    Raises DefectiveBoundError where two deterministic ones promise different answers of the same function.
-    """
-    columns: dict[tuple[str, ...], RadiusColumn] = {}
+) -> Columns:
+    """What every certificate answers, by its name, function and norm."""
+    columns: Columns = {}
     for certificate in certificates:
 
         def work(batch: slice, certificate: Certificate = certificate) -> RadiusColumn:
@@ -175,9 +185,30 @@ def _certificate_rows(
         if key in columns:
             raise InputError(f"two certificates are called {key[0]!r} in {key[2]}; give one of them a name of its own")
         columns[key] = column
+    return columns
+
+
+def _certificate_rows(columns: Columns, samples: Samples, rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per sample and certificate.
+
+    Raises DefectiveBoundError where two deterministic ones promise different answers of the same function.
+    """
     best_radii(list(columns.values()))
     tables = [_radius_rows(column, key[0], samples.index, rows) for key, column in columns.items()]
     return typed_table("certificates", _stacked(tables))
+
+
+def _distances_of(attacked: Sequence[pd.DataFrame], answers: Mapping[int, int], norm: str) -> dict[int, float]:
+    """By sample the distance in this norm of the nearest example that changes the network's answer."""
+    nearest: dict[int, float] = {}
+    for table in attacked:
+        changed = table["adversarial_prediction"] != table["index"].map(answers)
+        fooled = table[table["fooled"].to_numpy() & changed.to_numpy()]
+        own = fooled["distance"].where(fooled["norm"] == norm, math.inf)
+        measured = fooled[norm] if norm in MEASURED_NORMS else own
+        for index, value in zip(fooled["index"].tolist(), measured.tolist(), strict=True):
+            nearest[index] = min(value, nearest.get(index, math.inf))
+    return nearest
 
 
 def _checked(column: Any, certificate: Certificate, samples: int) -> RadiusColumn:

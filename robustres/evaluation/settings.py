@@ -50,6 +50,7 @@ class Settings:
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
     seconds_per_image: how long local bounds are sought around each image and norm, in seconds of one core; None takes
         5 for "local", and leaves local bounds out of "best".
+    aim_at_eps: local bounds are sought for the eps that are counted, not for the largest radius.
     keep_going: report samples with non-finite logits and go on, where the default is to stop before anything runs.
     diagnose: on how many samples PGD is checked for masked gradients at the largest eps; 0 leaves it out.
     examples: how many adversarial examples are kept for the gallery, per norm.
@@ -69,6 +70,7 @@ class Settings:
     joint: bool = True
     effort: float = DEFAULT_EFFORT
     seconds_per_image: float | None = None
+    aim_at_eps: bool = False
     keep_going: bool = False
     diagnose: int = 0
     examples: int = 24
@@ -148,6 +150,7 @@ class Settings:
             "joint": self.joint,
             "effort": self.effort,
             "seconds_per_image": self.seconds_per_image,
+            "aim_at_eps": self.aim_at_eps,
             "smoothing": None if self.smoothing is None else asdict(self.smoothing),
             "keep_going": self.keep_going,
             "diagnose": self.diagnose,

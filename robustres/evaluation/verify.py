@@ -1,5 +1,6 @@
 """One instance of the verification competition: a network, a box of inputs, forbidden outputs."""
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -11,7 +12,7 @@ from torch import Tensor
 from robustres.certify.local.local_radii import local_program
 from robustres.certify.local.output_property import excluded
 from robustres.certify.local.sets import Region
-from robustres.errors import InputError, MissingExtraError
+from robustres.errors import DataError, InputError, MissingExtraError
 from robustres.evaluation.vnnlib import Property, read_vnnlib
 from robustres.models import load_model
 
@@ -25,6 +26,45 @@ class Verdict:
 
     result: Literal["sat", "unsat", "unknown", "timeout"]
     example: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One line of a file of instances."""
+
+    network: Path
+    statement: Path
+    timeout: float
+
+
+def read_instances(path: Path) -> list[Instance]:
+    """The instances in a file of the competition: lines `network,property,timeout`, paths relative to the file.
+
+    A file that does not exist as it is named but does with .gz is taken. DataError says which line is wrong.
+    """
+    found = []
+    try:
+        lines = list(csv.reader(path.read_text().splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the instances {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            network, statement, timeout = line
+            seconds = float(timeout)
+        except ValueError:
+            raise DataError(f"{path}, line {number}: expected network,property,timeout, got {','.join(line)}") from None
+        if not seconds > 0:
+            raise DataError(f"{path}, line {number}: the timeout must be positive, got {timeout}")
+        found.append(Instance(_beside(path, network), _beside(path, statement), seconds))
+    return found
+
+
+def _beside(path: Path, name: str) -> Path:
+    file = path.parent / name.strip()
+    packed = file.with_name(f"{file.name}.gz")
+    return packed if not file.exists() and packed.exists() else file
 
 
 def verify(network: Path, statement: Path, *, timeout: float) -> Verdict:
@@ -51,7 +91,7 @@ def verify(network: Path, statement: Path, *, timeout: float) -> Verdict:
             return Verdict("sat", (candidate.flatten(), answer))
     made = local_program(model, shape[1:])
     region = Region.box(question.lower.reshape(shape), question.upper.reshape(shape))
-    if all(excluded(made, region, question.cases, deadline=deadline)):
+    if excluded(made, region, question.cases, deadline=deadline):
         return Verdict("unsat")
     return Verdict("timeout" if monotonic() > deadline else "unknown")
 

@@ -1,6 +1,7 @@
 """Attacks and certificates of one's own go through a run as the package's do, and never past its checks."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,47 @@ def test_local_radii_go_through_a_run_beside_those_of_the_network(
     assert certify(model.module, data.images[:2], norm="linf", certificate="local", seconds=0.5).radius.tolist() == (
         pytest.approx(linf["local"].tolist()[:2], rel=0.03)
     )
+
+
+def test_local_certificates_are_told_how_far_adversarial_examples_lie(
+    model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    @dataclass(frozen=True)
+    class Told:
+        """Radii just short of the examples that it is told of, or just beyond them."""
+
+        factor: float
+        name: str = "told"
+        distances: Mapping[int, float] = field(default_factory=dict)
+        norm: Norm = "linf"
+
+        def beside(self, distances: Mapping[int, float]) -> "Told":
+            return replace(self, distances=distances)
+
+        def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:
+            assert indices is not None
+            radius = torch.tensor([self.factor * self.distances.get(int(i), 0.0) for i in indices], dtype=torch.float64)
+            return RadiusColumn(radius, model(x).argmax(dim=1), ("told",) * len(x), NETWORK, "linf", Guarantee())
+
+    settings = Settings(eps=EPS, attacks=("pgd",), certificate=Told(0.5))
+    found = evaluate(model, data, tmp_path / "short", settings)
+    answers = found.attacks["index"].map(found.certificates.set_index("index")["prediction"])
+    attacks = found.attacks[found.attacks["fooled"] & (found.attacks["adversarial_prediction"] != answers)]
+    radii = found.certificates.set_index("index")["radius"]
+    nearest = attacks.groupby("index")["linf"].min()
+    assert len(nearest) > 0
+    assert radii[nearest.index].tolist() == pytest.approx((0.5 * nearest).tolist())
+    with pytest.raises(SandwichViolationError):  # what comes after the attacks is held against them all the same
+        evaluate(model, data, tmp_path / "beyond", replace(settings, certificate=Told(1.01)))
+
+
+def test_local_radii_aim_at_the_eps_that_are_counted(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    settings = Settings(eps=EPS, attacks=("pgd",), certificate="local", seconds_per_image=0.5, aim_at_eps=True)
+    aimed = evaluate(model, data, tmp_path / "aimed", settings).certificates
+    free = evaluate(model, data, tmp_path / "free", replace(settings, aim_at_eps=False)).certificates
+    for norm, counted in settings.counted_eps().items():
+        radii, most = (rows[rows["norm"] == norm].set_index("index")["radius"] for rows in (aimed, free))
+        for eps in counted:  # an affine network: both are exact, but for the last two per cent of the free search
+            assert bool((radii[most >= eps] >= eps).all())
+        assert bool((radii <= max(counted)).all())
+        assert bool((radii >= min(counted)).any())

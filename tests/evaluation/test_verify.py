@@ -1,13 +1,16 @@
 """Instances of the verification competition: what is read, refused, decided."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from robustres.errors import DataError
-from robustres.evaluation.verify import verify
+from robustres.cli.verify import verify as command
+from robustres.errors import DataError, InputError
+from robustres.evaluation.verify import read_instances, verify
 from robustres.evaluation.vnnlib import read_vnnlib
 
 pytest.importorskip("onnxruntime")
@@ -54,3 +57,32 @@ def test_small_instances_are_decided(condition: str, result: str, network: Path,
 def test_what_is_not_understood_is_refused(condition: str, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         read_vnnlib(statement(tmp_path / "p.vnnlib", condition))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_instances_is_decided_line_by_line(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement(tmp_path / "true.vnnlib", "(<= Y_0 0.59)")
+    packed = gzip.compress(statement(tmp_path / "plain", "(<= Y_0 0.61)").read_bytes())
+    (tmp_path / "false.vnnlib.gz").write_bytes(packed)
+    table = tmp_path / "instances.csv"
+    table.write_text(f"{network},true.vnnlib,20\n\n{network},false.vnnlib,20\n")
+    command(instances=table)
+    results = [line.split(",")[2] for line in capsys.readouterr().out.splitlines()]
+    assert results == ["unsat", "sat"]
+    command(instances=table, json=True)
+    assert [row["result"] for row in json.loads(capsys.readouterr().out)["instances"]] == results
+
+
+@pytest.mark.parametrize("text", ["a.onnx,b.vnnlib", "a.onnx,b.vnnlib,soon", "a.onnx,b.vnnlib,-1"])
+def test_a_wrong_line_of_instances_is_named(text: str, tmp_path: Path) -> None:
+    table = tmp_path / "instances.csv"
+    table.write_text(f"a.onnx,b.vnnlib,3\n{text}\n")
+    with pytest.raises(DataError, match="line 2"):
+        read_instances(table)
+
+
+def test_one_instance_or_many_but_not_both(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--instances"):
+        command(onnx=tmp_path / "a.onnx", instances=tmp_path / "b.csv")
