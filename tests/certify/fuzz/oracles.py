@@ -50,6 +50,7 @@ def check(program: Program, shape: Shape, seed: int = 0) -> Outcome:
     except Exception as error:  # an InputError among them: nothing that the caller gave is wrong
         raise FoundError("crash", f"lipschitz raised {type(error).__name__}: {error}") from error
     if report.refused:
+        _check_refusals(report)
         return Outcome("refused")
     if math.isnan(report.upper):
         raise FoundError("nan", "the bound is not a number")
@@ -61,6 +62,13 @@ def check(program: Program, shape: Shape, seed: int = 0) -> Outcome:
     if math.isinf(report.upper):
         return Outcome("vacuous", operations)
     return Outcome("bounded", operations, attained / report.l2_upper if report.l2_upper > 0 else 1.0)
+
+
+def _check_refusals(report: LipschitzReport) -> None:
+    """An error of torch's or Python's own that was turned into a refusal is a crash all the same."""
+    for refusal in report.refused:
+        if any(sign in str(refusal) for sign in ("that fails while robustres", "does not cover (", "please report")):
+            raise FoundError("crash", f"refused: {refusal}")
 
 
 def settings_of(seed: int) -> dict[str, object]:
@@ -135,12 +143,24 @@ def _norms(jacobian: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _differentiable(program: Program, report: LipschitzReport, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The program, or the graph captured from it where torch cannot differentiate what it changes in place."""
+    assert report.analysis is not None
+    captured = report.analysis.captured
+    try:
+        jacobians(program.double(), x[:3])
+    except RuntimeError:
+        return lambda v: torch.cat([captured.run({captured.source: part}, captured.output) for part in v.split(3)])
+    return program.double()
+
+
 def _check_slopes(program: Program, report: LipschitzReport, x: Tensor, generator: torch.Generator) -> float:
     """Jacobians at many points and at steeper ones found from them, and ratios of pairs; the largest in l2."""
+    run = _differentiable(program, report, x)
     steepest, best = x, 0.0
     bounds = {"l2": report.l2_upper, "linf": report.linf_upper}
     for size in (1.0, 0.3, 0.03):
-        jacobian = jacobians(program.double(), steepest)
+        jacobian = jacobians(run, steepest)
         norms = _norms(jacobian)
         for norm, bound in bounds.items():
             over = norms[norm] > bound * (1 + ACCURACY) + 1e-300
@@ -168,7 +188,10 @@ def _check_classes(report: LipschitzReport, jacobian: Tensor) -> None:
 
 
 def _stays_over(program: Program, x: Tensor, norm: str, bound: float) -> bool:
-    found = [_norms(jacobians(lambda v, k=k: jittered(program, v, k), x))[norm] for k in range(4)]  # type: ignore[misc]
+    try:
+        found = [_norms(jacobians(lambda v, k=k: jittered(program, v, k), x))[norm] for k in range(4)]  # type: ignore[misc]
+    except RuntimeError:  # which no jitter can be differentiated through
+        return True
     spread = torch.stack(found).amax(0) - torch.stack(found).amin(0)
     return bool((torch.stack(found).amin(0) - 4 * spread > bound * (1 + ACCURACY) + 1e-300).any())
 
@@ -222,6 +245,7 @@ def _check_certificates(program: Program, report: LipschitzReport, x: Tensor, ge
     chosen = torch.cat([x[-6:], x[torch.randperm(len(x), generator=generator)[:6]]])
     if answers(program, chosen[:1]).shape[1] < 2:
         return
+    run = _differentiable(program, report, chosen)
     for norm, choice in (("l2", "lipschitz"), ("linf", "lipschitz"), ("l2", "best"), ("linf", "best")):
         try:
             found = certify(program, chosen, norm=norm, report=report, certificate=choice)  # type: ignore[arg-type]
@@ -233,15 +257,22 @@ def _check_certificates(program: Program, report: LipschitzReport, x: Tensor, ge
             continue
         except Exception as error:
             raise FoundError("crash", f"certify {norm} {choice}: {type(error).__name__}: {error}") from error
-        _search_balls(program, found, chosen, f"{norm} {choice}", generator)
+        _search_balls(program, run, found, chosen, f"{norm} {choice}", generator)
 
 
-def _search_balls(program: Program, found: Certificates, x: Tensor, name: str, generator: torch.Generator) -> None:
+def _search_balls(
+    program: Program,
+    run: Callable[[Tensor], Tensor],
+    found: Certificates,
+    x: Tensor,
+    name: str,
+    generator: torch.Generator,
+) -> None:
     rows = torch.arange(len(x))
     size, linf = x[0].numel(), found.norm == "linf"
     if bool(torch.isnan(found.radius).any() | (found.radius < 0).any()):
         raise FoundError("radius", f"{name}: {found.radius.tolist()}")
-    jacobian = jacobians(program.double(), x).nan_to_num(0, 0, 0)
+    jacobian = jacobians(run, x).nan_to_num(0, 0, 0)
     slopes = jacobian - jacobian[rows, found.prediction][:, None]
     noise = torch.randn(len(x), 24, size, dtype=torch.float64, generator=generator)
     directions = torch.cat([slopes, noise, torch.ones(len(x), 1, size), -torch.ones(len(x), 1, size)], 1)
