@@ -71,12 +71,10 @@ def estimate(
     batches = torch.split(starts.to(device_of(captured.module)), together)
     ascent = images is not None and not captured.on_unit_domain
     try:
-        return max(
-            _steepest(captured, entry, end, x, steps, ascent=ascent, draw=draw, upper=upper) for x in batches
-        )
-    except RuntimeError as error:
-        if "is not implemented" not in str(error):
-            raise
+        return max(_steepest(captured, entry, end, x, steps, ascent=ascent, draw=draw, upper=upper) for x in batches)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # torch has no derivative here, or a wrong one
         return 0.0
 
 

@@ -300,12 +300,16 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
 
 
 def _rebatches(captured: Captured, example: Tensor, answer: Tensor) -> bool:
-    """Whether the graph can be run on other batch sizes: constants may have the captured one in their shape."""
+    """Whether the graph can be run on other batch sizes, smaller and larger: constants may have the captured one in
+    their shape, and slices of the batch end at it."""
     try:
-        smaller = captured.run({captured.source: example[:2]}, captured.output)
+        smaller, larger = (
+            captured.run({captured.source: batch}, captured.output)
+            for batch in (example[:2], torch.cat([example, example, example[:1]]))
+        )
     except Exception:  # of torch's, whichever: places that only the captured batch has
         return False
-    return close(smaller, answer[:2], 1e-9)
+    return close(smaller, answer[:2], 1e-9) and close(larger, torch.cat([answer, answer, answer[:1]]), 1e-9)
 
 
 def close(left: Tensor, right: Tensor, tolerance: float) -> bool:

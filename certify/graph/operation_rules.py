@@ -322,9 +322,7 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
         return torch.zeros(tuple(value.shape), dtype=value.dtype, device=device_of(captured.module))
     if all(isinstance(values.get(parent), Tensor) for parent in origin.all_input_nodes) and not is_random(origin):
         return call(origin, values, captured.module)  # of empty values and constants: a constant itself
-    for part in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(part, Tensor) and part.is_floating_point() and part.dtype != torch.float64:
-            raise NotCoveredError(f"in {part.dtype}, which rounds")
+    _require_float64(origin, list(value) if isinstance(value, list | tuple) else [value])
     try:
         made = _made_or_deferred(origin, values, captured)
     except NotCoveredError:
@@ -335,6 +333,21 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
     if isinstance(made, Node) and made.shape != tuple(origin.meta["val"].shape[1:]):
         raise NotCoveredError(f"whose rule gave the shape {made.shape}: please report this model")
     return made
+
+
+def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
+    """Refuse what rounds: narrower types, and whole numbers or truth values made of a value that depends on the input.
+
+    Places beside a value (those of a maximum) are whole numbers, but no rule covers them.
+    """
+    first = [] if _rule_of(origin) is None else values[:1]
+    for part in values:
+        if (
+            isinstance(part, Tensor)
+            and part.dtype != torch.float64
+            and (part.is_floating_point() or any(part is one for one in first))
+        ):
+            raise NotCoveredError(f"in {part.dtype}, which rounds")
 
 
 def is_scalar(origin: fx.Node) -> bool:

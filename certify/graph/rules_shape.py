@@ -101,6 +101,10 @@ def moved(call: Call) -> Node | Parts:
     """Run the operation on the numbers 1, 2, ... of its inputs' coordinates and read off where each went."""
     if call.arguments.get("accumulate"):
         raise NotCoveredError("that adds to what is there")
+    for name in PLACES & set(call.arguments):
+        leaves = tree_leaves(call[name], is_leaf=lambda leaf: isinstance(leaf, Node))
+        if any(isinstance(leaf, Node) for leaf in leaves):
+            raise NotCoveredError(f"whose {name} depends on the input")
     states = call.states()
     device, start, numbers, constants = device_of(call.captured.module), 1, {}, _real_constants(call)
     for state in states:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from robustres.certify.maps.smooth import Exp
 
 SAME = frozenset({"clone", "alias", "detach", "contiguous", "to", "_to_copy", "type_as", "positive", "lift_fresh_copy"})
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
+STRICT = frozenset({"gt", "greater", "lt", "less"})
 LARGEST_POWER = 8
 
 
@@ -56,7 +58,7 @@ def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captur
 
 def is_scalar(origin: fx.Node) -> bool:
     """Whether the operation acts on every coordinate by itself, so that others may complete it to an activation."""
-    return name_of(origin) in {*READERS, *COMPARISONS, *ACTIVATIONS, *SAME}
+    return name_of(origin) in {*READERS, *COMPARISONS, "logical_not", *ACTIVATIONS, *SAME}
 
 
 def _base(origin: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node:
@@ -101,6 +103,10 @@ class _Reader:
 
     def _operation(self, node: fx.Node) -> Expression:
         name = name_of(node)
+        if name in COMPARISONS or name == "logical_not":  # 1 or 0 in a product
+            return self.condition(node, Constant(1.0), Constant(0.0))
+        if node.meta["val"].dtype != torch.float64:  # whole numbers round, and truth values add up otherwise
+            raise NotScalarError
         arguments = call_of(node, {parent: parent for parent in node.all_input_nodes}, self.captured).arguments
         if name in SAME:
             return self.read(next(value for value in arguments.values() if isinstance(value, fx.Node)))
@@ -123,26 +129,33 @@ class _Reader:
         if name not in COMPARISONS:
             raise NotScalarError
         left, right = (self.read(side) for side in node.args[:2])
+        strict = name in STRICT
         if COMPARISONS[name] < 0:
             left, right = right, left
-        if isinstance(left, Constant):  # level > test
-            left, right, above, below = right, left, below, above
+        if isinstance(left, Constant):  # level > test: otherwise test >= level
+            left, right, above, below, strict = right, left, below, above, not strict
         if not isinstance(right, Constant):
             left, right = Total(left, Times(Constant(-1.0), right)), Constant(0.0)
         folded = isinstance(left, Applied) and isinstance(left.function, Abs)
         factor, shift = _affine(left.inner if isinstance(left, Applied) and folded else left)
-        if factor == 0 or (folded and right.number < 0):
+        level = Fraction(right.number)
+        if factor == 0 or (folded and level < 0):
             raise NotScalarError
-        return Chosen(factor, shift, folded, right.number, above, below)
+        if folded:
+            places = sorted(((level - shift) / factor, (-level - shift) / factor))
+            return Chosen(tuple(places), True, strict, above, below)
+        return Chosen(((level - shift) / factor,), factor > 0, strict, above, below)
 
 
-def _affine(expression: Expression) -> tuple[float, float]:
-    """(a, b) of a x + b."""
+def _affine(expression: Expression) -> tuple[Fraction, Fraction]:
+    """(a, b) of a x + b, exactly."""
     match expression:
         case Variable():
-            return 1.0, 0.0
+            return Fraction(1), Fraction(0)
         case Constant():
-            return 0.0, expression.number
+            return Fraction(0), Fraction(expression.number)
+        case Inverse(inner=Constant(number=number)) if number:
+            return Fraction(0), 1 / Fraction(number)
         case Total():
             (a, b), (c, d) = _affine(expression.left), _affine(expression.right)
             return a + c, b + d
@@ -186,7 +199,7 @@ def _quotient(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
     if arguments.get("rounding_mode") is not None:
         raise NotScalarError
     left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
-    return Times(left, Constant(1 / right.number) if isinstance(right, Constant) else Inverse(right))
+    return Times(left, Inverse(right))
 
 
 def _power(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
@@ -205,11 +218,17 @@ def _chosen(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
     return reader.condition(arguments["condition"], above, below)
 
 
+def _filled(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    return reader.condition(arguments["mask"], reader.read(arguments["value"]), reader.read(arguments["self"]))
+
+
 def _sign(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    """1, 0 at 0 alone, and -1."""
     factor, shift = _affine(reader.read(arguments["self"]))
     if factor == 0:
         raise NotScalarError
-    return Chosen(factor, shift, False, 0.0, Constant(1.0), Constant(-1.0))
+    zero, rising = (-shift / factor,), factor > 0
+    return Chosen(zero, rising, True, Constant(1.0), Chosen(zero, rising, False, Constant(0.0), Constant(-1.0)))
 
 
 def _extremum(largest: bool) -> Callable[[_Reader, Mapping[str, Any]], Expression]:
@@ -239,16 +258,11 @@ READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
     "exp": lambda reader, given: Applied(Exp(), reader.read(given["self"])),
     "expm1": lambda reader, given: Total(Applied(Exp(), reader.read(given["self"])), Constant(-1.0)),
     "where": _chosen,
+    "masked_fill": _filled,
     **dict.fromkeys(("sign", "sgn"), _sign),
     **dict.fromkeys(("maximum", "fmax"), _extremum(largest=True)),
     **dict.fromkeys(("minimum", "fmin"), _extremum(largest=False)),
-    **dict.fromkeys(COMPARISONS, lambda reader, given: _not_a_number()),
-    "logical_not": lambda reader, given: _not_a_number(),
 }
-
-
-def _not_a_number() -> Expression:
-    raise NotScalarError
 
 
 def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -28,6 +29,9 @@ TOLERANCE = 1e-6  # of the slopes, absolute and relative
 PARTS = 32  # of an interval on which slopes are asked for
 FARTHEST = 2.0**20
 REACH = 2.0**10
+GAP = (
+    8 * UNIT_ROUNDOFF[torch.float64]
+)  # of the largest values and moments at a place, which rounded constants may leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +49,8 @@ class Expression(ABC):
     """A function of one variable as a tree of operations."""
 
     @abstractmethod
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
-        """The value at x, conditions being decided at `decide`."""
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
+        """The value at x, conditions being decided at `decide`: at x, or exactly at a place beside it."""
 
     @abstractmethod
     def jet(self, x: Interval) -> Jet:
@@ -57,8 +61,8 @@ class Expression(ABC):
     def parts(self) -> "tuple[Expression, ...]":
         """What it is computed from."""
 
-    def breaks(self) -> Iterator[float]:
-        """Where a condition changes its answer."""
+    def breaks(self) -> Iterator[Fraction]:
+        """Where a condition changes its answer, exactly."""
         for part in self.parts:
             yield from part.breaks()
 
@@ -73,7 +77,7 @@ class Variable(Expression):
 
     parts = ()
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return x
 
     def jet(self, x: Interval) -> Jet:
@@ -88,7 +92,7 @@ class Constant(Expression):
     number: float
     parts = ()
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return torch.full_like(x, self.number)
 
     def jet(self, x: Interval) -> Jet:
@@ -107,7 +111,7 @@ class Total(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.left, self.right)
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return self.left.at(x, decide) + self.right.at(x, decide)
 
     def jet(self, x: Interval) -> Jet:
@@ -130,7 +134,7 @@ class Times(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.left, self.right)
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return self.left.at(x, decide) * self.right.at(x, decide)
 
     def jet(self, x: Interval) -> Jet:
@@ -154,7 +158,7 @@ class Inverse(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.inner,)
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return 1 / self.inner.at(x, decide)
 
     def jet(self, x: Interval) -> Jet:
@@ -174,7 +178,7 @@ class Applied(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.inner,)
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return self.function(self.inner.at(x, decide))
 
     def jet(self, x: Interval) -> Jet:
@@ -200,12 +204,14 @@ class Applied(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Chosen(Expression):
-    """above where test > level, below elsewhere; test is a x + b (`shift`) or its absolute value, a not 0."""
+    """above on one side of a place, or outside two of them; below elsewhere.
 
-    factor: float
-    shift: float
-    folded: bool
-    level: float
+    rising: whether `above` holds for large x; always where there are two places. strict: `below` holds at the places.
+    """
+
+    places: tuple[Fraction, ...]
+    rising: bool
+    strict: bool
     above: Expression
     below: Expression
 
@@ -213,31 +219,51 @@ class Chosen(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.above, self.below)
 
-    def breaks(self) -> Iterator[float]:
+    def breaks(self) -> Iterator[Fraction]:
         yield from super().breaks()
-        for level in {self.level, -self.level} if self.folded else {self.level}:
-            yield (level - self.shift) / self.factor
+        yield from self.places
 
-    def at(self, x: Tensor, decide: Tensor) -> Tensor:
-        test = self.factor * decide + self.shift
-        test = test.abs() if self.folded else test
-        return torch.where(test > self.level, self.above.at(x, decide), self.below.at(x, decide))
+    def _holds(self, x: Tensor | Fraction) -> Tensor:
+        """Whether `above` is chosen, decided exactly."""
+        if isinstance(x, Fraction):
+            first, last = self.places[0], self.places[-1]
+            over, under = x > last, x < first
+            at = x in (first, last)
+            sides = (over or under) if len(self.places) > 1 else over if self.rising else under
+            return torch.tensor(sides or (at and not self.strict))
+        (down, up), (last_down, last_up) = _around(self.places[0]), _around(self.places[-1])
+        over, under = (x > last_down, x < up) if self.strict else (x >= last_up, x <= down)
+        return over | under if len(self.places) > 1 else over if self.rising else under
+
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
+        return torch.where(self._holds(decide), self.above.at(x, decide), self.below.at(x, decide))
 
     def jet(self, x: Interval) -> Jet:
         a, b = self.above.jet(x), self.below.jet(x)
-        ends = [self.factor * end + self.shift for end in (x.low, x.high)]
-        low, high = torch.minimum(*ends), torch.maximum(*ends)
-        if self.folded:
-            inside = torch.maximum(low.abs(), high.abs())
-            low = torch.where((low < 0) & (high > 0), 0.0, torch.minimum(low.abs(), high.abs()))
-            high = inside
-        over, under = low >= self.level, high <= self.level
+        (down, up), (last_down, last_up) = _around(self.places[0]), _around(self.places[-1])
+        right, left = x.low >= last_up, x.high <= down
+        if len(self.places) > 1:
+            over, under = right | left, (x.low >= up) & (x.high <= last_down)
+        else:
+            over, under = (right, left) if self.rising else (left, right)
         fields = ("value", "slope", "moment", "ratio", "elasticity")
         parts = []
         for name in fields:
             left, right = getattr(a, name), getattr(b, name)
             parts.append(left.where(over, right.where(under, left.hull(right))))
         return Jet(*parts)
+
+
+def _around(place: Fraction) -> tuple[float, float]:
+    """The largest float64 at or below the place, and the smallest at or above it.
+
+    >>> _around(Fraction(1, 2))
+    (0.5, 0.5)
+    """
+    near = float(place)
+    if Fraction(near) == place:
+        return near, near
+    return (near, math.nextafter(near, math.inf)) if Fraction(near) < place else (math.nextafter(near, -math.inf), near)
 
 
 def _range(function: Activation, inner: Interval, slopes: Interval) -> Interval:
@@ -273,12 +299,26 @@ class Written(Activation):
     expression: Expression
 
     def __post_init__(self) -> None:
-        for place in self.expression.breaks():
-            x = torch.tensor([place], dtype=torch.float64)
-            step = 1e-7 * (1 + abs(place))
-            below, above = (self.expression.at(x, x + side * step) for side in (-1, 1))
-            if not float((above - below).abs()) <= 1e-12 * (1 + float(below.abs())):
-                raise ValueError(f"it jumps from {float(below):.6g} to {float(above):.6g} at {place:.6g}")
+        _ = self.gaps
+
+    @cached_property
+    def gaps(self) -> float:
+        """How far the values just before, at and just after the places where conditions change may be apart.
+
+        They agree up to the rounding of the constants that the network holds. Raises ValueError where they do not.
+        """
+        places, total = sorted(set(self.expression.breaks())), 0.0
+        for k, place in enumerate(places):
+            before = (places[k - 1] + place) / 2 if k else place - 1
+            after = (places[k + 1] + place) / 2 if k + 1 < len(places) else place + 1
+            x = torch.tensor([float(place)], dtype=torch.float64)
+            values = torch.cat([self.expression.at(x, decide) for decide in (before, place, after)])
+            down, up = (torch.tensor([end], dtype=torch.float64) for end in _around(place))
+            allowed = GAP * sum(_largest_jet(self.expression, Interval(down, up)))
+            if not float(values.max() - values.min()) <= allowed:
+                raise ValueError(f"it jumps between {values.min():.6g} and {values.max():.6g} at {float(place):.6g}")
+            total += 2 * allowed
+        return total
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.expression.at(x, x)
@@ -291,7 +331,8 @@ class Written(Activation):
     def _steepest(self, sign: float) -> float:
         """At or above the largest value of sign f'."""
         powers = [2.0**k for k in range(-6, 13)]
-        edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf, *self.expression.breaks()})
+        edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf})
+        edges = sorted({*edges, *(end for place in self.expression.breaks() for end in _around(place))})
         cells = Interval(torch.tensor(edges[:-1]).double(), torch.tensor(edges[1:]).double())
         attained = settled = -math.inf
         for _ in range(CELLS):
@@ -345,7 +386,7 @@ class Written(Activation):
         """What rounding may do near 0, where it is not relative to the value: every operation, a few units of the
         largest value that it meets within the reach of 1."""
         near = Interval(torch.tensor([-1.0]).double(), torch.tensor([1.0]).double())
-        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near))
+        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near)) + self.gaps
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """Every operation a few units, relative to the largest of |x| times the slopes that it meets."""
@@ -360,3 +401,11 @@ def _largest(expression: Expression, cell: Interval) -> Iterator[float]:
     yield float(expression.jet(cell).value.largest())
     for part in expression.parts:
         yield from _largest(part, cell)
+
+
+def _largest_jet(expression: Expression, cell: Interval) -> Iterator[float]:
+    """The largest absolute value and moment of every part on a cell."""
+    jet = expression.jet(cell)
+    yield float(jet.value.largest()) + float(jet.moment.largest())
+    for part in expression.parts:
+        yield from _largest_jet(part, cell)

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from robustres.certify import audit, certify, lipschitz
 from robustres.certify.lower.ascent import Search
-from robustres.errors import InputError, ModelError, UnsupportedOperationError
+from robustres.certify.proof.bound import Guarantee
+from robustres.errors import DefectiveBoundError, InputError, ModelError, UnsupportedOperationError
 
 
 class Apply(nn.Module):
@@ -290,3 +291,73 @@ def test_no_error_of_torchs_own_leaves_the_certifier(monkeypatch: pytest.MonkeyP
     with pytest.raises(UnsupportedOperationError, match="IndexError: list index out of range"):
         lipschitz(model, (1, 2, 2))
     assert lipschitz(model, (1, 2, 2), refuse="record").upper == math.inf
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, x: x + x.long().double(),
+        lambda s, x: x.to(torch.uint8).to(torch.float64),
+        lambda s, x: (x @ s.square.double()).int() * 0.5,
+        lambda s, x: x.bool().to(torch.float64),
+        lambda s, x: x.type_as(torch.tensor(1)).double(),
+    ],
+)
+def test_a_cast_to_whole_numbers_or_truth_values_rounds_and_is_refused(function: Callable[..., Any]) -> None:
+    report = lipschitz(Apply(function), (4,), refuse="record", lower_steps=0)
+    assert report.upper == math.inf
+    assert any("which rounds" in str(refusal) for refusal in report.refused)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, x: x.gather(1, x.argmax(1, keepdim=True)),
+        lambda s, x: (x @ s.square.double()).gather(1, x.sort(1).indices),
+        lambda s, x: x * torch.zeros(len(x), 4).double().scatter(1, x.topk(1).indices, 1.0),
+    ],
+)
+def test_places_that_the_input_decides_are_refused_in_words(function: Callable[..., Any]) -> None:
+    with pytest.raises(UnsupportedOperationError, match="whose index depends on the input"):
+        lipschitz(Apply(function), (4,))
+
+
+def test_what_torch_cannot_differentiate_still_has_a_bound() -> None:
+    def in_place(s: Any, x: Tensor) -> Tensor:
+        h = x @ s.square.double()
+        h[:, 1] = 5 * h[:, 0]
+        return h
+
+    report = lipschitz(Apply(in_place), (4,))
+    assert 0 < report.lower <= report.upper < math.inf
+    wider_source = lambda s, x: torch.scatter(x, 1, torch.zeros(len(x), 1, dtype=torch.int64), 2 * x)  # noqa: E731
+    assert lipschitz(Apply(wider_source), (4,)).upper >= attained(lambda s, x: torch.cat([2 * x[:, :1], x[:, 1:]], 1))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, x: torch.tensor_split(x, 1, 0)[0],
+        lambda s, x: torch.take(x, torch.arange(len(x))[:, None] * 4 + torch.tensor([0, 3])),
+    ],
+)
+def test_a_graph_that_holds_the_captured_batch_is_not_run_on_another(function: Callable[..., Any]) -> None:
+    report = lipschitz(Apply(function), (4,))
+    assert report.analysis is not None
+    assert not report.analysis.captured.rebatches
+    assert report.upper == pytest.approx(1.0)
+
+
+def test_a_derivative_that_is_none_proves_no_defect() -> None:
+    def function(s: Any, x: Tensor) -> Tensor:
+        return torch.stack([torch.logsumexp(x + 1e150, [1]), x[:, 0]], 1)
+
+    report = lipschitz(Apply(function), (4,))
+    assert 1.0 <= report.upper < 1.5
+    assert report.lower <= report.upper
+
+
+def test_a_bound_below_an_attained_slope_still_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustres.certify.bounds.lipschitz.multiplied", lambda rows: (0.01, Guarantee()))
+    with pytest.raises(DefectiveBoundError, match="lies below"):
+        lipschitz(nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), (4,), joint=False)

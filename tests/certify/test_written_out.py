@@ -95,6 +95,47 @@ def test_what_jumps_or_has_no_finite_slope_is_refused(function: Callable[[Tensor
     assert any(words in refusal.operation for refusal in report.refused), report.refused
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.where(x > 0, torch.where(x > 1e-9, x, x + 5), x),
+        lambda x: torch.where(
+            x > 1 / 3, torch.where(3 * x > 1, x, x + 5), x
+        ),  # no float64 lies between, but numbers do
+        lambda x: torch.where(x >= 0, torch.where(x > 0, x, x + 5), x),
+        lambda x: torch.where(x <= 1, torch.where(x < 1, x, x + 5), x),
+        lambda x: x + 5 * (1 - torch.sign(x) * torch.sign(x)),
+        lambda x: torch.where(x > 0, x, x + 1e-13),
+        lambda x: x + 1e-13 * torch.sign(x),
+        lambda x: torch.where(x > 1e8, x, x + 1e-6),
+        lambda x: x * (x > 1),
+        lambda x: x.masked_fill(x < 1, 0.0),
+        lambda x: x * ((x > 0) + (x > 0)),  # of truth values: or
+    ],
+)
+def test_a_jump_is_found_however_narrow_or_small(function: Callable[[Tensor], Tensor]) -> None:
+    assert lipschitz(Apply(function), (3,), refuse="record", lower_steps=0).upper == math.inf
+
+
+@pytest.mark.parametrize(
+    ("function", "constant"),
+    [
+        (lambda x: x * (x > 0), 1.0),
+        (lambda x: x * (x > 0) + 0.1 * x * (x <= 0), 1.1),
+        (lambda x: x.masked_fill(x < 0, 0.0), 1.0),
+        (lambda x: torch.where(x.abs() < 1, 0.5 * x * x, x.abs() - 0.5), 1.0),
+        (lambda x: torch.where(torch.ones(()).double() < x, 2 * x - 1, x), 2.0),
+        (lambda x: torch.where(3 * x > 1, 3 * x - 1, 0 * x), 3.0),
+        (lambda x: torch.where(x > 3, x, torch.where(x < -3, 0 * x, x * (x + 3) / 6)), 1.5),
+    ],
+)
+def test_a_condition_that_does_not_jump_has_the_slopes_of_its_sides(
+    function: Callable[[Tensor], Tensor], constant: float
+) -> None:
+    upper = lipschitz(Apply(function), (3,), lower_steps=0).upper
+    assert constant * 0.9 <= upper <= constant * (1 + 1e-5)
+
+
 def test_a_written_activation_is_certified_with_its_roundings() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), Apply(WRITTEN["SiLU"][0]), nn.Linear(5, 3))
     plain = nn.Sequential(nn.Flatten(), model[1], nn.SiLU(), model[3])

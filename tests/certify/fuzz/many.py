@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m tests.certify.fuzz.many FIRST COUNT [exact]
 
-checks the programs of the seeds FIRST, FIRST + 1, ... and prints a line for each that breaks a law, and for every batch of
-100 what became of them. The lines of a failing seed are shrunk by `test_programs.check_seed(seed)`.
+checks the programs of the seeds FIRST, FIRST + 1, ... and prints a line for each that breaks a law, and for every batch
+of 100 what became of them. The lines of a failing seed are shrunk by `test_programs.check_seed(seed)`.
 """
 
 import gc

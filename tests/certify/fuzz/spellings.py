@@ -121,7 +121,7 @@ def put_in_place(d: Draft) -> None:
         f"torch.select_scatter({v}, {same}[:, {place}], 1, {place - first})",
         *(f"torch.index_copy({v}, 1, torch.tensor([{place}]), {part})", f"torch.fill({v}, {number}) + {same}"),
         *(f"torch.index_fill({v}, 1, torch.tensor([{place}, 0]), {number})", f"aten.zero({v}) + {same}"),
-        *(f"torch.scatter({v}, 1, {_places(d, v, first, 1)}, {same})", f"aten.copy({v}, {same})"),
+        *(f"torch.scatter({v}, 1, {_places(d, v, first, 1)}, {part})", f"aten.copy({v}, {same})"),
         f"torch.scatter({v}, 1, {_places(d, v, first, d.number(1, first))}, {number})",
         f"aten.index_put({v}, [None, torch.tensor([{place}])], {part})",
         f"aten._unsafe_index_put({v}, [None, torch.tensor([{place - first}])], {part})",
@@ -145,7 +145,7 @@ def put_in_place(d: Draft) -> None:
     weight=4,
 )
 def resized_otherwise(d: Draft) -> None:
-    """Signals, images and volumes resized, padded, put together from windows, and convolved by the general operation."""
+    """Signals, images and volumes resized, padded, put together from windows, convolved by the general operation."""
     v = d.value(lambda shape: len(shape) in (2, 3, 4) and 0 not in shape)
     shape = d.shape(v)
     rank = len(shape) - 1
@@ -198,7 +198,11 @@ def multiplied_otherwise(d: Draft) -> None:
     axis = d.number(1, len(shape))
     letters = "cdef"[: len(shape)]
     spelt = [
-        *(f"torch.cumsum({v}, {axis})", f"torch.cumsum({v}, {-1}, dtype=torch.float64)", f"torch.matmul({v}, {vector})"),
+        *(
+            f"torch.cumsum({v}, {axis})",
+            f"torch.cumsum({v}, {-1}, dtype=torch.float64)",
+            f"torch.matmul({v}, {vector})",
+        ),
         *(f"torch.lerp({v}, {same}, {alpha})", f"torch.lerp({same}, {v}, {same})", f"torch.subtract({v}, {same})"),
         *(f"torch.lerp({v}, 2 * {v}, {same})", f"torch.subtract({same}, {v}, alpha={alpha})"),
         *(f"torch.addcmul({v}, {v}, {same}, value={alpha})", f"torch.addcdiv({v}, {v}, {same} + 3.0, value={beta})"),
