@@ -86,8 +86,9 @@ class Attack(ABC):
         device than the images, with outputs of the wrong shape, that answers at random, or whose answer to an image
         depends on the others of its batch. Warns where the model has no gradients to follow.
 
-        Where the accelerator's memory does not suffice, the attack begins again with half the batch size, which
-        changes no result; torch.OutOfMemoryError where one sample does not fit.
+        Where the accelerator's memory does not suffice for the gradients of a batch, the search goes on with half of
+        it; where it does not elsewhere, the attack begins again with half the batch size. Neither changes a result;
+        torch.OutOfMemoryError where one sample does not fit.
         """
         attack = self
         x, y = images_tensor(x), labels_tensor(y)

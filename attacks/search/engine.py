@@ -6,7 +6,8 @@ work. Those who left wait until there are enough of them for one run of the mode
 and retired, a slot whose find it does not confirm resumes where it stopped. A sample whose restart failed goes to the
 end of the queue with the next restart; two restarts of one sample never run at the same time, so the outcome does not
 depend on the batch size. Where the restarts are `apart`, all but the first run side by side instead, each to its own
-end: they fill the batch, and again its size decides nothing.
+end: they fill the batch, and again its size decides nothing. Where the memory does not suffice for a batch, half of
+its slots wait as they are, and batches stay that small.
 """
 
 from abc import ABC, abstractmethod
@@ -105,8 +106,13 @@ class Search(ABC):
 
 
 def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batch_size: int) -> None:
-    """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there."""
-    work = [(sample, 0) for sample in (~ledger.fooled).nonzero().flatten().tolist()]
+    """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there.
+
+    Those whose answers are the least sure come first: most of their searches are short, so that the long ones run side
+    by side to their ends instead of a few of them going on in a batch that is nearly empty.
+    """
+    samples = (~ledger.fooled).nonzero().flatten()
+    work = [(sample, 0) for sample in samples[ledger.loss[samples].argsort(descending=True, stable=True)].tolist()]
     if not search.apart:
         _drain(problem, search, ledger, work, restarts, batch_size)
         return
@@ -124,8 +130,15 @@ def _drain(
     slots = _fresh(problem, search, ledger, queue, batch_size)
     nobody, _ = slots.split(0)
     left = paused = nobody
+    idle = 0  # places in the batch times updates for which they stood empty, since they were last filled
     while slots.count:
-        if (leaving := _stepped(problem, search, slots)) is not None:
+        if (evaluated := _evaluated_where_it_fits(problem, search, slots)) is None:
+            torch.cuda.empty_cache()
+            batch_size = slots.count // 2
+            slots, rest = slots.split(batch_size)
+            paused = rest.joined(paused)
+            continue
+        if (leaving := _stepped(problem, search, slots, *evaluated)) is not None:
             left = left.joined(leaving)
         if left.count and left.count >= slots.count:
             resumed, again = _settled(search, ledger, left, restarts, batch_size)
@@ -135,16 +148,28 @@ def _drain(
         if paused.count and room:
             resumed, paused = paused.split(room)
             slots, room = slots.joined(resumed), room - resumed.count
-        if queue and (not slots.count or room >= batch_size // 8):
-            slots = slots.joined(_fresh(problem, search, ledger, queue, room))
+        idle += room
+        if queue and (not slots.count or (room and idle >= batch_size // 8)):
+            slots, idle = slots.joined(_fresh(problem, search, ledger, queue, room)), 0
 
 
-def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots | None:
-    """One evaluation and move of every slot; takes out of the batch, and returns, those that found something or ended.
+def _evaluated_where_it_fits(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The same as `_evaluated`, None where the memory does not suffice for so many slots, which are then unchanged."""
+    try:
+        return _evaluated(problem, search, slots)
+    except torch.OutOfMemoryError:
+        if slots.count == 1:
+            raise
+        return None
+
+
+def _stepped(
+    problem: Problem, search: Search, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor
+) -> Slots | None:
+    """One move of every slot; takes out of the batch, and returns, those that found something or ended.
 
     They carry `offered`, the points to verify: what they found or else where they ended, `hit`, `over` and `finite`.
     """
-    logits, loss, gradient = _evaluated(problem, search, slots)
     finite = torch.isfinite(logits).all(dim=1)
     answered = problem.answered(logits, slots["classes"]) & finite
     hit = search.worth_offering(slots, answered)
@@ -166,11 +191,12 @@ def _stepped(problem: Problem, search: Search, slots: Slots) -> Slots | None:
 def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, loss and gradient at the points, counted in the slots."""
     points = slots["points"]
-    slots["runs"] += 1
     if not search.uses_gradient:
         logits = problem.search_answers(points)
+        slots["runs"] += 1
         return logits, search.loss(logits, slots), points.new_empty(0)
     logits, loss, gradient = problem.gradient(points, lambda logits: search.loss(logits, slots))
+    slots["runs"] += 1
     slots["stuck"] = vanished(gradient)
     slots["zeros"] += slots["stuck"]
     return logits, loss, gradient
