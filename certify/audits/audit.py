@@ -1,8 +1,9 @@
 """Audit a claimed Lipschitz constant from both sides: proven by a bound, refuted by a pair of inputs, or open."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ def audit(
     effort: float = DEFAULT_EFFORT,
     seconds: float | None = None,
     delta: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> AuditReport:
     """Recompute claimed l2 Lipschitz constants, over all inputs, of a model or of its layers in evaluation mode.
 
@@ -90,6 +92,7 @@ def audit(
     search: effort of the search for a witness.
     effort, seconds, delta: as in `lipschitz`: how much joint bounds may cost, a guide for the time of each linear map,
         and the failure probability that each may have, None for deterministic bounds only.
+    progress: told ("claims", how many are decided, how many there are), and the same of the pieces of each ("blocks").
     Raises InputError for claims that are no positive numbers, about unknown layers, or missing altogether.
 
     >>> layer = nn.Linear(3, 3)
@@ -100,15 +103,21 @@ def audit(
         raise InputError(f"tolerance must be a finite number of at least 0, got {tolerance:g}")
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
-    searched = search or Search()
+    searched, tell = search or Search(), progress or _silent
     with refusing_what_fails("auditing it"):
         module = without_statements(float64_copy(model))
         starts = _starts(tuple(input_shape), images, restarts, searched.seed).to(device_of(module))
-        rows = [
-            _audited(claim, tolerance, searched, {"effort": effort, "seconds": seconds, "delta": delta})
-            for claim in claims_of(model, module, starts, claimed)
-        ]
+        settings = {"effort": effort, "seconds": seconds, "delta": delta, "progress": partial(tell, "blocks")}
+        claims, rows = claims_of(model, module, starts, claimed), list[AuditRow]()
+        for claim in claims:
+            tell("claims", len(rows), len(claims))
+            rows.append(_audited(claim, tolerance, searched, settings))
+        tell("claims", len(rows), len(claims))
     return AuditReport(tuple(rows), tolerance)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """The progress of a caller who wants none."""
 
 
 def _starts(shape: Shape, images: Tensor | None, restarts: int, seed: int) -> Tensor:

@@ -22,4 +22,4 @@ def attack(
     settings = Settings(
         eps=options.budgets(norm, eps), certify=False, **attacking.settings(), **running.settings()
     )  # fmt: skip
-    run_and_report(model, data, settings, source, running)
+    run_and_report(model, data, settings, source, running, npz=attacking.save_npz)

@@ -79,6 +79,7 @@ def audit(
                 tolerance=tolerance,
                 search=search,
                 delta=delta,
+                progress=progress,
             )
     text = _write(folder, report, {"source": loaded.source, "sha256": loaded.sha256, "parameters": loaded.parameters})
     if json:

@@ -36,9 +36,10 @@ def enforce(
     """
     from robustres.certify import lipschitz as bound
     from robustres.models import save_model
-    from robustres.results import json_text
+    from robustres.results import json_text, require_own, write_atomically
     from robustres.training import enforce as run_enforcement
 
+    require_own(out, ("enforce.json", "model.safetensors", "model.json"), marker="enforce.json", entry="lipschitz")
     where = options.pick_device(device)
     loaded, images = source.load(model, data)
     with console.progress_bar(quiet=json) as progress:
@@ -58,6 +59,7 @@ def enforce(
             }
         progress("accuracy and bound", 2, 2)
     written = save_model(enforced.cpu(), out, source=model)
+    write_atomically(out / "enforce.json", json_text({"lipschitz": lipschitz, "method": method, **facts}).encode())
     if json:
         typer.echo(json_text({**facts, "model": written}), nl=False)
         return

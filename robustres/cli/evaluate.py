@@ -32,4 +32,4 @@ def evaluate(
         **bounding.settings(running.seed),
         **running.settings(),
     )
-    run_and_report(model, data, settings, source, running, cache=bounding.cache)
+    run_and_report(model, data, settings, source, running, cache=bounding.cache, npz=attacking.save_npz)

@@ -10,6 +10,7 @@ from robustres.cli import console, options
 
 if TYPE_CHECKING:
     from robustres.dynamics import Claim
+    from robustres.dynamics.laboratory import Progress
 
 Subject = Annotated[str | None, typer.Argument(help="A model as `evaluate` takes it.")]
 DataSpec = Annotated[str, typer.Option("--data", help=options.DATA_FORMS)]
@@ -55,13 +56,14 @@ def inspect(
     sections = []
     with console.progress_bar(quiet=json) as progress:
         if builtin is not None:
-            subject, results, total = _builtin(builtin, data, data_root, limit, download)
+            subject, results, total = _builtin(builtin, data, data_root, limit, download, progress)
         else:
             subject, results, total = _model(
                 str(model),
                 data,
                 options.Source(split, limit or 60, data_root, download, mean=mean, std=std),
                 joint=joint,
+                progress=progress,
             )
         progress("claims", 0, total)
         for done, claim in enumerate(results, 1):
@@ -79,7 +81,14 @@ def inspect(
     console.output.print(f"report: {page}")
 
 
-def _builtin(name: str, data: str, data_root: Path | None, limit: int | None, download: bool) -> tuple[str, Any, int]:
+def _builtin(
+    name: str,
+    data: str,
+    data_root: Path | None,
+    limit: int | None,
+    download: bool,
+    progress: "Progress",
+) -> tuple[str, Any, int]:
     """Words for the subject, the claims one after the other, and how many there are."""
     from robustres.data import load_data
     from robustres.dynamics import NAMES, Parts, demonstrate
@@ -88,16 +97,16 @@ def _builtin(name: str, data: str, data_root: Path | None, limit: int | None, do
     train, test = (
         load_data(data, root=data_root, split=split, limit=limit, download=download) for split in ("train", "test")
     )
-    return f"Small networks on {data}", demonstrate(names, Parts(train, test)), len(names)
+    return f"Small networks on {data}", demonstrate(names, Parts(train, test), progress=progress), len(names)
 
 
-def _model(model: str, data: str, source: options.Source, *, joint: bool) -> tuple[str, Any, int]:
+def _model(model: str, data: str, source: options.Source, *, joint: bool, progress: "Progress") -> tuple[str, Any, int]:
     """The same for a network at hand."""
     from robustres.dynamics import NAMES, inspect_model
 
     loaded, images = source.load(model, data)
     subject = f"{Path(model).name} on {len(images)} images of {images.source}"
-    return subject, inspect_model(loaded.module, images, joint=joint), len(NAMES)
+    return subject, inspect_model(loaded.module, images, joint=joint, progress=progress), len(NAMES)
 
 
 def _contents(claim: "Claim") -> dict[str, Any]:

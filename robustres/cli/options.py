@@ -152,6 +152,9 @@ Cache = Annotated[
 ]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and go on.")]
 SaveExamples = Annotated[bool, typer.Option("--save-examples", help="Keep every adversarial example; see replay.")]
+SaveNpz = Annotated[
+    bool, typer.Option("--save-npz", help="The same, and all of them as RUN/adversarial.npz for NumPy.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
 
 
@@ -224,6 +227,7 @@ class Attacking:
     attack_setting: AttackSetting = None
     diagnose: Diagnose = 0
     save_examples: SaveExamples = False
+    save_npz: SaveNpz = False
 
     def settings(self) -> dict[str, Any]:
         """As `Settings` takes it."""
@@ -236,7 +240,7 @@ class Attacking:
             "attacks": names,
             "attack_settings": settings,
             "diagnose": self.diagnose,
-            "save_examples": self.save_examples,
+            "save_examples": self.save_examples or self.save_npz,
         }
 
 

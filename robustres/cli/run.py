@@ -23,12 +23,16 @@ def run_and_report(
     running: Running,
     *,
     cache: bool = True,
+    npz: bool = False,
 ) -> None:
-    """Evaluate the model on the data, write the run folder with its report, and print the summary."""
+    """Evaluate the model on the data, write the run folder with its report, and print the summary.
+
+    npz: write the adversarial examples as a NumPy archive, too.
+    """
     from robustres.evaluation import evaluate
     from robustres.evaluation.plan import check_countable
     from robustres.reports import write_report
-    from robustres.results import Requirement
+    from robustres.results import Requirement, write_archive
 
     required = [Requirement.read(text) for text in running.require or ()]
     check_countable(required, settings)
@@ -43,6 +47,8 @@ def run_and_report(
             )  # fmt: skip
             if not run.first:
                 return
+            if npz:
+                write_archive(run.folder)
             progress("report", 0, 1)
             page = write_report(folder)
             progress("report", 1, 1)

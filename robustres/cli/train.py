@@ -90,6 +90,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last who
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
 
 
+# What a training leaves in --out, beside the state to resume from.
+WRITTEN = ("training.json", "recipe.toml", "model.safetensors", "model.json", "tensorboard")
+
+
 @dataclass(frozen=True)
 class RecipeOptions:
     """The settings of a recipe, None where the option was not given."""
@@ -195,9 +199,12 @@ def train(
 
 def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
     from robustres.errors import InputError
+    from robustres.results import require_own
     from robustres.training import has_state
 
-    if has_state(out) and not resume:
+    if not has_state(out):
+        require_own(out, WRITTEN, marker="training.json", entry="checkpoint")
+    elif not resume:
         raise InputError(f"{out} holds a run; add --resume to go on with it, or choose another folder with --out")
 
 

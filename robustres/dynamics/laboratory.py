@@ -1,6 +1,7 @@
 """Every claim by its name: shown on the built-in networks, or looked at on a network at hand."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,7 @@ DEMONSTRATIONS: dict[str, Callable[[Parts | None], Claim]] = {
     "second-task": second_task,
 }
 NAMES = tuple(DEMONSTRATIONS)
+Progress = Callable[[str, int, int], None]
 OBSERVATIONS: dict[str, Callable[[Dissection, ImageSet], Claim]] = {
     "gradient-flow": gradient_flow_of,
     "information": information_of,
@@ -46,26 +48,43 @@ OBSERVATIONS: dict[str, Callable[[Dissection, ImageSet], Claim]] = {
 }
 
 
-def demonstrate(names: Sequence[str] = NAMES, data: Parts | None = None) -> Iterator[Claim]:
+def demonstrate(
+    names: Sequence[str] = NAMES, data: Parts | None = None, *, progress: Progress | None = None
+) -> Iterator[Claim]:
     """Show claims on the built-in networks, one after the other; InputError lists the names.
 
     data: images to train and to measure on, by default the embedded digits.
+    progress: told (name of a claim, 0, 1) when work on it begins, and (name, 1, 1) when it ends.
     """
     if unknown := [name for name in names if name not in DEMONSTRATIONS]:
         raise InputError(f"no demonstration is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    return (DEMONSTRATIONS[name](data) for name in names)
+    return (_watched(name, lambda name=name: DEMONSTRATIONS[name](data), progress) for name in names)
 
 
-def inspect_model(model: nn.Module, data: ImageSet | Any, *, joint: bool = True) -> Iterator[Claim | tuple[str, str]]:
+def inspect_model(
+    model: nn.Module, data: ImageSet | Any, *, joint: bool = True, progress: Progress | None = None
+) -> Iterator[Claim | tuple[str, str]]:
     """Look at a network at hand, claim by claim; (name, reason) where it has nothing to show for one.
 
-    joint: bound its blocks jointly, tighter and slower. Raises UnsupportedOperationError for a network that the
-    certifier cannot read; the model is left as it was.
+    joint: bound its blocks jointly, tighter and slower. progress: as in `demonstrate`, and before that told how many
+    of the network's pieces are bounded ("blocks"). Raises UnsupportedOperationError for a network that the certifier
+    cannot read; the model is left as it was.
     """
-    data = data if isinstance(data, ImageSet) else load_data(data)
-    network = dissect(model, data.image_shape, joint=joint)
+    images = data if isinstance(data, ImageSet) else load_data(data)
+    network = dissect(
+        model, images.image_shape, joint=joint, progress=None if progress is None else partial(progress, "blocks")
+    )
     for name, observe in OBSERVATIONS.items():
         try:
-            yield observe(network, data)
+            yield _watched(name, lambda observe=observe: observe(network, images), progress)
         except InputError as reason:
             yield name, str(reason)
+
+
+def _watched(name: str, work: Callable[[], Claim], progress: Progress | None) -> Claim:
+    """The claim that the work gives; when it begins and ends is told."""
+    tell = progress or (lambda stage, done, total: None)
+    tell(name, 0, 1)
+    claim = work()
+    tell(name, 1, 1)
+    return claim

@@ -11,6 +11,7 @@ A run folder holds
 Nothing here knows models, attacks or certificates: a report can be made again years later.
 """
 
+from robustres.results.archive import write_archive
 from robustres.results.claim import REPORT_FILES, require_own, require_own_run
 from robustres.results.digits import rounded_text, share_text
 from robustres.results.files import csv_text, json_text, write_atomically
@@ -64,5 +65,6 @@ __all__ = [
     "share_text",
     "summarise",
     "typed_table",
+    "write_archive",
     "write_atomically",
 ]

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustres.errors import InputError
+from robustres.results.schema import ARCHIVE
 
 # What a report and a comparison write beside each other.
 REPORT_FILES = (
     *("report.html", "report.md", "tables.tex", "model_card.md", "samples.csv", "blocks.csv"),
     *("summary.json", "robustbench.json", "figures"),
 )
-RUN_FILES = ("run.json", "digest.json", "parts", "timings", "examples", *REPORT_FILES)
+RUN_FILES = ("run.json", "digest.json", "parts", "timings", "examples", ARCHIVE, *REPORT_FILES)
 
 
 def require_own(folder: Path, names: Sequence[str], *, marker: str, entry: str) -> None:

@@ -16,7 +16,7 @@ from robustres.results.check import require_unique
 from robustres.results.files import json_text, write_atomically
 from robustres.results.manifest import checked_manifest
 from robustres.results.parts import DIAGNOSED, TRAINING, WHOLE, Parts
-from robustres.results.schema import KEPT, TABLES, TIMINGS, empty_table, without_rows
+from robustres.results.schema import ARCHIVE, KEPT, TABLES, TIMINGS, empty_table, without_rows
 from robustres.results.seal import NAME as SEAL
 from robustres.results.seal import require_seal, write_seal
 from robustres.results.summary import summarise
@@ -93,8 +93,8 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove the manifest, the summary, the digest and every part, the manifest first; other files stay."""
-        for name in ("run.json", "summary.json", SEAL):
+        """Remove what an evaluation writes, the manifest first; other files stay."""
+        for name in ("run.json", "summary.json", SEAL, ARCHIVE):
             (self.path / name).unlink(missing_ok=True)
         Parts(self.path / "parts").clear()
         Parts(self.path / "timings").clear()

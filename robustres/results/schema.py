@@ -118,8 +118,9 @@ TABLES: dict[str, dict[str, str]] = {
         "image": "object",
     },
 }
-# Tables that no report reads.
+# Tables that no report reads, and the archive that is made of them.
 KEPT = ("adversarial",)
+ARCHIVE = "adversarial.npz"
 
 # One row per part, attack or certificate, and norm: the wall time of its samples. No table of the run, since times
 # differ from run to run.

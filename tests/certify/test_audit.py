@@ -45,6 +45,14 @@ def assert_refuted(model: nn.Module, shape: tuple[int, ...], claimed: float = 1.
     return row
 
 
+def test_the_progress_of_an_audit_is_told_claim_by_claim_and_piece_by_piece() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    told: list[tuple[str, int, int]] = []
+    audit(model, (4,), claimed={"0": 9.0, "": 9.0}, restarts=1, search=QUICK, progress=lambda *step: told.append(step))
+    assert [step for step in told if step[0] == "claims"] == [("claims", done, 2) for done in range(3)]
+    assert {total for stage, _, total in told if stage == "blocks"} >= {1, 2}
+
+
 def exact_norm(weight: Tensor, side: int) -> float:
     padding = weight.shape[-1] // 2
     map_ = Convolution(weight.detach(), (weight.shape[1], side, side), padding=((padding, padding), (padding, padding)))

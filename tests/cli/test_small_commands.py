@@ -72,6 +72,21 @@ def test_enforce_writes_a_network_within_its_budget(
         assert row["upper"] <= (0.9 if row["shortcut"] is None else 1 + 0.9**2) * (1 + 1e-6)
 
 
+def test_files_of_others_in_out_are_not_overwritten(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own" / "model.safetensors"
+    own.parent.mkdir()
+    own.write_text("mine")
+    enforced = ["enforce", checkpoint, "--lipschitz", "0.9", "--data", "digits", "--out"]
+    trained = ["train", "constrained-tiny", "--data", "digits", "--epochs", "1", "--limit", "50", "--out"]
+    for command in (enforced, trained):
+        assert run([*command, str(own.parent)], monkeypatch) == 2
+        assert "would be overwritten; choose another --out" in capsys.readouterr().err
+        assert [file.name for file in own.parent.iterdir()] == ["model.safetensors"]
+        assert own.read_text() == "mine"
+
+
 def test_certify_and_attack_fill_one_side_each(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,11 @@ def test_the_pieces_run_one_after_the_other_are_the_network() -> None:
 
 def test_every_claim_says_something_about_it_and_it_is_left_as_it_was() -> None:
     before = {name: value.clone() for name, value in NETWORK.state_dict().items()}
-    results = list(inspect_model(NETWORK, IMAGES, joint=False))
+    told: list[tuple[str, int, int]] = []
+    results = list(inspect_model(NETWORK, IMAGES, joint=False, progress=lambda *step: told.append(step)))
+    blocks = [step for step in told if step[0] == "blocks"]
+    assert blocks[-1][1] == blocks[-1][2] > 1
+    assert [step for step in told if step[0] != "blocks"] == [(name, k, 1) for name in NAMES for k in (0, 1)]
     assert [result.name for result in results if isinstance(result, Claim)] == list(NAMES)
     assert all(result.holds for result in results if isinstance(result, Claim))
     assert all(torch.equal(value, before[name]) for name, value in NETWORK.state_dict().items())

@@ -14,7 +14,7 @@ from robustres.cli.main import app
 from robustres.data import load_data
 from robustres.errors import DataError, InputError, ModelError
 from robustres.evaluation import Settings, evaluate, replay
-from robustres.results import RunFolder
+from robustres.results import RunFolder, write_archive
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SETTINGS = Settings(
@@ -68,6 +68,26 @@ def test_eight_bit_images_are_kept_as_such(tmp_path: Path) -> None:
     folder.write_part("adversarial", "all", rows)
     ((_, images),) = folder.adversarial()
     assert images.tolist() == [[[[0.0, 1.0]]]]
+
+
+def test_all_examples_of_a_run_are_one_archive_for_numpy(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    data = load_data("digits", limit=20)
+    settings = Settings(eps={"l2": (0.5, 1.0)}, attacks=("fgsm", "ddn"), save_examples=True, part_size=8)
+    run = evaluate(model, (data.images, model(data.images).argmax(1)), tmp_path, settings)
+    with np.load(write_archive(run.folder)) as archive:
+        kept = {name: archive[name] for name in archive.files}
+    expected = run.attacks[run.attacks["fooled"]]
+    assert len(kept["images"]) == len(expected) > 20
+    assert kept["images"].shape[1:] == (1, 8, 8)
+    assert set(kept["attack"]) == {"fgsm", "ddn"}
+    assert np.isnan(kept["eps"]).tolist() == (kept["attack"] == "ddn").tolist()
+    answers = model(torch.from_numpy(kept["images"])).argmax(1)
+    clean = model(data.images[torch.from_numpy(kept["index"])]).argmax(1)
+    assert bool((answers != clean).all())
+    with pytest.raises(InputError, match="kept no examples"):
+        write_archive(RunFolder(tmp_path / "none"))
 
 
 def test_calls_take_words_modules_and_loaded_models_alike(tmp_path: Path) -> None:

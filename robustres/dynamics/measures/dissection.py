@@ -56,7 +56,16 @@ class Dissection:
         return product * (1 + 1e-12)
 
 
-def dissect(model: nn.Module, input_shape: tuple[int, ...], *, joint: bool = True) -> Dissection:
-    """Cut a model into its pieces and bound each; UnsupportedOperationError lists what the certifier cannot read."""
-    report = lipschitz(model, input_shape, joint=joint)
+def dissect(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    joint: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dissection:
+    """Cut a model into its pieces and bound each; UnsupportedOperationError lists what the certifier cannot read.
+
+    progress: told how many pieces are bounded, and how many there are.
+    """
+    report = lipschitz(model, input_shape, joint=joint, progress=progress)
     return Dissection(report.view(), report)
