@@ -11,6 +11,7 @@ from robustres.reports.confusion_figure import confusion_figures
 from robustres.reports.figure import Figure
 from robustres.reports.files import figure_data, grouped, write_figures, write_json
 from robustres.reports.gallery import gallery
+from robustres.reports.hub import front_matter
 from robustres.reports.ledger import costliest_block, ledger
 from robustres.reports.model_table import model_columns, model_row
 from robustres.reports.provenance import command_line, guarantees, provenance_rows
@@ -47,8 +48,10 @@ def write_report(folder: Path | str) -> Path:
     ]
     values = _values(run, samples, blocks, figures)
     write_figures(folder, figures)
-    for template in ("report.md", "tables.tex", "model_card.md"):
+    for template in ("report.md", "tables.tex"):
         write_atomically(folder / template, render(template, **values).encode())
+    card = front_matter(run) + "\n" + render("model_card.md", **values)
+    write_atomically(folder / "model_card.md", card.encode())
     write_atomically(folder / "samples.csv", csv_text(wide_samples(run, samples)).encode())
     write_atomically(folder / "blocks.csv", csv_text(blocks).encode())
     write_json(folder / "summary.json", run.summary)

@@ -9,23 +9,58 @@ import typer
 from robustres.cli.options import Json, Require
 from robustres.cli.run import require_met
 
+Format = Annotated[
+    str,
+    typer.Option("--format", help="run (the report of a run) | auditor (sections that robustness standards ask for)."),
+]
+Statements = Annotated[
+    Path | None,
+    typer.Option(
+        "--statements", help="For --format auditor: TOML file with what only you can say, such as the domain."
+    ),
+]
+To = Annotated[
+    list[str] | None,
+    typer.Option("--to", help="Also log the run to mlflow or wandb, where their own settings say; repeatable."),
+]
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/demo/constrained.")],
+    format: Format = "run",
+    statements: Statements = None,
+    to: To = None,
     require: Require = None,
     json: Json = False,
 ) -> None:
     """Write report.html, report.md, the CSV tables and the figures again, from the tables of a run alone.
 
+    With --format auditor, write auditor.html and auditor.md: domain, property, threat model, method, results per input,
+    counterexamples, limits and environment, with everything that is missing said plainly.
+
     Example: robustres report runs/demo/constrained
     """
-    from robustres.reports import write_report
+    from robustres.errors import InputError
+    from robustres.reports import write_auditor_report, write_report
+    from robustres.reports.trackers import TRACKERS, track
     from robustres.results import Requirement
 
+    if format not in ("run", "auditor"):
+        raise InputError(f"--format must be run or auditor, got {format!r}")
+    if statements is not None and format != "auditor":
+        raise InputError("--statements belongs to --format auditor")
+    if unknown := sorted(set(to or ()) - TRACKERS.keys()):
+        raise InputError(f"--to must be {' or '.join(TRACKERS)}, got {unknown[0]!r}")
     asked = [Requirement.read(text) for text in require or ()]
     page = write_report(folder)
+    if format == "auditor":
+        page = write_auditor_report(folder, statements)
     text = (folder / "summary.json").read_text()
     typer.echo(text if json else f"report: {page}", nl=not json)
+    for name in to or ():
+        tracked = track(folder, name)
+        if not json:
+            typer.echo(f"logged to {name}: {tracked}")
     summary = json_module.loads(text)
     summary["requirements"] += [one.met(summary) for one in asked]
     require_met(summary, quiet=json)

@@ -11,6 +11,7 @@ from robustres.results.schema import ARCHIVE
 REPORT_FILES = (
     *("report.html", "report.md", "tables.tex", "model_card.md", "samples.csv", "blocks.csv"),
     *("summary.json", "robustbench.json", "figures"),
+    *("auditor.html", "auditor.md", "auditor-samples.csv"),
 )
 RUN_FILES = ("run.json", "digest.json", "parts", "timings", "examples", ARCHIVE, *REPORT_FILES)
 
