@@ -229,13 +229,13 @@ def _samples(run: Run, samples: pd.DataFrame) -> Section:
         section.columns.extend(
             (f"radius {norm_text(norm)}", f"example at {norm_text(norm)}", f"at {norm_text(norm)} {eps}")
         )
-    known = {norm: outcome(samples, norm, run.headline_eps(norm) or 0.0) for norm in norms}
-    for index, row in samples.head(MOST_ROWS).iterrows():
+    known = {norm: list(outcome(samples, norm, run.headline_eps(norm) or 0.0)) for norm in norms}
+    for place, (index, row) in enumerate(samples.head(MOST_ROWS).iterrows()):
         cells = [str(index), str(row["label"]), str(row["prediction"])]
         for norm in norms:
             distance = row[f"distance_{norm}"]
             cells += [radius_text(row[f"radius_{norm}"]), "none" if distance == float("inf") else f"{distance:.4g}"]
-            cells.append(str(known[norm][index]))
+            cells.append(str(known[norm][place]))
         section.rows.append(cells)
     shown = min(MOST_ROWS, run.total)
     section.notes.append(f"{shown:,} of {run.total:,} samples are shown; auditor-samples.csv holds all of them.")

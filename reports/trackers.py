@@ -1,6 +1,6 @@
 """A finished run written to an experiment tracker: the numbers of its summary under short names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def to_wandb(folder: Path | str, *, project: str = "robustres") -> str:
         return str(tracked.id)
 
 
-TRACKERS = {"mlflow": to_mlflow, "wandb": to_wandb}
+TRACKERS: dict[str, Callable[[Path | str], str]] = {"mlflow": to_mlflow, "wandb": to_wandb}
 
 
 def track(folder: Path | str, name: str) -> str:

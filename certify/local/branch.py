@@ -115,7 +115,7 @@ def branched(
     tree = Tree(root, root.value)
     waiting: list[tuple[float, int, Branch, Way]] = [(root.value, next(search.count), root, ())]
     while waiting and waiting[0][0] <= margin and tree.parts < most and not stop():
-        taken = []
+        taken: list[tuple[float, int, Branch, Way]] = []
         while waiting and len(taken) < BATCH and waiting[0][0] <= margin:
             taken.append(heapq.heappop(waiting))
         made = _cut(search, [one[2] for one in taken], [one[3] for one in taken])

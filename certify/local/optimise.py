@@ -135,7 +135,8 @@ class _Adam:
         self.first = one * self.first + (1 - one) * gradient
         self.second = two * self.second + (1 - two) * gradient.square()
         scale = (1 - two**self.count) ** 0.5 / (1 - one**self.count)
-        return self.rate * 0.97**self.count * scale * self.first / (self.second.sqrt() + 1e-12)
+        step: Tensor = self.rate * 0.97**self.count * scale * self.first / (self.second.sqrt() + 1e-12)
+        return step
 
 
 def _of(values: Tensor, owner: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +25,16 @@ class MeanNet(nn.Module):
         if not networks:
             raise ModelError("a mean needs at least one network")
         plain = [copy.deepcopy(materialise(network)) for network in networks]
-        heads = [network.head for network in plain]
-        if len({(head.out_features, head.weight.dtype) for head in heads}) > 1:  # type: ignore[union-attr]
+        heads = [cast(nn.Linear, network.head) for network in plain]
+        if len({(head.out_features, head.weight.dtype) for head in heads}) > 1:
             raise ModelError("only networks of as many classes and of one floating type have a mean")
-        weight = torch.cat([head.weight.detach() for head in heads], dim=1) / len(heads)  # type: ignore[misc]
+        weight = torch.cat([head.weight.detach() for head in heads], dim=1) / len(heads)
         self.head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
         with torch.no_grad():
             self.head.weight.copy_(weight)
-            self.head.bias.copy_(torch.stack([head.bias.detach() for head in heads]).mean(dim=0))  # type: ignore[misc]
+            self.head.bias.copy_(torch.stack([head.bias.detach() for head in heads]).mean(dim=0))
         for network in plain:
-            network.head = nn.Identity()  # type: ignore[assignment]
+            network.head = nn.Identity()
         self.bodies = nn.ModuleList(plain)
         self.eval()
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,7 +94,7 @@ def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...]]:
         weights = _tensors(archive, f"data/weights/{name}_weights_config.json", "data/weights")
         constants = _tensors(archive, f"data/constants/{name}_constants_config.json", "data/constants")
         module, sizes = _module(program, weights, constants), _sizes(program)
-        require_moderate(module, torch.zeros(2 if sizes[0] is None else sizes[0], *sizes[1:]))
+        require_moderate(module, torch.zeros(2 if sizes[0] is None else sizes[0], *cast(tuple[int, ...], sizes[1:])))
         return module, sizes
     except ModelError as error:
         raise archive.unreadable(str(error)) from error
