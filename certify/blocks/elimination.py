@@ -53,11 +53,13 @@ def eliminate(
     repair: Repair | None = None,
     slack: float = 0.0,
     space: Space | None = None,
+    chosen: dict[Node, Tensor] | None = None,
 ) -> Eliminated | None:
     """All nodes from the last to the first; None where no admissible multipliers are found for a layer.
 
     order: `output.ordered()`, or the part of it from a node that all paths pass; its first node is what remains.
     rows: (R, outputs), the identity where left out; in a space of its own, (F, R, n). slack: of the output.
+    chosen: the multipliers that another part of the same batch was eliminated with; they are taken, and kept there.
     """
     maps = [node.piece.map for node in order[1:] if isinstance(node.piece, Linear)]
     device = next((m.device for m in maps if m.device.type != "cpu"), torch.device("cpu"))
@@ -66,7 +68,7 @@ def eliminate(
         start = torch.eye(math.prod(output.shape), dtype=torch.float64) if rows is None else rows.to(torch.float64)
         rows, space = start.to(device)[None], Plain()
     assert rows is not None, "a space of its own has no identity to start from"
-    front = Front(output, rows, repair or Repair(), space, slack)
+    front = Front(output, rows, repair or Repair(), space, slack, chosen)
     with torch.no_grad():
         for node in reversed(order[1:]):
             if node not in front.rows:

@@ -7,7 +7,7 @@ Rows come in a batch (F, R, n): one matrix for the network itself, or one for ea
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,10 +91,22 @@ class Plain:
 
 
 class Front:
-    """The present cut: rows (F, R, n) and slack of each of its nodes, and the factor."""
+    """The present cut: rows (F, R, n) and slack of each of its nodes, and the factor.
 
-    def __init__(self, output: Node, rows: Tensor, repair: Repair, space: Space, slack: float = 0.0) -> None:
+    chosen: multipliers (ties,) of the layers eliminated so far, which other parts of the same batch have to share.
+    """
+
+    def __init__(
+        self,
+        output: Node,
+        rows: Tensor,
+        repair: Repair,
+        space: Space,
+        slack: float = 0.0,
+        chosen: dict[Node, Tensor] | None = None,
+    ) -> None:
         self.repair, self.space = repair, space
+        self.chosen: dict[Node, Tensor] = {} if chosen is None else chosen
         self.rows: dict[Node, Tensor] = {output: rows}
         self.slack: dict[Node, float] = {output: slack * UP + FLOOR}
         self.factor = 1.0
@@ -160,16 +172,11 @@ class Front:
         a, d = layer.lower[free], width[free]
         demand = hidden.mH @ hidden
         _diagonal(demand).add_(slack * d * d)
-        shape = weights.sizes.get(node)
-        multipliers = weights.multipliers.get(node)
-        certain = _dominating(demand, layer, place, shape)
-        least = _largest_of_ties(_diagonal(demand).real.amax(0) / 2, layer, place)
-        lift = 1 + self.repair.lift
-        for share in (self.repair.share, *(more for more in MIXTURES if more > self.repair.share)):
-            chosen = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
-            t = (lift * chosen.maximum(least))[place]
+        for multipliers in self._candidates(node, demand, layer, place, weights):
+            t = multipliers[place]
             pivot = _Pivot.of(demand, t, self.count, self.repair.spare)
             if pivot is not None:
+                self.chosen[node] = multipliers
                 break
         else:
             return False
@@ -179,6 +186,22 @@ class Front:
         size = float((t + slack * a.abs() * d).mul(pivot.root).norm(dim=1).max())
         self._eliminate(pivot, hidden, {parent: (own, size * (16 * UNIT) + moved * float(pivot.root.max()))})
         return True
+
+    def _candidates(
+        self, node: Node, demand: Tensor, layer: SectorLayer, place: Tensor, weights: Weights
+    ) -> Iterator[Tensor]:
+        """Multipliers (ties,) from the nearest to those of the search to what is admissible for certain; the chosen
+        ones alone where another part of the batch has chosen."""
+        if node in self.chosen:
+            yield self.chosen[node]
+            return
+        multipliers = weights.multipliers.get(node)
+        certain = _dominating(demand, layer, place, weights.sizes.get(node))
+        least = _largest_of_ties(_diagonal(demand).real.amax(0) / 2, layer, place)
+        lift = 1 + self.repair.lift
+        for share in (self.repair.share, *(more for more in MIXTURES if more > self.repair.share)):
+            near = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
+            yield lift * near.maximum(least)
 
     def bounded(self, node: Node, layer: BoundedLayer, weights: Weights) -> bool:
         """|w| <= c |z|."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.elimination import eliminate
+from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Weights, frobenius
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
@@ -24,6 +24,8 @@ from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import LinearMap, Shape
 from robustres.numerics import gamma, rounded_up
 
+PART_BYTES = 2e9  # of the matrices of the frequencies that are eliminated together
+BYTES = 16 * 8  # of each entry, in all the matrices that live at the same time
 LOSS = 1e-9  # relative, by which what the rows at frequency 0 are off is separated from them
 
 
@@ -74,42 +76,49 @@ def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, 
     found = eliminate(network.tail, network.layers, weights, rows=rows, repair=repair)
     if found is None:
         return math.inf
-    square, slack = found.factor, found.slack
+    square = found.factor
     scale: Tensor | None = None  # of each channel at the cut: |scale w|^2 is what counts
     if not network.constant:
         scale, root = _scale(network.tail[0], weights)
         positions = math.prod(network.tail[0].shape[1:])
         square *= _relative(found.rows, found.slack, root.repeat_interleave(positions))
     for region in network.regions:
-        space = Frequencies(region, coarse_frequencies(region.torus))
-        if scale is None:
-            start, extra = _sums(found.rows, network.tail[0].shape, space)
-            square *= 1 + 2 * LOSS
-            slack += extra
-        else:
-            residues = math.prod(region.multiplicity[region.order[-1]])
-            start = torch.diag(scale.repeat_interleave(residues)).to(torch.complex128)
-            start, slack = start.expand(len(space.frequencies), -1, -1), 0.0
-        part = eliminate(
-            region.order,
-            local_layers(region, network.layers),
-            weights,
-            rows=start,
-            slack=slack,
-            repair=repair,
-            space=space,
-        )
-        if part is None:
-            return math.inf
-        square *= part.factor
-        layer = network.layers.get(region.order[0])
-        if isinstance(layer, BoundedLayer):
-            scale, root = _scale(region.order[0], weights)
-            residues = math.prod(region.multiplicity[region.order[0]])
-            square *= _relative(part.rows, part.slack, root.repeat_interleave(residues)) * layer.constant**2 * UP
-        else:
-            square *= largest_square(part.rows) + part.slack
+        joint = network.layers.get(region.order[0])
+        below = _scale(region.order[0], weights) if isinstance(joint, BoundedLayer) else None
+        layers = local_layers(region, network.layers)
+        chosen: dict[Node, Tensor] = {}
+        largest = 0.0
+        for frequencies in _parts(region):
+            space = Frequencies(region, frequencies)
+            start, slack = _sums(found, network.tail[0].shape, space) if scale is None else _diagonal(scale, space)
+            part = eliminate(
+                region.order, layers, weights, rows=start, slack=slack, repair=repair, space=space, chosen=chosen
+            )
+            if part is None:
+                return math.inf
+            root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
+            root = root.repeat_interleave(math.prod(region.multiplicity[region.order[0]]) if len(root) > 1 else 1)
+            largest = max(largest, part.factor * _relative(part.rows, part.slack, root))
+        square *= largest * UP * (1 + 2 * LOSS if scale is None else 1.0)
+        if below is not None and isinstance(joint, BoundedLayer):
+            scale = below[0]
+            square *= joint.constant**2 * UP
     return square * UP
+
+
+def _parts(region: Region) -> list[Tensor]:
+    """The frequencies in parts whose matrices fit the memory, each spread over all of them, the first with 0."""
+    every = coarse_frequencies(region.torus)
+    widest = max(region.channels(node) for node in region.order)
+    count = min(len(every), math.ceil(len(every) * widest * widest * BYTES / PART_BYTES))
+    return [every[place::count] for place in range(count)]
+
+
+def _diagonal(scale: Tensor, space: Frequencies) -> tuple[Tensor, float]:
+    """The rows of a cut, the same at every frequency."""
+    residues = math.prod(space.region.multiplicity[space.region.order[-1]])
+    rows = torch.diag(scale.repeat_interleave(residues)).to(torch.complex128)
+    return rows.expand(len(space.frequencies), -1, -1), 0.0
 
 
 def _scale(node: Node, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -127,8 +136,10 @@ def _relative(rows: Tensor, slack: float, root: Tensor) -> float:
     return (norm * norm + slack * largest * largest) * UP
 
 
-def _sums(rows: Tensor, shape: Shape, space: Frequencies) -> tuple[Tensor, float]:
-    """Rows (1, R, C H W), one number per channel, at frequency 0; nothing elsewhere. And the slack for what is off."""
+def _sums(found: Eliminated, shape: Shape, space: Frequencies) -> tuple[Tensor, float]:
+    """Rows (1, R, C H W), one number per channel, at frequency 0; nothing elsewhere. And the slack, with that for what
+    they are off."""
+    rows = found.rows
     values = rows.reshape(rows.shape[1], shape[0], -1)
     middle = (values.amax(2) + values.amin(2)) / 2
     off = frobenius((values - middle[..., None]).flatten(1)) * (1 + gamma(8))
@@ -138,9 +149,9 @@ def _sums(rows: Tensor, shape: Shape, space: Frequencies) -> tuple[Tensor, float
         len(space.frequencies), len(middle), shape[0] * residues, dtype=torch.complex128, device=rows.device
     )
     at_zero = (middle * math.sqrt(math.prod(torus.points))).repeat_interleave(residues, dim=1)
-    start[0] = at_zero.to(start.dtype)
+    start[~space.frequencies.any(1)] = at_zero.to(start.dtype)
     off += 8 * UNIT * frobenius(at_zero)
-    return start, off * off / LOSS * UP
+    return start, (found.slack + off * off / LOSS) * UP
 
 
 def local_layers(region: Region, layers: Mapping[Node, Increment]) -> dict[Node, Increment]:

@@ -350,7 +350,9 @@ class _Ground:
 def spread(layer: SectorLayer, shape: Shape, *, cut: bool = False) -> SectorLayer:
     """A layer whose channels have one inequality each, with so many positions; cut: some answers may be 0 instead."""
     old, new = math.prod(layer.shape[1:]), math.prod(shape[1:])
-    lower, upper, tie = (values[::old].repeat_interleave(new) for values in (layer.lower, layer.upper, layer.tie))
+    lower = layer.lower.reshape(-1, old).amin(1).repeat_interleave(new)
+    upper = layer.upper.reshape(-1, old).amax(1).repeat_interleave(new)
+    tie = layer.tie[::old].repeat_interleave(new)
     if cut:
         lower, upper = lower.clamp_max(0), upper.clamp_min(0)
     return SectorLayer(lower, upper, tie, layer.ties, shape, layer.mixing)

@@ -22,7 +22,6 @@ from robustres.certify.graph.network import Linear, Node
 
 WIDEST = 6144  # coordinates of a layer that is eliminated at once: half a dozen matrices of that size take 2 GiB
 COUPLED = (1024, 512, 256, 128, 64)  # the same at each frequency, in the order in which they are tried
-MEMORY = 5e9  # bytes that the matrices of all frequencies may take
 SINGLE_PRECISION = 3000  # neurons from which the search runs in float32
 NOMINAL = 2e10  # operations per second of the nominal core
 COMPLEX = 4  # a complex product in real ones
@@ -89,9 +88,9 @@ class TorusForm:
 
     def __init__(self, network: TorusNetwork) -> None:
         self.network = network
-        self.cost, bytes_ = torus_cost(network)
+        self.cost = torus_cost(network)
         self.step = _step_cost(network.order, COPIES_SHARED)
-        self.obstacle = f"its frequencies need {bytes_ / 2**30:.1f} GiB" if bytes_ > MEMORY else ""
+        self.obstacle = "" if math.isfinite(self.cost) else "what follows the last image is too wide"
 
     def search(
         self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
@@ -141,12 +140,11 @@ def elimination_cost(order: Sequence[Node], layers: Mapping[Node, Increment]) ->
     return followed.operations / NOMINAL + PER_NODE * len(order), followed.widest
 
 
-def torus_cost(network: TorusNetwork) -> tuple[float, float]:
-    """Nominal seconds of one elimination of all regions and its proof, and bytes of the matrices of one region."""
+def torus_cost(network: TorusNetwork) -> float:
+    """Nominal seconds of one elimination of all regions and its proof."""
     seconds, widest = elimination_cost(network.tail, network.layers)
     if widest > WIDEST:
-        return math.inf, 0.0
-    bytes_ = 0.0
+        return math.inf
     rows = math.prod(network.tail[-1].shape)
     for place, region in enumerate(network.regions):
         count = len(coarse_frequencies(region.torus))
@@ -155,14 +153,13 @@ def torus_cost(network: TorusNetwork) -> tuple[float, float]:
             rows = size(region.order[-1])
         followed = _Followed(region.order, local_layers(region, network.layers), rows, size, plain=False)
         seconds += COMPLEX * count * followed.operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
-        bytes_ = max(bytes_, 16.0 * count * followed.entries)
-    return seconds, bytes_
+    return seconds
 
 
 class _Followed:
     """The cut followed as `Front` does, with sizes in place of matrices.
 
-    operations: real or complex; widest: the largest matrix that is factorised; entries: the most in rows and factor.
+    operations: real or complex; widest: the largest matrix that is factorised.
     """
 
     def __init__(
@@ -174,7 +171,7 @@ class _Followed:
         *,
         plain: bool,
     ) -> None:
-        self.operations, self.widest, self.entries = 0.0, 0, 0.0
+        self.operations, self.widest = 0.0, 0
         live = {order[-1]: size(order[-1])}
         for node in reversed(order[1:]):
             if node not in live:
@@ -191,23 +188,17 @@ class _Followed:
                 width = sum(live.values())
                 products = 0.0 if fresh else 2.0 * free * rows * width
                 self.operations += 2.0 * free * free * rows + free**3 / 3 + products + free * free * width
-                self._hold(2.0 * free * free + 2.0 * rows * free + (rows + 2.0 * free) * width)
                 rows = free if fresh else rows + free
                 self.widest = max(self.widest, free)
             live |= joined
             width = sum(live.values())
             if rows > width:
                 self.operations += 2.0 * rows * width * width + width**3 / 3
-                self._hold(3.0 * rows * width + 2.0 * width * width)
                 rows, self.widest = width, max(self.widest, width)
         width = live.get(order[0], 0)
         side = min(rows, width)
         self.operations += 2.0 * side * side * max(rows, width) + side**3
-        self._hold(2.0 * rows * width + 3.0 * side * side)
         self.widest = max(self.widest, side)
-
-    def _hold(self, entries: float) -> None:
-        self.entries = max(self.entries, entries)
 
 
 def _step_cost(order: Sequence[Node], copies: int) -> float:

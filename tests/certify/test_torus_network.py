@@ -192,3 +192,17 @@ def test_roundings_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (front, torus_bound):
         monkeypatch.setattr(module, "gamma", coarse)
     assert plain * (1 + 1e-9) < torus_bound.torus_bound(network, point)
+
+
+def test_frequencies_in_parts_share_their_multipliers_and_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    model = Stages(nn.ReLU(), False).double().eval()
+    network = on_tori(simplified(model, 2, 8, 8), widest=1000)
+    point = search(network.order, network.layers, copies=4, steps=150)
+    repair = Repair(1e-2, 1e-3)
+    together = torus_bound.torus_bound(network, point, repair=repair)
+    monkeypatch.setattr(torus_bound, "PART_BYTES", 1e5)
+    assert len(torus_bound._parts(network.regions[0])) > 2
+    apart = torus_bound.torus_bound(network, point, repair=repair)
+    assert apart == pytest.approx(together, rel=1e-2)
+    assert attained(model, 2, 8, 8) <= apart
