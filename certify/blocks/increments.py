@@ -111,7 +111,12 @@ def _increment(node: Node) -> Increment | None:
         linear = piece.kind == "sum" or (piece.kind == "concatenation" and piece.axis is not None)
         return None if linear else BoundedLayer(1.0, node.shape)
     if isinstance(piece, Elementwise):
-        return _sector_layer(piece.slopes, node.shape)
+        layer = _sector_layer(piece.slopes, node.shape)
+        if piece.each is None:
+            return layer
+        return replace(
+            layer, lower=piece.each[0].to(layer.lower).flatten(), upper=piece.each[1].to(layer.upper).flatten()
+        )
     assert isinstance(piece, Opaque), piece
     if piece.sorts is not None:
         return _sector_layer(piece.sorts, node.shape)

@@ -5,7 +5,8 @@ above the bound counts only where the answers to two inputs show it. torch's der
 of several equal inputs of 1e150, which together are n times as steep as the function.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from torch import Tensor
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.graph.capture import BATCH, Captured, device_of
 from robustres.certify.graph.network import Node
-from robustres.certify.lower.ascent import ascend
+from robustres.certify.lower.ascent import ascend, children
 from robustres.certify.lower.jacobian import Steepest, norms, scaled, steepest_directions
 from robustres.numerics import gamma
 
 Piece = tuple[Node, Node, BlockRow]
 MOST_STARTS = 3 * BATCH  # of real images, for inputs of at most so many numbers:
 SMALL_INPUT = 20_000
+CLIMBS = 8  # the first from every image, each other from four copies of the best
+CLIMB_REACH = 0.3
+CLIMBED_SAMPLES = 4 * CLIMBS  # of which each step of a climb runs both ends of a pair, on average, for half the steps
 REACH = 0.1  # of a pair's distance over the size of the values that it starts from
 STEPS = tuple(10.0**-k for k in range(1, 10))  # from a point to the other of a pair, over the point's size
 CLOSE = 1e-6  # derivatives are as exact as torch's: that of hardsigmoid is 3e-8 too large
@@ -76,6 +80,48 @@ def estimate(
         raise
     except RuntimeError:  # torch has no derivative here, or a wrong one
         return 0.0
+
+
+def climbed(
+    captured: Captured,
+    entry: Node,
+    end: Node,
+    images: Tensor,
+    *,
+    ascent_steps: int,
+    generator: torch.Generator | None,
+    upper: float,
+) -> float:
+    """The largest Jacobian norm that is found by climbing from images (N, *shape) again and again, as
+    `strongest_witness` does: from each of them, then from copies of the two best that are moved and spread apart."""
+    if ascent_steps < 1 or not captured.rebatches:
+        return 0.0
+    draw = generator or torch.Generator().manual_seed(0)
+    try:
+        return max(_climb(captured, entry, end, images.to(device_of(captured.module)), ascent_steps, draw, upper))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # torch has no derivative here, or a wrong one
+        return 0.0
+
+
+def _climb(
+    captured: Captured, entry: Node, end: Node, middle: Tensor, steps: int, draw: torch.Generator, upper: float
+) -> Iterator[float]:
+    """The largest slope after every climb."""
+
+    def network(values: Tensor) -> Tensor:
+        return captured.run({entry.origin: values}, end.origin)
+
+    start = torch.randn(middle.shape, dtype=torch.float64, generator=draw).to(middle.device)
+    spread = scaled(CLIMB_REACH * norms(middle), steepest_directions(network, middle, start, steps=4).direction)
+    for climb in range(CLIMBS):
+        found = ascend(network, middle, spread, steps=steps if climb == 0 else steps // 2 + 1, deadline=math.inf)
+        middle, spread = (torch.cat(ends) for ends in zip((middle, spread), found, strict=True))
+        slopes = steepest_directions(network, middle, spread, steps=4)
+        yield _confirmed(network, middle, slopes, upper)
+        order = slopes.stretch.nan_to_num(0, 0, 0).argsort(descending=True)[:2]
+        middle, spread = children(middle[order], spread[order], draw)
 
 
 def _steepest(

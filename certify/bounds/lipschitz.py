@@ -13,11 +13,20 @@ from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bound_cache import BoundMemory, Known, RememberingBounder, network_key
 from robustres.certify.bounds.bounded_network import Analysis
-from robustres.certify.bounds.estimates import CLOSE, Piece, block_estimates, estimate, start_images
+from robustres.certify.bounds.estimates import (
+    CLIMBED_SAMPLES,
+    CLOSE,
+    Piece,
+    block_estimates,
+    climbed,
+    estimate,
+    start_images,
+)
 from robustres.certify.bounds.head import Head
 from robustres.certify.bounds.pieces import unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
 from robustres.certify.bounds.unit_domain import on_unit_domain
+from robustres.certify.bounds.whole_forms import step_cost
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
 from robustres.certify.graph.capture import Captured, device_of, refusing_what_fails
 from robustres.certify.graph.network import Linear, Node
@@ -28,6 +37,7 @@ from robustres.errors import DefectiveBoundError, InputError, Refusal, Unsupport
 from robustres.numerics import require_certifiable_arithmetic
 
 Norm = Literal["l2", "linf"]
+CLIMB, MOST_CLIMBED = 0.5, 60  # share of the effort for estimates from images, and steps of the first climb
 WHOLE = 4  # the effort of the whole network over that of one of its blocks
 Domain = Literal["all", "unit"]
 Refuse = Literal["raise", "record"]
@@ -41,6 +51,7 @@ def lipschitz(
     domain: Domain = "all",
     joint: bool = True,
     effort: float = DEFAULT_EFFORT,
+    whole_effort: float | None = None,
     seconds: float | None = 2.0,
     delta: float | None = None,
     lower_steps: int = 8,
@@ -61,8 +72,9 @@ def lipschitz(
         the part of their ball that lies in [0, 1]^n, to which the adversary is confined, and are 0 for images outside.
     joint: also bound residual blocks jointly, and the whole network by eliminating its layers; False computes the
         product of textbook bounds only, in a fraction of the time.
-    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound. The
-        whole network may take four times as much; `report.whole` says what it gave, or why it was skipped.
+    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
+    whole_effort: how much the elimination of the whole network may cost, four times `effort` where left out;
+        `report.whole` says what it gave, or why it was skipped and how much it would need.
     seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
     delta: failure probability that the norm of each linear map may spend on Lanczos iteration, where that is tighter;
         None allows deterministic methods only. Joint bounds are deterministic with either.
@@ -91,7 +103,7 @@ def lipschitz(
     settings: dict[str, Any] = {
         "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta,
         "steps": lower_steps if norm == "l2" else 0, "device": device_of(model).type, "images": starts,
-        "domain": domain,
+        "domain": domain, "whole": WHOLE * effort if whole_effort is None else whole_effort,
     }  # fmt: skip
     try:
         with refusing_what_fails("bounding it"):
@@ -139,9 +151,9 @@ def _bounded(
         product = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
         head = _head(output, bounders)
     if not remembered:
-        known.lower = estimate(captured, order[0], output, starts, steps, generator, upper=product["l2"][0])
+        known.lower = _network_estimate(captured, output, settings, generator, product["l2"][0])
         known.block_lower = block_estimates(captured, pieces[norm], starts, steps, generator)
-    eliminated = WholeNetwork(output, effort=WHOLE * effort)
+    eliminated = WholeNetwork(output, effort=settings["whole"])
     if known.whole is None:
         attained = known.lower if norm == "l2" else 0.0
         known.whole = (
@@ -150,7 +162,7 @@ def _bounded(
             else WholeBound(skipped="joint bounds were not asked for")
         )
     if norm == "l2" and known.lower > known.whole.upper * (1 + CLOSE):  # the search again, now by pairs
-        known.lower = estimate(captured, order[0], output, starts, steps, generator, upper=known.whole.upper)
+        known.lower = _network_estimate(captured, output, settings, generator, known.whole.upper)
     upper, guarantee = product[norm]
     method = PRODUCT
     if norm == "l2" and known.whole.upper < upper:
@@ -175,6 +187,19 @@ def _bounded(
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())
     return report
+
+
+def _network_estimate(
+    captured: Captured, output: Node, settings: Mapping[str, Any], generator: torch.Generator | None, upper: float
+) -> float:
+    """From below, with a climb where there are images to start from and nothing confines it."""
+    order, starts, steps = output.ordered(), settings["images"], settings["steps"]
+    found = estimate(captured, order[0], output, starts, steps, generator, upper=upper)
+    if starts is None or not steps or captured.on_unit_domain:
+        return found
+    climb = min(MOST_CLIMBED, int(CLIMB * settings["effort"] / step_cost(order, CLIMBED_SAMPLES)))
+    higher = climbed(captured, order[0], output, starts, ascent_steps=climb, generator=generator, upper=upper)
+    return max(found, higher)
 
 
 def _fitting(given: Any, shape: Shape) -> Tensor | None:

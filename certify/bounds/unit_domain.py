@@ -33,7 +33,8 @@ def on_unit_domain(network: Node, captured: Captured) -> Node:
         piece = node.piece
         if isinstance(piece, Elementwise):
             low, high = piece.function.slopes_on(*inputs[0])
-            piece = Elementwise(piece.function, (float(low.min()), float(high.max())))
+            each = low.expand(1, *node.shape)[0], high.expand(1, *node.shape)[0]
+            piece = Elementwise(piece.function, (float(low.min()), float(high.max())), each)
         if isinstance(piece, Product):
             first, second = (float(torch.maximum(low.abs(), high.abs()).max()) for low, high in inputs)
             piece = Product((first, second))

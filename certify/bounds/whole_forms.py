@@ -60,7 +60,7 @@ class PlainForm:
         neurons = sum(math.prod(layer.shape) for layer in self.layers.values())
         self.dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
         self.cost, widest = elimination_cost(order, self.layers)
-        self.step = _step_cost(order, COPIES)
+        self.step = step_cost(order, COPIES)
         self.obstacle = (
             f"a cut of {widest:,} coordinates is too wide (at most {WIDEST:,} are eliminated at once)"
             if widest > WIDEST
@@ -89,7 +89,7 @@ class TorusForm:
     def __init__(self, network: TorusNetwork) -> None:
         self.network = network
         self.cost = torus_cost(network)
-        self.step = _step_cost(network.order, COPIES_SHARED)
+        self.step = step_cost(network.order, COPIES_SHARED)
         self.obstacle = "" if math.isfinite(self.cost) else "what follows the last image is too wide"
 
     def search(
@@ -201,7 +201,7 @@ class _Followed:
         self.widest = max(self.widest, side)
 
 
-def _step_cost(order: Sequence[Node], copies: int) -> float:
+def step_cost(order: Sequence[Node], copies: int) -> float:
     """Nominal seconds of a sweep of the search, forward and back."""
     maps = [node.piece.map for node in order if isinstance(node.piece, Linear)]
     products = sum(map_.out_size * map_.roundings for map_ in maps)

@@ -24,7 +24,7 @@ from robustres.certify.proof.bound import Guarantee
 METHOD = "layers eliminated"
 FIRST_STEPS, MOST_STEPS = 200, 1600
 # From the gentlest repair of the multipliers to what deep chains need, until the bound is near what is reachable; and
-# the one that is nearly always good where a proof takes much of the effort.
+# the one that is nearly always good where a proof at all frequencies takes much of the effort.
 REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
 SURE = Repair(1e-2, 1e-3)
 NEAR = 1 + 3e-3
@@ -107,7 +107,8 @@ class WholeNetwork:
             if reachable >= known:
                 skipped = f"multipliers per {form.shares} cannot go below {reachable:.6g}"
                 break
-            for repair in REPAIRS if spent + 3 * form.cost <= self.effort else (SURE,):
+            scarce = form.shares == "channel" and spent + 3 * form.cost > self.effort
+            for repair in (SURE,) if scarce else REPAIRS:
                 upper = min(upper, form.prove(point, repair=repair))
                 spent += form.cost
                 if upper <= NEAR * reachable or spent + form.cost > self.effort:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import fx
+from torch import Tensor, fx
 
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.linear_map import LinearMap, Shape
@@ -32,10 +32,14 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
-    """A scalar function applied to every coordinate; within: its slopes where only some inputs count, None for all."""
+    """A scalar function applied to every coordinate.
+
+    within: its slopes where only some inputs count, None for all. each: those of every coordinate, of the node's shape.
+    """
 
     function: Activation
     within: tuple[float, float] | None = None
+    each: tuple[Tensor, Tensor] | None = None
 
     @property
     def slopes(self) -> tuple[float, float]:

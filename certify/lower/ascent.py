@@ -105,13 +105,13 @@ def _climb(
         stale = len(history) > _PATIENCE and history[-1] < (1 + _GROWTH) * history[-1 - _PATIENCE]
         if len(history) == search.rounds or stale or time.monotonic() > deadline:
             return
-        children = ascend(
-            function, *_children(middle, spread, generator), steps=search.ascent_steps // 2, deadline=deadline
+        moved = ascend(
+            function, *children(middle, spread, generator), steps=search.ascent_steps // 2, deadline=deadline
         )
-        middle, spread = torch.cat([middle, children[0]]), torch.cat([spread, children[1]])
+        middle, spread = torch.cat([middle, moved[0]]), torch.cat([spread, moved[1]])
 
 
-def _children(middle: Tensor, spread: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def children(middle: Tensor, spread: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Copies of the pairs in turn, the first of each where its parent is and the others moved, all spread apart."""
     parent = torch.arange(_CHILDREN, device=middle.device) % len(middle)
     moved, apart = torch.rand(2, _CHILDREN, generator=generator, dtype=middle.dtype).to(middle.device)

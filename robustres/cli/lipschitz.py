@@ -31,6 +31,11 @@ WhatIf = Annotated[
     typer.Option("--what-if", help="BLOCK=FACTOR: the bounds if that block's branch were multiplied; repeatable."),
 ]
 
+WholeEffort = Annotated[
+    float | None,
+    typer.Option("--whole-effort", help="Cost of the whole network at once, in seconds of a nominal core."),
+]
+
 
 def lipschitz(
     model: options.Model,
@@ -39,6 +44,7 @@ def lipschitz(
     data: Images = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
+    whole_effort: WholeEffort = None,
     domain: Domain = "all",
     what_if: WhatIf = None,
     json: options.Json = False,
@@ -57,7 +63,7 @@ def lipschitz(
             _require_names(loaded.module, shape, [name for name, _ in suppositions])
         blocks = partial(progress, "blocks")
         starts = None if images is None else images.spaced(STARTS)
-        limits = options.thoroughness(joint, effort)
+        limits = options.thoroughness(joint, effort) | {"whole_effort": whole_effort}
         report = bound(loaded.module, shape, images=starts, domain=domain, progress=blocks, **limits)  # type: ignore[arg-type]
         supposed = [report.what_if(name, factor) for name, factor in suppositions]
     if json:

@@ -5,6 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify import certify, lipschitz
+from robustres.certify.blocks.fixed_point import search
+from robustres.certify.blocks.torus_bound import torus_bound
+from robustres.certify.blocks.torus_network import on_tori
 from robustres.errors import InputError, UnsupportedOperationError
 
 
@@ -92,3 +95,30 @@ def test_activations_count_with_the_slopes_that_they_reach() -> None:
 def test_an_unknown_domain_is_refused() -> None:
     with pytest.raises(InputError, match="domain must be all or unit"):
         lipschitz(nn.Linear(2, 2), (2,), domain="ball")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_neurons_that_cannot_switch_on_the_domain_have_fixed_slopes_in_the_whole_networks_bound(
+    convolutional: bool,
+) -> None:
+    torch.manual_seed(0)
+    shape: tuple[int, ...] = (2, 6, 6) if convolutional else (6,)
+    model = (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+        )
+        if convolutional
+        else nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.bias += torch.linspace(-2, 2, len(layer.bias))  # type: ignore[arg-type, union-attr, operator]
+    everywhere, unit = lipschitz(model, shape), lipschitz(model, shape, domain="unit")
+    assert unit.whole.upper < 0.9 * everywhere.whole.upper
+    assert steepest(model, shape) <= unit.whole.upper
+    if convolutional:
+        assert unit.analysis is not None
+        network = on_tori(unit.analysis.output, widest=64)
+        point = search(network.order, network.layers, copies=4, steps=100)
+        assert unit.whole.reachable <= torus_bound(network, point)

@@ -149,3 +149,16 @@ def test_why_convolutions_are_not_eliminated_is_said_of_both_forms() -> None:
     skipped = lipschitz(model, (1, 48, 48), effort=1e-3).whole.skipped
     assert "too wide" in skipped
     assert "on tori, it takes about" in skipped
+
+
+def test_estimates_from_images_climb_and_stay_below_the_bound() -> None:
+    torch.manual_seed(0)
+    layers = [part for _ in range(4) for part in (nn.Linear(12, 12), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(12, 4))
+    images = torch.rand(6, 3, 2, 2)
+    report = lipschitz(model, (3, 2, 2), images=images, effort=0.5)
+    x = images.double()
+    jacobian = torch.autograd.functional.jacobian(lambda v: model.double()(v).sum(0), x).transpose(0, 1).flatten(2)
+    at_images = float(torch.linalg.matrix_norm(jacobian, 2).max())
+    assert 1.2 * at_images < report.lower <= report.upper
+    assert report.lower == lipschitz(model, (3, 2, 2), images=images, effort=0.5).lower
