@@ -1,11 +1,16 @@
 """Moving orthogonal matrices on their manifold: the function kept on entering, the manifold kept on the way."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.models import materialise, residual_net
+from robustres.data import load_data
+from robustres.models import materialise, preset, residual_net
 from robustres.models.blocks.orthogonal import Factor
+from robustres.training import Recipe, train
+from robustres.training.bfloat16 import multiplies_bfloat16
 from robustres.training.manifold import ManifoldAdam, Point, enter_manifold, leave_manifold, retract
 
 BLOCKS = {
@@ -121,3 +126,20 @@ def test_coarse_products_follow_the_fine_ones_and_leave_the_manifold_no_further(
         ends.append(parameter.detach())
     moved = float((ends[0] - start).norm())
     assert float((ends[1] - ends[0]).norm()) < 0.05 * moved
+
+
+def test_without_products_in_bfloat16_mixed_precision_is_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = load_data("digits", split="train", limit=60), load_data("digits", split="validation", limit=30)
+    recipe = Recipe(loss="emma", epochs=1, optimiser="manifold", mixed_precision=True)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not multiplies_bfloat16("cpu")
+    assert multiplies_bfloat16("cuda")
+    mixed, full = preset("constrained-tiny"), preset("constrained-tiny")
+    train(mixed, *sets, recipe)
+    train(full, *sets, replace(recipe, mixed_precision=False))
+    assert all(torch.equal(value, full.state_dict()[name]) for name, value in mixed.state_dict().items())
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    coarse = preset("constrained-tiny")
+    train(coarse, *sets, recipe)
+    assert not all(torch.equal(value, full.state_dict()[name]) for name, value in coarse.state_dict().items())

@@ -28,7 +28,7 @@ class Architecture:
 
     block: a name of robustres.models.BLOCKS. depth: number of blocks. width: channels after the stem.
     image_shape: (C, H, W). classes: number of logits.
-    kernel: side of the blocks' convolutions, odd. activation: "relu", "maxmin" or "identity".
+    kernel: side of the blocks' convolutions, odd. activation: "relu", "maxmin", "half-abs" or "identity".
     stem_kernel, stem_stride: of the first convolution; a stride above 1 makes patches.
     downsample: the positions of blocks that see the image halved and twice the width: an ordinary block does so itself,
         before a constrained one stands a `Transition`. growth: the factor of the width at each of these transitions, 1
