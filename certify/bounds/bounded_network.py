@@ -29,7 +29,8 @@ class Analysis:
 
     def require_same_model(self, model: nn.Module, x: Tensor) -> None:
         """InputError where the model is not the one that was analysed: other weights or buffers, or other answers to
-        some of the images x (N, ...) and to random inputs, with gradients enabled and without."""
+        some of the images x (N, ...) and to random inputs of several sizes and their opposites, with gradients enabled
+        and without. A change that none of these inputs meets is not noticed."""
         module = float64_copy(model)
         ours, theirs = self.captured.module.state_dict(), module.state_dict()
         different = sorted(ours.keys() ^ theirs.keys()) or [
@@ -42,9 +43,10 @@ class Analysis:
             )
         generator = torch.Generator().manual_seed(len(x))
         noise = torch.randn(BATCH, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
-        for inputs in (x[:BATCH].to(torch.float64), 3 * noise):
+        own = x[:BATCH].to(torch.float64)
+        for place, inputs in enumerate((own, 3 * noise, -own, -3 * noise, 100 * noise, -100 * noise)):
             expected = self.forward(inputs, batch_size=BATCH)
-            for gradients in (False, True):
+            for gradients in (False, True) if place < 2 else (False,):
                 with random_state_kept(), torch.set_grad_enabled(gradients):
                     answer = module(inputs.clone())
                 if not close(expected, answer.detach(), 1e-9):

@@ -136,7 +136,9 @@ def _steepest(
     upper: float,
 ) -> float:
     def piece(values: Tensor) -> Tensor:
-        return captured.run({entry.origin: values}, end.origin)
+        # What else hangs on the input is constant in the network (shapes, types, zeros), but the graph computes it.
+        others = images[torch.arange(len(values), device=images.device) % len(images)]
+        return captured.run({captured.source: others, entry.origin: values}, end.origin)
 
     with torch.no_grad():
         points = captured.run({captured.source: images}, entry.origin)

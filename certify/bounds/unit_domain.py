@@ -44,8 +44,8 @@ def on_unit_domain(network: Node, captured: Captured) -> Node:
 
 
 def _widened(box: Box) -> Box:
-    """Room for values as they are computed, which lie this close to the exact ones."""
-    return box[0] - BOX_SLACK, box[1] + BOX_SLACK
+    """Room for values as they are computed, which lie this close to the exact ones; everywhere where none is known."""
+    return box[0].nan_to_num(-math.inf, math.inf) - BOX_SLACK, box[1].nan_to_num(math.inf, math.inf) + BOX_SLACK
 
 
 def _middle(order: list[Node], captured: Captured) -> dict[Node, Tensor]:

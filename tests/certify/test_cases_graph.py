@@ -228,6 +228,27 @@ def test_weights_that_are_derived_when_the_network_runs_are_those_that_are_bound
     assert bool((certify(model, torch.rand(2, 1, 2, 3), report=report).radius >= 0).all())
 
 
+def test_a_block_whose_graph_also_looks_at_the_type_and_shape_of_the_input_gets_its_estimate() -> None:
+    def function(s: Any, x: Tensor) -> Tensor:
+        h = torch.relu(x @ s.square.double())
+        h = h + torch.relu(h @ s.square.double()).type_as(x).view_as(x) * torch.ones_like(x)
+        return torch.relu(h) @ s.weight.double().T
+
+    report = lipschitz(Apply(function), (4,))
+    assert not report.refused
+    assert any(row.kind not in ("linear", "activation", "head") and row.lower > 0 for row in report.blocks)
+
+
+def test_a_change_that_only_negative_values_meet_is_noticed() -> None:
+    layer = nn.Linear(4, 3)
+    layer.weight.data.abs_()
+    model = nn.Sequential(nn.Flatten(), layer, nn.LeakyReLU(0.01), nn.Linear(3, 3))
+    report, x = lipschitz(model, (1, 2, 2)), torch.rand(3, 1, 2, 2) + 1
+    model[2].negative_slope = 50.0
+    with pytest.raises(InputError, match="another model"):
+        certify(model, x, report=report)
+
+
 class Branching(nn.Module):
     """Answers otherwise when gradients are enabled."""
 
