@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def _tensor(value: Any, name: str) -> Tensor:
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
             return torch.stack(list(value))
+        if isinstance(value, np.ndarray):  # also of another byte order, and flipped
+            value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
         return torch.as_tensor(value)
     except Exception as error:  # whatever NumPy, torch or the value's own class raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

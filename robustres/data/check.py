@@ -40,9 +40,11 @@ def checked_digest(pixels: Pixels, labels: Tensor, source: str) -> str:
 def check_labels(labels: Tensor, samples: int, classes: int, source: str) -> None:
     """DataError unless labels are int64 of shape (samples,) in 0 .. classes - 1."""
     if labels.ndim != 1 or labels.dtype != torch.int64:
+        column, rows = labels.ndim == 2 and labels.shape[1] == 1, labels.ndim == 2
+        cure = "take labels[:, 0]" if column else "of one-hot rows take labels.argmax(1)" if rows else "convert them"
         raise DataError(
             f"{source}: labels must be int64 of shape (N,), "
-            f"got {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; convert them"
+            f"got {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; {cure}"
         )
     if len(labels) != samples:
         raise DataError(f"{source}: {samples} images but {len(labels)} labels; every image needs exactly one label")
@@ -69,7 +71,7 @@ def numbered_classes(labels: Tensor, source: str) -> tuple[str, ...]:
 def named_classes(file: Path) -> tuple[str, ...]:
     """The names of the classes in a text file, one per line, in order; DataError where it is no text."""
     try:
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read the names of classes in {file} ({error}); write one per line, in UTF-8"
@@ -81,9 +83,12 @@ def named_classes(file: Path) -> tuple[str, ...]:
 
 def _check_chunk(pixels: Pixels, images: Tensor, start: int, source: str) -> None:
     if images.dtype not in (torch.float32, torch.float64):
+        cure = "convert them with .float()"
+        if not (images.is_floating_point() or images.is_complex()) and int(images.to(torch.int64).max()) > 1:
+            cure = "divide them by the value that stands for white, such as 255 or 65535"
         raise DataError(
             f"{source}: images must be float32 or float64 of shape (N, C, H, W), "
-            f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}; convert them with .float()"
+            f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}; {cure}"
         )
     low, high = (bound.item() for bound in torch.aminmax(images))
     if not (low >= 0 and high <= 1):

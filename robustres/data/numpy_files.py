@@ -68,6 +68,11 @@ def _image_set(
             f"{source}: images must have shape (N, H, W, C), got {images.shape}; greyscale images need an axis of "
             "length 1 at the end: images[..., None]"
         )
+    if images.shape[1] <= 4 < min(images.shape[2:]):
+        raise DataError(
+            f"{source}: images must have shape (N, H, W, C), got {images.shape}, whose second axis looks like the "
+            "channels; move them by images.transpose(0, 2, 3, 1)"
+        )
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"{source}: images must hold uint8, or floats in [0, 1], got {images.dtype}; convert them")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

@@ -270,7 +270,7 @@ def _example_rows(attack: Attack, samples: Samples, result: AttackResult, *, sho
             "channels": channels,
             "height": height,
             "width": width,
-            "clean": samples.images[i].numpy().tobytes(),
+            "clean": samples.images[i].to(torch.float32).numpy().tobytes(),
             "adversarial": result.examples[i].to(torch.float32).numpy().tobytes(),
         }
         for i in wanted

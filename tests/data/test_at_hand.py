@@ -35,6 +35,8 @@ class Pictures(Dataset[tuple[Image.Image, int]]):
         [list(X), Y.numpy().astype(np.uint8)],
         ((X * 255).round().byte().numpy(), Y),
         (X.clone().requires_grad_(), Y),
+        (X.numpy()[:, :, ::-1].copy()[:, :, ::-1], Y.numpy()[::-1].copy()[::-1]),
+        (X.numpy().astype(">f4"), Y.numpy().astype(">i8")),
         TensorDataset(X, Y),
         DataLoader(TensorDataset(X, Y), batch_size=2),
         DataLoader([{"image": x, "label": y} for x, y in zip(X, Y, strict=True)], batch_size=2),
@@ -52,7 +54,9 @@ def test_what_is_at_hand_gives_the_same_images(given: Any) -> None:
     [
         (None, "got NoneType"),
         ((X, 3), "labels must be int64"),
-        ((X, torch.eye(3)[Y]), "labels must be int64"),
+        ((X, torch.eye(3)[Y]), r"of one-hot rows take labels.argmax\(1\)"),
+        ((X, Y[:, None]), r"take labels\[:, 0\]"),
+        (((X * 65535).numpy().astype("u2"), Y), "divide them by the value that stands for white, such as 255 or 65535"),
         ((X, Y > 0), "got bool"),
         ((["a"], [1]), "images must be a tensor, an array or a list of numbers"),
         ((X.permute(0, 2, 3, 1).numpy(), Y), r"images.transpose\(0, 3, 1, 2\)"),
@@ -63,6 +67,13 @@ def test_what_is_at_hand_gives_the_same_images(given: Any) -> None:
 def test_what_cannot_be_images_and_labels_is_refused_in_one_sentence(given: Any, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load_data(given)
+
+
+def test_images_of_float64_go_through_a_run_whose_page_shows_them(tmp_path: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)).eval()
+    settings = Settings(eps={"l2": (1.0,)}, attacks=("fgsm",))
+    run = evaluate(model, (X.double(), model(X).argmax(1)), tmp_path / "run", settings)
+    assert len(run.folder.tables()["examples"])
 
 
 def test_budgets_may_be_single_numbers_and_words() -> None:

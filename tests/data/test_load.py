@@ -72,7 +72,7 @@ def test_numpy_floats_in_the_unit_range_are_taken_as_they_are(tmp_path: Path) ->
 
 def test_class_names_come_from_a_file_beside_the_arrays(tmp_path: Path) -> None:
     write_arrays(tmp_path, np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]))
-    (tmp_path / "classes.txt").write_text("cat\ndog\ncow\n")
+    (tmp_path / "classes.txt").write_text("\ufeffcat\r\ndog\ncow\n", encoding="utf-8")  # as Windows writes it
     assert load_data(f"npy:{tmp_path}").class_names == ("cat", "dog", "cow")
     write_arrays(tmp_path, np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 3]))
     with pytest.raises(DataError, match=r"label 3, outside the classes 0 .. 2"):
@@ -83,6 +83,7 @@ def test_class_names_come_from_a_file_beside_the_arrays(tmp_path: Path) -> None:
     ("images", "labels", "sentence"),
     [
         (np.zeros((2, 4, 4), np.uint8), np.array([0, 1]), r"must have shape \(N, H, W, C\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), np.array([0, 1]), r"move them by images.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.array([0.0, 1.0]), "must hold integers"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.array([0]), "2 images but 1 labels"),
         (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, np.int64), "there are no images"),

@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,10 @@ def test_a_pickle_bomb_does_not_go_off(factory: str, tmp_path: Path) -> None:
         (lambda: {**linear().state_dict(), "2.weight": torch.zeros(1)}, "has unknown 2.weight"),
         (lambda: {"1.weight": torch.zeros(3, 11), "1.bias": torch.zeros(3)}, "has shape"),
         (lambda: {"1.weight": torch.full((3, 12), torch.nan), "1.bias": torch.zeros(3)}, "NaN or infinite"),
+        (lambda: {"1.weight": torch.zeros(3, 12).to_sparse(), "1.bias": torch.zeros(3)}, "1.weight as a sparse"),
+        (lambda: {"1.weight": torch.zeros(3, 12, device="meta"), "1.bias": torch.zeros(3)}, r"empty \(meta\) tensor"),
+        (lambda: {**linear().state_dict(), "args": Namespace(lr=1)}, "holds objects of argparse.Namespace, which only"),
+        (linear, "holds objects of torch.nn.modules"),
         (lambda: [1, 2], "holds no state_dict"),
         (lambda: torch.zeros(3), "holds no state_dict"),
     ],

@@ -129,6 +129,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
                 f"{source} does not fit its architecture: {name} has shape {tuple(tensors[name].shape)}, "
                 f"expected {tuple(value.shape)}"
             )
+        if tensors[name].layout is not torch.strided or tensors[name].is_meta or tensors[name].is_quantized:
+            raise ModelError(f"{source} holds {name} as a sparse, quantised or empty (meta) tensor; save plain numbers")
         if not torch.isfinite(tensors[name]).all():
             raise ModelError(f"{source} holds NaN or infinite values in {name}; train or export the network again")
     model.load_state_dict(tensors)

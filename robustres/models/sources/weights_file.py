@@ -1,6 +1,8 @@
 """Plain files of weights for a network that something else builds. Reading them never executes code."""
 
 import logging
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,8 @@ WRAPPERS = frozenset({"module", "_orig_mod"})
 COUNTERS = frozenset({"n_averaged"})
 # Names that training scripts give to averaged copies and helpers: taken where the file has no other weights that fit.
 SECOND_CHOICE = ("ema", "average", "avg", "swa", "teacher", "momentum", "target", "best")
+# How torch names what its reader of plain weights refuses.
+UNPICKLED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 DEEPEST = 4  # dictionaries inside dictionaries
 
 
@@ -105,11 +109,18 @@ def _read(file: Path) -> Any:
     try:
         if zipfile.is_zipfile(file):
             Archive(file, "plain weights")  # refuses what would unpack to more than the file's size
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about tensors that are refused later
+            return torch.load(file, map_location="cpu", weights_only=True)
     except ModelError:
         raise
     except Exception as error:  # of the unpickler, the archive, or what a damaged file makes of either
+        named = UNPICKLED.search(str(error))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.startswith("Weights only load failed"):  # and advice that is not to be followed here
+            reason = "it is not what torch.save writes of tensors, or is damaged"
+        if named:
+            reason = f"it holds objects of {named[1]}, which only running code from the file could restore"
         raise ModelError(
             f"cannot read {file} as plain weights ({reason}); save model.state_dict() with torch.save or safetensors"
         ) from error
