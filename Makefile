@@ -41,7 +41,10 @@ format: .venv/installed-dev
 docs: .venv/installed-dev
 	$(BIN)/python -m mkdocs build --strict --quiet
 
+# One JSON of a fixed small set, compared with the committed baseline, and then the tables of docs/.
 bench: .venv/installed-dev
+	$(BIN)/python benchmarks/track.py measure --out runs/benchmarks/now.json
+	-$(BIN)/python benchmarks/track.py compare --no-seconds benchmarks/baseline.json runs/benchmarks/now.json
 	$(BIN)/python benchmarks/bounds.py
 	$(BIN)/python benchmarks/attacks.py
 

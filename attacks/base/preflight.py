@@ -16,7 +16,7 @@ def check_types(model: object) -> None:
     """Refuse what is no module, before anything else is asked of it."""
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"the model must be a torch.nn.Module, got {type(model).__name__}; a function goes into a module's forward"
+            f"the model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module's forward"
         )
 
 
@@ -35,7 +35,7 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     low, high = float(x.min()), float(x.max())
     if not torch.isfinite(x).all():
         sample = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise DataError(f"image {sample} has pixels that are NaN or infinite; remove it or mend it")
+        raise DataError(f"image {sample} has pixels that are NaN or infinite; remove or fix it")
     if low < 0 or high > 1:
         cure = "divide by 255" if high > 2 and low >= 0 else "undo the normalisation and make it part of the model"
         raise DataError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {cure}")

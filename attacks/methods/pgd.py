@@ -22,15 +22,16 @@ from robustres.attacks.search.gradient import GradientSearch
 from robustres.errors import InputError
 
 Schedule = Literal["adaptive", "cosine", "constant"]
-# Of the adaptive schedule: how often progress is judged, after how many steps at least, and how many times its present
-# speed is allowed for; by what the cap falls where nothing is to be expected, and where the points repeat.
+# Adaptive schedule: how many times progress is judged, after how many steps at the earliest, and how many times its
+# present speed a search is given credit for; the factors that cut the cap when success is out of reach, and when the
+# iterates repeat.
 WINDOWS, LEAST_WINDOW, SAFETY = 12, 3, 1.5
 HOPELESS_CUT, CLOSED_CUT = 4.0, 2.0
-LEAST_SHARE = 0.1  # of the first step: a search that would have to go on with less ends
+LEAST_SHARE = 0.1  # of the first step: a search whose cap falls below this share ends
 
 
 class _Pgd(GradientSearch):
-    """Steps of a length that its age alone decides."""
+    """Steps whose length depends only on the age of the search."""
 
     def __init__(self, problem: Problem, settings: "PGD") -> None:
         super().__init__(problem, settings.loss)
@@ -63,7 +64,7 @@ class _Pgd(GradientSearch):
 
 
 class _UntilClosed(_Pgd):
-    """Steps of one length, until the orbit of the points is closed."""
+    """Steps of constant length, until the iterates repeat."""
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
@@ -78,11 +79,11 @@ class _UntilClosed(_Pgd):
 
 
 class _Adaptive(_UntilClosed):
-    """Steps along half a cosine, capped by a length that falls where nothing more can be expected of it.
+    """Steps that decay along half a cosine, under a cap that is lowered whenever the search stalls.
 
-    That is where the best margin, forecast from its progress, would not become positive in the steps that remain, or
-    where the orbit is closed: the search then goes on from a new random point, if it began at one. From its first stall
-    on a search maximises the margin, which leads elsewhere than cross-entropy does.
+    A search stalls when the best margin, extrapolated from its recent progress, would not become positive in the
+    remaining steps, or when its iterates repeat; in the latter case it continues from a new random point, if it started
+    at one. After its first stall a search maximises the margin instead of cross-entropy, which leads elsewhere.
     """
 
     def begin(self, slots: Slots) -> None:
@@ -134,13 +135,13 @@ class PGD(Attack):
     loss: "ce", "margin" or "dlr".
 
     Schedules. cosine: steps fall to 0 along half a cosine; every search that finds nothing spends all its steps.
-    constant: one length; a search ends early where its point, or its last two points, repeat exactly, after which
-    nothing new can come: what is found is what all steps would find. adaptive: the cosine, with a cap that halves
+    constant: one length; a search ends early when its point, or its last two points, repeat exactly, because nothing
+    new can follow: the result is the same as with all steps. adaptive: the cosine, with a cap that halves
     where the points repeat (the search then goes on from a new random point), and falls to a quarter where the best
     margin, at one and a half times its recent progress, would not arrive in the steps that remain. A search that stalls
     in either way goes on with the margin loss, and ends when the cap falls below a tenth of the first step. The
-    forecast is a heuristic: it saves most of the gradients of samples that survive, and may miss an example that the
-    cosine finds; the margin loss finds many that cross-entropy does not.
+    forecast is a heuristic: it saves most of the gradients spent on samples that survive, and may miss an example that
+    the cosine finds; the margin loss finds many that cross-entropy does not.
     """
 
     kind: ClassVar[str] = "pgd"

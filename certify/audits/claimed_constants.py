@@ -108,7 +108,7 @@ def _inputs_of(module: nn.Module, images: Tensor, names: list[str]) -> dict[str,
             raise ModelError(f"the model does not run on inputs of shape {tuple(images.shape)}: {reason[0]}") from error
     for name, inputs in met.items():
         if not inputs:
-            raise InputError(f"the layer {name!r} is never called by the model, so that a claim about it says nothing")
+            raise InputError(f"the layer {name!r} is never called by the model, so a claim about it means nothing")
     return {name: list(inputs.values()) for name, inputs in met.items()}
 
 

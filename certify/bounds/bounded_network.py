@@ -39,7 +39,7 @@ class Analysis:
         if different:
             raise InputError(
                 f"the report is about other weights than the model has (first difference: {different[0]}); "
-                "run lipschitz on this very model again"
+                "run lipschitz on this model again"
             )
         generator = torch.Generator().manual_seed(len(x))
         noise = torch.randn(BATCH, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
@@ -51,7 +51,7 @@ class Analysis:
                     answer = module(inputs.clone())
                 if not close(expected, answer.detach(), 1e-9):
                     raise InputError(
-                        "the report is about another model: it has the same weights but answers otherwise; run "
+                        "the report is about another model: it has the same weights but gives different answers; run "
                         "lipschitz on this very model again"
                     )
 

@@ -75,7 +75,7 @@ class NetworkView:
         """S x of the residual block at `position`: its output without the branch."""
         shortcut = self.pieces[position].shortcut
         if shortcut is None:
-            raise InputError(f"{self.pieces[position].name} is no residual block, so it has no shortcut to follow")
+            raise InputError(f"{self.pieces[position].name} is not a residual block, so it has no shortcut to follow")
         return shortcut(values)
 
     def branch(self, position: int, values: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
             differs = not close(answer, module(example.clone()).detach(), 1e-9)
         if differs:
             raise ModelError(
-                "the model answers otherwise when gradients are enabled; make its answer the same both ways"
+                "the model gives different answers when gradients are enabled; make its answer the same both ways"
             )
         program = exported(module, example)
         captured = _folded(module, program)

@@ -237,9 +237,7 @@ REASONS: dict[str, str] = {
     "glu": "of two halves that are multiplied with each other, which has no global bound",
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
     **dict.fromkeys(("log_softmax", "_log_softmax"), "(leave it out: the answer with the largest value is the same)"),
-    **dict.fromkeys(
-        ("pow", "exp", "square"), "which is the steeper the larger its input, so that it has no global bound"
-    ),
+    **dict.fromkeys(("pow", "exp", "square"), "whose slope grows without limit, so it has no global bound"),
     **dict.fromkeys(("sqrt", "rsqrt", "log", "reciprocal"), "which has no bound near 0"),
     **dict.fromkeys(("round", "floor", "ceil", "sign", "argmax", "argsort"), "which jumps"),
 }

@@ -134,7 +134,7 @@ def adaptively_max_pooled(call: Call) -> Node | Parts:
 
 def _max_pooled(call: Call, source: Node, axes: list[torch.Tensor]) -> Node | Parts:
     if any(bool((pixels < 0).all(1).any()) for pixels in axes):
-        raise NotCoveredError("with a window that holds no pixel, of which torch leaves the value open")
+        raise NotCoveredError("with a window that holds no pixel, for which torch does not define the value")
     node = call.make(MaxPool(tuple(axes)), source)
     return node if isinstance(call.origin.meta["val"], torch.Tensor) else Parts((node,))
 

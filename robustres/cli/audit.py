@@ -26,10 +26,12 @@ AuditData = Annotated[
 Restarts = Annotated[int, typer.Option("--restarts", min=1, help="Images that the search starts from.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=1e-3, help="Time for the search, per claim.")]
 Tolerance = Annotated[
-    float, typer.Option("--tolerance", min=0, help="Relative excess that rounding of weights may have.")
+    float,
+    typer.Option("--tolerance", min=0, help="Relative excess over the claim that rounding of the weights may explain."),
 ]
 Delta = Annotated[
-    float | None, typer.Option("--delta", help="Allow probabilistic bounds that each fail this rarely, such as 1e-12.")
+    float | None,
+    typer.Option("--delta", help="Allow probabilistic bounds, each with this failure probability, such as 1e-12."),
 ]
 AuditOut = Annotated[Path | None, typer.Option("--out", help="Folder for the result; default runs/audit-MODEL.")]
 

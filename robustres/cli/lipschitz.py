@@ -20,7 +20,9 @@ STARTS = 9  # images that the estimates from below start at
 
 Images = Annotated[
     str | None,
-    typer.Option("--data", help="Images to start the estimates from below at, as in evaluate; default: random ones."),
+    typer.Option(
+        "--data", help="Images at which the estimates from below start, as in evaluate; default: random images."
+    ),
 ]
 Domain = Annotated[
     str,
@@ -28,7 +30,9 @@ Domain = Annotated[
 ]
 WhatIf = Annotated[
     list[str] | None,
-    typer.Option("--what-if", help="BLOCK=FACTOR: the bounds if that block's branch were multiplied; repeatable."),
+    typer.Option(
+        "--what-if", help="BLOCK=FACTOR: the bounds if that block's branch were multiplied by FACTOR; repeatable."
+    ),
 ]
 
 WholeEffort = Annotated[

@@ -82,11 +82,11 @@ def app() -> None:
         _say(error)
         sys.exit(2)
     except MemoryError as error:
-        _say(f"the memory does not suffice ({_line(error)}); take fewer images at once with --batch-size")
+        _say(f"out of memory ({_line(error)}); use a smaller --batch-size")
         sys.exit(2)
     except Exception as error:
         if _is_out_of_memory(error):
-            _say(f"the GPU's memory does not suffice ({_line(error)}); take fewer images at once with --batch-size")
+            _say(f"out of GPU memory ({_line(error)}); use a smaller --batch-size")
             sys.exit(2)
         if os.environ.get("ROBUSTRES_TRACEBACK"):
             traceback.print_exc()
@@ -103,7 +103,7 @@ def _say(error: object) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip() or "nothing said").splitlines()[0]
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def _place(error: BaseException) -> str:

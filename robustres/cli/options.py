@@ -64,16 +64,19 @@ Model = Annotated[
 DATA_FORMS = "digits | mnist | cifar10 | folder:DIR (a directory per class) | npy:DIR | npz:FILE | hf-disk:DIR"
 Data = Annotated[str, typer.Option("--data", help=DATA_FORMS)]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Where torchvision's layout lies (mnist, cifar10 and the like).")
+    Path | None, typer.Option("--data-root", help="Folder in torchvision's layout (for mnist, cifar10 and the like).")
 ]
 Split = Annotated[str, typer.Option("--split", help="train | validation | test")]
 Download = Annotated[
-    bool, typer.Option("--download", help="Fetch published data and weights that are missing here; never without.")
+    bool,
+    typer.Option(
+        "--download", help="Download published data and weights that are missing; nothing is downloaded without it."
+    ),
 ]
 NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
 AttackNames = Annotated[
-    str, typer.Option("--attacks", help="Comma-separated attack names, or package.module:name of one's own.")
+    str, typer.Option("--attacks", help="Comma-separated attack names, or package.module:name of your own.")
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
 AttackSetting = Annotated[
@@ -84,8 +87,8 @@ SettingsFile = Annotated[
     Path | None,
     typer.Option(
         "--settings",
-        help="TOML file of options by their names, with tables such as [attack-setting.apgd]; an option given here has "
-        "the last word.",
+        help="TOML file of options by their names, with tables such as [attack-setting.apgd]; options on the "
+        "command line take precedence.",
         is_eager=True,
         callback=take_settings,
     ),
@@ -120,7 +123,7 @@ Certificate = Annotated[
     typer.Option(
         "--certificate",
         help="lipschitz (product of the pieces' bounds) | local (bounds around each image) | best (largest of all "
-        "deterministic radii; with --seconds-per-image also beside local ones) | package.module:name of one's own; "
+        "deterministic radii; with --seconds-per-image also beside local ones) | package.module:name of your own; "
         "several with commas.",
     ),
 ]
@@ -131,14 +134,18 @@ Dtype = Annotated[
 Smoothing = Annotated[
     float | None,
     typer.Option(
-        "--smoothing", help="Also certify the classifier smoothed by noise of this deviation (l2, probabilistic)."
+        "--smoothing",
+        help="Also certify the classifier smoothed by Gaussian noise of this standard deviation (l2, probabilistic).",
     ),
 ]
 SmoothingSamples = Annotated[int, typer.Option("--smoothing-samples", min=1, help="Noisy images per sample.")]
 Diagnose = Annotated[
-    int, typer.Option("--diagnose", min=0, help="Check PGD for masked gradients on so many samples (costs ten PGDs).")
+    int,
+    typer.Option(
+        "--diagnose", min=0, help="Check PGD for masked gradients on N samples (costs as much as ten PGD runs)."
+    ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many samples.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N samples.")]
 BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Samples per forward pass; default 512, fewer if they are large."),
@@ -146,11 +153,11 @@ BatchSize = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/MODEL-DATA.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again where --out holds a run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over if --out already holds a run.")]
 Cache = Annotated[
-    bool, typer.Option("--cache/--no-cache", help="Use bounds again that were computed for the very same network.")
+    bool, typer.Option("--cache/--no-cache", help="Reuse bounds that were computed for exactly the same network.")
 ]
-KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and go on.")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and continue.")]
 SaveExamples = Annotated[bool, typer.Option("--save-examples", help="Keep every adversarial example; see replay.")]
 SaveNpz = Annotated[
     bool, typer.Option("--save-npz", help="The same, and all of them as RUN/adversarial.npz for NumPy.")

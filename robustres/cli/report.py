@@ -21,7 +21,7 @@ Statements = Annotated[
 ]
 To = Annotated[
     list[str] | None,
-    typer.Option("--to", help="Also log the run to mlflow or wandb, where their own settings say; repeatable."),
+    typer.Option("--to", help="Also log the run to mlflow or wandb, as their own settings say; repeatable."),
 ]
 
 

@@ -27,7 +27,7 @@ Network = Annotated[
     ),
 ]
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="TOML file of settings; an option given beside it has the last word.")
+    Path | None, typer.Option("--recipe", help="TOML file of settings; options on the command line take precedence.")
 ]
 Loss = Annotated[
     str | None,
@@ -38,7 +38,7 @@ Norm = Annotated[str | None, typer.Option("--norm", help="l2 | linf, of adversar
 EpsWarmup = Annotated[
     float | None, typer.Option("--eps-warmup", help="Share of all steps over which eps grows to its full size.")
 ]
-AttackSteps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="Of the attack inside training.")]
+AttackSteps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="Steps of the attack inside training.")]
 TradesBeta = Annotated[float | None, typer.Option("--trades-beta", help="Weight of the TRADES term.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training split.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")]
@@ -48,9 +48,9 @@ Warmup = Annotated[
 ]
 Optimiser = Annotated[str | None, typer.Option("--optimiser", help="nadam | adamw | manifold")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Decoupled weight decay.")]
-Ema = Annotated[float | None, typer.Option("--ema", help="Decay of the averaged weights that are kept, such as 0.99.")]
+Ema = Annotated[float | None, typer.Option("--ema", help="Decay of the moving average of the weights, such as 0.99.")]
 Augmentation = Annotated[str | None, typer.Option("--augmentation", help="none | shift | shift-flip")]
-Shift = Annotated[int | None, typer.Option("--shift", min=0, help="Pixels that images move at most.")]
+Shift = Annotated[int | None, typer.Option("--shift", min=0, help="Largest shift of an image, in pixels.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the logits of the margin losses.")]
 Annealing = Annotated[
     float | None, typer.Option("--annealing", help="Power of (1 - probability of the label) in the loss annealing.")
@@ -67,7 +67,7 @@ ManifoldLearningRate = Annotated[
     typer.Option("--manifold-learning-rate", help="Learning rate of orthogonal matrices, for --optimiser manifold."),
 ]
 BiasLearningRate = Annotated[
-    float | None, typer.Option("--bias-learning-rate", min=0, help="Learning rate of biases; 0: as the rest.")
+    float | None, typer.Option("--bias-learning-rate", min=0, help="Learning rate of biases; 0: the same as the rest.")
 ]
 LayerBudget = Annotated[
     float | None,
@@ -75,7 +75,7 @@ LayerBudget = Annotated[
 ]
 Patience = Annotated[
     int | None,
-    typer.Option("--patience", min=0, help="Stop after so many epochs without gain on the validation split."),
+    typer.Option("--patience", min=0, help="Stop after N epochs without improvement on the validation split."),
 ]
 MixedPrecision = Annotated[
     bool | None, typer.Option("--mixed-precision/--full-precision", help="bfloat16 where it is safe, in training only.")
@@ -86,7 +86,7 @@ TrainSplit = Annotated[str, typer.Option("--split", help="The part to learn from
 ValidationSplit = Annotated[
     str, typer.Option("--validation-split", help="The part that chooses the epoch which is kept, as --split.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch of the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch of the run in --out.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
 
 

@@ -11,7 +11,11 @@ Network = Annotated[Path | None, typer.Option("--onnx", help="The network, an ON
 Statement = Annotated[Path | None, typer.Option("--vnnlib", help="The property: VNN-LIB 1, plain or .gz.")]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", min=1e-3, help="Seconds, a guide; else 60, or what a line of instances says."),
+    typer.Option(
+        "--timeout",
+        min=1e-3,
+        help="Time limit in seconds (a guide); default 60, or what each line of the instances says.",
+    ),
 ]
 Instances = Annotated[
     Path | None, typer.Option("--instances", help="A CSV file of network,property,timeout, relative to it.")

@@ -34,7 +34,7 @@ def replay(
     model: the network, or its words; left out, the words in the run's manifest, with the normalisation there.
     Columns: index, attack, norm, eps, label, recorded (the answer then), answer (now), fooled (whether the answer now
     is not the label) and, for an ONNX file, onnxruntime (its answer).
-    Raises InputError where the run kept no examples (see `Settings.save_examples`) or the weights are others.
+    Raises InputError where the run stored no examples (see `Settings.save_examples`) or the weights are others.
     """
     run = RunFolder(Path(folder))
     run.digest()
@@ -62,7 +62,7 @@ def replay(
             rows.append(found)
     progress("replay", total, total)
     if not rows:
-        raise InputError(f"{run.path} kept no examples to replay; evaluate with --save-examples")
+        raise InputError(f"{run.path} stored no examples to replay; evaluate with --save-examples")
     return pd.concat(rows, ignore_index=True)
 
 

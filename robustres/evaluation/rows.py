@@ -235,8 +235,8 @@ def _joined(columns: Sequence[RadiusColumn], name: str) -> RadiusColumn:
 
 
 def _radius_rows(column: RadiusColumn, name: str, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
-    """A certificate of the network is of its float64 answers: where the network as it runs answers otherwise, or where
-    an answer is not finite, the radius is 0.
+    """A certificate of the network is about its float64 answers: the radius is 0 where the network as it runs gives
+    another answer, or where an answer is not finite.
     """
     radius, prediction = column.radius.numpy(), column.prediction.numpy()
     if column.function == NETWORK:

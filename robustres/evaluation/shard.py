@@ -34,7 +34,7 @@ class Shard:
         return list(parts[self.rank :: self.world])
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank; every process must come here."""
+        """The values of all processes by rank; collective: every process must call it."""
         if self.world == 1:
             return [value]
         values: list[T | None] = [None] * self.world
@@ -42,7 +42,7 @@ class Shard:
         return cast(list[T], values)
 
     def from_first(self, value: Callable[[], T]) -> T:
-        """What the first process computes, for all of them; every process must come here.
+        """What the first process computes, for all of them; collective: every process must call it.
 
         An error of this project there is everybody's.
         """

@@ -20,12 +20,12 @@ def write_archive(folder: RunFolder) -> Path:
 
     images: (N, C, H, W) float32 in [0, 1], those of 8 bits as k / 255; index: (N,) of the samples; attack, norm: (N,)
     texts; eps: (N,), NaN for attacks without one.
-    Raises InputError where the run kept no examples, StorageError where the file cannot be written.
+    Raises InputError where the run stored no examples, StorageError where the file cannot be written.
     """
     frames = [frame for frame, _ in folder.adversarial()]
     shapes = [images.shape for _, images in folder.adversarial()]
     if not frames:
-        raise InputError(f"{folder.path} kept no examples; evaluate with --save-examples")
+        raise InputError(f"{folder.path} stored no examples; evaluate with --save-examples")
     file = folder.path / ARCHIVE
     partial = file.with_name(f".{ARCHIVE}.{os.getpid()}.partial")
     try:

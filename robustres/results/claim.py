@@ -26,8 +26,8 @@ def require_own(folder: Path, names: Sequence[str], *, marker: str, entry: str) 
         raise InputError(f"{folder} is a file; choose another --out")
     if there and not _has(folder / marker, entry):
         raise InputError(
-            f"{folder} holds {there[0]}, which is no result of this command and would be overwritten; choose another "
-            "--out"
+            f"{folder} holds {there[0]}, which was not written by this command and would be overwritten; choose "
+            "another --out"
         )
 
 

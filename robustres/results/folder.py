@@ -46,7 +46,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror}); check the disk and the permissions") from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} is damaged ({error}); begin this run again with --overwrite") from error
+            raise InputError(f"{file} is damaged ({error}); start this run over with --overwrite") from error
         return checked_manifest(content, file)
 
     def parts(self) -> Parts:

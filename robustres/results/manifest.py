@@ -31,7 +31,7 @@ def checked_manifest(content: Any, file: Path) -> dict[str, Any]:
         if last in value and value[last] is not None and not fits(value[last]):
             raise InputError(
                 f"{file}: {entry} must be {wanted}, found {_kind(value[last])}; "
-                "restore the file, or begin this run again with --overwrite"
+                "restore the file, or start this run over with --overwrite"
             )
     return content
 

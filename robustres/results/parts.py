@@ -118,7 +118,7 @@ class Parts:
         records = [(match[1], file) for file in files if (match := _RECORD.fullmatch(file.name))]
         for part, file in records:
             if self.listed is not None and part not in self.listed:
-                raise InputError(f"{file} is no part of this run: run.json does not list it; remove it")
+                raise InputError(f"{file} does not belong to this run: run.json does not list it; remove it")
             if _read_record(file).get(_RUN, self.run) != self.run:
                 raise InputError(f"{file} is a part of another run; {CURE}")
         finished = {part: found for part, _ in records if (found := self.digests(part))}
@@ -129,8 +129,8 @@ class Parts:
                 match = _TABLE.fullmatch(file.name)
                 if match is None or match[2] not in begun:  # else the run was cut off while it wrote this part
                     raise InputError(
-                        f"{file} is recorded by no part of this run (a copy that a file service made, or a part of "
-                        "another run); remove it"
+                        f"{file} is not recorded by any part of this run (a copy that a file service made, or a part "
+                        "of another run); remove it"
                     )
         return finished
 

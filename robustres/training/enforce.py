@@ -54,7 +54,7 @@ def enforce(
     if not (math.isfinite(lipschitz) and lipschitz > 0):
         raise InputError(f"the budget must be positive, got {lipschitz:g}")
     if trainable and method != "spectral":
-        raise InputError(f"only the method 'spectral' can go on training, got {method!r}")
+        raise InputError(f"only the method 'spectral' can continue training, got {method!r}")
     with refusing_what_fails("bringing it below a budget"):
         return _enforced(model, lipschitz, input_shape, method, trainable)
 
@@ -125,6 +125,8 @@ def _geometry(layer: Layer, shape: tuple[int, ...]) -> Geometry:
         return Geometry((layer.in_features, 1, 1))
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
     if not plain or isinstance(layer.padding, str) or len({*layer.stride}) > 1 or len({*layer.padding}) > 1:
-        raise ModelError("only zero-padded convolutions without groups and dilation can go on training below a budget")
+        raise ModelError(
+            "only zero-padded convolutions without groups and dilation can continue training below a budget"
+        )
     channels, height, width = shape
     return Geometry((channels, height, width), int(layer.stride[0]), int(layer.padding[0]))

@@ -43,7 +43,7 @@ def _project(difference: Tensor, threat: ThreatModel) -> Tensor:
         return difference.clamp(-threat.eps, threat.eps)
     if threat.norm == "l2":
         return difference * (threat.eps / _norms(difference).clamp_min(1e-12)).clamp_max(1.0)
-    raise InputError(f"adversarial training knows the norms l2 and linf, got {threat.norm!r}")
+    raise InputError(f"adversarial training supports the norms l2 and linf, got {threat.norm!r}")
 
 
 def _norms(values: Tensor) -> Tensor:

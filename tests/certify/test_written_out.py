@@ -85,7 +85,7 @@ def test_slopes_and_values_on_intervals_hold_what_the_function_does_there() -> N
         (lambda x: x * torch.relu(x), "mul of two values that both depend on the input"),
         (lambda x: x * torch.sin(x), "mul of two values that both depend on the input"),
         (lambda x: x.flip(1) * torch.sigmoid(x), "mul of two values that both depend on the input"),
-        (lambda x: torch.exp(x) + 1, "exp which is the steeper"),
+        (lambda x: torch.exp(x) + 1, "exp whose slope grows"),
         (lambda x: x / (1 - x.abs()), "div by a value"),
     ],
 )

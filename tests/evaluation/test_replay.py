@@ -52,7 +52,7 @@ def test_other_weights_and_a_run_that_kept_nothing_are_named(tmp_path: Path) -> 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     data = load_data("digits", limit=10)
     evaluate(model, data, tmp_path / "none", Settings(eps={"l2": (0.5,)}, attacks=("fgsm",)))
-    with pytest.raises(InputError, match="kept no examples"):
+    with pytest.raises(InputError, match="stored no examples"):
         replay(tmp_path / "none", model)
     with pytest.raises(InputError, match="other weights"):
         replay(tmp_path / "none", nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
@@ -86,7 +86,7 @@ def test_all_examples_of_a_run_are_one_archive_for_numpy(tmp_path: Path) -> None
     answers = model(torch.from_numpy(kept["images"])).argmax(1)
     clean = model(data.images[torch.from_numpy(kept["index"])]).argmax(1)
     assert bool((answers != clean).all())
-    with pytest.raises(InputError, match="kept no examples"):
+    with pytest.raises(InputError, match="stored no examples"):
         write_archive(RunFolder(tmp_path / "none"))
 
 

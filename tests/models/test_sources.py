@@ -147,7 +147,7 @@ def test_truncated_and_missing_weights_are_refused(factory: str, tmp_path: Path)
     (tmp_path / "weights.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="as plain weights"):
         load_model(f"{factory}@{tmp_path / 'weights.pth'}")
-    with pytest.raises(ModelError, match="there is no file of weights"):
+    with pytest.raises(ModelError, match="there is no weights file"):
         load_model(f"{factory}@{tmp_path / 'nothing.pth'}")
     with pytest.raises(ModelError, match="what to do with them"):
         load_model(str(tmp_path / "weights.pth"))

@@ -98,7 +98,7 @@ def test_a_copy_of_a_part_is_refused_and_not_counted(name: str, folder: Path) ->
 
 def test_a_part_that_the_manifest_does_not_list_is_refused(folder: Path) -> None:
     RunFolder(folder).write_part("attacks", "0002", RunFolder(folder).part("attacks", "0000"))
-    with pytest.raises(InputError, match=r"0002\.json is no part of this run"):
+    with pytest.raises(InputError, match=r"0002\.json does not belong to this run"):
         write_report(folder)
 
 

@@ -98,7 +98,7 @@ def test_the_inner_attack_stays_in_the_ball_and_raises_the_loss() -> None:
         assert points.max() <= 1
         assert (points - data.images).flatten(1).norm(p=order, dim=1).max() <= 0.2 * (1 + 1e-5)
         assert loss(points).mean() > loss(data.images).mean()
-    with pytest.raises(InputError, match="knows the norms l2 and linf"):
+    with pytest.raises(InputError, match="supports the norms l2 and linf"):
         worst_in_ball(loss, data.images, ThreatModel("l1", 0.2), steps=1, generator=torch.Generator())
 
 

@@ -99,7 +99,7 @@ def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...]]:
     except ModelError as error:
         raise archive.unreadable(str(error)) from error
     except Exception as error:  # anything may stand in the file, and anything may be raised over it
-        reason = (str(error).strip() or "nothing said").splitlines()[0]
+        reason = (str(error).strip() or "no message").splitlines()[0]
         raise archive.unreadable(f"{type(error).__name__}: {reason}") from error
 
 

@@ -161,7 +161,7 @@ def _require_allowed(block: Any) -> None:
 
 
 def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
-    """The same function as ATen operations; None where there is no such form or it answers otherwise."""
+    """The same function as ATen operations; None where there is no such form or it gives different answers."""
     trained = list(script.parameters())
     try:
         module = _as_aten(torch.jit.freeze(script, optimize_numerics=False).inlined_graph, trained)
@@ -174,7 +174,7 @@ def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
         for batch in (images, images[:1]):
             expected, found = script(batch.clone()), module(batch.clone())
             if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-                log.warning("the script stays a script: rewritten it answers otherwise")
+                log.warning("the script stays a script: rewritten it gives different answers")
                 return None
     return module
 

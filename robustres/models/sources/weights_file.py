@@ -39,7 +39,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     keeps those.
     """
     if not file.is_file():
-        raise ModelError(f"there is no file of weights {file}; check the path")
+        raise ModelError(f"there is no weights file {file}; check the path")
     found = {"": read_tensors(file)} if file.suffix == ".safetensors" else _state_dicts(_read(file))
     if not found:
         raise ModelError(f"{file} holds no state_dict; save model.state_dict() with torch.save or safetensors")

@@ -117,7 +117,7 @@ def _check_graph(program: Program, report: LipschitzReport, x: Tensor) -> None:
     scale = wanted.abs().nan_to_num(0, 0, 0).amax(1, keepdim=True)
     wrong = (found - wanted).abs().nan_to_num(math.inf) > 1e-9 * (1e-300 + scale)
     if bool((wrong & finite & (found != wanted)).any()):
-        raise FoundError("graph", "the captured graph answers otherwise than the program")
+        raise FoundError("graph", "the captured graph gives different answers than the program")
 
 
 def jacobians(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

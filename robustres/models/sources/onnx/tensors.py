@@ -85,11 +85,13 @@ def _external(proto: Any, folder: Path, size: int) -> bytearray:
     if not inside:
         raise ModelError(f"the tensor {proto.name!r} refers to {location!r}, which is not inside the file's folder")
     if not path.is_file():
-        raise ModelError(f"the tensor {proto.name!r} refers to {location!r}, which is no file beside the model")
+        raise ModelError(f"the tensor {proto.name!r} refers to {location!r}, which is not a file beside the model")
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError as error:
-        raise ModelError(f"the tensor {proto.name!r} stands at no whole number of bytes in {location!r}") from error
+        raise ModelError(
+            f"the tensor {proto.name!r} does not start at a whole number of bytes in {location!r}"
+        ) from error
     if length != size or offset < 0 or offset + size > path.stat().st_size:
         raise ModelError(
             f"the tensor {proto.name!r} needs {size} bytes from {offset} on in {location!r}, which has {length} for it "

@@ -20,7 +20,7 @@ def reshape(call: Call) -> Tensor:
     x, wanted = call.tensor(0), call.ints(1, "a shape")
     if not call.attribute("allowzero", 0):
         if any(side == 0 and place >= x.ndim for place, side in enumerate(wanted)):
-            raise ModelError(f"copies a side that its input of {x.ndim} axes has not")
+            raise ModelError(f"copies a side that its input of {x.ndim} axes does not have")
         wanted = [x.shape[place] if side == 0 else side for place, side in enumerate(wanted)]
     if isinstance(x, Traced) and call.fixed_batch is not None:
         wanted = batch.reshaped(x, wanted, call.fixed_batch)
