@@ -55,7 +55,7 @@ def shrink_blocks(
     """
     blocks = residual_blocks(network, input_shape)
     if not blocks:
-        raise ModelError("there is not a residual block here; use the method 'spectral' or 'clip'")
+        raise ModelError("there is no residual block here; use the method 'spectral' or 'clip'")
     for block in blocks:
         _shrink(block, budget, joint=method == "joint")
 

@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_run_keeps_every_file_of_its_owner(
             (folder / name).mkdir()
             (folder / name / "attacks-0.parquet").write_text("mine")
         before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-        with pytest.raises(InputError, match="no result of this command"):
+        with pytest.raises(InputError, match="not written by this command"):
             evaluate(model, data, folder, SETTINGS, overwrite=overwrite)
         assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 

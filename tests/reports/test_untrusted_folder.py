@@ -92,7 +92,7 @@ def test_a_table_exchanged_together_with_its_record_is_not_accepted(folder: Path
 )
 def test_a_copy_of_a_part_is_refused_and_not_counted(name: str, folder: Path) -> None:
     shutil.copy(folder / "parts" / "attacks-0000.parquet", folder / "parts" / name)
-    with pytest.raises(InputError, match="recorded by no part of this run"):
+    with pytest.raises(InputError, match="not recorded by any part of this run"):
         write_report(folder)
 
 
