@@ -37,19 +37,20 @@ Left = Callable[[], float]
 class Attempt:
     """made, quick: the program in float64 and in float32. left: seconds until the search must end.
 
-    starts: points of earlier quadratic searches by row, from which the next ones go on; it is filled. cases: rows of
-    which one is enough, for each; every row for itself where left out.
+    starts: points of earlier quadratic searches by their rows, from which others go on; it is filled. cases: rows
+    of which one is enough, for each; every row for itself where left out. shares: by rows that were searched together,
+    the change that they may see at most, of rows each divided by its margin at the image.
     """
 
     made: Program
     quick: Program
     question: Question
     left: Left
-    starts: dict[int, FixedPoint] = field(default_factory=dict)
+    starts: dict[tuple[int, ...], FixedPoint] = field(default_factory=dict)
     cases: Sequence[Sequence[int]] | None = None
     helped: dict[int, Helped] = field(default_factory=dict)
-    points: dict[int, FixedPoint] = field(default_factory=dict)
-    shares: dict[int, float] = field(default_factory=dict)
+    points: dict[tuple[int, ...], FixedPoint] = field(default_factory=dict)
+    shares: dict[tuple[int, ...], float] = field(default_factory=dict)
     trees: dict[int, Branch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,34 +89,58 @@ class Attempt:
         self.radii = torch.maximum(self.radii, positive_within(form, self.region))
 
     def quadratic(self, *, most: float = math.inf, give_up: bool = False) -> None:
-        """Quadratic certificates for the rows that are open, the most open first, until the time is over.
+        """Quadratic certificates for the rows that are open, until the time is over.
 
-        most: rows whose last share of the margin was larger are left out. give_up: at the first that fails.
+        The row that the image is nearest to losing stands alone, all others together; where these fail, the next one
+        is taken out. most: rows whose last share of the margin was larger are left out. give_up: at the first that
+        fails.
         """
         if self.question.region.norm == "l1":
             return
         with torch.no_grad():
             slopes = sectors(self.made, self.bounds, self.centre)
-        for row in self.open:
-            if not self.margins[row] > 0 or self.left() <= 0 or self.shares.get(row, 0.0) > most:
-                continue
-            self._quadratic(row, slopes)
-            if give_up and not self.least[row] > 0:
+        nearness = self._nearness()
+        rows = [row for row in self.open if self.margins[row] > 0 and self.shares.get((row,), 0.0) <= most]
+        rest = tuple(sorted(rows, key=lambda row: -nearness[row]))
+        while rest and self.left() > 0:
+            alone, rest = rest[:1], rest[1:]
+            if not self._quadratic(alone, slopes) and give_up:
+                return
+            if rest and self.left() > 0 and self._quadratic(rest, slopes):
                 return
 
-    def _quadratic(self, row: int, slopes: Sectors) -> None:
-        eps, margin = float(self.question.region.eps[0]), float(self.margins[row])
-        start = self.points.get(row, self.starts.get(row))
-        one = self.question.rows[row : row + 1]
-        point = searched(self.made, slopes, one, self.question.region, start=start)
-        change = SHARE * point.value * (eps if self.question.region.norm == "l2" else 1.0)
-        self.starts[row] = point
-        if not change / margin < self.shares.get(row, math.inf):
-            return
-        self.points[row], self.shares[row] = point, change / margin
-        self.least[row] = max(float(self.least[row]), margin - change)
-        if self.question.region.norm == "l2":
-            self.radii[row] = max(float(self.radii[row]), eps * min(1.0, margin / max(change, 1e-300)))
+    def _nearness(self) -> list[float]:
+        """Of every row, how much of its margin at the image the linearised network may lose on the region."""
+        region = self.question.region
+        with torch.enable_grad():
+            x = region.centre.expand(len(self.margins), *region.centre.shape[1:]).clone().requires_grad_()
+            total = (self.made.values(x)[-1] * self.question.rows).sum()
+            (slope,) = torch.autograd.grad(total, x)
+        with torch.no_grad():
+            owner = torch.zeros(len(slope), dtype=torch.long, device=slope.device)
+            loss = region.descent(slope, owner, close=False)
+        return (loss / self.margins.clamp_min(1e-12)).tolist()
+
+    def _quadratic(self, rows: tuple[int, ...], slopes: Sectors) -> bool:
+        """Search one certificate for all of these rows; whether it seems to prove them."""
+        region, margins = self.question.region, self.margins[list(rows)]
+        eps = float(region.eps[0])
+        start = self.points.get(rows, self.starts.get(rows))
+        together = self.question.rows[list(rows)] * self._scales(rows)[:, None]
+        point = searched(self.made, slopes, together, region, start=start)
+        share = SHARE * point.value * (eps if region.norm == "l2" else 1.0)
+        self.starts[rows] = point
+        if share < self.shares.get(rows, math.inf):
+            self.points[rows], self.shares[rows] = point, share
+            for row, margin in zip(rows, margins.tolist(), strict=True):
+                self.least[row] = max(float(self.least[row]), margin * (1 - share))
+                if region.norm == "l2":
+                    self.radii[row] = max(float(self.radii[row]), eps * min(1.0, 1 / max(share, 1e-300)))
+        return share < 1
+
+    def _scales(self, rows: Sequence[int]) -> Tensor:
+        """1 / margin, in float32, so that products with small integers are exact in float64."""
+        return (1 / self.margins[list(rows)]).to(torch.float32).to(torch.float64)
 
     def sharpen(self) -> None:
         """Tighter intermediate bounds, for the rows that are open."""
@@ -152,26 +177,27 @@ class Attempt:
             self.trees[row] = tree.root
 
     def _grouped(self) -> list[Quadratic]:
-        """Rows whose squared shares of their margins add up to less than 1 are proved together, from the largest on."""
-        groups: list[list[int]] = []
-        for row in sorted(self.points, key=lambda row: -self.shares[row]):
-            if row in self.trees or not self._needed(row):
-                continue
-            share = self.shares[row] ** 2
+        """Certificates whose squared shares add up to less than 1 are proved together, from the largest on.
+
+        Rows that a tree proves, or another certificate with a smaller share, are not proved again.
+        """
+        kept: list[tuple[int, ...]] = []
+        for rows in sorted(self.points, key=lambda rows: (self.shares[rows] >= 1, -len(rows))):
+            new = [row for row in rows if row not in self.trees and not any(row in other for other in kept)]
+            if new and (self.shares[rows] < 1 or (self.question.region.norm == "l2" and len(rows) == 1)):
+                kept.append(rows)
+        groups: list[list[tuple[int, ...]]] = []
+        for rows in sorted(kept, key=lambda rows: -self.shares[rows]):
+            share = self.shares[rows] ** 2
             for group in groups:
                 if share + sum(self.shares[other] ** 2 for other in group) < TOGETHER:
-                    group.append(row)
+                    group.append(rows)
                     break
             else:
-                groups.append([row])
+                groups.append([rows])
         return [self._quadratic_of(group) for group in groups]
 
-    def _needed(self, row: int) -> bool:
-        """Whether the quadratic certificate is what proves a row, or comes closest."""
-        return self.shares[row] < 1 or self.question.region.norm == "l2"
-
-    def _quadratic_of(self, group: list[int]) -> Quadratic:
-        if len(group) == 1:
-            return Quadratic((group[0],), (1.0,), self.points[group[0]])
-        scales = [float(torch.tensor(1 / float(self.margins[row]), dtype=torch.float32)) for row in group]
-        return Quadratic(tuple(group), tuple(scales), added([self.points[row] for row in group], scales))
+    def _quadratic_of(self, group: list[tuple[int, ...]]) -> Quadratic:
+        rows = tuple(row for one in group for row in one)
+        point = added([self.points[one] for one in group], [1.0] * len(group))
+        return Quadratic(rows, tuple(self._scales(rows).tolist()), point)

@@ -189,7 +189,7 @@ class _Trial:
     norm: Norm
     deadline: float
     evidence: dict[float, Evidence] = field(default_factory=dict)
-    starts: dict[int, FixedPoint] = field(default_factory=dict)
+    starts: dict[tuple[int, ...], FixedPoint] = field(default_factory=dict)
 
     def left(self) -> float:
         """Seconds of the search."""

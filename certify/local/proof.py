@@ -40,7 +40,7 @@ class Question:
 
 def beyond(form: Form, limits: Tensor) -> Form:
     """The form less these limits, the rounding of which is charged."""
-    charge = form.charge + gamma(2) * (form.constant.abs() + limits.abs())
+    charge = form.charge + gamma(8) * (form.constant.abs() + limits.abs())
     return replace(form, constant=form.constant - limits, charge=charge)
 
 
