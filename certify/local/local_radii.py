@@ -28,6 +28,8 @@ INSIDE = 1 - 1e-5
 LINEAR, SEARCH = 1 / 3, 0.7
 # How far beyond the best radius branch and bound tries to get.
 BEYOND = 1.08
+# Relative accuracy of the radius by linear bounds where other methods go on from it.
+ROUGHLY = 0.08
 # Rows whose change is above this share of their margin are not tried again with tighter bounds.
 NEARLY = 1.5
 
@@ -135,7 +137,16 @@ def _radius(
     if aims:
         return _aimed(trial, limit, aims, begun)
     start = _first_eps(made, image, label, norm)
-    found = [largest_radius(trial.linear, margin=margin, start=start, limit=limit, deadline=begun + seconds * LINEAR)]
+    found = [
+        largest_radius(
+            trial.linear,
+            margin=margin,
+            start=start,
+            limit=limit,
+            tolerance=0.02 if norm == "l1" else ROUGHLY,
+            deadline=begun + seconds * LINEAR,
+        )
+    ]
     if found[0].radius < 0.98 * limit and trial.left() > 0:
         start = max(1.3 * found[0].radius, 1e-9)
         if norm != "l1":
