@@ -26,7 +26,7 @@ FIRST_STEPS, MOST_STEPS = 200, 1600
 # From the gentlest repair of the multipliers to what deep chains need, until the bound is near what is reachable; and
 # the one that is nearly always good where a proof at all frequencies takes much of the effort.
 REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
-SURE = Repair(1e-2, 1e-3)
+SURE = Repair(5e-2, 1e-2)
 NEAR = 1 + 3e-3
 FIRST_TOLERANCE = 3e-5
 CLOSE = 1 + 1e-5  # proved over reachable: near enough
