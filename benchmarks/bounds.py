@@ -231,7 +231,8 @@ def dense(weight: np.ndarray) -> nn.Linear:
 def published(folder: Path | None, device: str) -> Iterator[Row]:
     """The networks of Pauli et al. (2024) whose weights lie in the folder: our default bound beside the published one.
 
-    The convolutions: 28x28 images, zero padding 1, LeakyReLU(0.01), global mean, one dense layer, as in the files.
+    The convolutions: 28x28 images, zero padding 1, LeakyReLU(0.01), global mean, one dense layer, as in the files. The
+    published figures of the two deeper ones lie below what any multipliers can reach there: their setting is another.
     """
     if folder is None or not folder.is_dir():
         print("published networks skipped: no --published FOLDER was given")
@@ -258,7 +259,9 @@ def published(folder: Path | None, device: str) -> Iterator[Row]:
         yield ours.row("published", name, f"lipschitz: {report.method}", BOUND, reference)
         yield Measured(report.product, *NOT_TIMED).row("published", name, "product", BOUND, reference)
         yield Measured(report.whole.reachable, *NOT_TIMED).row("published", name, "reachable", ESTIMATE, reference)
-        yield Measured(report.lower, *NOT_TIMED).row("published", name, "attained", ESTIMATE, reference)
+        starts = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0))
+        attained = lipschitz(model, shape, joint=False, images=starts).lower
+        yield Measured(attained, *NOT_TIMED).row("published", name, "attained", ESTIMATE, reference)
 
 
 def bound_of(model: nn.Module, shape: tuple[int, ...], reports: list[LipschitzReport]) -> float:
