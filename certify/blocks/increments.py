@@ -48,7 +48,7 @@ class SectorLayer:
         if self.mixing is None:
             return rows
         matrix = self.mixing.to(rows.dtype)
-        image = rows.reshape(len(rows), self.shape[0], -1)
+        image = rows.reshape(len(rows), self.shape[0], rows.shape[1] // self.shape[0])
         return ((matrix.T if back else matrix) @ image).flatten(1)
 
     def over_ties(self, squares: Tensor) -> Tensor:

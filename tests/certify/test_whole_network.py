@@ -12,6 +12,7 @@ from robustres.certify.bounds.report import PRODUCT
 from robustres.certify.bounds.whole_network import METHOD
 from robustres.certify.radii.smoothing import RandomisedSmoothing
 from robustres.errors import InputError
+from robustres.models.constraints.activations import MaxMin
 
 
 def small_classifier() -> nn.Module:
@@ -162,3 +163,12 @@ def test_estimates_from_images_climb_and_stay_below_the_bound() -> None:
     at_images = float(torch.linalg.matrix_norm(jacobian, 2).max())
     assert 1.2 * at_images < report.lower <= report.upper
     assert report.lower == lipschitz(model, (3, 2, 2), images=images, effort=0.5).lower
+
+
+def test_sorted_channels_before_maximum_pooling_are_eliminated() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), MaxMin(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )  # fmt: skip
+    report = lipschitz(model, (1, 6, 6), effort=0.5)
+    assert report.lower <= report.whole.upper < float("inf")
