@@ -37,8 +37,8 @@ def scaled(factor: float, data: ImageSet) -> Architecture:
     preset = PRESETS[NAME]
     width, *others = (max(16, 16 * round(factor * size / 16)) for size in (preset.width, *preset.widths, *preset.dense))
     widths, dense = tuple(others[: len(preset.widths)]), tuple(others[len(preset.widths) :])
-    described = {"width": width, "widths": widths, "dense": dense}
-    return replace(preset, **described, image_shape=data.image_shape, classes=data.classes)
+    found = replace(preset, width=width, widths=widths, dense=dense)
+    return replace(found, image_shape=data.image_shape, classes=data.classes)
 
 
 def seconds_per_epoch(architecture: Architecture, recipe: Recipe, data: ImageSet, device: str) -> float | None:
@@ -112,7 +112,7 @@ def main() -> None:
         shares = f"correct {100 * epoch.clean:.1f} %, estimated certified {100 * epoch.certified:.1f} %"
         print(f"epoch {epoch.epoch}: {shares}, {perf_counter() - start:.0f} s", flush=True)
 
-    history = train(network, *(data[s] for s in ("train", "validation")), chosen.recipe,
+    history = train(network, data["train"], data["validation"], chosen.recipe,
                     device=options.device, folder=out, on_epoch=show)  # fmt: skip
     seconds = perf_counter() - start
     network = network.cpu()

@@ -14,7 +14,7 @@ def test_the_mean_of_the_logits_under_the_root_mean_square_of_the_bounds() -> No
     with torch.no_grad():
         wanted = sum(materialise(network)(x) for network in networks) / 2
         torch.testing.assert_close(mean(x), wanted)
-    heads = torch.stack([network.head.weight.detach() for network in networks])  # type: ignore[union-attr]
+    heads = torch.stack([network.head.weight.detach() for network in networks])
     report = lipschitz(mean, (1, 8, 8), lower_steps=0)
     stacked = torch.cat(tuple(heads), dim=1) / 2
     assert report.upper <= 2**0.5 * float(torch.linalg.matrix_norm(stacked, ord=2)) * (1 + 1e-6)
