@@ -227,9 +227,9 @@ class Chosen(Expression):
         """Whether `above` is chosen, decided exactly."""
         if isinstance(x, Fraction):
             first, last = self.places[0], self.places[-1]
-            over, under = x > last, x < first
+            right, left = x > last, x < first
             at = x in (first, last)
-            sides = (over or under) if len(self.places) > 1 else over if self.rising else under
+            sides = (right or left) if len(self.places) > 1 else right if self.rising else left
             return torch.tensor(sides or (at and not self.strict))
         (down, up), (last_down, last_up) = _around(self.places[0]), _around(self.places[-1])
         over, under = (x > last_down, x < up) if self.strict else (x >= last_up, x <= down)

@@ -58,7 +58,7 @@ def demonstrate(
     """
     if unknown := [name for name in names if name not in DEMONSTRATIONS]:
         raise InputError(f"no demonstration is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    return (_watched(name, lambda name=name: DEMONSTRATIONS[name](data), progress) for name in names)
+    return (_watched(name, partial(DEMONSTRATIONS[name], data), progress) for name in names)
 
 
 def inspect_model(
@@ -76,7 +76,7 @@ def inspect_model(
     )
     for name, observe in OBSERVATIONS.items():
         try:
-            yield _watched(name, lambda observe=observe: observe(network, images), progress)
+            yield _watched(name, partial(observe, network, images), progress)
         except InputError as reason:
             yield name, str(reason)
 
