@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m tests.certify.mutations [WORD ...]
 
-tries the mutations whose file or text holds one of the words (all without words) on copies of the repository, and lists
+tries the mutations whose file or text holds one of the words (all without words; the word `quick` leaves the drawn
+programs out, so that the test nearest to a file must notice) on copies of the repository, and lists
 the survivors, and as stale those whose text no longer stands in its file. A mutation takes about 15 CPU seconds.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FUZZ = "tests/certify/fuzz/test_programs.py"
 EXACT = f"{FUZZ}::test_exact_jacobians_lie_below_the_bounds"
+CASES = "test_cases_graph.py"
 # The tests to try, by the longest beginning of the file's name; the drawn programs come last.
 NEAREST = {
     "graph/": ("test_rules", "test_lipschitz"),
@@ -41,7 +43,21 @@ NEAREST = {
     "radii/": ("test_radius", "test_deviation_of_differences"),
     "radii/smoothing": ("test_smoothing",),
     "audits/": ("test_audit",),
+    "maps/scalar_expression": ("test_written_out.py::test_a_jump_is_found_however_narrow_or_small",),
+    "graph/operation_rules": (
+        f"{CASES}::test_a_cast_to_whole_numbers_or_truth_values_rounds_and_is_refused",
+        f"{CASES}::test_a_linear_idiom_has_the_norm_of_its_matrix",
+        "test_rules",
+    ),
+    "graph/capture": (f"{CASES}::test_samples_that_trade_places_in_batches_of_some_sizes_alone_are_noticed",),
+    "bounds/bounded_network": (f"{CASES}::test_a_change_that_only_negative_values_meet_is_noticed",),
+    "bounds/unit_domain": ("test_unit_domain",),
+    "bounds/whole_network": ("test_whole_network",),
+    "radii/pair_bounds": ("test_whole_network",),
+    "lower/witness": ("test_audit",),
+    "lower/jacobian": ("test_jacobian",),
 }
+QUICK = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,10 @@ class Mutation:
     def tests(self) -> tuple[str, ...]:
         """Those nearest to the file, then the drawn programs."""
         nearest = max((name for name in NEAREST if self.file.startswith(name)), key=len)
-        return (*(f"tests/certify/{name}.py" for name in NEAREST[nearest]), EXACT, FUZZ)
+        near = tuple(
+            f"tests/certify/{name}" if "::" in name else f"tests/certify/{name}.py" for name in NEAREST[nearest]
+        )
+        return near if QUICK else (*near, EXACT, FUZZ)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.before!r} -> {self.after!r}"
@@ -309,6 +328,37 @@ MUTATIONS: list[Mutation] = [
         ("radius=round_radius_down(radius)", "radius=1.001 * radius"),
     ),
     *_of("radii/smoothing.py", ("if not 0.5 < probability_lower < 1:", "if not 0.0 < probability_lower < 1:")),
+    *_of(
+        "maps/scalar_expression.py",
+        ("if not float(values.max() - values.min()) <= allowed:", "if False:"),
+        ("return torch.tensor(sides or (at and not self.strict))", "return torch.tensor(sides)"),
+        ("before = (places[k - 1] + place) / 2 if k else place - 1", "before = place - 1"),
+        ("GAP = 8 * ", "GAP = 1e6 * "),
+    ),
+    *_of(
+        "graph/operation_rules.py",
+        ("(part.is_floating_point() or any(part is one for one in first))", "part.is_floating_point()"),
+    ),
+    *_of("graph/capture.py", ("for count in range(1, BATCH)", "for count in range(1, 2)")),
+    *_of(
+        "bounds/bounded_network.py",
+        ("enumerate((own, 3 * noise, -own, -3 * noise, 100 * noise, -100 * noise))", "enumerate((own,))"),
+    ),
+    *_of("bounds/unit_domain.py", ("float(torch.maximum(low.abs(), high.abs()).max())", "float(low.abs().max())")),
+    *_of("bounds/whole_network.py", ("rows[0, i], rows[0, j] = 1.0, -1.0", "rows[0, i], rows[0, j] = 0.5, -0.5")),
+    *_of("radii/pair_bounds.py", ("found = min(self.whole.pair(i, j), ", "found = 0.5 * min(self.whole.pair(i, j), ")),
+    *_of("blocks/multiplier_search.py", ("rounded_up(math.sqrt(held), 4)", "0.99 * math.sqrt(held)")),
+    *_of(
+        "lower/witness.py",
+        (
+            "change = norms(other_answer - answer) * (1 - slack) - allowance",
+            "change = 2 * norms(other_answer - answer)",
+        ),
+    ),
+    *_of(
+        "lower/jacobian.py",
+        ("Steepest(norms(products.forward(direction))", "Steepest(1.1 * norms(products.forward(direction))"),
+    ),
     *_of("audits/audit.py", ("bound.upper <= allowed", "0.9 * bound.upper <= allowed")),
 ]
 
@@ -356,6 +406,8 @@ def _tested(folder: Path, tests: Sequence[str]) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Try them and list the survivors."""
+    global QUICK
+    QUICK, words = "quick" in words, [word for word in words if word != "quick"]
     import pandas  # noqa: F401
     import scipy.special  # noqa: F401
     import torch

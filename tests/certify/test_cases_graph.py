@@ -369,6 +369,11 @@ def test_a_graph_that_holds_the_captured_batch_is_not_run_on_another(function: C
     assert report.upper == pytest.approx(1.0)
 
 
+def test_samples_that_trade_places_in_batches_of_some_sizes_alone_are_noticed() -> None:
+    with pytest.raises(ModelError, match="depends on the other samples"):
+        lipschitz(Apply(lambda s, x: torch.roll(x, 3, 0)), (4,))
+
+
 def test_a_derivative_that_is_none_proves_no_defect() -> None:
     def function(s: Any, x: Tensor) -> Tensor:
         return torch.stack([torch.logsumexp(x + 1e150, [1]), x[:, 0]], 1)
