@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.front import Repair
-from robustres.certify.blocks.increments import Increment, SectorLayer, SlopeIntervals, increments
+from robustres.certify.blocks.increments import Increment, SectorLayer, increments
 from robustres.certify.blocks.network_bound import proved_bound
 from robustres.certify.blocks.torus_bound import local_layers, torus_bound
 from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
@@ -54,9 +54,9 @@ class PlainForm:
 
     shares = "neuron"
 
-    def __init__(self, order: Sequence[Node], slopes: SlopeIntervals | None = None) -> None:
+    def __init__(self, order: Sequence[Node]) -> None:
         self.order = order
-        self.layers = increments(order, slopes=slopes)
+        self.layers = increments(order)
         neurons = sum(math.prod(layer.shape) for layer in self.layers.values())
         self.dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
         self.cost, widest = elimination_cost(order, self.layers)
@@ -106,12 +106,10 @@ class TorusForm:
         return torus_bound(self.network, point, rows=rows, repair=repair)
 
 
-def form_within(
-    output: Node, effort: float, *, steps: int, slopes: SlopeIntervals | None = None
-) -> tuple[Form | None, str]:
+def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
     """The first form that so many steps of the search and one proof can be afforded for, and why the tightest is not
     taken (or none)."""
-    plain = PlainForm(output.ordered(), slopes)
+    plain = PlainForm(output.ordered())
     said = plain.obstacle or _unaffordable(plain, effort, steps)
     if not said:
         return plain, ""

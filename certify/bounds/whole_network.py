@@ -15,7 +15,7 @@ import torch
 
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import Repair
-from robustres.certify.blocks.increments import BoundedLayer, Increment, SlopeIntervals, increments
+from robustres.certify.blocks.increments import BoundedLayer, Increment, increments
 from robustres.certify.bounds.whole_forms import Form, form_within
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.maps.nonlinear import Opaque
@@ -57,8 +57,8 @@ class WholeNetwork:
     pairs: bounds of the differences of two outputs, as far as they were asked for.
     """
 
-    def __init__(self, output: Node, *, effort: float, slopes: SlopeIntervals | None = None) -> None:
-        self.output, self.effort, self.slopes = output, effort, slopes
+    def __init__(self, output: Node, *, effort: float) -> None:
+        self.output, self.effort = output, effort
         self.guarantee = _guarantee(output.ordered())
         self._first_point: FixedPoint | None = None
         self.pairs: dict[tuple[int, int], float] = {}
@@ -75,7 +75,7 @@ class WholeNetwork:
         unbounded = [node.path or node.origin.name for node, layer in layers.items() if _unbounded(layer)]
         if unbounded:
             return None, f"no bound of {unbounded[0]} is known"
-        return form_within(self.output, self.effort, steps=FIRST_STEPS, slopes=self.slopes)
+        return form_within(self.output, self.effort, steps=FIRST_STEPS)
 
     def obstacle(self) -> str:
         """Why the elimination is not run, empty where it is."""
