@@ -54,7 +54,7 @@ def _chart(rows: list[dict[str, Any]], domain: tuple[float, float] | None) -> al
     base, texts = tooltip_texts(alt.Chart(alt.InlineData(values=rows)), SERIES, ".4~g")
     y = alt.Y("name:N", title=None, sort=alt.SortField("position"), axis=alt.Axis(labelLimit=170))
     scale = alt.Scale(type="log", nice=False, padding=12, domain=alt.Undefined if domain is None else list(domain))
-    title = "how much the block may stretch (log scale)"
+    title = "stretch at most (log scale)"
     tooltip = [alt.Tooltip("name:N", title="block"), alt.Tooltip("kind:N")]
     tooltip += [*texts, alt.Tooltip("method:N", title="bound by")]
 

@@ -389,6 +389,32 @@ def test_a_program_of_enormous_values_is_refused_before_it_runs(tmp_path: Path) 
         load_model(str(file))
 
 
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.flatten(1), x
+
+
+class Switched(nn.Module):
+    def forward(self, x: Tensor, double: bool = False) -> Tensor:
+        return x.flatten(1) * 2 if double else x.flatten(1)
+
+
+def test_scripts_of_other_types_and_of_other_inputs_are_used_or_named(tmp_path: Path) -> None:
+    for dtype in (torch.float16, torch.float64):
+        model = Residual().eval().to(dtype)
+        file = quietly(save_scripted, model, tmp_path / "net.pt")
+        x = torch.rand(3, *SHAPE).to(dtype)
+        assert torch.equal(load_model(str(file), input_shape=SHAPE).module(x), model(x))
+    file = quietly(save_scripted, Switched().eval(), tmp_path / "net.pt")
+    assert load_model(str(file), input_shape=SHAPE).module(torch.ones(2, *SHAPE)).shape == (2, 64)
+    file = quietly(save_scripted, Pair().eval(), tmp_path / "net.pt")
+    with pytest.raises(ModelError, match="must return logits of shape"):
+        load_model(str(file), input_shape=SHAPE)
+    file = quietly(save_scripted, Residual().eval(), tmp_path / "net.pt")
+    with pytest.raises(ModelError, match="to have 1 channels, but got 3 channels"):
+        load_model(str(file), input_shape=(3, 8, 8))
+
+
 class Hungry(nn.Module):
     """Keeps eight values of half a gibibyte, each of which a classifier might have."""
 

@@ -72,13 +72,13 @@ def limit_this_process(size: int) -> None:
 def answered(path: Path, input_shape: tuple[int, ...] | None) -> dict[str, Any]:
     """What a trial of this file says: {"error": why it cannot be used, or None; "shape": on which images it ran}."""
     from robustres.models.sources.exported_program import run_program
-    from robustres.models.sources.torchscript import run_script
+    from robustres.models.sources.torchscript import reason_of, run_script
 
     run = run_program if path.suffix == ".pt2" else run_script
     try:
         return {"error": None, "shape": run(path, input_shape)}
     except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError, MemoryError) as error:
-        return {"error": (str(error).strip() or type(error).__name__).splitlines()[0], "shape": None}
+        return {"error": reason_of(error), "shape": None}
 
 
 def _main() -> None:

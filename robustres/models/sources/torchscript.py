@@ -90,8 +90,20 @@ def load_torchscript(path: Path, input_shape: tuple[int, ...] | None = None) -> 
             script = _opened(path)
             rewritten = None if shape is None else _rewritten(script, shape)
     except (ModelError, RuntimeError, ValueError, OSError, EOFError, AttributeError) as error:
-        raise unreadable((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        raise unreadable(reason_of(error)) from error
     return script if rewritten is None else rewritten
+
+
+def reason_of(error: Exception) -> str:
+    """One line of an error: of the interpreter of scripts the last one, which says what failed, of others the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
+
+
+def _image_type(script: Any) -> torch.dtype:
+    """The type of a script's weights, which its images have as well."""
+    tensors = (*script.parameters(), *script.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def _require_harmless_code(path: Path) -> None:
@@ -123,9 +135,10 @@ def run_script(path: Path, input_shape: tuple[int, ...] | None) -> tuple[int, ..
 
 def _runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The shape (C, H, W) where it is given, after a trial on it; else a shape that the script takes, or None."""
+    dtype = _image_type(script)
     if shape is not None:
         with torch.no_grad():
-            script(torch.rand(2, *shape))
+            script(torch.rand(2, *shape).to(dtype))
         return shape
     kernels = [p for p in script.parameters() if p.ndim == 4]
     channels = list(dict.fromkeys([*(int(kernel.shape[1]) for kernel in kernels[:1]), 3, 1, 2, 4]))
@@ -133,7 +146,7 @@ def _runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | No
         for count in channels:
             try:
                 with torch.no_grad():
-                    answer = script(torch.rand(2, count, side, side))
+                    answer = script(torch.rand(2, count, side, side).to(dtype))
             except RuntimeError:
                 continue
             if isinstance(answer, torch.Tensor) and answer.ndim == 2 and len(answer) == 2:
@@ -168,11 +181,13 @@ def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
     except ModelError as error:
         log.info("the script stays a script: %s", error)
         return None
-    images = torch.rand(PROBES, *input_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(PROBES, *input_shape, generator=torch.Generator().manual_seed(0)).to(_image_type(script))
     require_moderate(module, images)
     with torch.no_grad():
         for batch in (images, images[:1]):
             expected, found = script(batch.clone()), module(batch.clone())
+            if not isinstance(expected, torch.Tensor):
+                return None  # which `load_model` refuses by what it is
             if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
                 log.warning("the script stays a script: rewritten it gives different answers")
                 return None
@@ -182,7 +197,9 @@ def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
 def _as_aten(graph: Any, trained: list[torch.Tensor]) -> nn.Module:
     """trained: the script's parameters; what else it holds becomes buffers."""
     built, values = AtenGraph(), dict[str, Any]()
-    _, images = graph.inputs()
+    _, images, *others = graph.inputs()
+    if others:
+        raise ModelError("it takes more than the images")
     values[images.debugName()] = built.input("images")
     _add_nodes(built, values, graph, trained)
     (output,) = graph.outputs()
