@@ -399,6 +399,7 @@ class Switched(nn.Module):
         return x.flatten(1) * 2 if double else x.flatten(1)
 
 
+@pytest.mark.slow
 def test_scripts_of_other_types_and_of_other_inputs_are_used_or_named(tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.float64):
         model = Residual().eval().to(dtype)
