@@ -29,9 +29,8 @@ TOLERANCE = 1e-6  # of the slopes, absolute and relative
 PARTS = 32  # of an interval on which slopes are asked for
 FARTHEST = 2.0**20
 REACH = 2.0**10
-GAP = (
-    8 * UNIT_ROUNDOFF[torch.float64]
-)  # of the largest values and moments at a place, which rounded constants may leave
+# Of the largest values and moments at a place: what the rounding of constants may leave there.
+GAP = 8 * UNIT_ROUNDOFF[torch.float64]
 
 
 @dataclass(frozen=True, eq=False)

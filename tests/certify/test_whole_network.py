@@ -1,5 +1,6 @@
 """The whole network's bound in reports and radii: the smallest of all, with what was skipped and why, and pairs."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from robustres.certify import Bound, Guarantee, NetworkCertificate, certify, cer
 from robustres.certify.bounds import whole_forms
 from robustres.certify.bounds.report import PRODUCT
 from robustres.certify.bounds.whole_network import METHOD
+from robustres.certify.radii.pair_bounds import PairBounds
 from robustres.certify.radii.smoothing import RandomisedSmoothing
 from robustres.errors import InputError
 from robustres.models.constraints.activations import MaxMin
@@ -75,6 +77,9 @@ def test_a_pair_of_classes_is_bounded_above_its_slopes_and_far_below_all_logits_
     for i, j in ((0, 1), (0, 2), (2, 1)):
         pair = report.analysis.whole.pair(i, j)
         assert float((jacobians[:, i] - jacobians[:, j]).norm(dim=1).max()) <= pair <= 2**0.5 * report.upper * 1.001
+    refined = PairBounds(torch.full((3, 3), math.inf, dtype=torch.float64), report.analysis.whole, math.inf)
+    assert refined.refine_all()
+    assert float(refined(2)[1]) == float(refined(1)[2]) == report.analysis.whole.pair(2, 1)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

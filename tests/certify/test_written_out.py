@@ -104,6 +104,8 @@ def test_what_jumps_or_has_no_finite_slope_is_refused(function: Callable[[Tensor
         ),  # no float64 lies between, but numbers do
         lambda x: torch.where(x >= 0, torch.where(x > 0, x, x + 5), x),
         lambda x: torch.where(x <= 1, torch.where(x < 1, x, x + 5), x),
+        lambda x: torch.where(x > 0, torch.where(x >= 1e-3, x, 100 * x), x),  # at 1e-3, seen between the places alone
+        lambda x: torch.where(x < 0, torch.where(x < -1e-3, x, 100 * x), x),
         lambda x: x + 5 * (1 - torch.sign(x) * torch.sign(x)),
         lambda x: torch.where(x > 0, x, x + 1e-13),
         lambda x: x + 1e-13 * torch.sign(x),
