@@ -1,7 +1,6 @@
 """Laws that hold for any program over the operations that have a rule; see docs/fuzzing.md."""
 
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -22,15 +21,16 @@ from tests.certify.fuzz.productions import PRODUCTIONS
 NOT_DRAWN: dict[str, str] = {
     "cudnn_batch_norm": "runs on a GPU alone; its rule is that of batch_norm, which is drawn",
 }
+# torch remarks on even kernels; this is not about robustres.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 PIECES = 20
 PER_PIECE = 500
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_captures() -> Iterator[None]:
-    """One table for all captures of this file; torch's remarks on even kernels are not about robustres."""
-    with one_table(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using padding='same'", UserWarning)
+    """One table for all captures of this file."""
+    with one_table():
         yield
 
 
