@@ -20,6 +20,8 @@ def enforce(
     data: options.Data,
     source: options.Source,
     method: Annotated[str, typer.Option("--method", help="spectral | clip | scale | joint")] = "spectral",
+    joint: options.Joint = True,
+    effort: options.Effort = None,
     device: options.Device = "auto",
     out: Annotated[Path, typer.Option("--out", help="Folder of the new network.")] = Path("runs/enforced"),
     json: options.Json = False,
@@ -48,13 +50,13 @@ def enforce(
             loaded.module, lipschitz=lipschitz, input_shape=images.image_shape, method=method  # type: ignore[arg-type]
         )  # fmt: skip
         progress("enforce", 1, 1)
-        facts = {}
+        facts, limits = {}, options.thoroughness(joint, effort)
         for step, (name, network) in enumerate((("before", loaded.module), ("after", enforced))):
             progress("accuracy and bound", step, 2)
             facts[name] = {
                 "accuracy": _accuracy(network, images, where),
                 "lipschitz": bound(
-                    network, images.image_shape, lower_steps=0, progress=partial(progress, f"blocks {name}")
+                    network, images.image_shape, lower_steps=0, progress=partial(progress, f"blocks {name}"), **limits
                 ).upper,
             }
         progress("accuracy and bound", 2, 2)

@@ -64,7 +64,7 @@ def test_enforce_writes_a_network_within_its_budget(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["enforce", checkpoint, "--lipschitz", "0.9", "--data", "digits", "--out", str(tmp_path / "new")]
-    assert run([*arguments, "--json"], monkeypatch) == 0
+    assert run([*arguments, "--textbook", "--json"], monkeypatch) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["after"]["lipschitz"] < facts["before"]["lipschitz"]
     assert run(["lipschitz", facts["model"], "--input-shape", "1,8,8", "--textbook", "--json"], monkeypatch) == 0
