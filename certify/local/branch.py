@@ -253,7 +253,7 @@ def cut(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Tensor:
         return middle
     found, distance = middle, torch.full_like(middle, torch.inf)
     for kink in function.kinks:
-        place = torch.as_tensor(kink).to(lower).expand_as(lower)
+        place = torch.as_tensor(kink, dtype=lower.dtype, device=lower.device).expand_as(lower)
         away = torch.where((place > lower) & (place < upper), (place - middle).abs(), torch.inf)
         found, distance = torch.where(away < distance, place, found), torch.minimum(away, distance)
     return found

@@ -70,7 +70,7 @@ def _(function: PiecewiseLinear, lower: Tensor, low: Tensor, high: Tensor, upper
     flat, steep = function.slopes_on(lower, upper)
     if len(function.pieces) != 2:
         return flat, steep
-    left, right = (torch.as_tensor(piece).to(lower) for piece in function.pieces)
+    left, right = (torch.as_tensor(piece, dtype=lower.dtype, device=lower.device) for piece in function.pieces)
     convex = left <= right
     ends = [_slope(function, low, lower), _slope(function, high, upper)]
     slack = _slope_slack(function, low, lower), _slope_slack(function, high, upper)

@@ -85,11 +85,11 @@ def _(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Lines:
 def piecewise_linear(function: PiecewiseLinear, lower: Tensor, upper: Tensor) -> Lines:
     """Lines of a continuous function of several linear pieces."""
     kinks, pieces, units = function.kinks, function.pieces, _units(function)
-    places = [torch.as_tensor(kink).to(lower).expand_as(lower) for kink in kinks]
+    places = [torch.as_tensor(kink, dtype=lower.dtype, device=lower.device).expand_as(lower) for kink in kinks]
     inside = [torch.minimum(torch.maximum(place, lower), upper) for place in places]
     points = [lower, *inside, upper]
     values = [function(point) for point in points]
-    slopes = [torch.as_tensor(piece).to(lower).expand_as(lower) for piece in pieces]
+    slopes = [torch.as_tensor(piece, dtype=lower.dtype, device=lower.device).expand_as(lower) for piece in pieces]
     chord = _chord(points, values)
     size = torch.stack([value.abs() for value in values]).amax(0) + torch.maximum(lower.abs(), upper.abs())
 

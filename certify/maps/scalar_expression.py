@@ -332,7 +332,7 @@ class Written(Activation):
         powers = [2.0**k for k in range(-6, 13)]
         edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf})
         edges = sorted({*edges, *(end for place in self.expression.breaks() for end in _around(place))})
-        cells = Interval(torch.tensor(edges[:-1]).double(), torch.tensor(edges[1:]).double())
+        cells = Interval(torch.tensor(edges[:-1], dtype=torch.float64), torch.tensor(edges[1:], dtype=torch.float64))
         attained = settled = -math.inf
         for _ in range(CELLS):
             upper = self._upper(cells, sign)
@@ -384,12 +384,12 @@ class Written(Activation):
     def jump(self) -> float:
         """What rounding may do near 0, where it is not relative to the value: every operation, a few units of the
         largest value that it meets within the reach of 1."""
-        near = Interval(torch.tensor([-1.0]).double(), torch.tensor([1.0]).double())
+        near = Interval(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
         return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near)) + self.gaps
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """Every operation a few units, relative to the largest of |x| times the slopes that it meets."""
-        reach = Interval(torch.tensor([-REACH]).double(), torch.tensor([REACH]).double())
+        reach = Interval(torch.tensor([-REACH], dtype=torch.float64), torch.tensor([REACH], dtype=torch.float64))
         most = sum(_largest(self.expression, reach)) / REACH
         total = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))
         return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None

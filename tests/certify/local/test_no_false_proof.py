@@ -202,3 +202,8 @@ def test_strange_evidence_proves_nothing_false() -> None:
     for row, tree in evidence.trees.items():
         form = parts.forms_of_leaves(made, bounds, question.rows[row : row + 1], list(tree.leaves()), bounds.sizes())
         assert float(form.minimum(question.region).min()) <= float(reached[row])
+
+
+@pytest.mark.parametrize("seed", [1002, 1014])
+def test_kinks_that_float32_does_not_hold_are_kept_as_they_are(seed: int) -> None:
+    refute("clamp", "linf", seed)
