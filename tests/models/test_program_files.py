@@ -465,3 +465,13 @@ def test_a_tensor_stretched_over_forty_gigabytes_is_refused_within_half_a_gibiby
     command = [sys.executable, "-c", LIMITED, str(file)]
     said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     assert "fewer numbers than its shape [10000000000] says" in said
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_exported_program_of_another_type_is_loaded_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval().to(dtype)
+    x, any_batch = torch.rand(3, 3, 2, 2).to(dtype), ({0: torch.export.Dim("n")},)
+    path = tmp_path / "network.pt2"
+    torch.export.save(torch.export.export(network, (x,), dynamic_shapes=any_batch), path)
+    loaded = load_model(str(path), input_shape=(3, 2, 2))
+    assert torch.equal(loaded.module(x), network(x))

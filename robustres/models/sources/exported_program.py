@@ -55,7 +55,7 @@ def load_exported(path: Path) -> nn.Module:
     Raises ModelError where the file is damaged, is not one network from images to logits, was exported in training
     mode, or needs an operation that is not of ATen.
     """
-    module, _ = _opened(path)
+    module, _, _ = _opened(path)
     try:
         tried_apart(path, None)
     except ModelError as error:
@@ -69,8 +69,8 @@ def run_program(path: Path, input_shape: tuple[int, ...] | None = None) -> tuple
     input_shape: not used, since a program states its own.
     Raises ModelError where the network takes only as many images as it was exported with.
     """
-    module, (batch, *shape) = _opened(path)
-    images = torch.rand(2 if batch is None else batch, *shape, generator=torch.Generator().manual_seed(0))
+    module, (batch, *shape), dtype = _opened(path)
+    images = torch.rand(2 if batch is None else batch, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
         module(images)
         if batch is not None:
@@ -78,8 +78,9 @@ def run_program(path: Path, input_shape: tuple[int, ...] | None = None) -> tuple
     return tuple(shape)
 
 
-def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...]]:
-    """The network and the sizes of its images, the batch's None where it may be any; nothing of it has run."""
+def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...], torch.dtype]:
+    """The network, the sizes of its images, the batch's None where it may be any, and their type; nothing of it has
+    run."""
     if not path.is_file():
         raise ModelError(f"there is no file {path}; check the path")
     archive = Archive(path, KIND)
@@ -93,9 +94,10 @@ def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...]]:
         program = json.loads(archive.read(models[0]))["graph_module"]
         weights = _tensors(archive, f"data/weights/{name}_weights_config.json", "data/weights")
         constants = _tensors(archive, f"data/constants/{name}_constants_config.json", "data/constants")
-        module, sizes = _module(program, weights, constants), _sizes(program)
-        require_moderate(module, torch.zeros(2 if sizes[0] is None else sizes[0], *cast(tuple[int, ...], sizes[1:])))
-        return module, sizes
+        module, (sizes, dtype) = _module(program, weights, constants), _images(program)
+        batch, *shape = cast(tuple[int, ...], sizes)
+        require_moderate(module, torch.zeros(2 if batch is None else batch, *shape, dtype=dtype))
+        return module, sizes, dtype
     except ModelError as error:
         raise archive.unreadable(str(error)) from error
     except Exception as error:  # anything may stand in the file, and anything may be raised over it
@@ -147,19 +149,26 @@ def _module(program: Mapping[str, Any], weights: Mapping[str, Tensor], constants
     return built.finish(values[outputs[0]["user_output"]["arg"]["as_tensor"]["name"]])
 
 
-def _sizes(program: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Sizes (N, C, H, W) of the images, N None where it may be any; ModelError where the others may be any."""
+def _images(program: Mapping[str, Any]) -> tuple[tuple[int | None, ...], torch.dtype]:
+    """Sizes (N, C, H, W) of the images, N None where it may be any, and their type.
+
+    ModelError where the other sizes may be any, or the type is no floating one.
+    """
     (name,) = (
         spec["user_input"]["arg"]["as_tensor"]["name"]
         for spec in program["signature"]["input_specs"]
         if "user_input" in spec
     )
-    sizes = tuple(side.get("as_int") for side in program["graph"]["tensor_values"][name]["sizes"])
+    stated = program["graph"]["tensor_values"][name]
+    dtype = DTYPES.get(stated["dtype"])
+    if dtype is None or not dtype.is_floating_point:
+        raise ModelError("it takes images of whole numbers; export it for floating-point images in [0, 1]")
+    sizes = tuple(side.get("as_int") for side in stated["sizes"])
     if None in sizes[1:] or not 0 < math.prod(sizes[1:]) <= LARGEST_PROBE:
         raise ModelError(f"it takes images of the shape {list(sizes[1:])}; fixed sides of moderate size are needed")
     if sizes[0] is not None and not 0 < sizes[0] <= LARGEST_BATCH:
         raise ModelError(f"it takes exactly {sizes[0]} images at a time, for which there is no use")
-    return sizes
+    return sizes, dtype
 
 
 def _require_any_batch(module: nn.Module, images: Tensor) -> None:
