@@ -52,9 +52,13 @@ class NetworkView:
     State 0 is the image, state k the output of piece k - 1; the last state is the logits.
     """
 
-    module: nn.Module
     pieces: tuple[NetworkPiece, ...]
     captured: Captured = field(repr=False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The certifier's own copy of the model."""
+        return self.captured.module
 
     def run(self, values: Tensor, start: int, stop: int) -> Tensor:
         """State `stop` from state `start` (N, ...); differentiable."""
@@ -100,7 +104,7 @@ def network_view(captured: Captured, output: Node, rows: Sequence[BlockRow]) -> 
         merges = row.is_residual and isinstance(node.piece, Merge)
         shortcut = region(dominator, node).shortcut if merges else None
         pieces.append(NetworkPiece(row.name, row.kind, row, shortcut, node.origin))
-    return NetworkView(captured.module, tuple(pieces), captured)
+    return NetworkView(tuple(pieces), captured)
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ def _sample_rows(network: Dissection, data: ImageSet) -> list[dict[str, Any]]:
     """The margin's input gradient and the certificate of every image."""
     last = len(network.pieces)
     margin, gradient = margin_gradients(lambda x: network.run(x, 0, last), data.images.double(), data.labels)
-    certified = certify(network.view.module, data.images, report=network.report).radius
+    certified = certify(network.module, data.images, report=network.report).radius
     return [
         {
             "part": "sample",
