@@ -74,12 +74,7 @@ def estimate(
     together = MOST_STARTS if captured.rebatches else BATCH
     batches = torch.split(starts.to(device_of(captured.module)), together)
     ascent = images is not None and not captured.on_unit_domain
-    try:
-        return max(_steepest(captured, entry, end, x, steps, ascent=ascent, draw=draw, upper=upper) for x in batches)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # torch has no derivative here, or a wrong one
-        return 0.0
+    return _largest(_steepest(captured, entry, end, x, steps, ascent=ascent, draw=draw, upper=upper) for x in batches)
 
 
 def climbed(
@@ -97,11 +92,16 @@ def climbed(
     if ascent_steps < 1 or not captured.rebatches:
         return 0.0
     draw = generator or torch.Generator().manual_seed(0)
+    return _largest(_climb(captured, entry, end, images.to(device_of(captured.module)), ascent_steps, draw, upper))
+
+
+def _largest(slopes: Iterator[float]) -> float:
+    """Of the slopes as they are found; 0 where torch has no derivative, or a wrong one."""
     try:
-        return max(_climb(captured, entry, end, images.to(device_of(captured.module)), ascent_steps, draw, upper))
+        return max(slopes)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # torch has no derivative here, or a wrong one
+    except RuntimeError:
         return 0.0
 
 
