@@ -59,7 +59,8 @@ def _chart(rows: list[dict[str, Any]], domain: tuple[float, float] | None) -> al
     tooltip += [*texts, alt.Tooltip("method:N", title="bound by")]
 
     def x(field: str) -> alt.X:
-        return alt.X(f"{field}:Q", title=title, scale=scale)
+        ticks = alt.Axis(labelOverlap="greedy", labelSeparation=4)
+        return alt.X(f"{field}:Q", title=title, scale=scale, axis=ticks)
 
     def bar(low: str, high: str, opacity: float) -> alt.Chart:
         chart: alt.Chart = (

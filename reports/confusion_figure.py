@@ -51,8 +51,9 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str, eps: float) -> Figure:
         name=f"confusion-{norm}",
         title=f"Confusion under {norm_text(norm)} attack at eps = {eps_text(eps)}",
         caption=(
-            f"{run.about}. Share of each class (row) that is answered as which class (column), on the nearest "
-            f"adversarial example within eps, or on the clean image where none was found.{partly}"
+            f"{run.about}. Images of each class (row) by the class they are answered as (column), on the nearest "
+            "adversarial example within eps, or on the clean image where none was found. The stronger the colour, the "
+            f"larger the share of its row.{partly}"
         ),
         alt=f"Confusion matrix under attack. Most common errors: {'; '.join(words) or 'none'}.",
         spec=specification(_chart(records(table))),

@@ -37,7 +37,7 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str, *, end: float | None = N
     rows = records(curve)
     close = end is not None
     log = None if close else records(accuracy_curve(run, samples, norm, logarithmic=True))
-    where = ", where the certificate lives" if close else ""
+    where = ", at the scale of the certificate" if close else ""
     return Figure(
         name=f"sandwich-{norm}-close" if close else f"sandwich-{norm}",
         title=f"Accuracy against {norm_text(norm)} perturbations{where}",
@@ -92,7 +92,13 @@ def _in_words(run: Run, rows: list[dict[str, Any]], norm: str) -> str:
 def _chart(rows: list[dict[str, Any]], norm: str, scale: ScaleType) -> alt.TopLevelMixin:
     colours = alt.Scale(domain=list(SERIES.values()), range=[CLEAN, ATTACKED, CERTIFIED])
     dashes = alt.Scale(domain=list(SERIES.values()), range=[[2, 3], [7, 3], [1, 0]])
-    legend = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=400)
+    # Steps are drawn on the safe side: certified never above, attacked never below what was counted.
+    steps: dict[str, Step] = {"clean": "linear", "attacked": "step-after", "certified": "step-before"}
+    known = [field for field in steps if any(row[field] is not None for row in rows)]
+    named = [SERIES[field] for field in known]
+    legend = alt.Legend(
+        orient="bottom", title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=400, values=named
+    )
     x = eps_axis(norm, rows[0]["eps"], rows[-1]["eps"], scale)
     base = alt.Chart(alt.InlineData(values=rows))
 
@@ -126,8 +132,5 @@ def _chart(rows: list[dict[str, Any]], norm: str, scale: ScaleType) -> alt.TopLe
         .encode(x=x, opacity=alt.when(hover).then(alt.value(0.7)).otherwise(alt.value(0)), tooltip=tooltip)
         .add_params(hover)
     )
-    # Steps are drawn on the safe side: certified never above, attacked never below what was counted.
-    steps: dict[str, Step] = {"clean": "linear", "attacked": "step-after", "certified": "step-before"}
-    known = [field for field in steps if any(row[field] is not None for row in rows)]
     gaps = [gap] if "attacked" in known else []
     return alt.layer(*gaps, *(line(field, steps[field]) for field in known), rule).properties(width=460, height=300)

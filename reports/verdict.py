@@ -126,7 +126,8 @@ def lipschitz_sentence(run: Run) -> str | None:
         "" if whole.get("lower") is None else f", and at least {radius_text(whole['lower'])} (an estimate from below)"
     )
     norm = norm_text(whole["norm"])
+    within = " within [0, 1]" if whole.get("domain") == "unit" else ""
     return (
-        f"The whole network amplifies no change of the pixels by more than {bound_text(whole['upper'])} in {norm} "
-        f"(a bound){lower}."
+        f"The whole network amplifies no change of the pixels{within} by more than {bound_text(whole['upper'])} in "
+        f"{norm} (a bound){lower}."
     )

@@ -8,11 +8,18 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   function applyTheme(isDark) {
     document.documentElement.dataset.theme = isDark ? "dark" : "light";
-    byId("theme").setAttribute("aria-pressed", String(isDark));
+    byId("theme").textContent = isDark ? "Light" : "Dark";
+    byId("theme").setAttribute("aria-label", `Use ${isDark ? "light" : "dark"} colours`);
     drawAll();
   }
   byId("theme").addEventListener("click", () => applyTheme(document.documentElement.dataset.theme !== "dark"));
   dark.addEventListener("change", (event) => applyTheme(event.matches));
+
+  // ---- tables that stack on phones: every cell carries the title of its column ----
+  document.querySelectorAll("table.stacks").forEach((table) => {
+    const titles = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, column) => { cell.dataset.title = titles[column]; });
+  });
 
   // ---- figures ----
   let epsScale = "linear";

@@ -24,20 +24,11 @@ Images = Annotated[
         "--data", help="Images at which the estimates from below start, as in evaluate; default: random images."
     ),
 ]
-Domain = Annotated[
-    str,
-    typer.Option(help="all inputs, or unit: images in [0, 1] only, where products of two values have a bound too."),
-]
 WhatIf = Annotated[
     list[str] | None,
     typer.Option(
         "--what-if", help="BLOCK=FACTOR: the bounds if that block's branch were multiplied by FACTOR; repeatable."
     ),
-]
-
-WholeEffort = Annotated[
-    float | None,
-    typer.Option("--whole-effort", help="Cost of the whole network at once, in seconds of a nominal core."),
 ]
 
 
@@ -48,8 +39,8 @@ def lipschitz(
     data: Images = None,
     joint: options.Joint = True,
     effort: options.Effort = None,
-    whole_effort: WholeEffort = None,
-    domain: Domain = "all",
+    whole_effort: options.WholeEffort = None,
+    domain: options.Domain = "all",
     what_if: WhatIf = None,
     json: options.Json = False,
 ) -> None:

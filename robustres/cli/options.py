@@ -110,6 +110,14 @@ Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jo
 Effort = Annotated[
     float | None, typer.Option("--effort", help="Cost of each joint bound, in seconds of a nominal core.")
 ]
+WholeEffort = Annotated[
+    float | None,
+    typer.Option("--whole-effort", help="Cost of the bound of all layers at once, in seconds of a nominal core."),
+]
+Domain = Annotated[
+    str,
+    typer.Option(help="all inputs, or unit: images in [0, 1] only, where products of two values have a bound too."),
+]
 SecondsPerImage = Annotated[
     float | None,
     typer.Option("--seconds-per-image", help="Time for local bounds around each image, in seconds of one core."),
@@ -257,6 +265,8 @@ class Bounding:
 
     joint: Joint = True
     effort: Effort = None
+    whole_effort: WholeEffort = None
+    domain: Domain = "all"
     seconds_per_image: SecondsPerImage = None
     aim_at_eps: AimAtEps = False
     certificate: Certificate = "lipschitz"
@@ -269,6 +279,8 @@ class Bounding:
         """As `Settings` takes it."""
         return {
             **thoroughness(self.joint, self.effort),
+            "whole_effort": self.whole_effort,
+            "domain": self.domain,
             "certificate": tuple(self.certificate.split(",")) if "," in self.certificate else self.certificate,
             "seconds_per_image": self.seconds_per_image,
             "aim_at_eps": self.aim_at_eps,

@@ -135,7 +135,8 @@ def _bound(report: LipschitzReport | None) -> dict[str, Any] | None:
     if report is None or report.refused:
         return None
     sides = {"upper": report.upper, "lower": report.lower}
-    return {"norm": "l2", **{side: value if math.isfinite(value) else None for side, value in sides.items()}}
+    finite = {side: value if math.isfinite(value) else None for side, value in sides.items()}
+    return {"norm": "l2", **finite, "domain": report.domain}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

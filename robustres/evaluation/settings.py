@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from robustres.certify import Certificate, RandomisedSmoothing
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
+from robustres.certify.bounds.lipschitz import Domain
 from robustres.errors import InputError
 from robustres.evaluation.plan import check_certificates, planned_attacks
 from robustres.evaluation.plugins import described
@@ -48,6 +49,9 @@ class Settings:
     seed: of every random number; each draw also depends on the sample's index.
     joint: whether blocks are bounded jointly (tighter, slower) or by the textbook bound alone.
     effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
+    whole_effort: how much the bound of all layers at once may cost, in the same unit; None takes four times `effort`.
+    domain: "all" inputs, or "unit": the network is bounded for images in [0, 1] only, which also bounds products of
+        two values; radii hold for the part of their ball that lies there, where the attacks stay as well.
     seconds_per_image: how long local bounds are sought around each image and norm, in seconds of one core; None takes
         5 for "local", and leaves local bounds out of "best".
     aim_at_eps: local bounds are sought for the eps that are counted, not for the largest radius.
@@ -69,6 +73,8 @@ class Settings:
     seed: int = 0
     joint: bool = True
     effort: float = DEFAULT_EFFORT
+    whole_effort: float | None = None
+    domain: Domain = "all"
     seconds_per_image: float | None = None
     aim_at_eps: bool = False
     keep_going: bool = False
@@ -102,6 +108,10 @@ class Settings:
                 raise InputError(f"{name} must be a whole number of at least 0, got {value!r}")
         if not isinstance(self.effort, int | float) or not self.effort > 0:
             raise InputError(f"effort must be positive, in seconds per joint bound, got {self.effort!r}")
+        if self.whole_effort is not None and not self.whole_effort >= 0:
+            raise InputError(f"whole_effort must be at least 0, in seconds, got {self.whole_effort!r}")
+        if self.domain not in get_args(Domain):
+            raise InputError(f"domain must be {' or '.join(get_args(Domain))}, got {self.domain!r}")
         if self.seconds_per_image is not None and not self.seconds_per_image > 0:
             raise InputError(f"seconds_per_image must be positive, got {self.seconds_per_image:g}")
         check_certificates(self.certificates())
@@ -149,6 +159,8 @@ class Settings:
             "seed": self.seed,
             "joint": self.joint,
             "effort": self.effort,
+            "whole_effort": self.whole_effort,
+            "domain": self.domain,
             "seconds_per_image": self.seconds_per_image,
             "aim_at_eps": self.aim_at_eps,
             "smoothing": None if self.smoothing is None else asdict(self.smoothing),

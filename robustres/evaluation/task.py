@@ -126,6 +126,7 @@ class Task:
             self.shard.wait()
         report = lipschitz(
             self.module, self.data.image_shape, joint=self.settings.joint, effort=self.settings.effort,
+            whole_effort=self.settings.whole_effort, domain=self.settings.domain,
             refuse="record", store=store, images=self.data.spaced(STARTS), progress=partial(self.progress, "blocks"),
         )  # fmt: skip
         if store is not None and self.shard.first:

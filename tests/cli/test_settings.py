@@ -100,3 +100,26 @@ def test_requirements_that_are_none_are_named(text: str) -> None:
 def test_values_of_attack_settings_have_their_types() -> None:
     values = {text: attack_setting(f"a.b={text}")[2] for text in ("3", "0.5", "8/255", "true", "ce")}
     assert values == {"3": 3, "0.5": 0.5, "8/255": 8 / 255, "true": True, "ce": "ce"}
+
+
+def test_a_product_of_two_values_is_certified_within_the_domain_that_was_asked_for(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "gated_net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Gated(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.value, self.gate = nn.Linear(64, 10), nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.value(x.flatten(1)) * self.gate(x.flatten(1)).sigmoid()\n"
+    )
+    base = ("certify", "gated_net:Gated", "--data", "digits", "--limit", "20", "--eps", "0.01", "--whole-effort", "0")
+    assert call(*base, "--out", "everywhere")[0] == 0
+    assert RunFolder(tmp_path / "everywhere").manifest()["lipschitz"] is None
+    code, _, said = call(*base, "--domain", "unit", "--out", "unit")
+    assert code == 0, said
+    manifest = RunFolder(tmp_path / "unit").manifest()
+    assert (manifest["lipschitz"]["domain"], manifest["settings"]["whole_effort"]) == ("unit", 0)
+    assert (RunFolder(tmp_path / "unit").tables()["certificates"]["radius"] > 0).any()
+    assert r"no change of the pixels within \[0, 1\] by more than" in (tmp_path / "unit" / "report.md").read_text()
+    assert "domain must be all or unit" in call(*base, "--domain", "cube")[2]
