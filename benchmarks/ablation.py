@@ -1,4 +1,4 @@
-"""Which bound in the loss certifies most, at equal size and equal CPU time: textbook, linear, joint, and by structure.
+"""Which bound in the loss certifies most, at equal size and equal CPU time: textbook, joint, whole, and by structure.
 
     python benchmarks/ablation.py [--data digits] [--seconds 12] [--seeds 5] [--out runs/benchmarks/ablation.csv]
 
@@ -28,6 +28,8 @@ BLOCKS = {  # name in the table: block, its activation, how often it stands (two
     "textbook": ("textbook", "relu", 2, "1 + |V| |W|"),
     "linear": ("linear", "maxmin", 4, "|I + W|"),
     "joint": ("joint", "relu", 2, "joint bound"),
+    "ordinary": ("residual", "relu", 2, "product of norms"),
+    "whole": ("residual", "relu", 2, "all layers at once"),
     "spectral": ("spectral", "relu", 2, "|V| = |W| = 1"),
     "CPL": ("cpl", "relu", 4, "|W| = 1"),
     "SLL": ("sll", "relu", 4, "rows of W W^T"),
@@ -54,6 +56,7 @@ class Row:
 def run(name: str, data: dict[str, ImageSet], recipe: Recipe, *, width: int, seconds: float, test: bool = True) -> Row:
     """Train one block for `seconds` of CPU time and certify it."""
     block, activation, depth, bound = BLOCKS[name]
+    recipe = replace(recipe, bound="whole" if name == "whole" else "blocks")
     shape = data["train"].image_shape
     architecture = Architecture(
         block, depth, width, shape, data["train"].classes, kernel=1, activation=activation,  # type: ignore[arg-type]

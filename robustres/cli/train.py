@@ -56,6 +56,12 @@ Annealing = Annotated[
     float | None, typer.Option("--annealing", help="Power of (1 - probability of the label) in the loss annealing.")
 ]
 ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of a gradient.")]
+Bound = Annotated[
+    str | None,
+    typer.Option(
+        "--bound", help="L of margin losses: blocks (product of norms) | whole (all layers at once, any network)."
+    ),
+]
 LipschitzWeight = Annotated[
     float | None, typer.Option("--lipschitz-weight", help="Weight of log L in the loss, for ordinary networks.")
 ]
@@ -108,6 +114,7 @@ class RecipeOptions:
     batch_size: BatchSize = None
     learning_rate: LearningRate = None
     warmup: Warmup = None
+    bound: Bound = None
     budget: Budget = None
     optimiser: Optimiser = None
     manifold_learning_rate: ManifoldLearningRate = None

@@ -13,6 +13,7 @@ from robustres.errors import InputError
 from robustres.models import Normalised, ResidualNet
 from robustres.models.blocks.ordinary import PlainBlock, PreActivationBlock, ResidualBlock
 from robustres.models.constraints.operator_norm import Geometry, OperatorNorm
+from robustres.training.margins import row_distances
 
 
 class Body(nn.Module):
@@ -37,6 +38,10 @@ class Body(nn.Module):
     def network(self) -> ResidualNet:
         """The network without its normalisation."""
         return self._network[0]
+
+    def distances(self, labels: Tensor) -> Tensor:
+        """How fast z_y - z_j can change with the features, for each label y and every class j: (N, classes)."""
+        return row_distances(self.network.head, labels)
 
     def forward(self) -> Tensor:
         if not self.norms:

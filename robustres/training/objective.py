@@ -11,8 +11,9 @@ from robustres.training import losses
 from robustres.training.bfloat16 import multiplies_bfloat16
 from robustres.training.body import Body
 from robustres.training.inner_maximisation import worst_in_ball
-from robustres.training.margins import pairwise_radii, row_distances
+from robustres.training.margins import pairwise_radii
 from robustres.training.recipe import Recipe
+from robustres.training.whole_norm import WholeNorm
 
 WorstLogits = Callable[[Tensor, Tensor, Tensor, Tensor | float, float], Tensor]
 WORST_LOGITS: dict[str, WorstLogits] = {
@@ -29,34 +30,35 @@ class Objective(nn.Module):
     Raises InputError where the recipe's loss does not fit the model.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, image_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
-        self.body = Body(model) if recipe.certified or recipe.lipschitz_weight else None
+        self.norm: Body | WholeNorm | None = None
+        if recipe.certified or recipe.lipschitz_weight:
+            self.norm = WholeNorm(model, image_shape) if recipe.bound == "whole" else Body(model)
 
     def forward(self, images: Tensor, labels: Tensor, eps: float, generator: torch.Generator) -> Tensor:
         """The loss (a scalar) of images (N, C, H, W) at this step's eps."""
         recipe = self.recipe
-        body = self.body() if self.body is not None else None
+        constant = self.norm() if self.norm is not None else None
         if recipe.certified:
-            loss = self._margin_loss(images, labels, eps, body)
+            loss = self._margin_loss(images, labels, eps, constant)
         elif recipe.loss == "clean":
             loss = functional.cross_entropy(self._logits(images), labels)
         else:
             loss = self._adversarial_loss(images, labels, eps, generator)
-        if recipe.lipschitz_weight and body is not None:
-            loss = loss + recipe.lipschitz_weight * body.log()
+        if recipe.lipschitz_weight and constant is not None:
+            loss = loss + recipe.lipschitz_weight * constant.log()
         return loss
 
     def validate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Per sample: correct, and for margin losses the estimated certified radius at least the recipe's eps."""
         logits = self.model(images)
         correct = logits.argmax(dim=1) == labels
-        if not self.recipe.certified or self.body is None:
+        if not self.recipe.certified or self.norm is None:
             return correct, None
-        distances = row_distances(self.body.network.head, labels)
-        radii = pairwise_radii(logits, labels, distances, self.body()).amin(dim=1)
+        radii = pairwise_radii(logits, labels, self.norm.distances(labels), self.norm()).amin(dim=1)
         return correct, radii >= self.recipe.eps
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -65,12 +67,11 @@ class Objective(nn.Module):
             logits: Tensor = self.model(images)
         return logits.float()
 
-    def _margin_loss(self, images: Tensor, labels: Tensor, eps: float, body: Tensor | None) -> Tensor:
-        assert self.body is not None
-        assert body is not None
+    def _margin_loss(self, images: Tensor, labels: Tensor, eps: float, constant: Tensor | None) -> Tensor:
+        assert self.norm is not None
+        assert constant is not None
         logits = self._logits(images)
-        distances = row_distances(self.body.network.head, labels)
-        worst = WORST_LOGITS[self.recipe.loss](logits, labels, distances, body, eps)
+        worst = WORST_LOGITS[self.recipe.loss](logits, labels, self.norm.distances(labels), constant, eps)
         if self.recipe.loss == "annealing":
             return losses.annealed_cross_entropy(worst, labels, self.recipe.temperature, self.recipe.annealing)
         return losses.certified_cross_entropy(worst, labels, self.recipe.temperature)

@@ -14,6 +14,7 @@ LOSSES: tuple[LossName, ...] = get_args(LossName)
 CERTIFIED_LOSSES = frozenset({"emma", "gloro", "offset", "annealing"})
 OptimiserName = Literal["nadam", "adamw", "manifold"]
 AugmentationName = Literal["none", "shift", "shift-flip"]
+BoundName = Literal["blocks", "whole"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Recipe:
         which certified accuracy is counted. It is reached linearly over the share `eps_warmup` of all steps.
     attack_steps: of the inner attack. trades_beta: weight of the TRADES term.
     temperature: factor on the logits inside the margin losses' cross-entropy. annealing: power of (1 - p_label) in
-        the loss "annealing". lipschitz_weight: of log L in the loss, L the estimated norm before the head, for
-        ordinary networks.
+        the loss "annealing". lipschitz_weight: of log L in the loss, L as `bound` says, for ordinary networks.
+    bound: the estimate L of the Lipschitz constant in margin losses: "blocks", the product of the blocks' norms before
+        the head, for networks of this package; or "whole", of all layers at once, for any network of linear layers,
+        activations and sorts.
     budget: the eps that a margin loss asks for, where it is not the `eps` that is counted; 0 asks for `eps`.
     optimiser: "nadam", "adamw", or "manifold": orthogonal matrices are moved on their manifold by Adam with
         `manifold_learning_rate`, everything else by NAdam; biases with `bias_learning_rate` (0: as the rest).
@@ -47,6 +50,7 @@ class Recipe:
     norm: Norm = "l2"
     budget: float = 0.0
     eps_warmup: float = 0.5
+    bound: BoundName = "blocks"
     attack_steps: int = 7
     trades_beta: float = 6.0
     temperature: float = 1.0
@@ -74,6 +78,7 @@ class Recipe:
             ("loss", LOSSES),
             ("optimiser", get_args(OptimiserName)),
             ("augmentation", get_args(AugmentationName)),
+            ("bound", get_args(BoundName)),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")

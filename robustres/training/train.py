@@ -41,8 +41,9 @@ def train(
 ) -> History:
     """Train the model in place and leave it with the weights of its best epoch on the validation split.
 
-    model: any classifier for "clean", "adversarial" and "trades"; a `ResidualNet` (also inside `Normalised`) for the
-        certified margin losses. It is moved to `device` and left in evaluation mode.
+    model: any classifier for "clean", "adversarial" and "trades"; for the certified margin losses a `ResidualNet` (also
+        inside `Normalised`), or with the recipe's `bound` "whole" any network of linear layers, activations and sorts.
+        It is moved to `device` and left in evaluation mode.
     train_set, validation_set: image sets, or images and labels at hand as `load_data` takes them.
     folder: where the state is kept after each epoch. A run that was killed continues from there and ends with the
         same weights as an unbroken one (on a CPU, bit for bit).
@@ -77,7 +78,7 @@ class _Run:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.device = next(self.model.parameters()).device
-        self.objective = Objective(self.model, recipe).to(self.device)
+        self.objective = Objective(self.model, recipe, self.train_set.image_shape).to(self.device)
         parallel = self.world.size > 1
         self.parallel = DistributedDataParallel(self.objective) if parallel else self.objective
         self.optimiser = Optimiser(self.model, recipe)

@@ -1,0 +1,192 @@
+"""The Lipschitz constant of a whole network by all its layers at once, as training needs it: differentiable.
+
+The fixed point that finds the best multipliers of a network (section 3.4 of the mathematics) carries r copies x of the
+input's difference and a direction g for every neuron; the size of the output is largest where x and g are best, and
+there it equals the smallest bound that such multipliers can prove. Its derivative with respect to the weights is then
+that of one forward pass with x and g held fixed, so a training step costs one pass of r differences, and the state is
+carried on from step to step while the weights move slowly. It is an estimate, never a certificate.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from robustres.certify.blocks.increments import SectorLayer, increments, on_device
+from robustres.certify.graph.capture import Captured, call, device_of, operation_of
+from robustres.certify.graph.network import Node
+from robustres.certify.graph.reading import read_network
+from robustres.certify.maps.linear_map import as_rows
+from robustres.errors import InputError
+from robustres.guard import evaluation_mode
+
+COPIES = 8
+FIRST_SWEEPS, SETTLED_SWEEPS = 60, 20
+OVER = 0.8  # over-relaxation of the sweeps that settle
+TINY = 1e-20
+
+
+class WholeNorm(nn.Module):
+    """Called without arguments, the estimated l2 Lipschitz constant of all outputs of `model` in pixel units.
+
+    model: any classifier that `lipschitz` covers whose nonlinear operations are activations or sorts; its weights are
+        read at every call, its batch normalisation is that of evaluation mode.
+    image_shape: of one image. copies: of the input's difference; with fewer the estimate may end lower.
+    Raises InputError for other operations, UnsupportedOperationError where the certifier cannot read the network.
+    """
+
+    change: Tensor
+
+    def __init__(self, model: nn.Module, image_shape: tuple[int, ...], *, copies: int = COPIES) -> None:
+        super().__init__()
+        with evaluation_mode(model):
+            captured, output = read_network(model, image_shape)
+        self._graph = _Graph(captured, output)
+        self._settled: Tensor | None = None
+        self._model = (model,)  # a tuple, so that its parameters are not registered twice
+        draw = torch.Generator().manual_seed(0)
+        device = next(iter(model.parameters())).device
+        x = torch.randn(copies, *image_shape, generator=draw)
+        self.register_buffer("change", (x / x.norm()).to(device))
+        for place, layer in enumerate(self._graph.layers):
+            g = torch.randn(copies, len(layer.tie), generator=draw).to(device)
+            self.register_buffer(f"direction{place}", _unit(layer, g))
+        self.settle(FIRST_SWEEPS)
+
+    def distances(self, labels: Tensor) -> Tensor:
+        """How fast z_y - z_j can change with all outputs: the square root of 2 for j != y; (N, classes)."""
+        own = functional.one_hot(labels, self._graph.classes)
+        return (1 - own.to(self.change)) * math.sqrt(2)
+
+    def forward(self) -> Tensor:
+        """A scalar, in training with derivatives to the model's parameters; the state takes one step then."""
+        if not self.training:
+            if self._settled is None:
+                self._settled = self.settle()
+            return self._settled
+        size, slopes = self._sweep()
+        self._step(slopes, 0.0)
+        return size
+
+    def train(self, mode: bool = True) -> "WholeNorm":
+        """As of every module; the number for evaluation is found again, since the weights may have changed."""
+        self._settled = None
+        return super().train(mode)
+
+    def settle(self, sweeps: int = SETTLED_SWEEPS) -> Tensor:
+        """Sweeps at fixed weights, after which the number is closer to the constant that can be proved."""
+        for sweep in range(sweeps):
+            _, slopes = self._sweep()
+            self._step(slopes, OVER if 4 < sweep < sweeps - 4 else 0.0)
+        return self._sweep()[0].detach()
+
+    def _sweep(self) -> tuple[Tensor, list[Tensor]]:
+        """The size of the output, and its derivatives with respect to x and to what g contributes to every layer."""
+        with torch.enable_grad():
+            x = self.change.detach().requires_grad_(True)
+            directions = [self.get_buffer(f"direction{place}") for place in range(len(self._graph.layers))]
+            out, steered = self._graph.differences(self._model[0], x, directions)
+            size = out.norm()
+            slopes = torch.autograd.grad(size, [x, *steered], retain_graph=True, materialize_grads=True)
+        return size, list(slopes)
+
+    @torch.no_grad()
+    def _step(self, slopes: list[Tensor], over: float) -> None:
+        """Turn x and every g to where the size grows fastest, past it by `over`."""
+        moved = (1 + over) * slopes[0] / slopes[0].norm().clamp_min(TINY) - over * self.change
+        self.change = moved / moved.norm().clamp_min(TINY)
+        for place, (layer, slope) in enumerate(zip(self._graph.layers, slopes[1:], strict=True)):
+            name = f"direction{place}"
+            moved = (1 + over) * _unit(layer, layer.width.to(slope) * slope) - over * self.get_buffer(name)
+            setattr(self, name, _unit(layer, moved))
+
+
+def _unit(layer: SectorLayer, g: Tensor) -> Tensor:
+    """Each tie's direction with norm 1 over the copies."""
+    return g / layer.over_ties(g.square().sum(0)).clamp_min(TINY).sqrt()[layer.tie]
+
+
+class _Graph:
+    """The captured graph, run on differences with the weights that the model has now."""
+
+    def __init__(self, captured: Captured, output: Node) -> None:
+        self.captured, self.output = captured, output
+        self.classes = math.prod(output.shape)
+        device = device_of(captured.module)
+        self.layers: list[SectorLayer] = []
+        self.at: dict[fx.Node, int] = {}
+        self.entering: list[fx.Node] = []
+        for piece, layer in increments(output.ordered()).items():
+            placed = on_device(layer, device)
+            if not isinstance(placed, SectorLayer):
+                raise InputError(
+                    "a loss under the whole network's bound knows activations and sorts, not the operation "
+                    f"{operation_of(piece.origin)} at {piece.path or 'the top of the network'}; replace it, or train "
+                    "with bound = 'blocks'"
+                )
+            self.at[piece.origin] = len(self.layers)
+            self.layers.append(placed)
+            self.entering.append(piece.inputs[0].origin)
+        names = {value.data_ptr(): name for name, value in _tensors(captured.module).items() if value.numel()}
+        self.weights = {
+            node: names[value.data_ptr()]
+            for node, value in captured.constants.items()
+            if isinstance(value, Tensor) and node.op != "call_function" and value.data_ptr() in names
+        }
+        moving = set(self.weights)
+        self.recomputed = []
+        for node in captured.computed:
+            if moving.intersection(node.all_input_nodes):
+                moving.add(node)
+                self.recomputed.append(node)
+        self.fixed = {
+            node: value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+            for node, value in captured.constants.items()
+            if node not in moving
+        }
+
+    def differences(self, model: nn.Module, x: Tensor, directions: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The output's differences (r, outputs) of input differences x (r, *shape), and what steers each layer.
+
+        One more row, all zeros, passes through every affine operation and takes its constant part out again.
+        """
+        values: dict[fx.Node, Any] = dict(self.fixed)
+        live = _tensors(model)
+        values.update({node: live[name].to(x.dtype) for node, name in self.weights.items()})
+        for node in self.recomputed:
+            values[node] = call(node, values, self.captured.module)
+        values[self.captured.source] = _with_zero(x)
+        steered: dict[int, Tensor] = {}
+        for node in self.captured.nodes:
+            if node in self.at:
+                place = self.at[node]
+                values[node], steered[place] = _answer(
+                    self.layers[place], values[self.entering[place]], directions[place]
+                )
+            else:
+                values[node] = call(node, values, self.captured.module, batch=len(x) + 1)
+        return as_rows(_difference(values[self.output.origin])), [steered[place] for place in range(len(directions))]
+
+
+def _answer(layer: SectorLayer, entered: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer answers to differences: the middle slope, and |z| times half the width along the direction."""
+    z = layer.mixed(as_rows(_difference(entered)))
+    lower, upper = layer.lower.to(z), layer.upper.to(z)
+    size = layer.over_ties((z * (upper > lower)).square().sum(0)).clamp_min(TINY).sqrt()
+    steer = ((upper - lower) / 2 * direction).detach().requires_grad_(True)
+    w = layer.mixed((lower + upper) / 2 * z + size[layer.tie] * steer, back=True)
+    return _with_zero(w.reshape(len(z), *entered.shape[1:])), steer
+
+
+def _with_zero(rows: Tensor) -> Tensor:
+    return torch.cat([rows, torch.zeros_like(rows[:1])])
+
+
+def _difference(values: Tensor) -> Tensor:
+    return values[:-1] - values[-1:]
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_buffers()), **dict(module.named_parameters())}
