@@ -8,13 +8,14 @@ carried on from step to step while the weights move slowly. It is an estimate, n
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from robustres.certify.blocks.increments import SectorLayer, increments, on_device
+from robustres.certify.blocks.increments import SectorLayer, increments
 from robustres.certify.graph.capture import Captured, call, device_of, operation_of
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.reading import read_network
@@ -45,6 +46,7 @@ class WholeNorm(nn.Module):
             captured, output = read_network(model, image_shape)
         self._graph = _Graph(captured, output)
         self._settled: Tensor | None = None
+        self._steering: list[Tensor] = []
         self._model = (model,)  # a tuple, so that its parameters are not registered twice
         draw = torch.Generator().manual_seed(0)
         device = next(iter(model.parameters())).device
@@ -52,7 +54,7 @@ class WholeNorm(nn.Module):
         self.register_buffer("change", (x / x.norm()).to(device))
         for place, layer in enumerate(self._graph.layers):
             g = torch.randn(copies, len(layer.tie), generator=draw).to(device)
-            self.register_buffer(f"direction{place}", _unit(layer, g))
+            self.register_buffer(f"direction{place}", layer.unit(g))
         self.settle(FIRST_SWEEPS)
 
     def distances(self, labels: Tensor) -> Tensor:
@@ -61,51 +63,83 @@ class WholeNorm(nn.Module):
         return (1 - own.to(self.change)) * math.sqrt(2)
 
     def forward(self) -> Tensor:
-        """A scalar, in training with derivatives to the model's parameters; the state takes one step then."""
+        """A scalar: settled in evaluation mode, else one to differentiate, after which the state takes a step."""
         if not self.training:
             if self._settled is None:
                 self._settled = self.settle()
             return self._settled
-        size, slopes = self._sweep()
-        self._step(slopes, 0.0)
+        self._follow()
+        size, self._steering = self._sweep()
         return size
 
     def train(self, mode: bool = True) -> "WholeNorm":
         """As of every module; the number for evaluation is found again, since the weights may have changed."""
+        self._follow()
         self._settled = None
         return super().train(mode)
 
     def settle(self, sweeps: int = SETTLED_SWEEPS) -> Tensor:
         """Sweeps at fixed weights, after which the number is closer to the constant that can be proved."""
         for sweep in range(sweeps):
-            _, slopes = self._sweep()
+            size, steering = self._sweep()
+            slopes = torch.autograd.grad(size, steering, materialize_grads=True)
             self._step(slopes, OVER if 4 < sweep < sweeps - 4 else 0.0)
         return self._sweep()[0].detach()
 
     def _sweep(self) -> tuple[Tensor, list[Tensor]]:
-        """The size of the output, and its derivatives with respect to x and to what g contributes to every layer."""
+        """The size of the output; x and what g contributes to every layer, as leaves of its graph."""
         with torch.enable_grad():
             x = self.change.detach().requires_grad_(True)
             directions = [self.get_buffer(f"direction{place}") for place in range(len(self._graph.layers))]
             out, steered = self._graph.differences(self._model[0], x, directions)
-            size = out.norm()
-            slopes = torch.autograd.grad(size, [x, *steered], retain_graph=True, materialize_grads=True)
-        return size, list(slopes)
+            return out.norm(), [x, *steered]
+
+    def _follow(self) -> None:
+        """The step that follows from the last call, if its number was differentiated: only directions matter."""
+        slopes = [leaf.grad for leaf in self._steering]
+        self._steering = []
+        if slopes and all(slope is not None and slope.any() for slope in slopes):
+            self._step(slopes, 0.0)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def _step(self, slopes: list[Tensor], over: float) -> None:
+    def _step(self, slopes: Sequence[Tensor], over: float) -> None:
         """Turn x and every g to where the size grows fastest, past it by `over`."""
         moved = (1 + over) * slopes[0] / slopes[0].norm().clamp_min(TINY) - over * self.change
         self.change = moved / moved.norm().clamp_min(TINY)
         for place, (layer, slope) in enumerate(zip(self._graph.layers, slopes[1:], strict=True)):
             name = f"direction{place}"
-            moved = (1 + over) * _unit(layer, layer.width.to(slope) * slope) - over * self.get_buffer(name)
-            setattr(self, name, _unit(layer, moved))
+            moved = layer.unit(layer.reach * slope)
+            setattr(self, name, moved if over == 0 else layer.unit((1 + over) * moved - over * self.get_buffer(name)))
 
 
-def _unit(layer: SectorLayer, g: Tensor) -> Tensor:
-    """Each tie's direction with norm 1 over the copies."""
-    return g / layer.over_ties(g.square().sum(0)).clamp_min(TINY).sqrt()[layer.tie]
+class _Layer:
+    """A layer of sectors with its numbers in single precision: the middle slope and half the width of every neuron."""
+
+    def __init__(self, sector: SectorLayer, device: torch.device) -> None:
+        self.sector = sector
+        self.middle = ((sector.lower + sector.upper) / 2).to(device, torch.float32)
+        self.reach = ((sector.upper - sector.lower) / 2).to(device, torch.float32)
+        self.tie = sector.tie.to(device)
+        self.free = bool((self.reach > 0).all())
+
+    def unit(self, g: Tensor) -> Tensor:
+        """Each tie's direction with norm 1 over the copies."""
+        largest = g.abs().amax().clamp_min(TINY)
+        g = g / largest
+        return g / self.over_ties(g.square().sum(0)).clamp_min(TINY).sqrt()
+
+    def over_ties(self, squares: Tensor) -> Tensor:
+        """For every neuron the sum of numbers (N,) over its tie."""
+        return squares if self.sector.ties == len(self.tie) else self.sector.over_ties(squares)[self.tie]
+
+    def answer(self, entered: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer answers to differences: the middle slope, and |z| times half the width along the direction."""
+        z = self.sector.mixed(as_rows(_difference(entered)))
+        squares = z.square() if self.free else z.square() * (self.reach > 0)
+        size = self.over_ties(squares.sum(0)).clamp_min(TINY).sqrt()
+        steer = (self.reach * direction).detach().requires_grad_(True)
+        w = self.sector.mixed(self.middle * z + size * steer, back=True)
+        return _with_zero(w.reshape(len(z), *entered.shape[1:])), steer
 
 
 class _Graph:
@@ -115,19 +149,18 @@ class _Graph:
         self.captured, self.output = captured, output
         self.classes = math.prod(output.shape)
         device = device_of(captured.module)
-        self.layers: list[SectorLayer] = []
+        self.layers: list[_Layer] = []
         self.at: dict[fx.Node, int] = {}
         self.entering: list[fx.Node] = []
         for piece, layer in increments(output.ordered()).items():
-            placed = on_device(layer, device)
-            if not isinstance(placed, SectorLayer):
+            if not isinstance(layer, SectorLayer):
                 raise InputError(
                     "a loss under the whole network's bound knows activations and sorts, not the operation "
                     f"{operation_of(piece.origin)} at {piece.path or 'the top of the network'}; replace it, or train "
                     "with bound = 'blocks'"
                 )
             self.at[piece.origin] = len(self.layers)
-            self.layers.append(placed)
+            self.layers.append(_Layer(layer, device))
             self.entering.append(piece.inputs[0].origin)
         names = {value.data_ptr(): name for name, value in _tensors(captured.module).items() if value.numel()}
         self.weights = {
@@ -162,22 +195,12 @@ class _Graph:
         for node in self.captured.nodes:
             if node in self.at:
                 place = self.at[node]
-                values[node], steered[place] = _answer(
-                    self.layers[place], values[self.entering[place]], directions[place]
+                values[node], steered[place] = self.layers[place].answer(
+                    values[self.entering[place]], directions[place]
                 )
             else:
                 values[node] = call(node, values, self.captured.module, batch=len(x) + 1)
         return as_rows(_difference(values[self.output.origin])), [steered[place] for place in range(len(directions))]
-
-
-def _answer(layer: SectorLayer, entered: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """What the layer answers to differences: the middle slope, and |z| times half the width along the direction."""
-    z = layer.mixed(as_rows(_difference(entered)))
-    lower, upper = layer.lower.to(z), layer.upper.to(z)
-    size = layer.over_ties((z * (upper > lower)).square().sum(0)).clamp_min(TINY).sqrt()
-    steer = ((upper - lower) / 2 * direction).detach().requires_grad_(True)
-    w = layer.mixed((lower + upper) / 2 * z + size[layer.tie] * steer, back=True)
-    return _with_zero(w.reshape(len(z), *entered.shape[1:])), steer
 
 
 def _with_zero(rows: Tensor) -> Tensor:
