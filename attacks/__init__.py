@@ -16,9 +16,12 @@ from robustres.attacks.methods.ensemble import Ensemble
 from robustres.attacks.methods.fab import FAB
 from robustres.attacks.methods.fgsm import FGSM
 from robustres.attacks.methods.fmn import FMN
+from robustres.attacks.methods.ldn import LDN
 from robustres.attacks.methods.own import OwnAttack
 from robustres.attacks.methods.pgd import PGD
+from robustres.attacks.methods.sigma_zero import SigmaZero
 from robustres.attacks.methods.square import Square
+from robustres.attacks.methods.superdeepfool import SuperDeepFool
 from robustres.attacks.methods.torchattacks_backend import Torchattacks, torchattacks_names
 from robustres.attacks.registry import attack_names, make_attack
 from robustres.moved import answer_to_old_names
@@ -29,6 +32,7 @@ __all__ = [
     "FAB",
     "FGSM",
     "FMN",
+    "LDN",
     "PGD",
     "APGDTargeted",
     "Attack",
@@ -38,7 +42,9 @@ __all__ = [
     "Ensemble",
     "Finding",
     "OwnAttack",
+    "SigmaZero",
     "Square",
+    "SuperDeepFool",
     "Torchattacks",
     "accuracy_curve",
     "attack_names",

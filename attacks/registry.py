@@ -12,16 +12,22 @@ from robustres.attacks.methods.ensemble import Ensemble
 from robustres.attacks.methods.fab import FAB
 from robustres.attacks.methods.fgsm import FGSM
 from robustres.attacks.methods.fmn import FMN
+from robustres.attacks.methods.ldn import LDN
 from robustres.attacks.methods.pgd import PGD
+from robustres.attacks.methods.sigma_zero import SigmaZero
 from robustres.attacks.methods.square import Square
+from robustres.attacks.methods.superdeepfool import SuperDeepFool
 from robustres.attacks.methods.torchattacks_backend import PREFIX, Torchattacks
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 
-_CLASSES: tuple[type[Attack], ...] = (FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble, DDN, FMN, DeepFool)
+_CLASSES: tuple[type[Attack], ...] = (
+    *(FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble),
+    *(LDN, DDN, FMN, DeepFool, SuperDeepFool, SigmaZero),
+)
 _ATTACKS = {attack.kind: attack for attack in _CLASSES}
 # These look for the nearest example instead of one within eps; without a finite eps they search all of [0, 1].
-MINIMUM_NORM = frozenset({DDN.kind, FMN.kind, DeepFool.kind})
+MINIMUM_NORM = frozenset({LDN.kind, DDN.kind, FMN.kind, DeepFool.kind, SuperDeepFool.kind, SigmaZero.kind})
 _SHARED = {field.name for field in fields(Attack)}
 
 

@@ -30,9 +30,12 @@ ATTACKS = {
     "ensemble": "APGD-CE + APGD-T + FAB + Square",
     "ddn": "DDN",
     "fmn": "FMN",
+    "ldn": "LDN",
+    "sigma-zero": "σ-zero",
     "deepfool": "DeepFool",
+    "superdeepfool": "SuperDeepFool",
 }
-NORM_LABELS = {"l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}
+NORM_LABELS = {"l0": "ℓ0", "l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}
 
 
 def radius_text(value: float | None) -> str:

@@ -14,7 +14,7 @@ from robustres.reports.sandwich import outcome
 
 # Of all images together, so that the page stays under 3 MB.
 LARGEST_BYTES = 600_000
-ORDERS = {"l1": 1, "l2": 2, "linf": np.inf}
+ORDERS = {"l0": 0, "l1": 1, "l2": 2, "linf": np.inf}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ def robustbench_entries(run: Run) -> list[dict[str, Any]]:
     `autoattack_acc` is filled only where the attack of that name was run; `robust_acc` is what all attacks together
     leave and `certified_acc` what is certified (null without a certificate).
     """
-    names = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+    names = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
     clean = run.summary["clean"]["accuracy"]
     entries = []
     for norm in run.norms:

@@ -99,8 +99,8 @@ def require_certifiable_arithmetic(device: torch.device | str) -> None:
 
 
 def distance(difference: Tensor, norm: str) -> Tensor:
-    """Norm of each sample of `difference` (N, ...), computed in float64; returns (N,)."""
+    """Norm of each sample of `difference` (N, ...), computed in float64; in l0 how many entries are not 0; (N,)."""
     flat = difference.detach().to(torch.float64).flatten(1)
-    order = {"l2": 2.0, "linf": math.inf, "l1": 1.0}[norm]
+    order = {"l2": 2.0, "linf": math.inf, "l1": 1.0, "l0": 0.0}[norm]
     length: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
     return length

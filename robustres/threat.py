@@ -7,17 +7,21 @@ from typing import Literal, get_args
 
 from robustres.errors import InputError
 
-Norm = Literal["l2", "linf", "l1"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
+Norm = Literal["l2", "linf", "l1", "l0"]
+# What attacks may be bounded by. l0, the number of channel values that change, is no norm: it has no dual, so that no
+# certificate speaks of it, and its balls have no projection that a gradient step could follow.
+ATTACK_NORMS: tuple[Norm, ...] = get_args(Norm)
+NORMS: tuple[Norm, ...] = ("l2", "linf", "l1")
 
 
 @dataclass(frozen=True)
 class ThreatModel:
     """Every perturbation d with |d| <= eps in the given norm, the perturbed image staying in [0, 1].
 
-    norm: "l2", "linf" or "l1".
-    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images); math.inf leaves only [0, 1] as a limit,
-        for minimum-norm attacks.
+    norm: "l2", "linf", "l1", or "l0", which counts the channel values that differ (a grey pixel is one, a coloured one
+        three).
+    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images), in l0 a number of values; math.inf leaves
+        only [0, 1] as a limit, for minimum-norm attacks.
 
     >>> ThreatModel("linf", 8 / 255).norm
     'linf'
@@ -27,10 +31,12 @@ class ThreatModel:
     eps: float
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.norm not in ATTACK_NORMS:
+            raise InputError(f"norm must be one of {', '.join(ATTACK_NORMS)}, got {self.norm!r}")
         if not self.eps > 0:
             raise InputError(f"eps must be positive and in pixel units, got {self.eps:g}; for 8-bit images write 8/255")
+        if self.norm == "l0" and self.eps < 1:
+            raise InputError(f"eps in l0 is the number of channel values that may change, at least 1, got {self.eps:g}")
 
 
 def widest(norm: Norm, pixels: int) -> float:
@@ -39,7 +45,7 @@ def widest(norm: Norm, pixels: int) -> float:
     >>> widest("l2", 4)
     2.0
     """
-    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels), "l0": float(pixels)}[norm]
 
 
 def require_width(threat: ThreatModel, pixels: int) -> None:
@@ -48,12 +54,17 @@ def require_width(threat: ThreatModel, pixels: int) -> None:
     >>> require_width(ThreatModel("l2", 0.5), 4)
     """
     farthest = widest(threat.norm, pixels)
-    if math.isfinite(threat.eps) and threat.eps > farthest:
-        meant = f"did you mean {threat.eps:g}/255?" if threat.eps <= 255 else "for 8-bit images write 8/255"
+    if not math.isfinite(threat.eps) or threat.eps <= farthest:
+        return
+    if threat.norm == "l0":
         raise InputError(
-            f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is "
-            f"{farthest:.4g}; eps is in pixel units: {meant}"
+            f"eps {threat.eps:g} in l0 allows every image, for these have {pixels} values; take a smaller one"
         )
+    meant = f"did you mean {threat.eps:g}/255?" if threat.eps <= 255 else "for 8-bit images write 8/255"
+    raise InputError(
+        f"eps {threat.eps:g} in {threat.norm} allows every image in [0, 1], whose largest distance is "
+        f"{farthest:.4g}; eps is in pixel units: {meant}"
+    )
 
 
 def parse_number(text: str) -> float:

@@ -148,7 +148,7 @@ class Attack(ABC):
     def require_budget(self) -> None:
         """InputError where the threat is unbounded but the attack needs an eps."""
         if not math.isfinite(self.threat.eps):
-            raise InputError(f"{self.name} needs a finite eps; for the nearest example use ddn, fmn, fab or deepfool")
+            raise InputError(f"{self.name} needs a finite eps; for the nearest example use ldn, fab or deepfool")
 
     @abstractmethod
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:

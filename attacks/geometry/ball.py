@@ -1,8 +1,11 @@
-"""The set of allowed images, {x' : |x' - x| <= eps} and [0, 1], for l2, linf and l1: projections, directions, starts.
+"""The set of allowed images, {x' : |x' - x| <= eps} and [0, 1]: projections, directions and starts for l2, linf and l1.
 
 `project_` is what an iteration uses, in the images' own precision. `retract` is what a returned example passes
-through: afterwards the distance computed in float64 is at most eps, and every pixel lies in [0, 1].
+through: afterwards the distance computed in float64 is at most eps, and every pixel lies in [0, 1]; in l0,
+where no iteration projects, the smallest changes are undone.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -81,6 +84,8 @@ def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threat
         inside: Tensor = torch.clamp(points, low, high)
         return inside
     points = points.clamp(0, 1)
+    if threat.norm == "l0":
+        return with_largest_changes(points, x, threat.eps) if math.isfinite(threat.eps) else points
     shrink = 2.0**-23
     while bool((outside := distance(points.double() - x.double(), threat.norm) > threat.eps).any()):
         beyond, centre = points[outside].double(), x[outside].double()
@@ -89,6 +94,17 @@ def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threat
         points[outside] = (centre + (beyond - centre) * per_sample(factor, centre)).to(x.dtype)
         shrink *= 4
     return points
+
+
+def with_largest_changes(points: Tensor, x: Tensor, count: float | Tensor) -> Tensor:
+    """Points with only the `count` largest of their changes against x (N, ...), every other value as in x.
+
+    count: one number for all, or (N,).
+    """
+    change = (points - x).flatten(1).abs()
+    rank = change.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    kept = rank < torch.as_tensor(count, device=x.device).reshape(-1, 1)
+    return torch.where(kept.reshape(x.shape), points, x)
 
 
 def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:

@@ -28,6 +28,14 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return _others(logits, labels).amax(dim=1) - _of_class(logits, labels)
 
 
+def smooth_margin(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    """The margin with log sum exp(scale z_k) / scale in place of the largest other logit; scale (N,) is positive.
+
+    Never below the margin, and above it by at most log(classes - 1) / scale.
+    """
+    return torch.logsumexp(_others(logits, labels) * scale[:, None], dim=1) / scale - _of_class(logits, labels)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, written as softplus(logsumexp of the others - own logit).
 

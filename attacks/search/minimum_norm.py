@@ -47,18 +47,22 @@ class MinimumNormSearch(Search):
             slots["best"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
         hit = torch.isfinite(away)
         slots["points"] = self.next_points(slots, hit, loss, gradient)
-        over = slots["age"] + 1 >= self.steps
+        over = slots["age"] + 1 >= self.limit(slots)
         found = (over & torch.isfinite(slots["best_distance"])).nonzero().flatten()
         if len(found):
             slots["points"].index_copy_(0, found, slots["best"].index_select(0, found))
         return over
+
+    def limit(self, slots: Slots) -> int | Tensor:
+        """How many steps the slots take: all the same number, or each its own (B,)."""
+        return self.steps
 
     def lengths(self, difference: Tensor) -> Tensor:
         """Norm of each sample's difference (B,), in the search's own precision."""
         flat = difference.flatten(1)
         if self.problem.threat.norm == "linf":
             return torch.maximum(-flat.amin(dim=1), flat.amax(dim=1))  # much faster than aminmax and vector_norm
-        order = {"l2": 2.0, "l1": 1.0}[self.problem.threat.norm]
+        order = {"l2": 2.0, "l1": 1.0, "l0": 0.0}[self.problem.threat.norm]
         length: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
         return length
 

@@ -19,7 +19,6 @@ def certify(
     """
     from robustres.evaluation import Settings
 
-    settings = Settings(
-        eps=options.budgets(norm, eps), attacks=(), **bounding.settings(running.seed), **running.settings()
-    )  # fmt: skip
+    counted = options.budgets(norm, eps, certified=True)
+    settings = Settings(eps=counted, attacks=(), **bounding.settings(running.seed), **running.settings())
     run_and_report(model, data, settings, source, running, cache=bounding.cache)

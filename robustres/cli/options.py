@@ -73,10 +73,16 @@ Download = Annotated[
         "--download", help="Download published data and weights that are missing; nothing is downloaded without it."
     ),
 ]
-NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf")]
+NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf; attacks also l1 | l0")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
 AttackNames = Annotated[
-    str, typer.Option("--attacks", help="Comma-separated attack names, or package.module:name of your own.")
+    str,
+    typer.Option(
+        "--attacks",
+        help="Comma-separated names, or package.module:name of your own. Within eps: fgsm, pgd, apgd, apgd-t, square, "
+        "ensemble. The nearest example: ldn (l2, linf, l1), sigma-zero (l0), fab, deepfool, fmn, ddn, superdeepfool "
+        "(l2). Besides, torchattacks:NAME.",
+    ),
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
 AttackSetting = Annotated[
@@ -400,19 +406,26 @@ def pick_device(name: str) -> str:
     return name
 
 
-def budgets(norm: str, eps: str | None) -> "dict[Norm, tuple[float, ...]]":
-    """The eps to use in a norm: those given, or the conventional ones."""
+def budgets(norm: str, eps: str | None, *, certified: bool = False) -> "dict[Norm, tuple[float, ...]]":
+    """The eps to use in a norm: those given, or the conventional ones.
+
+    certified: nothing but certificates is asked for, so that the norm must be one of theirs.
+    """
     from robustres.errors import InputError
-    from robustres.threat import ThreatModel, parse_numbers
+    from robustres.threat import ATTACK_NORMS, ThreatModel, parse_numbers
 
     given = None if eps is None else parse_numbers(eps)
     for budget in given or ():
-        ThreatModel("l2", budget)  # before anything that takes time is imported
+        ThreatModel("l0" if norm == "l0" else "l2", budget)  # before anything that takes time is imported
     from robustres.evaluation import CONVENTIONAL_EPS
 
-    known = next((name for name in CONVENTIONAL_EPS if name == norm), None)
+    known = next((name for name in (CONVENTIONAL_EPS if certified else ATTACK_NORMS) if name == norm), None)
     if known is None:
-        raise InputError(f"--norm must be one of {', '.join(CONVENTIONAL_EPS)}, got {norm!r}")
+        allowed = ", ".join(CONVENTIONAL_EPS if certified else ATTACK_NORMS)
+        reason = ", for which there are certificates" if certified else ""
+        raise InputError(f"--norm must be one of {allowed}{reason}, got {norm!r}")
+    if given is None and known not in CONVENTIONAL_EPS:
+        raise InputError(f"there is no conventional eps in {norm}; give one or several by --eps")
     return {known: CONVENTIONAL_EPS[known] if given is None else given}
 
 

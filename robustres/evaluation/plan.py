@@ -142,8 +142,9 @@ def check_countable(required: Sequence[Requirement], settings: "Settings") -> No
     """InputError for a threshold on something that the run will not count."""
     attacked: set[Place] = {(attack.threat.norm, attack.threat.eps) for attack in planned_attacks(settings)}
     counted: set[Place] = {(norm, eps) for norm, budgets in settings.counted_eps().items() for eps in budgets}
+    reported: set[Place] = {(norm, eps) for norm, budgets in settings.reported_eps().items() for eps in budgets}
     for one in required:
-        places = counted if one.what == "certified" else {(None, None)} if one.what == "clean" else attacked | counted
+        places = counted if one.what == "certified" else {(None, None)} if one.what == "clean" else attacked | reported
         near = any(
             norm == one.norm and (eps == one.eps or math.isclose(eps or 0, one.eps or 0)) for norm, eps in places
         )

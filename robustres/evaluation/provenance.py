@@ -64,7 +64,7 @@ def build_manifest(
             "classes": classes,
             "class_names": [*data.class_names, *map(str, range(data.classes, classes))],
         },
-        "eps": settings.counted_eps(),
+        "eps": settings.reported_eps(),
         "lipschitz": _bound(report),
         "refused": [{"path": row.path, "operation": row.operation} for row in (report.refused if report else ())],
         "attacks": [

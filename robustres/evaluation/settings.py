@@ -145,6 +145,12 @@ class Settings:
             norm: sorted(set(self.eps.get(norm) or CONVENTIONAL_EPS.get(norm, ()))) for norm in self.certified_norms()
         }
 
+    def reported_eps(self) -> dict[str, list[float]]:
+        """`counted_eps`, and the eps of every norm in which a minimum-norm attack runs, which serves them all."""
+        free = {attack.threat.norm for attack in planned_attacks(self) if not math.isfinite(attack.threat.eps)}
+        attacked = {norm: sorted(set(budgets)) for norm, budgets in self.eps.items() if norm in free}
+        return self.counted_eps() | attacked
+
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the manifest."""
         return {

@@ -9,7 +9,7 @@ import pandas as pd
 
 from robustres.errors import InputError
 from robustres.results.schema import MOST_CLASSES, NETWORK, SMOOTHED, TABLES, typed_table
-from robustres.threat import NORMS
+from robustres.threat import ATTACK_NORMS
 
 # What no two rows of a table share.
 _KEYS = {
@@ -92,7 +92,7 @@ _RULES: dict[str, Rule] = {
         lambda column: bool(column.between(-1, MOST_CLASSES - 1).all()),
         f"a class below {MOST_CLASSES}",
     ),
-    "norm": (lambda column: bool(column.isin(NORMS).all()), f"one of {', '.join(NORMS)}"),
+    "norm": (lambda column: bool(column.isin(ATTACK_NORMS).all()), f"one of {', '.join(ATTACK_NORMS)}"),
     "eps": (lambda column: bool((column.isna() | ((column > 0) & np.isfinite(column))).all()), "positive and finite"),
     "distance": (lambda column: bool((column >= 0).all()), "at least 0"),
 }

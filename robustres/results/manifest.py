@@ -7,7 +7,7 @@ from typing import Any
 
 from robustres.errors import InputError
 from robustres.results.schema import MOST_CLASSES, READABLE_VERSIONS, SCHEMA_VERSION
-from robustres.threat import NORMS
+from robustres.threat import ATTACK_NORMS, NORMS
 
 
 def checked_manifest(content: Any, file: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _number(value: Any) -> bool:
 
 def _budgets(value: Any) -> bool:
     positive = _every(lambda eps: _number(eps) and eps > 0)
-    return isinstance(value, dict) and all(norm in NORMS and positive(eps) for norm, eps in value.items())
+    return isinstance(value, dict) and all(norm in ATTACK_NORMS and positive(eps) for norm, eps in value.items())
 
 
 def _count(value: Any) -> bool:
@@ -98,7 +98,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.note": _TEXT,
     "data.classes": (_classes, f"a count of at most {MOST_CLASSES}"),
     "data.class_names": (_every(_is(str)), "a list of texts"),
-    "eps": (_budgets, f"an object of {', '.join(NORMS)} with lists of positive numbers"),
+    "eps": (_budgets, f"an object of {', '.join(ATTACK_NORMS)} with lists of positive numbers"),
     "lipschitz": _OBJECT,
     "lipschitz.norm": (lambda value: value in NORMS, f"one of {', '.join(NORMS)}"),
     "lipschitz.upper": (_number, "a number"),

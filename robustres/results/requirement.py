@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustres.errors import InputError
-from robustres.threat import NORMS, parse_number
+from robustres.threat import ATTACK_NORMS, parse_number
 
 _FORM = re.compile(r"\s*(?P<what>[^@>=<]+?)\s*(?:@\s*(?P<norm>\w+)\s*:\s*(?P<eps>[^>=<]+?)\s*)?>=\s*(?P<share>.+?)\s*")
 CERTIFIED, ROBUST, CLEAN = "certified", "robust", "clean"
@@ -43,8 +43,8 @@ class Requirement:
         eps = None if found["eps"] is None else parse_number(found["eps"])
         if not 0 <= share <= 1:
             raise InputError(f"the share in {text!r} must lie in 0 to 1, or be written in %")
-        if found["norm"] not in (None, *NORMS) or (eps is not None and not (eps > 0 and math.isfinite(eps))):
-            raise InputError(f"{text!r} needs a norm of {', '.join(NORMS)} and a positive eps")
+        if found["norm"] not in (None, *ATTACK_NORMS) or (eps is not None and not (eps > 0 and math.isfinite(eps))):
+            raise InputError(f"{text!r} needs a norm of {', '.join(ATTACK_NORMS)} and a positive eps")
         return Requirement(found["what"], found["norm"], eps, share)
 
     def met(self, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.models import load_model
+from robustres.threat import Norm, ThreatModel
 
 
 class Case(NamedTuple):
@@ -44,6 +45,16 @@ def make_case(*, classes: int = 4, count: int = 12, dtype: torch.dtype = torch.f
     with torch.no_grad():
         model.head.bias -= model(x).mean(dim=0) / 20
         return Case(model, x, model(x).argmax(dim=1))
+
+
+# Attacks that are not defined in linf, by name.
+ONLY: dict[str, Norm] = {"ddn": "l2", "superdeepfool": "l2", "sigma-zero": "l0"}
+
+
+def threat_for(name: str, *, linf: float, l2: float, l0: float = 20) -> ThreatModel:
+    """The ball of an attack in linf, or in the norm in which it is defined."""
+    norm = ONLY.get(name, "linf")
+    return ThreatModel(norm, {"linf": linf, "l2": l2, "l0": l0}[norm])
 
 
 @pytest.fixture

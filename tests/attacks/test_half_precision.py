@@ -8,7 +8,7 @@ from robustres.errors import InputError
 from robustres.numerics import distance
 from robustres.threat import ThreatModel
 
-from .conftest import make_case
+from .conftest import make_case, threat_for
 
 SETTINGS = {"fgsm": {}, "ensemble": {"steps": 12, "queries": 12}}
 
@@ -17,7 +17,7 @@ SETTINGS = {"fgsm": {}, "ensemble": {"steps": 12, "queries": 12}}
 @pytest.mark.parametrize("name", attack_names())
 def test_a_model_in_half_precision_does_not_look_more_robust(name: str, dtype: torch.dtype) -> None:
     case = make_case(count=10)
-    threat = ThreatModel("l2", 0.6) if name == "ddn" else ThreatModel("linf", 0.05)
+    threat = threat_for(name, linf=0.05, l2=0.6, l0=30)
     attack = make_attack(name, threat, **SETTINGS.get(name, {"steps": 12}))
     single = attack(*case)
     model, x = case.model.to(dtype), case.x.to(dtype)

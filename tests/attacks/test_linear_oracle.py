@@ -25,6 +25,10 @@ MINIMUM_NORM = [
     ("fmn", "l2", 0.03),
     ("fmn", "linf", 0.03),
     ("fmn", "l1", 0.10),
+    ("ldn", "l2", 0.02),
+    ("ldn", "linf", 0.02),
+    ("ldn", "l1", 0.05),
+    ("superdeepfool", "l2", 0.03),
 ]
 
 # The cross-entropy of several classes does not point at the nearest one: pgd and apgd alone may miss it.

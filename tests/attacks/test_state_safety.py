@@ -13,7 +13,7 @@ from robustres.attacks import PGD, Attack, Square, attack_names, make_attack
 from robustres.errors import DataError, InputError, ModelError
 from robustres.threat import Norm, ThreatModel
 
-from .conftest import Case
+from .conftest import Case, threat_for
 
 LINF = ThreatModel("linf", 8 / 255)
 NAMES = (*attack_names(), "torchattacks:PGD", "torchattacks:Pixle", "torchattacks:FAB")
@@ -21,7 +21,7 @@ NAMES = (*attack_names(), "torchattacks:PGD", "torchattacks:Pixle", "torchattack
 
 def short(name: str) -> Attack:
     """The attack with few steps, in a norm in which it is defined."""
-    threat = ThreatModel("l2", 0.3) if name == "ddn" else LINF
+    threat = threat_for(name, linf=8 / 255, l2=0.3)
     settings = {"ensemble": {"steps": 3, "queries": 3}, "fgsm": {}, "torchattacks:Pixle": {"max_iterations": 2}}
     return make_attack(name, threat, **settings.get(name, {"steps": 3}))
 
@@ -261,7 +261,8 @@ def test_no_attack_asks_about_zero_images(name: str, wrong: str, small: Case) ->
     model = NeverEmpty(small.model).eval()
     labels = {"all": (small.y + 1) % 4, "none": small.y, "some": small.y.clone()}[wrong]
     labels[:2] = (labels[:2] + (wrong == "some")) % 4
-    for attack in (short(name), replace(short(name), threat=replace(short(name).threat, eps=0.9), batch_size=5)):
+    wide = threat_for(name, linf=0.9, l2=0.9, l0=90)
+    for attack in (short(name), replace(short(name), threat=wide, batch_size=5)):
         assert len(attack(model, small.x, labels)) == len(labels)
 
 

@@ -1,0 +1,82 @@
+"""SuperDeepFool (Abdollahpoorrostam et al. 2023): DeepFool, turned to the boundary's normal.
+
+The example nearest to an image lies along the boundary's normal there, which DeepFool's does not. So each time a walk
+of DeepFool has crossed the boundary, its move is projected onto the gradient at that point, and the walk goes on from
+there until a projected point itself is across: SDF(infinity, 1) of the paper.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry.ball import per_sample
+from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
+from robustres.attacks.methods.apgd import check_counts
+from robustres.attacks.search import engine
+from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.minimum_norm import MinimumNormSearch
+from robustres.attacks.search.targets import TowardsTargets, aims
+from robustres.threat import Norm
+
+
+class _SuperDeepFool(TowardsTargets, MinimumNormSearch):
+    """Restart r walks to the boundary with the r-th most likely wrong class; the nearest point across it counts."""
+
+    overshoot: float
+
+    def begin(self, slots: Slots) -> None:
+        super().begin(slots)
+        slots["projected"] = torch.zeros_like(slots["sample"], dtype=torch.bool)  # what the points are
+
+    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
+        return self.lead(logits, slots)
+
+    def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        arrived = slots["projected"] & torch.isfinite(slots["away"])
+        over = super().move(slots, logits, loss, gradient) | arrived
+        back = (arrived & torch.isfinite(slots["best_distance"])).nonzero().flatten()
+        slots["points"].index_copy_(0, back, slots["best"].index_select(0, back))
+        return over
+
+    def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        points, x = slots["points"], slots["x"]
+        onwards = points + (1 + self.overshoot) * nearest_on_hyperplane(points, gradient, -loss, "l2")
+        rise = torch.linalg.vecdot(gradient.flatten(1), (points - x).flatten(1))
+        square = gradient.flatten(1).square().sum(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+        along = torch.addcmul(x, gradient, per_sample((1 + self.overshoot) * rise / square, x))
+        slots["projected"] = hit & ~slots["projected"]
+        return torch.where(per_sample(hit, x), along, onwards).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class SuperDeepFool(Attack):
+    """Walk onto the linearised boundary, project the move onto the normal there, and so on until both agree; l2.
+
+    One walk per class, for the `targets` most likely wrong classes (or towards the caller's target alone). With eps =
+    math.inf the nearest example met is returned; with a finite eps only one inside the ball counts.
+
+    steps: gradients per class. overshoot: how far beyond the boundary a step goes, relative.
+    """
+
+    kind: ClassVar[str] = "superdeepfool"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+
+    _: KW_ONLY
+    steps: int = 20
+    targets: int = 9
+    overshoot: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self.steps, self.targets)
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        search = _SuperDeepFool(problem, steps=self.steps, stops_inside=True)
+        search.targets = aims(problem, clean, self.targets)
+        search.overshoot = self.overshoot
+        engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

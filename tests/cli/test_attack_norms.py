@@ -1,0 +1,67 @@
+"""`robustres attack` in the norms that only attacks know, and the list of attacks in its help."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustres.attacks import attack_names
+
+from .conftest import run
+
+MODEL = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+BASE = ["digits_net:net", "--data", "digits", "--limit", "12"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "digits_net.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("digits_net", None)
+    return tmp_path
+
+
+def test_changed_values_are_counted_in_l0(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["attack", *BASE, "--norm", "l0", "--eps", "2,6", "--attacks", "sigma-zero", "--out", "run"]
+    assert run(words, monkeypatch) == 0
+    rows = json.loads((folder / "run" / "summary.json").read_text())["attacks"]
+    assert [(row["attack"], row["norm"], row["eps"]) for row in rows] == [
+        ("sigma-zero", "l0", 2),
+        ("sigma-zero", "l0", 6),
+    ]
+    assert rows[0]["robust"] >= rows[1]["robust"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["certify", *BASE, "--norm", "l0", "--eps", "5"], "must be one of l2, linf, for which there are certificates"),
+        (["attack", *BASE, "--norm", "l0"], "there is no conventional eps in l0; give one or several by --eps"),
+        (["attack", *BASE, "--norm", "l0", "--eps", "0.5"], "number of channel values that may change, at least 1"),
+        (["attack", *BASE, "--norm", "l0", "--eps", "5"], "fgsm is defined for l2, linf, l1, not for l0"),
+    ],
+)
+def test_what_l0_has_no_meaning_for_is_refused_in_one_sentence(
+    words: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--out", "run"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "run").exists()
+
+
+def test_the_help_names_every_attack(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["attack", "--help"], monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert [name for name in attack_names() if name not in text] == []
