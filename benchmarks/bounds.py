@@ -28,13 +28,11 @@ from robustres.certify import LipschitzReport, lipschitz
 from robustres.certify.blocks.joint_bound import joint_bound
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Identity, LinearMap
-from robustres.certify.norms.half_torus import kept_axes_bound
 from robustres.certify.norms.power_iteration import power_iteration
 from robustres.certify.norms.spectral_norm import spectral_norm
+from robustres.certify.norms.whole_gram import whole_gram_bound
 
 EXACT_SECONDS = 5.0  # nominal seconds that the exact norm of a layer may take
-GRAM_ENTRIES = 2**14  # weights of a kernel up to which Gram iteration is timed at every frequency
-HALF_ENTRIES, HALF_SIDE = 2**16, 16  # ... and the half torus, with the image side up to which it is timed
 
 # channels in, channels out, image side, stride
 LAYERS = [(3, 16, 32, 1), (16, 16, 32, 1), (16, 32, 16, 2), (32, 32, 8, 1), (64, 64, 4, 1), (16, 16, 7, 1)]
@@ -120,18 +118,11 @@ def layer_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> It
     kernel = layer.weight
     methods: dict[str, tuple[str, Callable[[], float]]] = {
         "frequency": (BOUND, lambda: spectral_norm(layer, method="frequency", lower_steps=0).upper),
-        "frequency, Gram": (BOUND, lambda: spectral_norm(layer, method="gram", lower_steps=0).upper),
-        "half torus": (BOUND, lambda: spectral_norm(layer, method="half torus", lower_steps=0).upper),
         "auto": (BOUND, lambda: spectral_norm(layer, lower_steps=0).upper),
         "Lanczos": (PROBABLE, lambda: spectral_norm(layer, method="lanczos", lower_steps=0).upper),
-        "power": (PROBABLE, lambda: spectral_norm(layer, method="power", lower_steps=0).upper),
         "power, 100 steps": (ESTIMATE, lambda: power_iteration(layer, steps=100).value),
         "reshaped kernel": (ESTIMATE, lambda: float(torch.linalg.matrix_norm(kernel.flatten(1), 2))),
     }
-    if c_in * c_out > GRAM_ENTRIES:
-        del methods["frequency, Gram"]
-    if side > HALF_SIDE or c_in * c_out > HALF_ENTRIES:
-        del methods["half torus"]
     results = {name: Measured.of(compute, device) for name, (_, compute) in methods.items()}
     exact = Measured.of(lambda: exact_norm(layer), device)
     if exact.value < float("inf"):
@@ -148,8 +139,8 @@ def exact_norm(layer: Convolution) -> float:
     """The zero-padded norm, proved to about 1e-4 at worst; infinite where it takes too long."""
     if min(layer.in_size, layer.out_size) <= 768:
         return spectral_norm(layer, method="dense", lower_steps=0).upper
-    found = kept_axes_bound(layer, seconds=EXACT_SECONDS)
-    return found[0] if found is not None and found[1] == "dense" else float("inf")
+    found = whole_gram_bound(layer, seconds=EXACT_SECONDS)
+    return float("inf") if found is None else found
 
 
 def block_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> Iterator[Row]:

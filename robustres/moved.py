@@ -11,9 +11,7 @@ from types import ModuleType
 # whose old name is now that of a room is left out: the room answers to it.
 MOVED = {
     "certify": {
-        "proof": (
-            "bound clopper_pearson gram=gram_iteration definite=cholesky_proof batched_norm=largest_singular_value"
-        ),
+        "proof": ("bound clopper_pearson definite=cholesky_proof batched_norm=largest_singular_value"),
         "maps": (
             "linear_map selection=coordinate_maps convolution fold=folding sector sorting product_rounding=rounding"
         ),
@@ -23,8 +21,7 @@ MOVED = {
             "rules_arithmetic rules_linear rules_pooling rules_shape simplify"
         ),
         "norms": (
-            "exact_norm=structural_norm frequency=frequency_norm half_torus lanczos power_iteration "
-            "linf_norm spectral_norm"
+            "exact_norm=structural_norm frequency=frequency_norm lanczos power_iteration linf_norm spectral_norm"
         ),
         "lower": "jacobian witness ascent",
         "blocks": (

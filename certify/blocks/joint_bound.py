@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
-from robustres.certify.blocks.incremental_form import gain
-from robustres.certify.blocks.joint_search import direct_form, search
+from robustres.certify.blocks.joint_search import search
 from robustres.certify.blocks.mask_ascent import affordable_steps, mask_ascent
 from robustres.certify.blocks.multiplier_search import prove
 from robustres.certify.blocks.residual_block import DenseForm, ResidualBlock
@@ -16,7 +14,6 @@ from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Su
 from robustres.certify.maps.sector import GroupSort, Slopes, largest_slope
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Guarantee, JointBound
-from robustres.errors import InputError
 from robustres.numerics import product_up, require_certifiable_arithmetic, scaled_down, scaled_up, sum_up
 
 DEFAULT_EFFORT = 2.0
@@ -49,29 +46,6 @@ def joint_bound(
     return branch_bound(shortcut, (inner, outer), slopes=(slopes,), effort=effort)
 
 
-def joint_bound_at(
-    multipliers: Tensor,
-    shortcut: LinearMap,
-    inner: LinearMap,
-    outer: LinearMap,
-    *,
-    slopes: Slopes = (0.0, 1.0),
-    twist: int = 0,
-) -> Tensor:
-    """The joint bound at fixed multipliers T > 0 as a differentiable number: a training constraint, not yet a proof.
-
-    Build the maps from tensors that require gradients, take `multipliers` and `twist` from a `joint_bound` of the same
-    shapes, and refresh them now and then: by the envelope theorem the gradient at fixed T is that of the best bound.
-    Infinite where 2T - V^T V is not positive definite. It holds up to float64 rounding, and `joint_bound` proves it.
-    """
-    block = ResidualBlock(shortcut, (inner, outer), (slopes,))
-    source = direct_form(block, twist)
-    if source is None:
-        raise InputError("this block has no torus and is too large for a dense form, so no multipliers belong to it")
-    gains = [gain(form, multipliers.to(torch.float64)) for form in source.chunks()]
-    return torch.cat(gains).amax().clamp_min(0).sqrt()
-
-
 def branch_bound(
     shortcut: LinearMap,
     layers: Sequence[LinearMap],
@@ -90,25 +64,21 @@ def branch_bound(
     with torch.no_grad():
         norm_of = norm_of or _norm_within(effort / (4 * len(block.layers)))
         candidates, shortcut_norm, norms = _norm_candidates(block, norm_of)
-        multipliers: tuple[float, ...] = ()
-        twist, limit = 0, candidates["textbook"]
+        limit = candidates["textbook"]
         brought = _moderate(block)
         if brought is not None and all(norm > 0 for norm in norms) and math.isfinite(limit):
             moderate, exponent = brought
             if moderate is not block:
                 found, shortcut_norm, norms = _norm_candidates(moderate, norm_of)
                 limit = found["textbook"]
-            joint, multipliers, twist = _joint_candidates(moderate, shortcut_norm, norms, effort, limit)
+            joint = _joint_candidates(moderate, shortcut_norm, norms, effort, limit)
             candidates |= {name: scaled_up(value, exponent) for name, value in joint.items()}
-            multipliers = multipliers if moderate is block else ()
         best = min(candidates, key=lambda key: candidates[key])
         steps = affordable_steps(block)
         moderate, exponent = brought or (block, 0)
         attained = mask_ascent(moderate, steps=min(steps, 60), restarts=max(1, steps // 60)).value
         lower = min(scaled_down(attained, exponent), candidates[best])
-    return JointBound(
-        lower, candidates[best], best, Guarantee(), perf_counter() - start, candidates, multipliers, twist
-    )
+    return JointBound(lower, candidates[best], best, Guarantee(), perf_counter() - start, candidates)
 
 
 def _moderate(block: ResidualBlock) -> tuple[ResidualBlock, int] | None:
@@ -148,14 +118,12 @@ def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, f
 
 def _joint_candidates(
     block: ResidualBlock, shortcut: float, norms: Sequence[float], effort: float, give_up_above: float
-) -> tuple[dict[str, float], tuple[float, ...], int]:
-    """The joint bound by the form that fits, dense for small blocks, else on tori."""
+) -> dict[str, float]:
+    """The joint bound by the form that fits, dense for small blocks, else on tori; empty where there is none."""
     found = search(block, shortcut, norms, effort=effort, limit=give_up_above**2)
     if found is None:
-        return {}, (), 0
+        return {}
     source, scaling = found.source, found.scaling
     name = "joint, dense" if isinstance(source, DenseForm) else "joint"
     value = prove(source, scaling, give_up_above=give_up_above) if math.isfinite(scaling.value) else math.inf
-    if not math.isfinite(value):
-        return {}, (), found.twist
-    return {name: value}, tuple(scaling.values.tolist()), found.twist
+    return {name: value} if math.isfinite(value) else {}

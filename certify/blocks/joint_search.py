@@ -33,11 +33,10 @@ TOO_DEAR = 2.5  # times the effort for one T and lambda: a search takes about th
 
 @dataclass(frozen=True)
 class Found:
-    """The best multipliers, with the form that they are proved on, and the number of its torus."""
+    """The best multipliers, with the form that they are proved on."""
 
     source: FormSource
     scaling: Scaling
-    twist: int = 0
 
 
 def search(
@@ -64,14 +63,6 @@ def search(
     return _direct([first, *(TorusForm(block, embedding, torus) for torus in tori[1:affordable])], norms, effort)
 
 
-def direct_form(block: ResidualBlock, twist: int = 0) -> DenseForm | TorusForm | None:
-    """The whole form of the block, dense or on the torus of that number; None where there is neither."""
-    if is_dense(block):
-        return DenseForm(block)
-    embedding = block_embedding(block)
-    return None if embedding is None else TorusForm(block, embedding, embedding.tori(enlargements=0)[twist])
-
-
 def is_dense(block: ResidualBlock) -> bool:
     """Whether the block is treated neuron by neuron."""
     return block.shortcut.in_size + sum(layer.out_size for layer in block.layers[:-1]) <= DENSE_WIDTH
@@ -95,8 +86,8 @@ def _reduced(
         descend(source, start, effort=share) if math.isfinite(start.value) else start
         for source, start in zip(sources, starts, strict=True)
     ]
-    twist, scaling = min(enumerate(searched), key=lambda item: item[1].value)
-    return Found(sources[twist], descend(sources[twist], scaling, effort=0.35 * effort, rate=0.05), twist)
+    source, scaling = min(zip(sources, searched, strict=True), key=lambda found: found[1].value)
+    return Found(source, descend(source, scaling, effort=0.35 * effort, rate=0.05))
 
 
 def _best_start(
@@ -121,11 +112,10 @@ def _direct(sources: Sequence[DirectSearch], norms: Sequence[float], effort: flo
     if not sources[0].form(sources[0].frequencies[:1]).tie.numel():
         return None
     searched = [_direct_search(source, norms, 0.6 * effort / len(sources)) for source in sources]
-    twist, scaling = min(enumerate(searched), key=lambda item: item[1].value)
-    source = sources[twist]
+    source, scaling = min(zip(sources, searched, strict=True), key=lambda found: found[1].value)
     if math.isfinite(scaling.value) and len(scaling.ranks) == len(source.frequencies):
         scaling = descend(source, scaling, effort=0.4 * effort, rate=0.05)
-    return Found(source, scaling, twist)
+    return Found(source, scaling)
 
 
 def _direct_search(source: DirectSearch, norms: Sequence[float], effort: float) -> Scaling:

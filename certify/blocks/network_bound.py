@@ -1,17 +1,15 @@
-"""The Lipschitz constant of a whole network in one inequality: search of the multipliers, elimination, proof."""
+"""What the multipliers of a search prove about a whole network: elimination, and the largest square that is left."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from robustres.certify.blocks.elimination import Eliminated, eliminate
-from robustres.certify.blocks.fixed_point import FixedPoint, search
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import Repair, Weights
-from robustres.certify.blocks.increments import Increment, Sharing, SlopeIntervals, increments
+from robustres.certify.blocks.increments import Increment
 from robustres.certify.graph.network import Node
 from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.certify.proof.largest_singular_value import largest_norm, proved_below
@@ -20,44 +18,6 @@ from robustres.numerics import gamma, rounded_up
 EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, above it is sought by Lanczos steps
 LANCZOS_STEPS = 60
 EXCESSES = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkBound:
-    """upper: a proved, deterministic bound, infinite where none was found. reachable: what multipliers of this kind can
-    reach at all, an estimate from the search. point: the search's end, from which another can start."""
-
-    upper: float
-    reachable: float
-    point: FixedPoint
-    seconds: float = 0.0
-
-
-def network_bound(
-    output: Node,
-    *,
-    rows: Tensor | None = None,
-    slopes: SlopeIntervals | None = None,
-    box: Tensor | None = None,
-    sharing: Sharing = "neuron",
-    copies: int = 16,
-    steps: int = 250,
-    dtype: torch.dtype = torch.float64,
-    start: FixedPoint | None = None,
-) -> NetworkBound:
-    """The largest |rows . (f(x) - f(y))| / |x - y| of a simplified network f.
-
-    rows: (R, outputs), a pair of classes or all outputs (left out). slopes: intervals per neuron that are narrower than
-    the function's own; the bound then holds where they do. box: (n,) half-widths; the bound is then of the largest
-    |rows . change| for changes of the input within the box, not of a quotient.
-    sharing, copies, steps, dtype: of the search; nothing in it can make the bound wrong.
-    """
-    began = perf_counter()
-    order = output.ordered()
-    layers = increments(order, slopes=slopes, sharing=sharing)
-    point = search(order, layers, rows=rows, box=box, copies=copies, steps=steps, dtype=dtype, start=start)
-    upper = proved_bound(order, layers, point, rows=rows, box=box)
-    return NetworkBound(upper, point.value, point, perf_counter() - began)
 
 
 def proved_bound(

@@ -1,18 +1,27 @@
 """Everything that `lipschitz` learnt about a network, kept for `certify`: its graph, its bounds, its weights."""
 
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from robustres.certify.bounds.alike import alike
+from robustres.certify.bounds.bound_cache import network_key
 from robustres.certify.bounds.pieces import Bounder
 from robustres.certify.bounds.whole_network import WholeNetwork
-from robustres.certify.graph.capture import BATCH, Captured, close, float64_copy
+from robustres.certify.graph.capture import BATCH, Captured, capture, float64_copy
 from robustres.certify.graph.network import Node
-from robustres.errors import InputError
+from robustres.certify.graph.single_function import AGREEMENT, close
+from robustres.errors import InputError, RobustresError
 from robustres.guard import random_state_kept
+
+ANOTHER = (
+    "the report is about another model: it has the same weights but gives different answers; run lipschitz on this "
+    "very model again"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,34 +35,55 @@ class Analysis:
     output: Node
     bounder: Bounder
     whole: WholeNetwork
+    _compared: list[weakref.ref[nn.Module]] = field(init=False, default_factory=list)
 
     def require_same_model(self, model: nn.Module, x: Tensor) -> None:
-        """InputError where the model is not the one that was analysed: other weights or buffers, or other answers to
-        some of the images x (N, ...) and to random inputs of several sizes and their opposites, with gradients enabled
-        and without. A change that none of these inputs meets is not noticed."""
-        module = float64_copy(model)
+        """InputError where the model is not the one that was analysed: other weights, another graph, or other answers.
+
+        What the model holds is compared first. Where some of that differs, or cannot be compared, the model is captured
+        again and must have the same graph. Then its answers are compared, for what it reads elsewhere: the first time
+        for some of the images x (N, ...) and random inputs of several sizes and their opposites, with gradients enabled
+        and without, later for images alone.
+        """
+        module = self.captured.module
+        if not alike(module, model):
+            module = float64_copy(model)
+            self._require_same_weights(module)
+            if not alike(module, self.captured.module):
+                self._require_same_graph(model)
+        known = bool(self._compared) and self._compared[0]() is model
+        generator = torch.Generator().manual_seed(len(x))
+        noise = torch.randn(BATCH, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
+        own = x[:BATCH].to(torch.float64)
+        inputs = (own,) if known else (own, 3 * noise, -own, -3 * noise, 100 * noise, -100 * noise)
+        for place, batch in enumerate(inputs):
+            with torch.no_grad():
+                expected = self.forward(batch, batch_size=BATCH)
+            for gradients in (False, True) if place < 2 and not known else (False,):
+                with random_state_kept(), torch.set_grad_enabled(gradients):
+                    answer = module(batch.clone().requires_grad_(gradients).clone())
+                if not close(expected, answer.detach(), AGREEMENT):
+                    raise InputError(ANOTHER)
+        self._compared[:] = [weakref.ref(model)]
+
+    def _require_same_weights(self, module: nn.Module) -> None:
         ours, theirs = self.captured.module.state_dict(), module.state_dict()
         different = sorted(ours.keys() ^ theirs.keys()) or [
-            name for name, value in ours.items() if not _same(value, theirs[name])
+            name for name, value in ours.items() if not alike(value, theirs[name])
         ]
         if different:
             raise InputError(
                 f"the report is about other weights than the model has (first difference: {different[0]}); "
                 "run lipschitz on this model again"
             )
-        generator = torch.Generator().manual_seed(len(x))
-        noise = torch.randn(BATCH, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
-        own = x[:BATCH].to(torch.float64)
-        for place, inputs in enumerate((own, 3 * noise, -own, -3 * noise, 100 * noise, -100 * noise)):
-            expected = self.forward(inputs, batch_size=BATCH)
-            for gradients in (False, True) if place < 2 else (False,):
-                with random_state_kept(), torch.set_grad_enabled(gradients):
-                    answer = module(inputs.clone())
-                if not close(expected, answer.detach(), 1e-9):
-                    raise InputError(
-                        "the report is about another model: it has the same weights but gives different answers; run "
-                        "lipschitz on this very model again"
-                    )
+
+    def _require_same_graph(self, model: nn.Module) -> None:
+        try:
+            captured = capture(model, tuple(self.captured.source.meta["val"].shape[1:]))
+        except RobustresError as error:
+            raise InputError(ANOTHER) from error
+        if network_key(captured, (), {}) != network_key(self.captured, (), {}):
+            raise InputError(ANOTHER)
 
     def forward(
         self, x: Tensor, *, batch_size: int, observe: Callable[[slice, fx.Node, Any], None] | None = None
@@ -74,7 +104,3 @@ class Analysis:
 
             rows.append(self.captured.run({self.captured.source: batch}, self.captured.output, observe=tell)[:count])
         return torch.cat(rows)
-
-
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.equal(ours, theirs.detach().to(ours.device, ours.dtype))

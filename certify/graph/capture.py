@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
+from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerError, answer_of, close
 from robustres.certify.graph.statements import HasNoCertificate
 from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
@@ -160,39 +161,15 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))
     with random_state_kept(), torch.no_grad():
-        answer = _answer(module, example)
-        with torch.enable_grad():
-            differs = not close(answer, module(example.clone()).detach(), 1e-9)
-        if differs:
-            raise ModelError(
-                "the model gives different answers when gradients are enabled; make its answer the same both ways"
-            )
+        try:
+            answer = answer_of(module, example)
+        except ChangingAnswerError:
+            _refuse_random(module, example)
+            raise
         program = exported(module, example)
         captured = _folded(module, program)
         _compare(captured, example, answer)
         return replace(captured, rebatches=_rebatches(captured, example, answer))
-
-
-def _answer(module: nn.Module, example: Tensor) -> Tensor:
-    """The model's answer to the example, which must be one tensor and must not depend on the other samples."""
-    try:
-        answer = module(example.clone())
-        repeated = module(example.clone())
-        fewer = [module(example[:count].clone()) for count in range(1, BATCH)]
-    except RobustresError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
-        ) from error
-    if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
-        raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
-    if not close(answer, repeated, 1e-9):
-        _refuse_random(module, example)
-        raise ModelError("the model's answer changes from call to call, so it is not a function of its input")
-    if not all(close(answer[: len(part)], part, 1e-9) for part in fewer):
-        raise ModelError("the model's answer to a sample depends on the other samples of its batch")
-    return answer
 
 
 def _refuse_random(module: nn.Module, example: Tensor) -> None:
@@ -295,7 +272,7 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
     """Refuse a graph that does not answer as the model does."""
     for sample in (example, example.flip(0) - 0.5):
         expected = answer if sample is example else captured.module(sample.clone())
-        if not close(captured.run({captured.source: sample}, captured.output), expected, 1e-9):
+        if not close(captured.run({captured.source: sample}, captured.output), expected, AGREEMENT):
             raise ModelError("the captured graph does not answer as the model does; please report this model")
 
 
@@ -309,12 +286,4 @@ def _rebatches(captured: Captured, example: Tensor, answer: Tensor) -> bool:
         )
     except Exception:  # of torch's, whichever: places that only the captured batch has
         return False
-    return close(smaller, answer[:2], 1e-9) and close(larger, torch.cat([answer, answer, answer[:1]]), 1e-9)
-
-
-def close(left: Tensor, right: Tensor, tolerance: float) -> bool:
-    """Whether two answers agree to a tolerance relative to 1 plus the largest value."""
-    scale = float(right.abs().nan_to_num(0, 0, 0).max()) if right.numel() else 0.0
-    return left.shape == right.shape and torch.allclose(
-        left, right, rtol=0, atol=tolerance * (1 + scale), equal_nan=True
-    )
+    return close(smaller, answer[:2], AGREEMENT) and close(larger, torch.cat([answer, answer, answer[:1]]), AGREEMENT)

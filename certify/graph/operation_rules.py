@@ -174,7 +174,11 @@ class Call:
 
     def elementwise(self, source: Node, function: Activation) -> Node:
         """The function of every coordinate of `source`, broadcast to the shape of the output first."""
-        return self.make(Elementwise(function), self.expanded(source))
+        each = None
+        if broadcast_size(function.parameters):
+            far = torch.full(self.out_shape, math.inf, dtype=torch.float64, device=device_of(self.captured.module))
+            each = function.slopes_on(-far, far)
+        return self.make(Elementwise(function, each=each), self.expanded(source))
 
     def parameter(self, name: str, default: float | None = None) -> Parameter:
         """A number, or a float64 tensor that broadcasts to one sample of the output; the same for all samples."""
@@ -230,9 +234,8 @@ class Call:
 # What stands in place of a rule, by operation: why there is no bound, and what to do.
 PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
 COMPARES = "whose answer is yes or no, so that what is chosen by it jumps or has no rule"
-DIVIDES = "which divides by the size of its own input and has no rule"
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("local_response_norm", "linalg_vector_norm", "norm"), DIVIDES),
+    "local_response_norm": "which divides by the size of its own input and has no rule",
     "scaled_dot_product_attention": PRODUCT,
     "glu": "of two halves that are multiplied with each other, which has no global bound",
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
@@ -422,7 +425,7 @@ def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
         return call.captured.run({root.origin: values}, call.origin)
 
     shape, device = (BATCH, *root.shape), device_of(call.captured.module)
-    if not (value.ndim and value.shape[0] == BATCH and _by_sample(image, shape, device)):
+    if not (value.ndim and value.shape[0] == BATCH and by_sample(image, shape, device)):
         return Pending(root, contracted)
     size, out_shape = math.prod(root.shape), tuple(int(side) for side in value.shape[1:])
     if size * math.prod(out_shape) > LARGEST_MATRIX:
@@ -430,7 +433,7 @@ def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
     return call.linear(root, Dense(matrix_of(image, root.shape, device), root.shape, out_shape))
 
 
-def _by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
+def by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
     """Whether a linear map of a whole batch does the same to every sample by itself, tried on a random one."""
     sample = torch.randn(shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     images = []

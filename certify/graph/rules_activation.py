@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from robustres.certify.graph.capture import device_of
@@ -11,7 +12,8 @@ from robustres.certify.graph.network import Merge, Node, Opaque
 from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
 from robustres.certify.graph.statements import HasSortedGroups
 from robustres.certify.maps.activation import Activation, Parameter
-from robustres.certify.maps.nonlinear import Extremum, LogSumExp, Softmax, Sort, Stated, StatedSort
+from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.nonlinear import Extremum, Length, LogSumExp, Softmax, Sort, Stated, StatedSort
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
 from robustres.certify.maps.smooth import (
     Atan,
@@ -178,6 +180,63 @@ def along_axis(call: Call) -> Node | Parts:
     }
     node = call.make(kinds[name](), source)
     return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
+
+
+@rule("kthvalue", "median.dim", "nanmedian.dim")
+def order_statistic(call: Call) -> Parts:
+    """One place of the values along an axis in order."""
+    source = call.node("self")
+    axis = _one_axis(call, source)
+    place = int(call["k"]) - 1 if "k" in call.arguments else (source.shape[axis] - 1) // 2
+    ordered = call.make(Sort(axis), source, shape=source.shape)
+    kept = torch.arange(math.prod(source.shape)).reshape(source.shape).select(axis, place).flatten()
+    kept = kept.to(device_of(call.captured.module))
+    return Parts((call.linear(ordered, Selection(kept, source.shape, call.out_shape)),))
+
+
+@rule("aminmax")
+def both_extrema(call: Call) -> Parts:
+    """The smallest and the largest value along an axis."""
+    source = call.node("self")
+    axes, keepdim = (_one_axis(call, source),), bool(call["keepdim"])
+    return Parts(tuple(call.make(Extremum(axes, largest, keepdim), source) for largest in (False, True)))
+
+
+@rule("linalg_vector_norm", "norm.ScalarOpt_dim")
+def length(call: Call) -> Node:
+    """A norm of the values along one axis or several."""
+    source, given = call.node("self"), call["dim"]
+    order = call.arguments.get("ord", call.arguments.get("p"))
+    order = 2.0 if order is None else float(order)
+    if order not in (1.0, 2.0, math.inf):
+        raise NotCoveredError(f"of order {order:g}; orders 1, 2 and infinity have a bound")
+    rank = len(source.shape) + 1
+    axes = tuple(axis % rank - 1 for axis in ([given] if isinstance(given, int) else given or [0]))
+    if -1 in axes:
+        raise NotCoveredError("over the batch")
+    size = math.prod(source.shape[axis] for axis in axes)
+    return call.make(Length(axes, size, order, bool(call.arguments.get("keepdim"))), source)
+
+
+@rule("logaddexp", "hypot")
+def of_pairs(call: Call) -> Node:
+    """A function of two values at each coordinate: of the two laid side by side along an axis of their own."""
+    values = (call["self"], call["other"])
+    if not all(isinstance(value, Node) for value in values):
+        raise NotCoveredError("of a value and a constant")
+    shape, axis = call.out_shape, len(call.out_shape)
+    sides = [call.same(call.expanded(value), (*shape, 1)) for value in values]
+    pairs = call.make(Merge("concatenation", axis), *sides, shape=(*shape, 2))
+    return call.make(LogSumExp((axis,), 2) if "logaddexp" in str(call.origin.target) else Length((axis,), 2), pairs)
+
+
+def _one_axis(call: Call, source: Node) -> int:
+    """The unbatched axis that the operation is told."""
+    given = call["dim"]
+    axis = -1 if given is None else int(given) % (len(source.shape) + 1) - 1
+    if axis < 0:
+        raise NotCoveredError("over the batch")
+    return axis
 
 
 @rule("robustres.stated")

@@ -11,9 +11,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from robustres.certify.graph.capture import BATCH, device_of
 from robustres.certify.graph.network import Merge, Node
-from robustres.certify.graph.operation_rules import BatchMovedError, Call, NotCoveredError, Parts, rule
+from robustres.certify.graph.operation_rules import (
+    LARGEST_MATRIX,
+    BatchMovedError,
+    Call,
+    NotCoveredError,
+    Parts,
+    by_sample,
+    matrix_of,
+    rule,
+    unbatched,
+)
+from robustres.certify.graph.rules_arithmetic import PRODUCT
 from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.linear_map import Identity, LinearMap, Shape
+from robustres.certify.maps.linear_map import Dense, Identity, LinearMap, Shape
 
 SAME = (
     *("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "to", "_to_copy", "type_as"),
@@ -100,11 +111,8 @@ def dropout(call: Call) -> Node | Parts:
 def moved(call: Call) -> Node | Parts:
     """Run the operation on the numbers 1, 2, ... of its inputs' coordinates and read off where each went."""
     if call.arguments.get("accumulate"):
-        raise NotCoveredError("that adds to what is there")
-    for name in PLACES & set(call.arguments):
-        leaves = tree_leaves(call[name], is_leaf=lambda leaf: isinstance(leaf, Node))
-        if any(isinstance(leaf, Node) for leaf in leaves):
-            raise NotCoveredError(f"whose {name} depends on the input")
+        return put_together(call)
+    _require_known_places(call)
     states = call.states()
     device, start, numbers, constants = device_of(call.captured.module), 1, {}, _real_constants(call)
     for state in states:
@@ -128,6 +136,47 @@ def moved(call: Call) -> Node | Parts:
     if len(nodes) < len(parts):
         raise NotCoveredError("with an output that is empty")
     return nodes[0] if isinstance(answer, Tensor) else Parts(tuple(nodes))
+
+
+@rule("index_add", "scatter_add", "diff", "kron")
+def put_together(call: Call) -> Node:
+    """Numbers that are added up in places, differences of neighbours, a value times every entry of a constant: the sum
+    of what the operation does to each of its states, by trying."""
+    _require_known_places(call)
+    states, device = call.states(), device_of(call.captured.module)
+    nothing = {state: torch.zeros(BATCH, *state.shape, dtype=torch.float64, device=device) for state in states}
+    factors = "kron" in str(call.origin.target)
+    if factors and len(states) > 1:
+        raise NotCoveredError(PRODUCT)
+    bare = call if factors else replace(call, arguments=_without_constants(call))
+    images = []
+    for state in states:
+
+        def image(values: Tensor, state: Node = state) -> Tensor:
+            answer: Tensor = bare.evaluate({**nothing, state: values})
+            return answer
+
+        if unbatched(image(nothing[state])) != call.out_shape or not by_sample(image, (BATCH, *state.shape), device):
+            raise NotCoveredError("that mixes the samples of a batch")
+        if math.prod(state.shape) * math.prod(call.out_shape) > LARGEST_MATRIX:
+            raise NotCoveredError(f"whose matrix has more than {LARGEST_MATRIX} entries")
+        matrix = Dense(
+            matrix_of(image, state.shape, device), state.shape, call.out_shape, seen=1 + math.prod(state.shape)
+        )
+        images.append(call.linear(state, matrix))
+    total = images[0] if len(images) == 1 else call.make(Merge("sum"), *images)
+    shift = float(call.evaluate(nothing).to(torch.float64).norm()) * (1 + 1e-12)
+    if not math.isfinite(shift):
+        raise NotCoveredError("with a constant that is not finite")
+    return call.same(total, shift=shift) if shift else total
+
+
+def _require_known_places(call: Call) -> None:
+    """Refuse places that hang on the input."""
+    for name in PLACES & set(call.arguments):
+        leaves = tree_leaves(call[name], is_leaf=lambda leaf: isinstance(leaf, Node))
+        if any(isinstance(leaf, Node) for leaf in leaves):
+            raise NotCoveredError(f"whose {name} depends on the input")
 
 
 # Arguments whose tensors say where numbers go; every other constant may stand in the answer.

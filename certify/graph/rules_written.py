@@ -1,7 +1,7 @@
 """Scalar functions that a network writes out in several operations: hand-written SiLU, leaky ReLU, softsign, GELU."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +12,8 @@ from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.graph.operation_rules import COMPLETIONS, Call, NotCoveredError, call_of
 from robustres.certify.graph.rules_activation import ACTIVATIONS
-from robustres.certify.maps.activation import broadcast_size
+from robustres.certify.maps.activation import Activation, broadcast_size
+from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp
 from robustres.certify.maps.scalar_expression import (
     Applied,
@@ -31,6 +32,7 @@ SAME = frozenset({"clone", "alias", "detach", "contiguous", "to", "_to_copy", "t
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
 STRICT = frozenset({"gt", "greater", "lt", "less"})
 LARGEST_POWER = 8
+MOST_FUNCTIONS = 16  # of one value, where constants differ between its coordinates
 
 
 class NotScalarError(Exception):
@@ -46,14 +48,45 @@ def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captur
     """The value of an operation as one activation of an earlier value; None where it is not one with finite slopes."""
     try:
         base = _base(origin, values)
-        expression = _Reader(base, values, captured).read(origin)
-        function = Written(expression)
+        function = _function(origin, base, values, captured)
+        while not math.isfinite(function.constant):  # the square of a clamp: bounded from farther back
+            base = _base(base, values)
+            function = _function(origin, base, values, captured)
     except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
-        return None
-    if not math.isfinite(function.constant):
         return None
     call = Call(origin, {"self": values[base]}, captured)
     return call.elementwise(values[base], function)
+
+
+def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Activation:
+    """One function, or one for each set of constants that coordinates have."""
+    which, places = _functions(origin, base, values)
+    read = [Written(_Reader(base, values, captured, place).read(origin)) for place in places]
+    return read[0] if which is None else PerCoordinate(tuple(read), which)
+
+
+def _functions(
+    origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any]
+) -> tuple[Tensor | None, Sequence[int | None]]:
+    """Which set of constants each coordinate (*shape) has, and a coordinate of each set; None where there is one."""
+    stack, constants = [origin], dict[fx.Node, Tensor]()
+    while stack:
+        for parent in stack.pop().all_input_nodes:
+            value = values.get(parent)
+            if isinstance(value, Tensor) and not bool((value == value.flatten()[:1]).all()):
+                constants[parent] = value.to(torch.float64)
+            elif parent is not base and not _is_constant(value):
+                stack.append(parent)
+    if not constants:
+        return None, (None,)
+    shape = base.meta["val"].shape
+    rows = torch.stack([value.expand(shape).flatten(1) for value in constants.values()])
+    if not bool((rows == rows[:, :1]).all()):
+        raise NotScalarError
+    sets, which = torch.unique(rows[:, 0], dim=1, return_inverse=True)
+    if sets.shape[1] > MOST_FUNCTIONS:
+        raise NotScalarError
+    return which.reshape(shape[1:]), [int((which == k).nonzero()[0]) for k in range(sets.shape[1])]
 
 
 def is_scalar(origin: fx.Node) -> bool:
@@ -81,10 +114,15 @@ def _is_constant(value: Any) -> bool:
 
 
 class _Reader:
-    """Reads the operations between a value and what is computed from it as an expression."""
+    """Reads the operations between a value and what is computed from it as an expression.
 
-    def __init__(self, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> None:
-        self.base, self.values, self.captured = base, values, captured
+    place: the coordinate whose constants are read, where they differ.
+    """
+
+    def __init__(
+        self, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured, place: int | None = None
+    ) -> None:
+        self.base, self.values, self.captured, self.place = base, values, captured, place
         self.known: dict[fx.Node, Expression] = {base: Variable()}
 
     def read(self, node: Any) -> Expression:
@@ -93,8 +131,11 @@ class _Reader:
             return Constant(_number(node))
         if node in self.known:
             return self.known[node]
-        if _is_constant(self.values.get(node)):
-            return Constant(_number(self.values[node]))
+        known = self.values.get(node)
+        if _is_constant(known):
+            if isinstance(known, Tensor) and known.numel() > 1 and self.place is not None:
+                known = known.expand(self.base.meta["val"].shape)[0].flatten()[self.place]
+            return Constant(_number(known))
         value = node.meta["val"]
         if not isinstance(value, Tensor) or value.shape != self.base.meta["val"].shape:
             raise NotScalarError

@@ -248,6 +248,51 @@ class LogSumExp(Opaque):
 
 
 @dataclass(frozen=True, eq=False)
+class Length(Opaque):
+    """The norm of order 1, 2 or infinity of `length` values along unbatched axes.
+
+    | |x| - |y| | <= |x - y| in the same norm, which is at most sqrt(n) (order 1) or 1 times the l2 norm, and at most n
+    (order 1), sqrt(n) (order 2) or 1 times the linf norm.
+    """
+
+    axes: tuple[int, ...]
+    length: int
+    order: float = 2.0
+    keepdim: bool = False
+    kind = "nonlinear"
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """sqrt(n) for order 1, else 1."""
+        return Bound(0.0, rounded_up(math.sqrt(self.length), 1) if self.order == 1 else 1.0, "closed form")
+
+    @property
+    def linf(self) -> float:
+        """n^(1 / order)."""
+        return rounded_up(self.length ** (1 / self.order), 4) if self.length > 1 else 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        axes = [axis + 1 for axis in self.axes]
+        answer: Tensor = torch.linalg.vector_norm(x, self.order, dim=axes, keepdim=self.keepdim)
+        return answer
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Without the axes, or with length 1 there."""
+        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """It is increasing in every absolute value."""
+        low, high = self(torch.maximum(lower, -upper).clamp_min(0)), self(torch.maximum(-lower, upper))
+        slack = WIDENING * self.length
+        return low * (1 - slack), high * (1 + slack)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units for products and root, and the roundings of the sum."""
+        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+
+
+@dataclass(frozen=True, eq=False)
 class Normalisation(Opaque):
     """Layer, group, instance and RMS normalisation: each group of values, its mean taken away where it is `centred`,
     over sqrt(its mean square + eps), times a factor gamma of each coordinate.

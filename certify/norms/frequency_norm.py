@@ -16,7 +16,7 @@ from robustres.certify.fourier.torus import HALF, Embedding, Torus, coarse_frequ
 from robustres.certify.maps.convolution import Convolution, TransposedConvolution
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.certify.maps.rounding import UNDERFLOW
-from robustres.certify.proof.largest_singular_value import MatrixMethod, largest_eigenvalue, largest_norm
+from robustres.certify.proof.largest_singular_value import largest_eigenvalue
 from robustres.numerics import rounded_up
 
 CHUNK_BYTES = 64 * 2**20
@@ -25,7 +25,6 @@ CHUNK_BYTES = 64 * 2**20
 def frequency_bound(
     map_: LinearMap,
     *,
-    matrix_method: MatrixMethod = "cholesky",
     seconds: float | None = None,
     enlargements: int = 1,
     phases: Sequence[Fraction] = (Fraction(0), HALF),
@@ -42,15 +41,10 @@ def frequency_bound(
     tori = embedding.tori(enlargements=enlargements, phases=phases)
     if seconds is not None:
         tori = tori[: max(1, int(seconds / nominal_seconds(map_, embedding)))]
-    factor = narrow_polynomial(map_, embedding)
-    gram = HermitianPolynomial.gram(factor) if matrix_method == "cholesky" else None
+    gram = HermitianPolynomial.gram(narrow_polynomial(map_, embedding))
     smallest = math.inf
     for torus in tori:
-        if gram is None:
-            value = factor_bound(factor, torus, matrix_method)
-        else:
-            value = gram_bound(gram, torus, stop_above=smallest)
-        smallest = min(smallest, value)
+        smallest = min(smallest, gram_bound(gram, torus, stop_above=smallest))
     return smallest
 
 
@@ -93,12 +87,3 @@ def gram_bound(gram: HermitianPolynomial, torus: Torus, *, stop_above: float = m
         if largest == math.inf:
             return math.inf
     return rounded_up(math.sqrt(largest + UNDERFLOW), 8)
-
-
-def factor_bound(factor: MatrixPolynomial, torus: Torus, matrix_method: MatrixMethod) -> float:
-    """The largest norm of the matrices on one torus, by the named method for each of them, rounding included."""
-    largest = 0.0
-    frequencies = coarse_frequencies(torus).to(factor.magnitude.device)
-    for chunk in torch.split(frequencies, max(1, CHUNK_BYTES // (16 * factor.magnitude.numel()))):
-        largest = largest_norm(factor.at(torus, chunk), method=matrix_method, at_least=largest)
-    return rounded_up(largest + factor.error + UNDERFLOW, 8)

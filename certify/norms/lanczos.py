@@ -1,4 +1,4 @@
-"""Norms through products only, with a guarantee: Lanczos and power iteration from a random start, failure counted.
+"""Norms through products only, with a guarantee: Lanczos iteration from a random start, failure counted.
 
 Let A be the symmetric positive semidefinite matrix C^T C or C C^T of the smaller side, of dimension n, and v a start
 that is uniform on the unit sphere, gamma its component along an eigenvector of lambda_max.
@@ -12,9 +12,6 @@ of symmetric matrices with the Lanczos method, SIAM J. Matrix Anal. Appl. 22): w
 (k+1)-th Lanczos vector is p_k(A) v with p_k the polynomial of the three-term recurrence of this very run. It is a unit
 vector, so |gamma| |p_k(lambda_max)| <= 1. Beyond its largest root, a Ritz value, p_k grows: lambda_max is at most the
 t there with p_k(t) = 1/d, unless |gamma| < d.
-
-Power: lambda_max^k |gamma| <= |A^k v| after k products, so lambda_max <= (|A^k v| / d)^(1/k): the same event, one
-line, and it needs none of the constants of Kuczynski and Wozniakowski (1992).
 """
 
 import math
@@ -57,25 +54,6 @@ def lanczos_bound(
     threshold = -math.log(_smallest_component(side.size, delta))
     eigenvalue = _root_beyond(diagonal, off_diagonal, threshold) if max(diagonal) > 0 else 0.0
     return _with_rounding(map_, side.size, len(diagonal), eigenvalue)
-
-
-def power_bound(
-    map_: LinearMap, *, delta: float = 1e-12, steps: int = 100, generator: torch.Generator | None = None
-) -> float:
-    """At or above the norm with probability at least 1 - delta over the start; looser than `lanczos_bound`."""
-    side = _SmallerSide(map_)
-    if side.size < SMALLEST_SPHERE:
-        raise InputError(f"a random start needs at least 3 dimensions, got {side.size}; use method 'dense'")
-    vector, logarithm = side.start(generator), 0.0
-    for _ in range(steps):
-        vector = side.product(vector)
-        length = float(torch.linalg.vector_norm(vector))
-        if length == 0:
-            return _with_rounding(map_, side.size, steps, 0.0)
-        logarithm += math.log(length)
-        vector = vector / length
-    eigenvalue = math.exp((logarithm - math.log(_smallest_component(side.size, delta))) / steps)
-    return _with_rounding(map_, side.size, steps, eigenvalue)
 
 
 class _SmallerSide:

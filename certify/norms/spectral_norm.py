@@ -1,6 +1,5 @@
 """The norm of a linear map as an interval: lower estimate, upper bound, method, guarantee."""
 
-import math
 from time import perf_counter
 from typing import Literal, get_args
 
@@ -10,18 +9,15 @@ from robustres.certify.maps.convolution import Convolution, padded_convolution
 from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Sum
 from robustres.certify.maps.rounding import largest_sum
 from robustres.certify.norms.frequency_norm import frequency_bound
-from robustres.certify.norms.half_torus import kept_axes_bound
-from robustres.certify.norms.lanczos import SMALLEST_SPHERE, lanczos_bound, power_bound
+from robustres.certify.norms.lanczos import SMALLEST_SPHERE, lanczos_bound
 from robustres.certify.norms.power_iteration import power_iteration
 from robustres.certify.norms.structural_norm import dense_bound, is_small, structural_norm
+from robustres.certify.norms.whole_gram import whole_gram_bound
 from robustres.certify.proof.bound import Bound, Guarantee
-from robustres.certify.proof.largest_singular_value import MatrixMethod
 from robustres.errors import InputError
 from robustres.numerics import product_up, require_certifiable_arithmetic, rounded_up, scaled_down, scaled_up, sum_up
 
-Method = Literal["auto", "dense", "frequency", "svd", "gram", "half torus", "product", "lanczos", "power"]
-PROBABILISTIC = {"lanczos": lanczos_bound, "power": power_bound}
-PER_FREQUENCY: dict[str, MatrixMethod] = {"frequency": "cholesky", "svd": "svd", "gram": "gram"}
+Method = Literal["auto", "dense", "frequency", "product", "lanczos"]
 DEFAULT_SECONDS = 5.0
 DEFAULT_DELTA = 1e-12
 SMALL_SIDE = 12  # images up to this side lose percents on a torus; larger ones less than the time is worth
@@ -39,13 +35,12 @@ def spectral_norm(
     """The operator norm of the map, held between an estimate from below and a bound from above.
 
     method: "auto" takes the smallest bound within `seconds` (default 5, a guide for which candidates are tried, not a
-        hard limit); "dense" decomposes the whole matrix; "frequency" takes the maximum over the frequencies of tori,
-        "svd" and "gram" the same with that method per frequency; "half torus" keeps one axis of a zero-padded
-        convolution as it is; "product" multiplies and adds the norms of the
-        parts; "lanczos" and "power" need products only and hold with probability 1 - delta.
+        hard limit); "dense" decomposes the whole matrix; "frequency" takes the maximum over the frequencies of tori;
+        "product" multiplies and adds the norms of the parts; "lanczos" needs products only and holds with probability
+        1 - delta.
     delta: None (the default) allows deterministic methods only; a number in (0, 1) also allows "auto" a bound that
-        fails with at most this probability over the random start. "lanczos" and "power" take 1e-12 where it is None.
-    generator: the random start of "lanczos" and "power"; a certificate should not reuse a published seed.
+        fails with at most this probability over the random start. "lanczos" takes 1e-12 where it is None.
+    generator: the random start of "lanczos"; a certificate should not reuse a published seed.
     lower_steps: power iterations for the lower estimate.
     Raises InputError where the named method does not apply to this map.
 
@@ -64,13 +59,13 @@ def spectral_norm(
     with torch.no_grad():
         if largest_sum(map_, of_rows=True) == 0:
             upper, name = 0.0, "exact"
-        elif method in PROBABILISTIC:
-            upper, guarantee = _probabilistic(map_, method, delta or DEFAULT_DELTA, generator)
+        elif method == "lanczos":
+            upper, guarantee = _probabilistic(map_, delta or DEFAULT_DELTA, generator)
             name = method
         elif method == "auto":
             upper, name = _tightest(map_, DEFAULT_SECONDS if seconds is None else seconds)
             if delta is not None and name not in ("exact", "dense"):
-                probable, chance = _probabilistic(map_, "lanczos", delta, generator)
+                probable, chance = _probabilistic(map_, delta, generator)
                 if probable < upper:
                     upper, name, guarantee = probable, "lanczos", chance
         else:
@@ -80,14 +75,11 @@ def spectral_norm(
     return Bound(lower, upper, name, guarantee, perf_counter() - start)
 
 
-def _probabilistic(
-    map_: LinearMap, method: str, delta: float, generator: torch.Generator | None
-) -> tuple[float, Guarantee]:
+def _probabilistic(map_: LinearMap, delta: float, generator: torch.Generator | None) -> tuple[float, Guarantee]:
     """A bound that holds with probability 1 - delta; the whole matrix, deterministically, below three dimensions."""
     if min(map_.in_size, map_.out_size) < SMALLEST_SPHERE:
         return dense_bound(map_), Guarantee()
-    bound = PROBABILISTIC[method]
-    return bound(map_, delta=delta, generator=generator), Guarantee(delta)
+    return lanczos_bound(map_, delta=delta, generator=generator), Guarantee(delta)
 
 
 def _named(map_: LinearMap, method: Method) -> float:
@@ -96,12 +88,7 @@ def _named(map_: LinearMap, method: Method) -> float:
         return dense_bound(map_)
     if method == "product":
         return product_bound(map_)
-    if method == "half torus":
-        kept = kept_axes_bound(map_, seconds=math.inf, dense=False) if isinstance(map_, Convolution) else None
-        if kept is None:
-            raise InputError(f"method 'half torus' needs a zero-padded convolution without groups, got {map_}")
-        return kept[0]
-    upper = frequency_bound(map_, matrix_method=PER_FREQUENCY[method])
+    upper = frequency_bound(map_)
     if upper is None:
         raise InputError(
             f"method {method!r} needs a zero-padded or circular convolution of images, got {type(map_).__name__} "
@@ -117,14 +104,13 @@ def _tightest(map_: LinearMap, seconds: float) -> tuple[float, str]:
         return exact, "exact"
     if is_small(map_):
         return dense_bound(map_), "dense"
-    kept = None
     if isinstance(map_, Convolution) and min(map_.in_shape[1:]) <= SMALL_SIDE:
-        kept = kept_axes_bound(map_, seconds=seconds)
-    if kept is not None and kept[1] == "dense":
-        return kept
+        whole = whole_gram_bound(map_, seconds=seconds)
+        if whole is not None:
+            return whole, "dense"
     upper = frequency_bound(map_, seconds=seconds)
     if upper is not None:
-        return kept if kept is not None and kept[0] < upper else (upper, "frequency")
+        return upper, "frequency"
     return product_bound(map_, seconds=seconds), "product"
 
 

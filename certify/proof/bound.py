@@ -65,15 +65,9 @@ class Bound:
 
 @dataclass(frozen=True)
 class JointBound(Bound):
-    """The bound of a residual block, with every candidate that was computed; `upper` is the smallest of them.
-
-    multipliers, twist: the T of the joint candidate and the torus it was proved on, for `joint_bound_at`; empty and 0
-    where there is no joint candidate.
-    """
+    """The bound of a residual block, with every candidate that was computed; `upper` is the smallest of them."""
 
     candidates: Mapping[str, float] = field(default_factory=dict)
-    multipliers: tuple[float, ...] = ()
-    twist: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,51 +7,36 @@ import torch
 from torch import Tensor
 
 from robustres.certify.proof.cholesky_proof import definiteness_slack, proved_definite
-from robustres.certify.proof.gram_iteration import gram_iteration
 from robustres.numerics import gamma, rounded_up
 
 ALWAYS_EXACT = 4  # matrices up to this size are decomposed one and all
 SAMPLED = 32  # matrices among which the first candidate for the largest eigenvalue is sought
 
-MatrixMethod = Literal["cholesky", "svd", "gram"]
+MatrixMethod = Literal["cholesky", "svd"]
 
 
-def largest_norm(
-    matrices: Tensor, *, method: MatrixMethod = "cholesky", at_least: float = 0.0, steps: int = 6
-) -> float:
-    """A number at or above max(at_least, sigma(H_f) for every stored matrix of the batch (F, m, n)).
+def largest_norm(matrices: Tensor, *, method: MatrixMethod = "cholesky") -> float:
+    """A number at or above sigma(H_f) for every stored matrix of the batch (F, m, n).
 
     cholesky: eigenvalues of the few matrices that matter, a factorisation to prove the others smaller: the default.
     svd: singular values of every matrix.
-    gram: `gram_iteration`, matrix products alone; slightly above the others.
-    at_least: a value that is accepted anyway, which lets most matrices be dismissed early.
     """
     with torch.no_grad():
         largest = float(matrices.abs().max()) if matrices.numel() else 0.0
         if largest == 0:
-            return at_least
+            return 0.0
         if not math.isfinite(largest):
             return math.inf
         scale = math.frexp(largest)[1]
         scaled = times_power_of_two(matrices, -scale)
-        if method == "gram":
-            unit = float(gram_iteration(scaled, steps=steps).max())
-        elif method == "svd":
-            unit = _by_svd(scaled)
-        else:
-            unit = _by_dismissal(scaled, math.ldexp(at_least, -scale) if at_least else 0.0)
-    return max(at_least, math.nextafter(math.ldexp(unit, scale), math.inf))
+        unit = _by_svd(scaled) if method == "svd" else _by_dismissal(scaled)
+    return math.nextafter(math.ldexp(unit, scale), math.inf)
 
 
 def times_power_of_two(matrices: Tensor, exponent: int) -> Tensor:
     """Exact, in two factors so that neither overflows."""
     half = exponent // 2
     return matrices * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
-
-
-def _smaller_gram(matrices: Tensor) -> Tensor:
-    """H H^H or H^H H, whichever is smaller."""
-    return matrices @ matrices.mH if matrices.shape[-2] <= matrices.shape[-1] else matrices.mH @ matrices
 
 
 def _gram_error(matrices: Tensor) -> float:
@@ -73,9 +58,9 @@ def _by_svd(matrices: Tensor) -> float:
     return rounded_up(float(values.max()) + error, 8)
 
 
-def _by_dismissal(matrices: Tensor, at_least: float) -> float:
-    grams, error = _smaller_gram(matrices), _gram_error(matrices)
-    return rounded_up(math.sqrt(largest_eigenvalue(grams, error=error, at_least=at_least * at_least)), 8)
+def _by_dismissal(matrices: Tensor) -> float:
+    grams = matrices @ matrices.mH if matrices.shape[-2] <= matrices.shape[-1] else matrices.mH @ matrices
+    return rounded_up(math.sqrt(largest_eigenvalue(grams, error=_gram_error(matrices))), 8)
 
 
 def largest_eigenvalue(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from robustres.certify.graph.network import Elementwise, Merge
 from robustres.certify.graph.operation_rules import NotCoveredError, require_fitting
-from robustres.certify.maps import nonlinear, piecewise_linear, smooth
+from robustres.certify.maps import nonlinear, per_coordinate, piecewise_linear, smooth
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.nonlinear import (
     Extremum,
+    Length,
     LogSumExp,
     MaxMin,
     MaxPool,
@@ -25,6 +26,7 @@ from robustres.certify.maps.nonlinear import (
     StatedSort,
     Unknown,
 )
+from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
 from robustres.certify.maps.sector import GroupSort
 from robustres.certify.maps.smooth import (
@@ -64,6 +66,7 @@ ACTIVATIONS: list[Activation] = [
         Cos(),
         Exp(),
     ),
+    PerCoordinate((Relu(), Tanh(), LeakyRelu(-0.3)), torch.tensor([1, 0, 2])),
     *(Softplus(2.0, 20.0), Elu(1.0), Elu(0.7), Elu(1.8), Elu(1.67, 1.05), Elu(0.5, 1.0, 2.0), Elu(-0.3), Elu(0.0)),
 ]
 OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
@@ -76,6 +79,9 @@ OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
     (MaxPool((torch.tensor([[-1, 0, 1], [1, 2, 3]]), torch.tensor([[0, 1]]))), (2, 4, 2)),
     (Softmax(0, 3), (3, 2)),
     (LogSumExp((0,), 3), (3, 2)),
+    (Length((0,), 3), (3, 2)),
+    (Length((0, 1), 6, 1.0, keepdim=True), (3, 2)),
+    (Length((1,), 2, math.inf), (3, 2)),
     (Normalisation(1e-2, 1.0, 3, centred=True), (3,)),
     (Stated(Bound(0.0, 2.0, "word"), (2,)), (3,)),
     (StatedSort(GroupSort(2)), (4,)),
@@ -92,7 +98,7 @@ def concrete(base: type, module: object) -> Iterator[type]:
 
 
 def test_every_kind_is_walked_and_none_leaves_a_question_open() -> None:
-    activations = {*concrete(Activation, piecewise_linear), *concrete(Activation, smooth)}
+    activations = {kind for file in (piecewise_linear, smooth, per_coordinate) for kind in concrete(Activation, file)}
     assert activations == {type(kind) for kind in ACTIVATIONS}
     assert set(concrete(Opaque, nonlinear)) == {type(kind) for kind, _ in OPAQUE}
     for kind in (*activations, *concrete(Opaque, nonlinear)):

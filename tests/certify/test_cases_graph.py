@@ -133,6 +133,21 @@ LINEAR: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
         lambda m, x: F.batch_norm(x, m.plain[:2].double(), m.plain[2:].abs().double()),
         (2,),
     ),
+    "diff": (lambda m, x: torch.diff(x, n=2, prepend=1e20 * torch.ones_like(x)), (4,)),
+    "kron": (lambda m, x: torch.kron(x, m.square[:1].to(x)), (4,)),
+    "index_add": (lambda m, x: torch.index_add(x, 1, torch.tensor([0, 0, 2]), x[:, 1:], alpha=3.0), (4,)),
+    "index_add to constants": (
+        lambda m, x: torch.full((len(x), 3), 1e20).to(x).index_add(1, torch.tensor([0, 0, 2, 1]), x),
+        (4,),
+    ),
+    "scatter_add": (
+        lambda m, x: torch.zeros(len(x), 3).to(x).scatter_add(1, torch.tensor([[0, 0, 2, 1]]).expand(len(x), -1), x),
+        (4,),
+    ),
+    "index_put that adds": (
+        lambda m, x: torch.ops.aten.index_put(x, [None, torch.tensor([0, 0, 1])], x[:, 1:], True),
+        (4,),
+    ),
 }
 
 
@@ -170,6 +185,17 @@ NONLINEAR: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "layer normalisation": (lambda m, x: F.layer_norm(x, (4,), m.plain.to(x), m.weight[0], eps=1e-2), (4,)),
     "group normalisation": (lambda m, x: F.group_norm(x, 2, m.plain.to(x), eps=1e-2).flatten(1), (4, 2)),
     "instance normalisation": (lambda m, x: F.instance_norm(x, eps=1e-2).flatten(1), (2, 3)),
+    "median": (lambda m, x: x.median(1).values, (3, 4)),
+    "kthvalue": (lambda m, x: 2 * x.kthvalue(2, -1, keepdim=True).values.flatten(1), (3, 4)),
+    "aminmax": (lambda m, x: torch.stack(torch.aminmax(x, dim=1), 1), (4,)),
+    "length": (lambda m, x: torch.cat([x.norm(dim=1), x.norm(1, 2), x.norm(math.inf, 2)], 1), (3, 4)),
+    "logaddexp": (lambda m, x: torch.logaddexp(x, x.flip(1)), (4,)),
+    "hypot": (lambda m, x: torch.hypot(x, 2 * x[:, :1]), (4,)),
+    "slopes of each channel": (lambda m, x: torch.where(x > 0, x, m.plain.to(x)[:, None] * x).flatten(1), (4, 2)),
+    "kinks of each channel": (lambda m, x: torch.where(x > m.plain.to(x), 3 * x - 2 * m.plain.to(x), x), (4,)),
+    "square of a clamp": (lambda m, x: x.clamp(-1, 2) ** 2, (4,)),
+    "exponential of a clamp": (lambda m, x: torch.exp(torch.minimum(x, 0 * x + 1)), (4,)),
+    "swish of each channel": (lambda m, x: x * torch.sigmoid(5 * m.plain.to(x) * x), (4,)),
     "RMS normalisation": (lambda m, x: F.rms_norm(x, (4,), m.plain.to(x), eps=1e-2), (4,)),
 }
 
@@ -247,6 +273,80 @@ def test_a_change_that_only_negative_values_meet_is_noticed() -> None:
     model[2].negative_slope = 50.0
     with pytest.raises(InputError, match="another model"):
         certify(model, x, report=report)
+
+
+class FarOff(nn.Module):
+    """Another function beyond a million, with things that say nothing about what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.steep, self.calls, self.note = 1.0, 0, {"seen": [torch.zeros(2)]}
+        self.last: Tensor | None = None
+        self.activation: Callable[[Tensor], Tensor] = torch.relu
+        self.beyond = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.last = self.calls + 1, x
+        h = self.activation(self.layer(x.flatten(1)))
+        return h + self.steep * self.beyond(h - 1e6)
+
+
+@pytest.mark.parametrize("change", [("steep", 50.0), ("beyond", nn.PReLU()), ("beyond", nn.Hardtanh())])
+def test_a_change_that_no_ordinary_input_meets_is_noticed(change: tuple[str, Any]) -> None:
+    model, x = FarOff(), torch.rand(3, 1, 2, 2)
+    report = lipschitz(model, (1, 2, 2))
+    for _ in range(2):
+        certify(model, x, report=report)
+    setattr(model, *change)
+    with pytest.raises(InputError, match="report is about"):
+        certify(model, x, report=report)
+
+
+def test_a_model_that_only_holds_something_else_is_the_same() -> None:
+    model, x = FarOff(), torch.rand(3, 1, 2, 2)
+    report = lipschitz(model, (1, 2, 2))
+    expected = certify(model, x, report=report).radius
+    model(x)
+    model.note["more"] = [object(), torch.ones(3)]
+    model.activation = torch.nn.functional.relu
+    assert torch.equal(certify(model.train(), x, report=report).radius, expected)
+
+
+def test_a_change_of_what_the_model_reads_elsewhere_is_noticed() -> None:
+    steep = [1.0]
+    model, x = Apply(lambda m, x: steep[0] * F.linear(x.flatten(1), m.weight)), torch.rand(3, 1, 2, 2)
+    report = lipschitz(model, (1, 2, 2))
+    certify(model, x, report=report)
+    steep[0] = 2.0
+    with pytest.raises(InputError, match="another model"):
+        certify(model, x, report=report)
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [
+        (lambda m, x: (10 if x.requires_grad else 1) * F.linear(x, m.weight), "gradients"),
+        (lambda m, x: (10 if len(x) > 8 else 1) * F.linear(x, m.weight), "other samples"),
+    ],
+)
+def test_a_function_that_asks_how_it_is_called_is_refused(function: Callable[..., Any], word: str) -> None:
+    with pytest.raises(ModelError, match=word):
+        bound(function)
+
+
+class Counting(FarOff):
+    """Answers otherwise after many calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.0 if self.calls < 100 else 7.0)
+
+
+def test_a_model_that_answers_otherwise_after_many_calls_is_no_function() -> None:
+    model = Counting()
+    with pytest.raises(ModelError, match="counts"):
+        lipschitz(model, (1, 2, 2))
+    assert model.calls == 0
 
 
 class Branching(nn.Module):

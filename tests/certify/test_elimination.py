@@ -17,10 +17,11 @@ from robustres.certify.blocks.fixed_point import search
 from robustres.certify.blocks.front import Weights
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.joint_bound import joint_bound
-from robustres.certify.blocks.network_bound import l2_bound, network_bound, proved_bound
+from robustres.certify.blocks.network_bound import l2_bound, proved_bound
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import Dense, Identity
 from robustres.models.constraints.activations import MaxMin
+from tests.certify.one_network import network_bound
 
 
 def network(model: nn.Module, *shape: int) -> Node:

@@ -45,20 +45,19 @@ def test_norms_of_every_method_lie_above_the_truth_at_every_scale(scale: float) 
         matrix = unit.dense()
         truth = float(torch.linalg.matrix_norm(matrix, 2))
         rows = float(matrix.abs().sum(1).max())
-        for method in ("auto", "dense", "product", "lanczos", "power"):
+        for method in ("auto", "dense", "product", "lanczos"):
             bound = spectral_norm(map_, method=method)
             assert truth * (1 - 1e-12) <= bound.upper / scale, (name, method, bound)
-            assert bound.upper / scale <= truth * (40 if method in ("product", "power") else 1.01) or name == "zero"
+            assert bound.upper / scale <= truth * (40 if method == "product" else 1.01) or name == "zero"
             assert bound.lower / scale <= truth * (1 + 1e-12)
         assert rows * (1 - 1e-12) <= linf_norm(map_) / scale <= rows * (1 + 1e-9) or name == "zero"
 
 
-@pytest.mark.parametrize("method", ["frequency", "svd", "gram", "half torus"])
-def test_norms_by_frequency_scale_with_the_kernel(method: str) -> None:
+def test_norms_by_frequency_scale_with_the_kernel() -> None:
     kernel = normal(2, 2, 3, 3)
-    unit = spectral_norm(Convolution(kernel, (2, 6, 6), padding=1), method=method).upper  # type: ignore[arg-type]
+    unit = spectral_norm(Convolution(kernel, (2, 6, 6), padding=1), method="frequency").upper
     for scale in SCALES:
-        found = spectral_norm(Convolution(scale * kernel, (2, 6, 6), padding=1), method=method).upper  # type: ignore[arg-type]
+        found = spectral_norm(Convolution(scale * kernel, (2, 6, 6), padding=1), method="frequency").upper
         assert found / scale == pytest.approx(unit, rel=1e-9)
 
 

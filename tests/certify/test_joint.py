@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustres.certify.blocks import joint_bound as joint
 from robustres.certify.blocks import joint_search
-from robustres.certify.blocks.joint_bound import branch_bound, joint_bound, joint_bound_at
+from robustres.certify.blocks.joint_bound import branch_bound, joint_bound
 from robustres.certify.blocks.mask_ascent import mask_ascent
 from robustres.certify.blocks.residual_block import ResidualBlock
 from robustres.certify.maps.convolution import Convolution, average_pool
@@ -260,34 +260,3 @@ def test_the_blocks_of_resnet_2b_reach_the_published_table(shared: Path) -> None
     assert 5.542 <= bounds[1].upper <= 6.0
     assert bounds[0].lower >= 3.65
     assert bounds[1].lower >= 5.5
-
-
-@pytest.mark.parametrize("image", [(), (2, 20, 20)])
-def test_the_bound_at_fixed_multipliers_is_the_proved_one_and_has_the_right_gradient(image: tuple[int, ...]) -> None:
-    def maps(W: Tensor, V: Tensor) -> tuple[LinearMap, LinearMap]:
-        if image:
-            return Convolution(W, image, padding=1), Convolution(V, (3, 20, 20), padding=1)
-        return Dense(W), Dense(V)
-
-    W, V = (normal(3, 2, 3, 3), normal(2, 3, 3, 3)) if image else (normal(6, 4), normal(4, 6))
-    shortcut = Identity(image or (4,))
-    bound = joint_bound(shortcut, *maps(W, V), effort=0.3)
-    T = torch.tensor(bound.multipliers, dtype=torch.float64)
-    value = bound.candidates["joint" if image else "joint, dense"]
-
-    def at(W: Tensor, V: Tensor) -> Tensor:
-        return joint_bound_at(T, shortcut, *maps(W, V), twist=bound.twist)
-
-    assert float(at(W, V)) == pytest.approx(value, rel=1e-4)
-    W.requires_grad_()
-    (gradient,) = torch.autograd.grad(at(W, V), W)
-    step = 1e-6 * gradient / gradient.norm()
-    with torch.no_grad():
-        slope = (at(W + step, V) - at(W - step, V)) / 2e-6
-    assert float(slope) == pytest.approx(float(gradient.norm()), rel=1e-3)
-
-
-def test_multipliers_that_are_too_small_give_no_bound() -> None:
-    V = normal(4, 6)
-    at_zero = joint_bound_at(torch.full((6,), 1e-6), Identity((4,)), Dense(normal(6, 4)), Dense(V))
-    assert at_zero == torch.inf

@@ -14,10 +14,11 @@ from robustres.certify.blocks import front, torus_bound
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.fixed_point import search
 from robustres.certify.blocks.front import Repair, Weights
-from robustres.certify.blocks.network_bound import l2_bound, network_bound
+from robustres.certify.blocks.network_bound import l2_bound
 from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
 from robustres.certify.graph.network import Node
 from robustres.models.constraints.activations import MaxMin
+from tests.certify.one_network import network_bound
 
 
 def simplified(model: nn.Module, *shape: int) -> Node:

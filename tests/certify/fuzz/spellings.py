@@ -290,6 +290,35 @@ def beside_made_constants(d: Draft) -> None:
     d.write(d.one_of(*spelt))
 
 
+@draws(
+    *("index_add", "scatter_add", "diff", "kron", "kthvalue", "median.dim", "nanmedian.dim", "aminmax", "logaddexp"),
+    *("hypot", "linalg_vector_norm", "norm.ScalarOpt_dim"),
+    weight=4,
+)
+def put_together_otherwise(d: Draft) -> None:
+    """Numbers added up in places, neighbours compared, places in an order, lengths, and functions of two values."""
+    v = d.value(lambda shape: len(shape) > 0 and 0 not in shape)
+    shape, axis, alpha = d.shape(v), d.axis(v), d.real()
+    side, first = d.values[v].shape[axis], shape[0]
+    same = d.value(lambda other: other == shape)
+    width = d.number(1, 4)
+    slopes = d.constant((first, *[1] * (len(shape) - 1)))
+    spelt = [
+        f"torch.index_add({v}, {axis}, torch.tensor([{d.below(side)}]), {same}.narrow({axis}, 0, 1), alpha={alpha})",
+        f"torch.diff({v}, n={d.number(1, 2)}, dim={axis})",
+        f"torch.scatter_add({v}, 1, {_places(d, v, first, first)}, {same})",
+        f"aten.index_put({v}, [None, torch.tensor([0, {d.below(first)}])], {same}[:, :1], True)",
+        *(f"torch.diff({v}, dim={axis}, append={same})", f"torch.kron({v}, {d.constant([1] * len(shape) + [width])})"),
+        *(f"torch.kthvalue({v}, {d.number(1, side)}, {axis})[0]", f"torch.median({v}, {axis})[0]"),
+        *(f"torch.nanmedian({v}, {axis}, True)[0]", f"torch.aminmax({v}, dim={axis}, keepdim=True)[{d.below(2)}]"),
+        *(f"torch.logaddexp({v}, {same})", f"torch.hypot({v}, {same})", f"{v}.norm(dim={axis}, keepdim=True)"),
+        *(f"torch.linalg.vector_norm({v}, {order}, {axis})" for order in ("1", "2", "float('inf')")),
+        *(f"torch.where({v} > 0, {v}, {slopes} * {v})", f"{v} * torch.sigmoid({slopes} * {v})"),
+        f"torch.where({v} > {slopes}, {alpha} * ({v} - {slopes}), {v} - {slopes})",
+    ]
+    d.write(d.one_of(*spelt))
+
+
 @draws("add", "cat", "maximum", weight=3)
 def three_times(d: Draft) -> None:
     """A value that is used three times or more, in one line."""

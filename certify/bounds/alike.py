@@ -1,0 +1,65 @@
+"""Whether two modules hold the same: types, weights, attributes, hooks, whatever their precision and mode."""
+
+import math
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+# What is compared by value.
+PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice, frozenset, set)
+PLAIN_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+# What is compared by identity, since no copy of it is ever made.
+SHARED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, torch._ops.OpOverload)
+# The mode of a module, and what a traced module keeps beside its code.
+IGNORED = frozenset({"training", "_graph", "_tracer_cls", "_tracer_extras", "_graphmodule_cls_name"})
+
+
+def alike(left: Any, right: Any) -> bool:
+    """Whether everything in two objects agrees that can be looked into; False where something cannot.
+
+    Numbers of tensors are compared, not their precision: a model and its copy in float64 are alike.
+    """
+    stack, met = [(left, right)], set[tuple[int, int]]()
+    while stack:
+        one, other = stack.pop()
+        if one is other or (id(one), id(other)) in met:
+            continue
+        met.add((id(one), id(other)))
+        parts = _parts(one, other)
+        if parts is None:
+            return False
+        stack.extend(parts)
+    return True
+
+
+def _parts(one: Any, other: Any) -> list[tuple[Any, Any]] | None:
+    """What must be alike for two different objects to be alike; None where they are not, or nobody knows."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return [] if _same_numbers(one, other) else None
+    traced = isinstance(one, fx.GraphModule) and isinstance(other, fx.GraphModule)  # each of a class of its own
+    if isinstance(one, SHARED) or (type(one) is not type(other) and not traced):
+        return None
+    if isinstance(one, PLAIN + PLAIN_TORCH):
+        return [] if one == other or (isinstance(one, float) and math.isnan(one) and math.isnan(other)) else None
+    if isinstance(one, list | tuple):
+        return list(zip(one, other, strict=True)) if len(one) == len(other) else None
+    if isinstance(one, dict):
+        return [(one[key], other[key]) for key in one] if list(one) == list(other) else None
+    if isinstance(one, types.MethodType):
+        return [(one.__func__, other.__func__), (one.__self__, other.__self__)]
+    if isinstance(one, fx.GraphModule) and one.code != other.code:
+        return None
+    if isinstance(one, nn.Module) or hasattr(one, "__dict__"):
+        kept, others = ({k: v for k, v in vars(x).items() if k not in IGNORED} for x in (one, other))
+        return [(kept, others)]
+    return None
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers in the wider of their types."""
+    if one.shape != other.shape or one.layout != other.layout or one.is_floating_point() != other.is_floating_point():
+        return False
+    wide = torch.promote_types(one.dtype, other.dtype)
+    return torch.equal(one.detach().to(other.device, wide), other.detach().to(wide))

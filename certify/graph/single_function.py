@@ -1,0 +1,103 @@
+"""Whether a module is one function of each sample: in every call, with gradients and without, in any batch."""
+
+import torch
+from torch import Tensor, nn
+
+from robustres.certify.graph.tracing import first_line
+from robustres.errors import ModelError, RobustresError
+
+# Numbers that a larger batch may hold, and its largest size.
+LARGER, LARGEST = 2**15, 257
+# How far a number that the module counts up is set ahead.
+AHEAD = (1, 10, 1000, 1_000_000)
+AGREEMENT = 1e-9
+
+
+class ChangingAnswerError(ModelError):
+    """The module answers the same call differently."""
+
+
+def answer_of(module: nn.Module, example: Tensor) -> Tensor:
+    """The module's answer to the batch `example` (N, *shape), a row for each sample; call without gradients.
+
+    Raises: ModelError where the module does not run, does not answer with one row for each sample, or answers otherwise
+    when it is called again, later, with gradients, or with other samples in the batch.
+    """
+    counted = _numbers(module)
+    try:
+        answer = module(example.clone())
+        repeated = module(example.clone())
+        batches = {len(part): module(part) for part in _batches(example)}
+        graded = _with_gradients(module, example)
+    except RobustresError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
+        ) from error
+    if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
+        raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
+    if not close(answer, repeated, AGREEMENT):
+        raise ChangingAnswerError("the model's answer changes from call to call, so it is not a function of its input")
+    if not all(close(_repeated(answer, count), part, AGREEMENT) for count, part in batches.items()):
+        raise ModelError("the model's answer to a sample depends on the other samples of its batch")
+    if not all(close(answer, other, AGREEMENT) for other in graded):
+        raise ModelError(
+            "the model gives different answers when gradients are enabled; make its answer the same both ways"
+        )
+    _require_uncounted(module, example, answer, counted)
+    return answer
+
+
+def _batches(example: Tensor) -> list[Tensor]:
+    """Fewer samples, and many more where they are small."""
+    many = min(LARGEST, LARGER // max(1, example[0].numel()))
+    counts = [*range(1, len(example)), *([many] if many > len(example) else [])]
+    return [_repeated(example, count) for count in counts]
+
+
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    """So many rows, those given again and again."""
+    return rows[torch.arange(count, device=rows.device) % len(rows)]
+
+
+def _with_gradients(module: nn.Module, example: Tensor) -> list[Tensor]:
+    """The answers with gradients enabled, to an input that asks for none and to one that does."""
+    with torch.enable_grad():
+        inputs = (example.clone(), example.clone().requires_grad_().clone())
+        return [module(x).detach() for x in inputs]
+
+
+def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
+    """The plain numbers that the module's parts hold."""
+    return {
+        (part, name): value
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _require_uncounted(
+    module: nn.Module, example: Tensor, answer: Tensor, counted: dict[tuple[nn.Module, str], float]
+) -> None:
+    """ModelError where the answer hangs on a number that the module changes when it answers."""
+    changed = [(part, name, value) for (part, name), value in counted.items() if vars(part).get(name) != value]
+    for ahead in AHEAD if changed else ():
+        for part, name, value in changed:
+            setattr(part, name, value + ahead)
+        if not close(answer, module(example.clone()), AGREEMENT):
+            names = ", ".join(name for _, name, _ in changed)
+            raise ModelError(
+                f"the model's answer hangs on what it counts ({names}), so it is not a function of its input"
+            )
+    for part, name, value in changed:
+        setattr(part, name, value)
+
+
+def close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    """Whether two answers agree to a tolerance relative to 1 plus the largest value."""
+    scale = float(right.abs().nan_to_num(0, 0, 0).max()) if right.numel() else 0.0
+    return left.shape == right.shape and torch.allclose(
+        left, right, rtol=0, atol=tolerance * (1 + scale), equal_nan=True
+    )

@@ -1,0 +1,53 @@
+"""An activation that is another function at some coordinates: slopes of each channel that a network writes out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.activation import Activation, Parameter
+
+
+@dataclass(frozen=True, eq=False)
+class PerCoordinate(Activation):
+    """Function number `which` (*shape of the value) of `functions` at every coordinate."""
+
+    functions: tuple[Activation, ...]
+    which: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Each function where it is chosen."""
+        return self._chosen([function(x) for function in self.functions])
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """The smallest and the largest of all."""
+        low, high = zip(*(function.slopes for function in self.functions), strict=True)
+        return min(low), max(high)
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Each function's own."""
+        low, high = zip(*(function.slopes_on(lower, upper) for function in self.functions), strict=True)
+        return self._chosen(low), self._chosen(high)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """The largest of all."""
+        errors = [function.relative_error(dtype) for function in self.functions]
+        known = [error for error in errors if error is not None]
+        return max(known) if len(known) == len(errors) else None
+
+    @property
+    def jump(self) -> float:
+        """The largest of all."""
+        return max(function.jump for function in self.functions)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Which function stands where."""
+        return (self.which,)
+
+    def _chosen(self, values: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+        chosen = values[0]
+        for number, value in enumerate(values[1:], start=1):
+            chosen = torch.where(self.which == number, value, chosen)
+        return chosen
