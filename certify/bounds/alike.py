@@ -21,12 +21,13 @@ def alike(left: Any, right: Any) -> bool:
 
     Numbers of tensors are compared, not their precision: a model and its copy in float64 are alike.
     """
-    stack, met = [(left, right)], set[tuple[int, int]]()
+    stack = [(left, right)]
+    met: dict[tuple[int, int], tuple[Any, Any]] = {}  # with the objects, so that no number is given to another one
     while stack:
         one, other = stack.pop()
         if one is other or (id(one), id(other)) in met:
             continue
-        met.add((id(one), id(other)))
+        met[id(one), id(other)] = one, other
         parts = _parts(one, other)
         if parts is None:
             return False

@@ -15,6 +15,7 @@ from robustres.certify.bounds.whole_network import WholeNetwork
 from robustres.certify.graph.capture import BATCH, Captured, capture, float64_copy
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.single_function import AGREEMENT, close
+from robustres.certify.maps.linear_map import as_rows
 from robustres.errors import InputError, RobustresError
 from robustres.guard import random_state_kept
 
@@ -36,6 +37,7 @@ class Analysis:
     bounder: Bounder
     whole: WholeNetwork
     _compared: list[weakref.ref[nn.Module]] = field(init=False, default_factory=list)
+    _measured: list[tuple[Tensor, Tensor, dict[fx.Node, Tensor]]] = field(init=False, default_factory=list)
 
     def require_same_model(self, model: nn.Module, x: Tensor) -> None:
         """InputError where the model is not the one that was analysed: other weights, another graph, or other answers.
@@ -85,6 +87,22 @@ class Analysis:
         if network_key(captured, (), {}) != network_key(self.captured, (), {}):
             raise InputError(ANOTHER)
 
+    def measured(self, x: Tensor, *, batch_size: int) -> tuple[Tensor, dict[fx.Node, Tensor]]:
+        """The float64 logits of x (N, ...), and the l2 norm (N,) of every node's value at every sample, on the CPU.
+
+        Those of the last images are kept, so that certificates in several norms run the network once.
+        """
+        if self._measured and self._measured[0][0].shape == x.shape and torch.equal(self._measured[0][0], x):
+            return self._measured[0][1:]
+        sizes = {self.captured.source: _sizes(x)}
+
+        def observe(span: slice, node: fx.Node, value: Tensor) -> None:
+            sizes.setdefault(node, torch.zeros(len(x), dtype=torch.float64))[span] = _sizes(value)
+
+        logits = self.forward(x, batch_size=batch_size, observe=observe).cpu()
+        self._measured[:] = [(x.clone(), logits, sizes)]
+        return logits, sizes
+
     def forward(
         self, x: Tensor, *, batch_size: int, observe: Callable[[slice, fx.Node, Any], None] | None = None
     ) -> Tensor:
@@ -104,3 +122,8 @@ class Analysis:
 
             rows.append(self.captured.run({self.captured.source: batch}, self.captured.output, observe=tell)[:count])
         return torch.cat(rows)
+
+
+def _sizes(value: Tensor) -> Tensor:
+    sizes: Tensor = as_rows(value).to(torch.float64).norm(dim=1).cpu()
+    return sizes

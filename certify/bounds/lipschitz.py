@@ -1,6 +1,6 @@
 """From a model to the bound of its Lipschitz constant, block by block."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -33,6 +33,7 @@ from robustres.certify.graph.network import Linear, Node
 from robustres.certify.graph.reading import read_network
 from robustres.certify.graph.simplify import simplified
 from robustres.certify.maps.linear_map import Shape
+from robustres.certify.proof.bound import Guarantee
 from robustres.errors import DefectiveBoundError, InputError, Refusal, UnsupportedOperationError
 from robustres.numerics import require_certifiable_arithmetic
 
@@ -90,12 +91,7 @@ def lipschitz(
     >>> [row.kind for row in report.blocks]
     ['linear', 'head']
     """
-    if norm not in ("l2", "linf"):
-        raise InputError(f"norm must be l2 or linf, got {norm!r}")
-    if domain not in get_args(Domain):
-        raise InputError(f"domain must be all or unit, got {domain!r}")
-    if refuse not in get_args(Refuse):
-        raise InputError(f"refuse must be raise or record, got {refuse!r}")
+    _require_known(norm, domain, refuse)
     require_certifiable_arithmetic(device_of(model))
     start = perf_counter()
     input_shape = tuple(input_shape)
@@ -117,6 +113,15 @@ def lipschitz(
         return _refusal(input_shape, norm, error.refused, perf_counter() - start)
 
 
+def _require_known(norm: str, domain: str, refuse: str) -> None:
+    if norm not in ("l2", "linf"):
+        raise InputError(f"norm must be l2 or linf, got {norm!r}")
+    if domain not in get_args(Domain):
+        raise InputError(f"domain must be all or unit, got {domain!r}")
+    if refuse not in get_args(Refuse):
+        raise InputError(f"refuse must be raise or record, got {refuse!r}")
+
+
 def _bounded(
     captured: Captured,
     network: Node,
@@ -127,66 +132,88 @@ def _bounded(
     start: float,
 ) -> LipschitzReport:
     """Simplify, bound, estimate, report."""
-    norm, steps, starts = settings["norm"], settings["steps"], settings["images"]
-    joint, effort = settings["joint"], settings["effort"]
     output = simplified(network)
     order = output.ordered()
     key = network_key(captured, order, settings) if store is not None and generator is None else None
     known = Known.from_text(store.load(key)) if store is not None and key is not None else Known()
     remembered = known.complete
-    bounders = {
-        "l2": RememberingBounder(
-            order,
-            joint=joint,
-            effort=effort,
-            seconds=settings["seconds"],
-            delta=settings["delta"],
-            watch=progress,
-            known=known.rows["l2"],
-        ),
-        "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),
-    }
+    bounders = _bounders(order, settings, known, progress)
     with torch.no_grad():
         pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
-        product = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
         head = _head(output, bounders)
-    if not remembered:
-        known.lower = _network_estimate(captured, output, settings, generator, product["l2"][0])
-        known.block_lower = block_estimates(captured, pieces[norm], starts, steps, generator)
+    product = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
     eliminated = WholeNetwork(output, effort=settings["whole"])
-    if known.whole is None:
-        attained = known.lower if norm == "l2" else 0.0
-        known.whole = (
-            eliminated.bound(known=product["l2"][0], attained=attained)
-            if joint
-            else WholeBound(skipped="joint bounds were not asked for")
-        )
-    if norm == "l2" and known.lower > known.whole.upper * (1 + CLOSE):  # the search again, now by pairs
-        known.lower = _network_estimate(captured, output, settings, generator, known.whole.upper)
-    upper, guarantee = product[norm]
-    method = PRODUCT
-    if norm == "l2" and known.whole.upper < upper:
-        upper, guarantee, method = known.whole.upper, known.whole.guarantee, METHOD
-    report = LipschitzReport(
-        input_shape=order[0].shape,
-        norm=norm,
-        blocks=_with_estimates(pieces[norm], known.block_lower),
-        upper=upper,
-        lower=_checked(known.lower, upper, "the whole network"),
-        l2_upper=min(product["l2"][0], known.whole.upper),
-        linf_upper=product["linf"][0],
-        product=product[norm][0],
-        method=method,
-        whole=known.whole,
-        head=head,
-        seconds=perf_counter() - start,
-        guarantee=guarantee,
-        analysis=Analysis(captured, network, output, bounders["l2"], eliminated),
-        domain=settings["domain"],
-    )
+    _complete(known, captured, eliminated, pieces[settings["norm"]], settings, generator, product["l2"][0])
+    analysis = Analysis(captured, network, output, bounders["l2"], eliminated)
+    report = _report(known, analysis, settings, pieces[settings["norm"]], product, head, perf_counter() - start)
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())
     return report
+
+
+def _bounders(
+    order: list[Node], settings: Mapping[str, Any], known: Known, progress: Callable[[int, int], None] | None
+) -> dict[str, RememberingBounder]:
+    joint = {name: settings[name] for name in ("joint", "effort", "seconds", "delta")}
+    return {
+        "l2": RememberingBounder(order, watch=progress, known=known.rows["l2"], **joint),
+        "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),
+    }
+
+
+def _complete(
+    known: Known,
+    captured: Captured,
+    eliminated: WholeNetwork,
+    pieces: Sequence[Piece],
+    settings: Mapping[str, Any],
+    generator: torch.Generator | None,
+    product: float,
+) -> None:
+    """The estimates and the bound of the whole network, where they are not known; product: of the pieces, in l2."""
+    norm, output = settings["norm"], eliminated.output
+    if not known.complete:
+        known.lower = _network_estimate(captured, output, settings, generator, product)
+        known.block_lower = block_estimates(captured, pieces, settings["images"], settings["steps"], generator)
+    if known.whole is None and settings["joint"]:
+        known.whole = eliminated.bound(known=product, attained=known.lower if norm == "l2" else 0.0)
+    elif known.whole is None:
+        known.whole = WholeBound(skipped="joint bounds were not asked for")
+    if norm == "l2" and known.lower > known.whole.upper * (1 + CLOSE):  # the search again, now by pairs
+        known.lower = _network_estimate(captured, output, settings, generator, known.whole.upper)
+
+
+def _report(
+    known: Known,
+    analysis: Analysis,
+    settings: Mapping[str, Any],
+    pieces: list[Piece],
+    product: Mapping[str, tuple[float, Guarantee]],
+    head: Head | None,
+    seconds: float,
+) -> LipschitzReport:
+    norm, whole = settings["norm"], known.whole
+    assert whole is not None
+    (upper, guarantee), method = product[norm], PRODUCT
+    if norm == "l2" and whole.upper < upper:
+        upper, guarantee, method = whole.upper, whole.guarantee, METHOD
+    return LipschitzReport(
+        input_shape=analysis.bounder.order[0].shape,
+        norm=norm,
+        blocks=_with_estimates(pieces, known.block_lower),
+        upper=upper,
+        lower=_checked(known.lower, upper, "the whole network"),
+        l2_upper=min(product["l2"][0], whole.upper),
+        linf_upper=product["linf"][0],
+        product=product[norm][0],
+        method=method,
+        whole=whole,
+        head=head,
+        seconds=seconds,
+        guarantee=guarantee,
+        analysis=analysis,
+        domain=settings["domain"],
+    )
 
 
 def _network_estimate(

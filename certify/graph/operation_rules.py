@@ -7,229 +7,21 @@ not cover, is refused by name and place; all refusals of a network are listed at
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from robustres.certify.graph.by_trying import LARGEST_MATRIX, by_sample, matrix_of
+from robustres.certify.graph.call import BatchMovedError, Call, Deferred, NotCoveredError, Parts, Pending, unbatched
 from robustres.certify.graph.capture import BATCH, Captured, call, device_of, is_random, operation_of, path_of
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Piece, Product, Source
+from robustres.certify.graph.network import Node, Source
 from robustres.certify.graph.tracing import first_line
-from robustres.certify.maps.activation import Activation, Parameter, broadcast_size
-from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.linear_map import Dense, Identity, LinearMap, Shape
+from robustres.certify.maps.linear_map import Dense
 from robustres.certify.maps.nonlinear import Unknown
 from robustres.errors import Refusal
-
-
-class NotCoveredError(Exception):
-    """A rule met a case that it does not cover; the message says which. at: another operation that it is about."""
-
-    at: fx.Node | None = None
-
-
-def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None:
-    """Refuse a piece that does not take inputs of these shapes to this shape: its rule has a defect.
-
-    An elementwise piece in particular must not be larger than its input, which would repeat values and count once.
-    """
-    match piece:
-        case Source():
-            fits = not inputs
-        case Linear():
-            fits = list(inputs) == [tuple(piece.map.in_shape)] and tuple(piece.map.out_shape) == shape
-        case Elementwise():
-            parameters = broadcast_size(piece.function.parameters)
-            fits = list(inputs) == [shape] and _broadcasts(parameters, shape)
-        case Merge(kind="concatenation", axis=int(axis)):
-            fits = sum(math.prod(part) for part in inputs) == math.prod(shape) and all(
-                len(part) == len(shape) and (*part[:axis], *part[axis + 1 :]) == (*shape[:axis], *shape[axis + 1 :])
-                for part in inputs
-            )
-        case Merge(kind="sum" | "maximum" | "minimum"):
-            fits = bool(inputs) and all(part == shape for part in inputs)
-        case Product():
-            fits = list(inputs) == [shape, shape]
-        case Opaque():
-            fits = len(inputs) == (0 if isinstance(piece, Unknown) else 1) and all(
-                piece.out_shape(part) == shape for part in inputs
-            )
-        case _:
-            fits = False
-    if not fits:
-        raise NotCoveredError(
-            f"whose rule made a {type(piece).__name__} from {list(inputs)} to {shape}, which does not fit: please "
-            "report this model"
-        )
-
-
-def _broadcasts(parameters: Shape, shape: Shape) -> bool:
-    """Whether parameters of this shape apply to a value of that shape without enlarging it."""
-    padded = (1,) * (len(shape) - len(parameters)) + parameters
-    return len(padded) == len(shape) and all(side in (1, full) for side, full in zip(padded, shape, strict=True))
-
-
-class BatchMovedError(NotCoveredError):
-    """An operation whose answer does not have the batch as its first axis."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pending:
-    """A linear image of `root` whose first axis is not the batch: what W @ x.T is before it is transposed back.
-
-    contracted: whether a weight was multiplied in on the way; a second one would have to be multiplied out.
-    """
-
-    root: Node
-    contracted: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Deferred:
-    """The value of an operation that has no bound by itself, but may be part of an activation that has one."""
-
-    reason: NotCoveredError
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What an operation with several outputs makes (split): one node for each output."""
-
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One operation of the graph with its arguments by their ATen names: nodes, constant tensors or plain values."""
-
-    origin: fx.Node
-    arguments: Mapping[str, Any]
-    captured: Captured
-
-    def __getitem__(self, name: str) -> Any:
-        return self.arguments[name]
-
-    def node(self, name: str) -> Node:
-        """An argument that depends on the input of the network."""
-        value = self.arguments[name]
-        if not isinstance(value, Node):
-            raise NotCoveredError(f"with an input as its {name}")
-        return value
-
-    def constant(self, name: str) -> Any:
-        """An argument that does not depend on the input of the network."""
-        value = self.arguments.get(name)
-        if isinstance(value, Node):
-            raise NotCoveredError(f"whose {name} depends on the input")
-        return value
-
-    @property
-    def only_input(self) -> Node:
-        """The one argument that depends on the input of the network."""
-        nodes = [value for value in self.arguments.values() if isinstance(value, Node)]
-        if len(nodes) != 1:
-            raise NotCoveredError(f"with {len(nodes)} arguments that depend on the input")
-        return nodes[0]
-
-    def states(self) -> tuple[Node, ...]:
-        """All arguments that depend on the input of the network, also those in lists, each once."""
-        leaves = tree_leaves(dict(self.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
-        return tuple(dict.fromkeys(value for value in leaves if isinstance(value, Node)))
-
-    def evaluate(self, values: Mapping[Node, Tensor]) -> Any:
-        """What the operation gives for values (BATCH, *shape) of its states."""
-
-        def known(argument: Any) -> Any:
-            return values[argument] if isinstance(argument, Node) else argument
-
-        arguments = tree_map(known, dict(self.arguments), is_leaf=lambda value: isinstance(value, Node))
-        assert callable(self.origin.target)
-        return self.origin.target(**arguments)
-
-    @property
-    def out_shape(self) -> Shape:
-        """Unbatched shape of the operation's output, the first one where it has several."""
-        value = self.origin.meta["val"]
-        return unbatched(value[0] if isinstance(value, list | tuple) else value)
-
-    def make(self, piece: Piece, *inputs: Node, shape: Shape | None = None) -> Node:
-        """A node at this place of the graph; what is not linear sees one number per sample as a vector of length 1.
-
-        Raises NotCoveredError where the piece does not fit the shapes: a defect of the rule, which must not pass.
-        """
-        wanted = self.out_shape if shape is None else shape
-        if isinstance(piece, Linear):
-            return self._checked(piece, inputs, wanted)
-        vectors = tuple(value if value.shape else self.same(value, (1,)) for value in inputs)
-        if isinstance(piece, Opaque):
-            return self._checked(piece, vectors, wanted)
-        node = self._checked(piece, vectors, wanted or (1,))
-        return node if wanted else self.same(node, wanted)
-
-    def _checked(self, piece: Piece, inputs: tuple[Node, ...], shape: Shape) -> Node:
-        require_fitting(piece, [value.shape for value in inputs], shape)
-        return Node(piece, inputs, shape, path_of(self.origin), self.origin)
-
-    def elementwise(self, source: Node, function: Activation) -> Node:
-        """The function of every coordinate of `source`, broadcast to the shape of the output first."""
-        each = None
-        if broadcast_size(function.parameters):
-            far = torch.full(self.out_shape, math.inf, dtype=torch.float64, device=device_of(self.captured.module))
-            each = function.slopes_on(-far, far)
-        return self.make(Elementwise(function, each=each), self.expanded(source))
-
-    def parameter(self, name: str, default: float | None = None) -> Parameter:
-        """A number, or a float64 tensor that broadcasts to one sample of the output; the same for all samples."""
-        value = self.constant(name)
-        return default if value is None and default is not None else self.per_sample(value)
-
-    def per_sample(self, value: Any) -> Parameter:
-        """A constant as a number or as a float64 tensor that broadcasts to one sample of the output."""
-        if not isinstance(value, Tensor):
-            number = float(value)
-            if math.isnan(number):
-                raise NotCoveredError("with a constant that is not a number")
-            return number
-        values = value.detach().to(torch.float64)
-        if bool(values.isnan().any()):
-            raise NotCoveredError("with a constant that is not a number")
-        if values.numel() == 1:
-            return float(values)
-        if values.ndim == len(self.out_shape) + 1:
-            if not bool((values == values[:1]).all()):
-                raise NotCoveredError("with a constant that differs between the samples of a batch")
-            values = values[0]
-        elif values.ndim > len(self.out_shape) + 1:
-            raise NotCoveredError("with a constant that adds an axis in front of the batch")
-        return values
-
-    def linear(self, source: Node, linear_map: LinearMap, *, shift: float = 0.0) -> Node:
-        """The image of `source` under a linear map; `shift` as in `Linear`."""
-        return self.make(Linear(linear_map, shift), source, shape=linear_map.out_shape)
-
-    def same(self, source: Node, shape: Shape | None = None, *, shift: float = 0.0) -> Node:
-        """The numbers of `source`, shifted by a constant or in another shape."""
-        return self.linear(source, Identity(source.shape, self.out_shape if shape is None else shape), shift=shift)
-
-    def size(self, constant: Any) -> float:
-        """The l2 norm of a constant, a number or a tensor that broadcasts against one sample of the output."""
-        if constant is None:
-            return 0.0
-        values = torch.as_tensor(constant, dtype=torch.float64)
-        copies = BATCH * math.prod(self.out_shape) / max(1, values.numel())
-        return float(values.abs().square().sum().sqrt()) * math.sqrt(max(1.0, copies))
-
-    def expanded(self, source: Node) -> Node:
-        """`source` broadcast to the shape of the output."""
-        if source.shape == self.out_shape:
-            return source
-        if len(source.shape) != len(self.out_shape):
-            raise NotCoveredError("that lays the batch beside another axis")
-        index = torch.arange(math.prod(source.shape), device=device_of(self.captured.module)).reshape(source.shape)
-        return self.linear(source, Selection(index.expand(self.out_shape).flatten(), source.shape, self.out_shape))
-
 
 # What stands in place of a rule, by operation: why there is no bound, and what to do.
 PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
@@ -276,13 +68,6 @@ def rule(*operations: str, linear: bool = False, weights: bool = False) -> Calla
         return function
 
     return register
-
-
-def unbatched(value: Tensor) -> Shape:
-    """Shape of one sample; the first axis must be the batch."""
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != BATCH:
-        raise BatchMovedError("that does not keep the batch as the first axis")
-    return tuple(int(side) for side in value.shape[1:])
 
 
 def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]:
@@ -399,9 +184,6 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
     return resolved(call, pending)
 
 
-LARGEST_MATRIX = 2**24  # entries of a matrix that is found by trying every input coordinate
-
-
 def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
     """A linear operation on a value whose batch is not its first axis, or that puts it back there.
 
@@ -431,32 +213,6 @@ def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
     if size * math.prod(out_shape) > LARGEST_MATRIX:
         raise NotCoveredError(f"whose matrix has more than {LARGEST_MATRIX} entries")
     return call.linear(root, Dense(matrix_of(image, root.shape, device), root.shape, out_shape))
-
-
-def by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
-    """Whether a linear map of a whole batch does the same to every sample by itself, tried on a random one."""
-    sample = torch.randn(shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    images = []
-    for place in range(BATCH):
-        batch = torch.zeros(shape, dtype=torch.float64, device=device)
-        batch[place] = sample
-        answer = image(batch)
-        if bool(torch.cat([answer[:place], answer[place + 1 :]]).any()):
-            return False
-        images.append(answer[place])
-    return all(torch.equal(images[0], other) for other in images[1:])
-
-
-def matrix_of(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Tensor:
-    """(out, in): the matrix of a linear map of batches (BATCH, *shape) of samples, a few columns at a time."""
-    size = math.prod(shape)
-    columns = []
-    for start in range(0, size, BATCH):
-        places = torch.arange(start, min(start + BATCH, size), device=device)
-        basis = torch.zeros(BATCH, size, dtype=torch.float64, device=device)
-        basis[torch.arange(len(places), device=device), places] = 1.0
-        columns.append(image(basis.reshape(BATCH, *shape))[: len(places)].reshape(len(places), -1))
-    return torch.cat(columns).T.contiguous()
 
 
 def call_of(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Call:

@@ -7,13 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.call import Call, NotCoveredError, Parts
 from robustres.certify.graph.capture import device_of
 from robustres.certify.graph.network import Merge, Node, Opaque
-from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
+from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.statements import HasSortedGroups
 from robustres.certify.maps.activation import Activation, Parameter
 from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.nonlinear import Extremum, Length, LogSumExp, Softmax, Sort, Stated, StatedSort
+from robustres.certify.maps.lengths import Length
+from robustres.certify.maps.nonlinear import Extremum, LogSumExp, Softmax, Sort, Stated, StatedSort
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
 from robustres.certify.maps.smooth import (
     Atan,

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.network import Merge, Node
-from robustres.certify.graph.operation_rules import Call, NotCoveredError, rule
+from robustres.certify.graph.operation_rules import rule
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import ChannelScale, Identity, LinearMap, Scaled, Shape
 

@@ -7,24 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.by_trying import by_trying
+from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, Parts
 from robustres.certify.graph.capture import device_of
 from robustres.certify.graph.network import Node
-from robustres.certify.graph.operation_rules import (
-    LARGEST_MATRIX,
-    BatchMovedError,
-    Call,
-    NotCoveredError,
-    Parts,
-    matrix_of,
-    rule,
-)
+from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT, combination
 from robustres.certify.maps.convolution import Convolution, Padding, TransposedConvolution
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Shape
 from robustres.certify.maps.sorting import rearranged
-
-TRIED = 16  # roundings of an entry that is found by trying: a product of a few weights
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
@@ -74,24 +66,6 @@ def _transposed(call: Call, source: Node, weight: Tensor) -> Node:
         index = torch.nn.functional.pad(numbers, (0, columns, 0, rows), value=-1)
         inner = Composition([Selection(index.flatten(), image, wider), inner])
     return call.linear(source, reshaped(inner, source.shape, call.out_shape))
-
-
-def by_trying(call: Call, source: Node, *, without: Sequence[str] = ()) -> Node:
-    """A linear operation as the matrix of what it does to every coordinate, where that is small.
-
-    without: arguments that add a constant, left out.
-    """
-    entries = math.prod(source.shape) * math.prod(call.out_shape)
-    if entries > LARGEST_MATRIX:
-        raise NotCoveredError(f"whose matrix of {entries} entries is larger than {LARGEST_MATRIX}")
-    bare = Call(call.origin, {**call.arguments, **dict.fromkeys(without)}, call.captured)
-
-    def image(values: Tensor) -> Tensor:
-        answer: Tensor = bare.evaluate({source: values})
-        return answer
-
-    matrix = matrix_of(image, source.shape, device_of(call.captured.module))
-    return call.linear(source, Dense(matrix, source.shape, call.out_shape, seen=TRIED))
 
 
 @rule("linear", linear=True, weights=True)

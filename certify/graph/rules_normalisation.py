@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.call import Call, NotCoveredError, Parts
 from robustres.certify.graph.network import Node
-from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
+from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_linear import batch_norm
-from robustres.certify.maps.nonlinear import Normalisation
+from robustres.certify.maps.lengths import Normalisation
 
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")

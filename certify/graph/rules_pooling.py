@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
+from robustres.certify.graph.by_trying import by_trying
+from robustres.certify.graph.call import Call, NotCoveredError, Parts
 from robustres.certify.graph.capture import BATCH, device_of
 from robustres.certify.graph.network import Node
-from robustres.certify.graph.operation_rules import Call, NotCoveredError, Parts, rule
-from robustres.certify.graph.rules_linear import by_trying, reshaped
+from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.rules_linear import reshaped
 from robustres.certify.maps.convolution import average_pool
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Separable, Shape

@@ -9,19 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from robustres.certify.graph.by_trying import LARGEST_MATRIX, by_sample, matrix_of
+from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, Parts, unbatched
 from robustres.certify.graph.capture import BATCH, device_of
 from robustres.certify.graph.network import Merge, Node
-from robustres.certify.graph.operation_rules import (
-    LARGEST_MATRIX,
-    BatchMovedError,
-    Call,
-    NotCoveredError,
-    Parts,
-    by_sample,
-    matrix_of,
-    rule,
-    unbatched,
-)
+from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import Dense, Identity, LinearMap, Shape
@@ -108,7 +100,7 @@ def dropout(call: Call) -> Node | Parts:
 
 
 @rule(*MOVING, linear=True)
-def moved(call: Call) -> Node | Parts:
+def moved(call: Call) -> Any:
     """Run the operation on the numbers 1, 2, ... of its inputs' coordinates and read off where each went."""
     if call.arguments.get("accumulate"):
         return put_together(call)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node, Product
-from robustres.certify.graph.operation_rules import COMPLETIONS, Call, NotCoveredError, call_of
+from robustres.certify.graph.operation_rules import COMPLETIONS, call_of
 from robustres.certify.graph.rules_activation import ACTIVATIONS
 from robustres.certify.maps.activation import Activation, broadcast_size
 from robustres.certify.maps.per_coordinate import PerCoordinate
@@ -24,9 +25,9 @@ from robustres.certify.maps.scalar_expression import (
     Times,
     Total,
     Variable,
-    Written,
 )
 from robustres.certify.maps.smooth import Exp
+from robustres.certify.maps.written import Written
 
 SAME = frozenset({"clone", "alias", "detach", "contiguous", "to", "_to_copy", "type_as", "positive", "lift_fresh_copy"})
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}

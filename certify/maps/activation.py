@@ -85,6 +85,8 @@ class Activation(ABC):
 class PiecewiseLinear(Activation):
     """A continuous function of several linear pieces."""
 
+    jump = 0.0
+
     @property
     @abstractmethod
     def kinks(self) -> tuple[Parameter, ...]:
@@ -94,11 +96,6 @@ class PiecewiseLinear(Activation):
     @abstractmethod
     def pieces(self) -> tuple[Parameter, ...]:
         """The slopes from left to right, one more than kinks."""
-
-    @property
-    def jump(self) -> float:
-        """None: it is continuous and computed as it is defined."""
-        return 0.0
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:

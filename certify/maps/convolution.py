@@ -186,6 +186,7 @@ class TransposedConvolution(LinearMap):
     seen: int = 0
     out_shape: Shape = field(init=False)
     forward_map: Convolution = field(init=False)
+    cancels = False
 
     def __post_init__(self) -> None:
         for name in ("stride", "padding", "output_padding", "dilation"):
@@ -247,10 +248,6 @@ class TransposedConvolution(LinearMap):
     @property
     def forward_roundings(self) -> int:
         return math.prod(self.weight.shape[2:]) * self.weight.shape[0] // self.groups
-
-    @property
-    def cancels(self) -> bool:
-        return False
 
 
 def padding_matrix(side: int, pads: Pair, mode: PaddingMode, device: torch.device | str = "cpu") -> Tensor:

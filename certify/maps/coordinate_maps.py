@@ -20,6 +20,8 @@ class Selection(LinearMap):
     index: Tensor
     in_shape: Shape
     out_shape: Shape
+    cancels = False
+    forward_roundings = 0
 
     @property
     def device(self) -> torch.device:
@@ -56,14 +58,6 @@ class Selection(LinearMap):
     def roundings(self) -> int:
         return self.copies
 
-    @property
-    def forward_roundings(self) -> int:
-        return 0
-
-    @property
-    def cancels(self) -> bool:
-        return False
-
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(LinearMap):
@@ -74,6 +68,8 @@ class Diagonal(LinearMap):
 
     factors: Tensor
     seen: int = 0
+    cancels = False
+    forward_roundings = 9  # as a channel scale
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", as_weight(self.factors, "factors"))
@@ -103,11 +99,3 @@ class Diagonal(LinearMap):
     @property
     def roundings(self) -> int:
         return 1 + self.seen
-
-    @property
-    def forward_roundings(self) -> int:
-        return 9  # as a channel scale
-
-    @property
-    def cancels(self) -> bool:
-        return False

@@ -64,11 +64,7 @@ class _Comparing(Opaque):
     kind = "nonlinear"
     linf = 1.0
     sorts: GroupSort | None = None
-
-    @property
-    def bound(self) -> Bound:
-        """|f(x) - f(y)| <= |x - y|: sorting permutes (rearrangement inequality), a maximum is one of its values."""
-        return Bound(0.0, 1.0, "closed form")
+    bound = Bound(0.0, 1.0, "closed form")
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -191,11 +187,7 @@ class Softmax(Opaque):
     kind = "nonlinear"
     linf = 0.5
     sorts = None
-
-    @property
-    def bound(self) -> Bound:
-        """1/2 for more than one value; a single one gives the constant 1."""
-        return Bound(0.0, 0.5, "closed form")
+    bound = Bound(0.0, 0.5, "closed form")
 
     def out_shape(self, shape: Shape) -> Shape:
         """The same."""
@@ -223,11 +215,7 @@ class LogSumExp(Opaque):
     kind = "nonlinear"
     linf = 1.0
     sorts = None
-
-    @property
-    def bound(self) -> Bound:
-        """1."""
-        return Bound(0.0, 1.0, "closed form")
+    bound = Bound(0.0, 1.0, "closed form")
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.logsumexp(x, dim=[axis + 1 for axis in self.axes], keepdim=self.keepdim)
@@ -245,98 +233,6 @@ class LogSumExp(Opaque):
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """A few units for the exponentials, and the roundings of their sum."""
         return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
-
-
-@dataclass(frozen=True, eq=False)
-class Length(Opaque):
-    """The norm of order 1, 2 or infinity of `length` values along unbatched axes.
-
-    | |x| - |y| | <= |x - y| in the same norm, which is at most sqrt(n) (order 1) or 1 times the l2 norm, and at most n
-    (order 1), sqrt(n) (order 2) or 1 times the linf norm.
-    """
-
-    axes: tuple[int, ...]
-    length: int
-    order: float = 2.0
-    keepdim: bool = False
-    kind = "nonlinear"
-    sorts = None
-
-    @property
-    def bound(self) -> Bound:
-        """sqrt(n) for order 1, else 1."""
-        return Bound(0.0, rounded_up(math.sqrt(self.length), 1) if self.order == 1 else 1.0, "closed form")
-
-    @property
-    def linf(self) -> float:
-        """n^(1 / order)."""
-        return rounded_up(self.length ** (1 / self.order), 4) if self.length > 1 else 1.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        axes = [axis + 1 for axis in self.axes]
-        answer: Tensor = torch.linalg.vector_norm(x, self.order, dim=axes, keepdim=self.keepdim)
-        return answer
-
-    def out_shape(self, shape: Shape) -> Shape:
-        """Without the axes, or with length 1 there."""
-        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
-
-    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """It is increasing in every absolute value."""
-        low, high = self(torch.maximum(lower, -upper).clamp_min(0)), self(torch.maximum(-lower, upper))
-        slack = WIDENING * self.length
-        return low * (1 - slack), high * (1 + slack)
-
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """A few units for products and root, and the roundings of the sum."""
-        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
-
-
-@dataclass(frozen=True, eq=False)
-class Normalisation(Opaque):
-    """Layer, group, instance and RMS normalisation: each group of values, its mean taken away where it is `centred`,
-    over sqrt(its mean square + eps), times a factor gamma of each coordinate.
-
-    eps > 0 makes it Lipschitz: let z = P x, P the projection that takes the mean away (or the identity),
-    s^2 = |z|^2/n + eps, y = z / s. Then dy = (P v)/s - z <z, v>/(n s^3), so the Jacobian is
-    (I - z z^T/(n s^2)) P / s. The matrix in brackets is symmetric with eigenvalues 1 and 1 - |z|^2/(n s^2) = eps/s^2,
-    all in (0, 1], hence the norm is at most 1/s <= 1/sqrt(eps), reached at z = 0. In linf the row sums of the bracket
-    times P are at most (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2, since max|z| |z|_1 <=
-    |z|^2 (1 + sqrt n)/2, and at most sqrt n times the l2 norm.
-
-    group: values in each group. scale: at or above max |gamma|.
-    """
-
-    eps: float
-    scale: float
-    group: int
-    centred: bool
-    kind = "normalisation"
-    sorts = None
-
-    @property
-    def bound(self) -> Bound:
-        """max |gamma| / sqrt(eps)."""
-        return Bound(0.0, rounded_up(self.scale / math.sqrt(self.eps), 3), "1 / sqrt(eps)")
-
-    @property
-    def linf(self) -> float:
-        """From the row sums above."""
-        rows = (1 + (1 + math.sqrt(self.group)) / 2) * (2 if self.centred else 1)
-        return rounded_up(self.bound.upper * min(rows, math.sqrt(self.group)), 6)
-
-    def out_shape(self, shape: Shape) -> Shape:
-        """The same."""
-        return shape
-
-    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Not looked into, since shifts are not known here."""
-        largest = math.inf
-        return torch.full_like(lower, -largest), torch.full_like(upper, largest)
-
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps)."""
-        return 8 * (FUNCTION_UNITS + self.group) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
 
 
 class _Stated(Opaque):
@@ -379,16 +275,12 @@ class StatedSort(_Stated):
 
     groups: GroupSort
     linf = 1.0
+    bound = Bound(0.0, 1.0, "sort")
 
     @property
     def sorts(self) -> GroupSort:
         """As stated."""
         return self.groups
-
-    @property
-    def bound(self) -> Bound:
-        """A sort is nonexpansive."""
-        return Bound(0.0, 1.0, "sort")
 
     def out_shape(self, shape: Shape) -> Shape:
         """The same."""

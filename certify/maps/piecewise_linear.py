@@ -30,19 +30,12 @@ class _OneProduct(PiecewiseLinear):
 class Relu(_Exact):
     """max(x, 0)."""
 
+    kinks = (0.0,)
+    pieces = (0.0, 1.0)
+
     def __call__(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
         return torch.relu(x)
-
-    @property
-    def kinks(self) -> tuple[Parameter, ...]:
-        """At 0."""
-        return (0.0,)
-
-    @property
-    def pieces(self) -> tuple[Parameter, ...]:
-        """Slopes 0 and 1."""
-        return (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +47,7 @@ class Clamp(_Exact):
 
     low: Parameter
     high: Parameter
+    pieces = (0.0, 1.0, 0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The value between the two bounds that is nearest to x."""
@@ -65,29 +59,17 @@ class Clamp(_Exact):
         """The two bounds."""
         return (self.low, self.high)
 
-    @property
-    def pieces(self) -> tuple[Parameter, ...]:
-        """Slopes 0, 1, 0."""
-        return (0.0, 1.0, 0.0)
-
 
 @dataclass(frozen=True, eq=False)
 class Abs(_Exact):
     """|x|."""
 
+    kinks = (0.0,)
+    pieces = (-1.0, 1.0)
+
     def __call__(self, x: Tensor) -> Tensor:
         """|x|."""
         return x.abs()
-
-    @property
-    def kinks(self) -> tuple[Parameter, ...]:
-        """At 0."""
-        return (0.0,)
-
-    @property
-    def pieces(self) -> tuple[Parameter, ...]:
-        """Slopes -1 and 1."""
-        return (-1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,15 +78,11 @@ class LeakyRelu(_OneProduct):
 
     left: Parameter
     right: Parameter = 1.0
+    kinks = (0.0,)
 
     def __call__(self, x: Tensor) -> Tensor:
         """left x or right x."""
         return torch.where(x > 0, self.right * x, self.left * x)
-
-    @property
-    def kinks(self) -> tuple[Parameter, ...]:
-        """At 0."""
-        return (0.0,)
 
     @property
     def pieces(self) -> tuple[Parameter, ...]:
@@ -117,6 +95,7 @@ class Softshrink(_OneProduct):
     """x moved towards 0 by `cut` >= 0, and 0 within it."""
 
     cut: float
+    pieces = (1.0, 0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """sign(x) max(|x| - cut, 0)."""
@@ -127,29 +106,17 @@ class Softshrink(_OneProduct):
         """At -cut and cut."""
         return (-self.cut, self.cut)
 
-    @property
-    def pieces(self) -> tuple[Parameter, ...]:
-        """Slopes 1, 0, 1."""
-        return (1.0, 0.0, 1.0)
-
 
 @dataclass(frozen=True, eq=False)
 class Hardsigmoid(PiecewiseLinear):
     """min(max(x + 3, 0), 6) / 6."""
 
+    kinks = (-3.0, 3.0)
+    pieces = (0.0, math.nextafter(1 / 6, 1), 0.0)
+
     def __call__(self, x: Tensor) -> Tensor:
         """min(max(x + 3, 0), 6) / 6."""
         return torch.nn.functional.hardsigmoid(x)
-
-    @property
-    def kinks(self) -> tuple[Parameter, ...]:
-        """At -3 and 3."""
-        return (-3.0, 3.0)
-
-    @property
-    def pieces(self) -> tuple[Parameter, ...]:
-        """Slopes 0, 1/6 rounded up, 0."""
-        return (0.0, math.nextafter(1 / 6, 1), 0.0)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """As for all pieces, 1/6 from both sides."""

@@ -13,24 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import FUNCTION_UNITS, Activation, Parameter
+from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.interval import Interval, everything, widened
 from robustres.certify.maps.piecewise_linear import Abs
 from robustres.certify.maps.smooth import Softplus
-from robustres.numerics import UNIT_ROUNDOFF
-
-CELLS = 48  # halvings of the cells in which the steepest slope may lie
-TOLERANCE = 1e-6  # of the slopes, absolute and relative
-PARTS = 32  # of an interval on which slopes are asked for
-FARTHEST = 2.0**20
-REACH = 2.0**10
-# Of the largest values and moments at a place: what the rounding of constants may leave there.
-GAP = 8 * UNIT_ROUNDOFF[torch.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +220,7 @@ class Chosen(Expression):
             at = x in (first, last)
             sides = (right or left) if len(self.places) > 1 else right if self.rising else left
             return torch.tensor(sides or (at and not self.strict))
-        (down, up), (last_down, last_up) = _around(self.places[0]), _around(self.places[-1])
+        (down, up), (last_down, last_up) = around(self.places[0]), around(self.places[-1])
         over, under = (x > last_down, x < up) if self.strict else (x >= last_up, x <= down)
         return over | under if len(self.places) > 1 else over if self.rising else under
 
@@ -239,7 +229,7 @@ class Chosen(Expression):
 
     def jet(self, x: Interval) -> Jet:
         a, b = self.above.jet(x), self.below.jet(x)
-        (down, up), (last_down, last_up) = _around(self.places[0]), _around(self.places[-1])
+        (down, up), (last_down, last_up) = around(self.places[0]), around(self.places[-1])
         right, left = x.low >= last_up, x.high <= down
         if len(self.places) > 1:
             over, under = right | left, (x.low >= up) & (x.high <= last_down)
@@ -253,10 +243,10 @@ class Chosen(Expression):
         return Jet(*parts)
 
 
-def _around(place: Fraction) -> tuple[float, float]:
+def around(place: Fraction) -> tuple[float, float]:
     """The largest float64 at or below the place, and the smallest at or above it.
 
-    >>> _around(Fraction(1, 2))
+    >>> around(Fraction(1, 2))
     (0.5, 0.5)
     """
     near = float(place)
@@ -289,122 +279,3 @@ def _jet(x: Interval, value: Interval, slope: Interval, moment: Interval, ratio:
         ratio.meet(value.over(x)),
         elasticity.meet(moment.over(value)),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Written(Activation):
-    """The activation that an expression is. Raises ValueError where it jumps."""
-
-    expression: Expression
-
-    def __post_init__(self) -> None:
-        _ = self.gaps
-
-    @cached_property
-    def gaps(self) -> float:
-        """How far the values just before, at and just after the places where conditions change may be apart.
-
-        They agree up to the rounding of the constants that the network holds. Raises ValueError where they do not.
-        """
-        places, total = sorted(set(self.expression.breaks())), 0.0
-        for k, place in enumerate(places):
-            before = (places[k - 1] + place) / 2 if k else place - 1
-            after = (places[k + 1] + place) / 2 if k + 1 < len(places) else place + 1
-            x = torch.tensor([float(place)], dtype=torch.float64)
-            values = torch.cat([self.expression.at(x, decide) for decide in (before, place, after)])
-            down, up = (torch.tensor([end], dtype=torch.float64) for end in _around(place))
-            allowed = GAP * sum(_largest_jet(self.expression, Interval(down, up)))
-            if not float(values.max() - values.min()) <= allowed:
-                raise ValueError(f"it jumps between {values.min():.6g} and {values.max():.6g} at {float(place):.6g}")
-            total += 2 * allowed
-        return total
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.expression.at(x, x)
-
-    @cached_property
-    def slopes(self) -> tuple[float, float]:
-        """To TOLERANCE; infinite where no enclosure of the derivative is finite."""
-        return -self._steepest(-1.0), self._steepest(1.0)
-
-    def _steepest(self, sign: float) -> float:
-        """At or above the largest value of sign f'."""
-        powers = [2.0**k for k in range(-6, 13)]
-        edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf})
-        edges = sorted({*edges, *(end for place in self.expression.breaks() for end in _around(place))})
-        cells = Interval(torch.tensor(edges[:-1], dtype=torch.float64), torch.tensor(edges[1:], dtype=torch.float64))
-        attained = settled = -math.inf
-        for _ in range(CELLS):
-            upper = self._upper(cells, sign)
-            middle = torch.where(
-                torch.isfinite(cells.low) & torch.isfinite(cells.high),
-                (cells.low + cells.high) / 2,
-                torch.where(torch.isfinite(cells.low), 2 * cells.low, 2 * cells.high),
-            )
-            slope = self.expression.jet(Interval(middle, middle)).slope
-            point = sign * (slope.low if sign > 0 else slope.high)
-            attained = max(
-                attained, float(point[point.isfinite()].max()) if bool(point.isfinite().any()) else -math.inf
-            )
-            allowed = attained + TOLERANCE * (1 + abs(attained)) if math.isfinite(attained) else -math.inf
-            small = (middle == cells.low) | (middle == cells.high) | (middle.abs() > FARTHEST)
-            done = (upper <= allowed) | small
-            settled = max(settled, float(upper[done].max()) if bool(done.any()) else -math.inf)
-            if bool(done.all()) or settled == math.inf:
-                return settled
-            left, right, middle = cells.low[~done], cells.high[~done], middle[~done]
-            cells = Interval(torch.cat([left, middle]), torch.cat([middle, right]))
-            if len(cells.low) > 200_000:
-                break
-        return max(settled, float(self._upper(cells, sign).max()))
-
-    def _upper(self, cells: Interval, sign: float) -> Tensor:
-        slope = self.expression.jet(cells).slope
-        return slope.high if sign > 0 else -slope.low
-
-    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The hull of the derivative on parts of the interval; all slopes where an end is infinite."""
-        finite = torch.isfinite(lower) & torch.isfinite(upper)
-        start, stop = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
-        low, high = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
-        for k in range(PARTS):
-            left = start + (stop - start) * (k / PARTS)
-            right = stop if k == PARTS - 1 else start + (stop - start) * ((k + 1) / PARTS)
-            slope = self.expression.jet(Interval(torch.minimum(left, stop), torch.minimum(right, stop))).slope
-            low, high = torch.minimum(low, slope.low), torch.maximum(high, slope.high)
-        least, most = self.slopes
-        return torch.where(finite, low, least).clamp(least, most), torch.where(finite, high, most).clamp(least, most)
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The same function at every coordinate."""
-        return ()
-
-    @cached_property
-    def jump(self) -> float:
-        """What rounding may do near 0, where it is not relative to the value: every operation, a few units of the
-        largest value that it meets within the reach of 1."""
-        near = Interval(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
-        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near)) + self.gaps
-
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Every operation a few units, relative to the largest of |x| times the slopes that it meets."""
-        reach = Interval(torch.tensor([-REACH], dtype=torch.float64), torch.tensor([REACH], dtype=torch.float64))
-        most = sum(_largest(self.expression, reach)) / REACH
-        total = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))
-        return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None
-
-
-def _largest(expression: Expression, cell: Interval) -> Iterator[float]:
-    """The largest absolute value of every part on a cell."""
-    yield float(expression.jet(cell).value.largest())
-    for part in expression.parts:
-        yield from _largest(part, cell)
-
-
-def _largest_jet(expression: Expression, cell: Interval) -> Iterator[float]:
-    """The largest absolute value and moment of every part on a cell."""
-    jet = expression.jet(cell)
-    yield float(jet.value.largest()) + float(jet.moment.largest())
-    for part in expression.parts:
-        yield from _largest_jet(part, cell)

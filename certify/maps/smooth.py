@@ -22,6 +22,10 @@ GELU: Slopes = (-0.128904145185155, 1.128904145185155)
 GELU_TANH: Slopes = (-0.128993068658772, 1.128993068658772)
 SILU: Slopes = (-0.099839320128867, 1.099839320128867)
 MISH: Slopes = (-0.112526122389463, 1.088498161251728)
+# Where they are reached.
+GELU_TANH_PLACE = 1.4185040
+SILU_PLACE = 2.3993573
+MISH_PLACES = (-2.2563764, 1.4905712)
 
 
 def _hump(place: float, slope: float) -> tuple[float, float, float]:
@@ -196,11 +200,7 @@ class Silu(Smooth):
     """x sigmoid(x)."""
 
     slopes: ClassVar[Slopes] = SILU
-
-    @property
-    def turns(self) -> Turns:
-        """Where x = 2 coth(x / 2)."""
-        return _hump(-SILU_PLACE, SILU[0]), _hump(SILU_PLACE, SILU[1])
+    turns: ClassVar[Turns] = _hump(-SILU_PLACE, SILU[0]), _hump(SILU_PLACE, SILU[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         """x sigmoid(x)."""
@@ -217,11 +217,7 @@ class Mish(Smooth):
     """x tanh(softplus(x))."""
 
     slopes: ClassVar[Slopes] = MISH
-
-    @property
-    def turns(self) -> Turns:
-        """The roots of the second derivative."""
-        return _hump(MISH_PLACES[0], MISH[0]), _hump(MISH_PLACES[1], MISH[1])
+    turns: ClassVar[Turns] = _hump(MISH_PLACES[0], MISH[0]), _hump(MISH_PLACES[1], MISH[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         """x tanh(softplus(x))."""
@@ -321,16 +317,8 @@ class _Periodic(Activation):
 
     crest: ClassVar[float]
     slopes: ClassVar[Slopes] = (-1.0, 1.0)
-
-    @property
-    def jump(self) -> float:
-        """None."""
-        return 0.0
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The same function at every coordinate."""
-        return ()
+    jump = 0.0
+    parameters = ()
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """cos(x - crest) at the ends, and 1 or -1 where a crest or a trough lies between."""
@@ -367,9 +355,3 @@ class Cos(_Periodic):
     def __call__(self, x: Tensor) -> Tensor:
         """cos(x)."""
         return torch.cos(x)
-
-
-# Where the slopes above are reached.
-GELU_TANH_PLACE = 1.4185040
-SILU_PLACE = 2.3993573
-MISH_PLACES = (-2.2563764, 1.4905712)

@@ -13,7 +13,6 @@ from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport, multiplied
 from robustres.certify.graph.capture import device_of, refusing_what_fails
-from robustres.certify.maps.linear_map import as_rows
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
 from robustres.certify.radii.local_certificate import LocalCertificate
@@ -113,16 +112,10 @@ def _certified(
     dtype: torch.dtype,
     batch_size: int,
 ) -> Certificates:
-    sizes: dict[fx.Node, Tensor] = {}
-
-    def observe(span: slice, node: fx.Node, value: Tensor) -> None:
-        sizes.setdefault(node, torch.zeros(len(x), dtype=torch.float64))[span] = _size(value)
-
     with torch.no_grad():
         exact = x.detach().to(device_of(analysis.captured.module), torch.float64)
         analysis.require_same_model(model, exact)
-        logits = analysis.forward(exact, batch_size=batch_size, observe=observe).cpu()
-        sizes[analysis.captured.source] = _size(exact)
+        logits, sizes = analysis.measured(exact, batch_size=batch_size)
         if dtype == torch.float32:
             logits = _float32_logits(model, x, batch_size)
         routes = routes_of(report, norm, certificate, logits)
@@ -173,11 +166,6 @@ def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[floa
     if not len(radius):
         raise InputError("certified accuracy needs at least one sample")
     return [float((correct & (radius >= budget)).double().mean()) for budget in eps]
-
-
-def _size(value: Tensor) -> Tensor:
-    sizes: Tensor = as_rows(value).to(torch.float64).norm(dim=1).cpu()
-    return sizes
 
 
 def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:

@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.call import NotCoveredError, require_fitting
 from robustres.certify.graph.network import Elementwise, Merge
-from robustres.certify.graph.operation_rules import NotCoveredError, require_fitting
-from robustres.certify.maps import nonlinear, per_coordinate, piecewise_linear, smooth
+from robustres.certify.maps import lengths, nonlinear, per_coordinate, piecewise_linear, smooth
 from robustres.certify.maps.activation import Activation
+from robustres.certify.maps.lengths import Length, Normalisation
 from robustres.certify.maps.nonlinear import (
     Extremum,
-    Length,
     LogSumExp,
     MaxMin,
     MaxPool,
-    Normalisation,
     Opaque,
     Softmax,
     Sort,
@@ -100,8 +99,9 @@ def concrete(base: type, module: object) -> Iterator[type]:
 def test_every_kind_is_walked_and_none_leaves_a_question_open() -> None:
     activations = {kind for file in (piecewise_linear, smooth, per_coordinate) for kind in concrete(Activation, file)}
     assert activations == {type(kind) for kind in ACTIVATIONS}
-    assert set(concrete(Opaque, nonlinear)) == {type(kind) for kind, _ in OPAQUE}
-    for kind in (*activations, *concrete(Opaque, nonlinear)):
+    opaque = {kind for file in (nonlinear, lengths) for kind in concrete(Opaque, file)}
+    assert opaque == {type(kind) for kind, _ in OPAQUE}
+    for kind in (*activations, *opaque):
         assert not kind.__abstractmethods__, kind  # type: ignore[attr-defined]
 
 

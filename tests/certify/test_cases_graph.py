@@ -14,6 +14,7 @@ from torchvision.transforms import functional as TF  # noqa: N812
 from torchvision.transforms import v2
 
 from robustres.certify import audit, certify, lipschitz
+from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.lower.ascent import Search
 from robustres.certify.proof.bound import Guarantee
 from robustres.errors import DefectiveBoundError, InputError, ModelError, UnsupportedOperationError
@@ -333,6 +334,24 @@ def test_a_change_of_what_the_model_reads_elsewhere_is_noticed() -> None:
 def test_a_function_that_asks_how_it_is_called_is_refused(function: Callable[..., Any], word: str) -> None:
     with pytest.raises(ModelError, match=word):
         bound(function)
+
+
+def test_certificates_in_several_norms_run_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, runs = FarOff(), torch.rand(7, 1, 2, 2), []
+    report = lipschitz(model, (1, 2, 2))
+    forward = Analysis.forward
+
+    def counted(self: Analysis, images: Tensor, **settings: Any) -> Tensor:
+        runs.append(len(images))
+        return forward(self, images, **settings)
+
+    monkeypatch.setattr(Analysis, "forward", counted)
+    found = [certify(model, x, norm=norm, report=report).radius for norm in ("l2", "linf", "l2")]
+    assert runs.count(7) == 1
+    assert torch.equal(found[0], found[2])
+    x[0] += 1.0
+    assert not torch.equal(certify(model, x, report=report).margin[:1], torch.zeros(1))
+    assert runs.count(7) == 2
 
 
 class Counting(FarOff):

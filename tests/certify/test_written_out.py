@@ -12,8 +12,8 @@ from robustres.certify import certify, lipschitz
 from robustres.certify.graph.capture import capture
 from robustres.certify.graph.network import Elementwise
 from robustres.certify.graph.operation_rules import build_network
-from robustres.certify.maps.scalar_expression import Written
 from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
+from robustres.certify.maps.written import Written
 
 
 class Apply(nn.Module):

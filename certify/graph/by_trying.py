@@ -1,0 +1,59 @@
+"""Linear operations as the matrix of what they do to every coordinate, tried on one after the other."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from robustres.certify.graph.call import Call, NotCoveredError
+from robustres.certify.graph.capture import BATCH, device_of
+from robustres.certify.graph.network import Node
+from robustres.certify.maps.linear_map import Dense, Shape
+
+LARGEST_MATRIX = 2**24  # entries of a matrix that is found by trying every input coordinate
+TRIED = 16  # roundings of an entry that is found by trying: a product of a few weights
+
+
+def by_trying(call: Call, source: Node, *, without: Sequence[str] = ()) -> Node:
+    """A linear operation as the matrix of what it does to every coordinate, where that is small.
+
+    without: arguments that add a constant, left out.
+    """
+    entries = math.prod(source.shape) * math.prod(call.out_shape)
+    if entries > LARGEST_MATRIX:
+        raise NotCoveredError(f"whose matrix of {entries} entries is larger than {LARGEST_MATRIX}")
+    bare = Call(call.origin, {**call.arguments, **dict.fromkeys(without)}, call.captured)
+
+    def image(values: Tensor) -> Tensor:
+        answer: Tensor = bare.evaluate({source: values})
+        return answer
+
+    matrix = matrix_of(image, source.shape, device_of(call.captured.module))
+    return call.linear(source, Dense(matrix, source.shape, call.out_shape, seen=TRIED))
+
+
+def by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
+    """Whether a linear map of a whole batch does the same to every sample by itself, tried on a random one."""
+    sample = torch.randn(shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
+    images = []
+    for place in range(BATCH):
+        batch = torch.zeros(shape, dtype=torch.float64, device=device)
+        batch[place] = sample
+        answer = image(batch)
+        if bool(torch.cat([answer[:place], answer[place + 1 :]]).any()):
+            return False
+        images.append(answer[place])
+    return all(torch.equal(images[0], other) for other in images[1:])
+
+
+def matrix_of(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Tensor:
+    """(out, in): the matrix of a linear map of batches (BATCH, *shape) of samples, a few columns at a time."""
+    size = math.prod(shape)
+    columns = []
+    for start in range(0, size, BATCH):
+        places = torch.arange(start, min(start + BATCH, size), device=device)
+        basis = torch.zeros(BATCH, size, dtype=torch.float64, device=device)
+        basis[torch.arange(len(places), device=device), places] = 1.0
+        columns.append(image(basis.reshape(BATCH, *shape))[: len(places)].reshape(len(places), -1))
+    return torch.cat(columns).T.contiguous()

@@ -1,0 +1,302 @@
+"""Linear maps between unbatched tensors, through exact products in float64: the kinds of sums and chains of others."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from robustres.errors import InputError
+from robustres.numerics import gamma
+
+Shape = tuple[int, ...]
+FEW = 16  # a power of two that is left in weights
+
+
+class LinearMap(ABC):
+    """A linear map from tensors of `in_shape` to tensors of `out_shape`, applied to batches of them.
+
+    `map(x)` takes (B, *in_shape) and returns (B, *out_shape); `map.adjoint(y)` is the transpose. Both are exact up to
+    float64 rounding and differentiable. `outer @ inner` composes, `a + b` adds, `2.0 * a` scales.
+
+    The exact map A is the one that the network's own weights define, however many roundings the stored weights have
+    seen since (folding multiplies weights). Every product and the dense matrix C that are computed satisfy, entry by
+    entry,
+        |C - A| <= gamma(ALGORITHM_FACTOR * roundings) * absolute()    and    |A| <= absolute().
+
+    Every kind answers every question by itself: nothing has a default, so a kind that forgets one cannot be made. What
+    the rooms above ask (`structural_norm`, `passage`, `polynomial`) are single-dispatch functions whose default raises.
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The map applied to a batch (B, *in_shape)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The transposed map applied to a batch (B, *out_shape)."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The matrix (out_size, in_size) of the map on flattened tensors."""
+
+    @abstractmethod
+    def absolute(self) -> "LinearMap":
+        """A map whose entries are at or above the absolute values of the exact map's; of a product B A, |B| |A|."""
+
+    @abstractmethod
+    def normalised(self) -> tuple["LinearMap", int]:
+        """A map with weights of about 1, and k: 2^k times it is this one, but for entries that vanish beside others.
+
+        `UNDERFLOW` in `rounding` is above all that is lost so, and to products that underflow.
+        """
+
+    @property
+    @abstractmethod
+    def roundings(self) -> int:
+        """Roundings that a coordinate of a product or of the adjoint goes through, those of the stored weights among
+        them."""
+
+    @property
+    @abstractmethod
+    def forward_roundings(self) -> int:
+        """Roundings that an output coordinate goes through where the network itself applies the map to its weights."""
+
+    @property
+    @abstractmethod
+    def cancels(self) -> bool:
+        """Whether the entries of `absolute()` may be larger than the absolute values of the map's entries."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the map's tensors lie, and where its arguments must lie; the processor where it holds none."""
+
+    @property
+    def in_size(self) -> int:
+        """Number of input coordinates."""
+        return math.prod(self.in_shape)
+
+    @property
+    def out_size(self) -> int:
+        """Number of output coordinates."""
+        return math.prod(self.out_shape)
+
+    def __matmul__(self, inner: "LinearMap") -> "LinearMap":
+        return Composition((inner, self))
+
+    def __add__(self, other: "LinearMap") -> "LinearMap":
+        return Sum((self, other))
+
+    def __rmul__(self, factor: float) -> "LinearMap":
+        return Scaled(float(factor), self)
+
+
+def as_rows(values: Tensor) -> Tensor:
+    """(B, *shape) as (B, size), also where a sample is one number, (B,), and where there are no samples."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def written_out(map_: LinearMap) -> Tensor:
+    """The matrix (out_size, in_size): the map, or its adjoint, applied to the identity."""
+    if map_.in_size <= map_.out_size:
+        eye = torch.eye(map_.in_size, dtype=torch.float64, device=map_.device)
+        return as_rows(map_(eye.reshape(-1, *map_.in_shape))).T
+    eye = torch.eye(map_.out_size, dtype=torch.float64, device=map_.device)
+    return as_rows(map_.adjoint(eye.reshape(-1, *map_.out_shape)))
+
+
+def unanswered(question: str, map_: LinearMap) -> TypeError:
+    """The error of a question that a kind of map has not been registered for."""
+    return TypeError(f"{type(map_).__name__} has no answer to {question}; register one for this kind of map")
+
+
+def magnitude_of(stored: Tensor, seen: int) -> Tensor:
+    """At or above the absolute values of weights that are known up to `seen` relative roundings."""
+    return stored.detach().abs() * (1 + gamma(seen + 2)) if seen else stored.detach().abs()
+
+
+def exponent_of(values: Tensor) -> int:
+    """The power of two above the largest absolute value; 0 where that is about 1 already or where all are 0."""
+    largest = float(values.detach().abs().max()) if values.numel() else 0.0
+    exponent = math.frexp(largest)[1]
+    return exponent if largest and abs(exponent) > FEW else 0
+
+
+def as_weight(values: Tensor, name: str) -> Tensor:
+    """The values in float64; InputError names a weight that is not finite."""
+    weight = values.to(torch.float64)
+    if not bool(torch.isfinite(weight.detach()).all()):
+        raise InputError(f"the {name} holds NaN or infinite values, so no norm of it exists; repair the weights first")
+    return weight
+
+
+@dataclass(frozen=True, eq=False)
+class Composition(LinearMap):
+    """The parts one after the other, in the order in which they are applied."""
+
+    parts: Sequence[LinearMap]
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+    cancels = True
+
+    def __post_init__(self) -> None:
+        parts = tuple(part for map_ in self.parts for part in (map_.parts if type(map_) is Composition else (map_,)))
+        for inner, outer in pairwise(parts):
+            if inner.out_shape != outer.in_shape:
+                raise InputError(f"a map to {inner.out_shape} cannot be followed by a map from {outer.in_shape}")
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "in_shape", parts[0].in_shape)
+        object.__setattr__(self, "out_shape", parts[-1].out_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return common_device(self.parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            y = part.adjoint(y)
+        return y
+
+    def dense(self) -> Tensor:
+        return written_out(self)
+
+    def absolute(self) -> "Composition":
+        return Composition([part.absolute() for part in self.parts])
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        parts, exponents = zip(*(part.normalised() for part in self.parts), strict=True)
+        return (Composition(parts), sum(exponents)) if any(exponents) else (self, 0)
+
+    @property
+    def roundings(self) -> int:
+        return sum(part.roundings for part in self.parts)
+
+    @property
+    def forward_roundings(self) -> int:
+        return sum(part.forward_roundings for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(LinearMap):
+    """The sum of maps between the same shapes: a shortcut and its linear branch."""
+
+    terms: Sequence[LinearMap]
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+    cancels = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_shape", self.terms[0].in_shape)
+        object.__setattr__(self, "out_shape", self.terms[0].out_shape)
+        for term in self.terms:
+            if (term.in_shape, term.out_shape) != (self.in_shape, self.out_shape):
+                raise InputError(
+                    f"a map {term.in_shape} -> {term.out_shape} cannot be added to {self.in_shape} -> {self.out_shape}"
+                )
+
+    @property
+    def device(self) -> torch.device:
+        return common_device(self.terms)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        total = self.terms[0](x)
+        for term in self.terms[1:]:
+            total = total + term(x)
+        return total
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        total = self.terms[0].adjoint(y)
+        for term in self.terms[1:]:
+            total = total + term.adjoint(y)
+        return total
+
+    def dense(self) -> Tensor:
+        return written_out(self)
+
+    def absolute(self) -> "Sum":
+        return Sum([term.absolute() for term in self.terms])
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        found = [term.normalised() for term in self.terms]
+        if not any(exponent for _, exponent in found):
+            return self, 0
+        top = max(exponent for _, exponent in found)
+        return Sum([term if k == top else Scaled(math.ldexp(1.0, k - top), term) for term, k in found]), top
+
+    @property
+    def roundings(self) -> int:
+        return max(term.roundings for term in self.terms) + len(self.terms)
+
+    @property
+    def forward_roundings(self) -> int:
+        return max(term.forward_roundings for term in self.terms) + len(self.terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(LinearMap):
+    """A number times a map; `seen`: relative roundings of the number."""
+
+    factor: float
+    map: LinearMap
+    seen: int = 0
+    in_shape: Shape = field(init=False)
+    out_shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.factor):
+            raise InputError(f"a map can only be scaled by a finite number, got {self.factor}")
+        object.__setattr__(self, "in_shape", self.map.in_shape)
+        object.__setattr__(self, "out_shape", self.map.out_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return self.map.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.factor * self.map(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.factor * self.map.adjoint(y)
+
+    def dense(self) -> Tensor:
+        return self.factor * self.map.dense()
+
+    def absolute(self) -> "Scaled":
+        up = 1 + gamma(self.seen + 2) if self.seen else 1.0
+        return Scaled(abs(self.factor) * up, self.map.absolute())
+
+    def normalised(self) -> tuple[LinearMap, int]:
+        (mantissa, shift), (inner, exponent) = math.frexp(self.factor), self.map.normalised()
+        if abs(shift) <= FEW:
+            return (replace(self, map=inner), exponent) if exponent else (self, 0)
+        return Scaled(mantissa, inner, self.seen), exponent + shift
+
+    @property
+    def roundings(self) -> int:
+        return self.map.roundings + 1 + self.seen
+
+    @property
+    def forward_roundings(self) -> int:
+        return self.map.forward_roundings + 2
+
+    @property
+    def cancels(self) -> bool:
+        return self.map.cancels
+
+
+def common_device(maps: Sequence[LinearMap]) -> torch.device:
+    """The device of the maps that hold tensors; maps without tensors follow their neighbours."""
+    devices = {map_.device for map_ in maps}
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))

@@ -1,0 +1,105 @@
+"""The length of a group of values, and normalisation by it: what a Lipschitz constant is known of."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.maps.activation import FUNCTION_UNITS, WIDENING
+from robustres.certify.maps.linear_map import Shape
+from robustres.certify.maps.nonlinear import Opaque
+from robustres.certify.proof.bound import Bound
+from robustres.numerics import UNIT_ROUNDOFF, rounded_up
+
+
+@dataclass(frozen=True, eq=False)
+class Length(Opaque):
+    """The norm of order 1, 2 or infinity of `length` values along unbatched axes.
+
+    | |x| - |y| | <= |x - y| in the same norm, which is at most sqrt(n) (order 1) or 1 times the l2 norm, and at most n
+    (order 1), sqrt(n) (order 2) or 1 times the linf norm.
+    """
+
+    axes: tuple[int, ...]
+    length: int
+    order: float = 2.0
+    keepdim: bool = False
+    kind = "nonlinear"
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """sqrt(n) for order 1, else 1."""
+        return Bound(0.0, rounded_up(math.sqrt(self.length), 1) if self.order == 1 else 1.0, "closed form")
+
+    @property
+    def linf(self) -> float:
+        """n^(1 / order)."""
+        return rounded_up(self.length ** (1 / self.order), 4) if self.length > 1 else 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        axes = [axis + 1 for axis in self.axes]
+        answer: Tensor = torch.linalg.vector_norm(x, self.order, dim=axes, keepdim=self.keepdim)
+        return answer
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Without the axes, or with length 1 there."""
+        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """It is increasing in every absolute value."""
+        low, high = self(torch.maximum(lower, -upper).clamp_min(0)), self(torch.maximum(-lower, upper))
+        slack = WIDENING * self.length
+        return low * (1 - slack), high * (1 + slack)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units for products and root, and the roundings of the sum."""
+        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation(Opaque):
+    """Layer, group, instance and RMS normalisation: each group of values, its mean taken away where it is `centred`,
+    over sqrt(its mean square + eps), times a factor gamma of each coordinate.
+
+    eps > 0 makes it Lipschitz: let z = P x, P the projection that takes the mean away (or the identity),
+    s^2 = |z|^2/n + eps, y = z / s. Then dy = (P v)/s - z <z, v>/(n s^3), so the Jacobian is
+    (I - z z^T/(n s^2)) P / s. The matrix in brackets is symmetric with eigenvalues 1 and 1 - |z|^2/(n s^2) = eps/s^2,
+    all in (0, 1], hence the norm is at most 1/s <= 1/sqrt(eps), reached at z = 0. In linf the row sums of the bracket
+    times P are at most (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2, since max|z| |z|_1 <=
+    |z|^2 (1 + sqrt n)/2, and at most sqrt n times the l2 norm.
+
+    group: values in each group. scale: at or above max |gamma|.
+    """
+
+    eps: float
+    scale: float
+    group: int
+    centred: bool
+    kind = "normalisation"
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """max |gamma| / sqrt(eps)."""
+        return Bound(0.0, rounded_up(self.scale / math.sqrt(self.eps), 3), "1 / sqrt(eps)")
+
+    @property
+    def linf(self) -> float:
+        """From the row sums above."""
+        rows = (1 + (1 + math.sqrt(self.group)) / 2) * (2 if self.centred else 1)
+        return rounded_up(self.bound.upper * min(rows, math.sqrt(self.group)), 6)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The same."""
+        return shape
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Not looked into, since shifts are not known here."""
+        largest = math.inf
+        return torch.full_like(lower, -largest), torch.full_like(upper, largest)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps)."""
+        return 8 * (FUNCTION_UNITS + self.group) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
