@@ -26,8 +26,6 @@ _CLASSES: tuple[type[Attack], ...] = (
     *(LDN, DDN, FMN, DeepFool, SuperDeepFool, SigmaZero),
 )
 _ATTACKS = {attack.kind: attack for attack in _CLASSES}
-# These look for the nearest example instead of one within eps; without a finite eps they search all of [0, 1].
-MINIMUM_NORM = frozenset({LDN.kind, DDN.kind, FMN.kind, DeepFool.kind, SuperDeepFool.kind, SigmaZero.kind})
 _SHARED = {field.name for field in fields(Attack)}
 
 
@@ -36,19 +34,26 @@ def attack_names() -> tuple[str, ...]:
     return tuple(_ATTACKS)
 
 
+def attack_class(name: str) -> type[Attack]:
+    """The class of the attack of that name; InputError for an unknown name."""
+    if name.startswith(PREFIX):
+        return Torchattacks
+    if name not in _ATTACKS:
+        raise InputError(f"unknown attack {name!r}; known are {', '.join(attack_names())} and torchattacks:NAME")
+    return _ATTACKS[name]
+
+
 def make_attack(name: str, threat: ThreatModel, **settings: Any) -> Attack:
     """The attack of that name with its settings; InputError names what is unknown.
 
     >>> make_attack("pgd", ThreatModel("linf", 8 / 255), steps=50).name
     'pgd'
     """
-    if name.startswith(PREFIX):
+    attack = attack_class(name)
+    if attack is Torchattacks:
         own = {key: settings[key] for key in settings.keys() & _SHARED}
         arguments = {key: value for key, value in settings.items() if key not in own}
         return Torchattacks(threat, method=name.removeprefix(PREFIX), arguments=arguments, **own)
-    if name not in _ATTACKS:
-        raise InputError(f"unknown attack {name!r}; known are {', '.join(attack_names())} and torchattacks:NAME")
-    attack = _ATTACKS[name]
     known = [field.name for field in fields(attack) if field.init and field.name not in ("threat", "_")]
     if unknown := sorted(set(settings) - set(known)):
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")

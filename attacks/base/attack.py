@@ -35,6 +35,9 @@ class Attack(ABC):
     precision: of the search: the model's own, or bfloat16 autocast. Every success is verified in the model's own.
     allow_training_mode: attack a model that is in training mode as it is, instead of refusing it.
 
+    Of each kind: `norms` it is defined for; whether it `follows_gradients`; whether it is a `minimum_norm` attack, which
+    looks for the nearest example instead of any within eps, so that one run with an unbounded threat serves every eps.
+
     A call leaves the model as it was (modes of every module, gradients, buffers) and the global random state too,
     also when it ends in an error.
     """
@@ -42,6 +45,7 @@ class Attack(ABC):
     kind: ClassVar[str]
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     follows_gradients: ClassVar[bool] = True
+    minimum_norm: ClassVar[bool] = False
 
     threat: ThreatModel
     _: KW_ONLY
@@ -58,8 +62,7 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         if self.threat.norm not in self.norms:
             raise InputError(f"{self.name} is defined for {', '.join(self.norms)}, not for {self.threat.norm}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        self.require_counts("batch_size")
         if self.precision not in ("model", "bfloat16"):
             raise InputError(f"precision must be 'model' or 'bfloat16', got {self.precision!r}")
 
@@ -144,6 +147,12 @@ class Attack(ABC):
         if self.follows_gradients:
             logits, _, gradient = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
             preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])
+
+    def require_counts(self, *names: str) -> None:
+        """InputError unless each of these settings is at least 1."""
+        for name in names:
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
 
     def require_budget(self) -> None:
         """InputError where the threat is unbounded but the attack needs an eps."""

@@ -20,7 +20,6 @@ from robustres.attacks.geometry.randomness import normal, sample_keys, uniform
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.gradient import GradientSearch
-from robustres.errors import InputError
 
 MOMENTUM = 0.75
 ENOUGH_INCREASES = 0.75  # share of the updates between two checkpoints that must have raised the loss
@@ -193,16 +192,9 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, self.restarts)
+        self.require_counts("steps", "restarts")
         self.require_budget()
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         search = search_class(problem.threat.norm)(problem, steps=self.steps, seed=self.seed, loss=self.loss)
         engine.run(problem, search, ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)
-
-
-def check_counts(steps: int, restarts: int) -> None:
-    """InputError unless both are at least 1."""
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")

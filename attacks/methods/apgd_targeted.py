@@ -10,7 +10,7 @@ from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry import losses
-from robustres.attacks.methods.apgd import AutoPgd, SparseAutoPgd, check_counts
+from robustres.attacks.methods.apgd import AutoPgd, SparseAutoPgd
 from robustres.attacks.search import engine
 from robustres.attacks.search import success_forecast as prospects
 from robustres.attacks.search.engine import Slots
@@ -20,7 +20,9 @@ from robustres.attacks.search.targets import TowardsTargets, likely_targets, ref
 class _Towards(TowardsTargets, AutoPgd):
     """Any wrong answer is a success, not the target's alone."""
 
-    gives_up: bool
+    def __init__(self, problem: Problem, settings: "APGDTargeted", targets: Tensor) -> None:
+        super().__init__(problem, steps=settings.steps, seed=settings.seed, loss="dlr")
+        self.targets, self.gives_up = targets, settings.give_up
 
     def begin(self, slots: Slots) -> None:
         prospects.begin(slots)
@@ -61,13 +63,11 @@ class APGDTargeted(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, self.targets)
+        self.require_counts("steps", "targets")
         self.require_budget()
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         refuse_targeted(problem, self.name)
         kind = _SparseTowards if problem.threat.norm == "l1" else _Towards
-        search = kind(problem, steps=self.steps, seed=self.seed, loss="dlr")
-        search.targets = likely_targets(clean, problem.classes, self.targets)
-        search.gives_up = self.give_up
+        search = kind(problem, self, likely_targets(clean, problem.classes, self.targets))
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

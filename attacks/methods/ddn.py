@@ -17,7 +17,6 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry import ball, losses
 from robustres.attacks.geometry.ball import per_sample
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
@@ -68,6 +67,7 @@ class DDN(Attack):
 
     kind: ClassVar[str] = "ddn"
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    minimum_norm: ClassVar[bool] = True
 
     _: KW_ONLY
     steps: int = 100
@@ -77,7 +77,7 @@ class DDN(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, 1)
+        self.require_counts("steps")
         if not (self.first_radius > 0 and self.sharpness > 0 and 0 < self.gamma < 1):
             raise InputError(
                 f"first_radius and sharpness must be positive and gamma in (0, 1), "

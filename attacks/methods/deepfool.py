@@ -11,7 +11,6 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
@@ -21,7 +20,9 @@ from robustres.attacks.search.targets import TowardsTargets, aims
 class _DeepFool(TowardsTargets, MinimumNormSearch):
     """Restart r walks to the boundary with the r-th most likely wrong class; the nearest end counts."""
 
-    overshoot: float
+    def __init__(self, problem: Problem, settings: "DeepFool", targets: Tensor) -> None:
+        super().__init__(problem, steps=settings.steps, stops_inside=True)
+        self.targets, self.overshoot = targets, settings.overshoot
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return self.lead(logits, slots)
@@ -47,6 +48,7 @@ class DeepFool(Attack):
     """
 
     kind: ClassVar[str] = "deepfool"
+    minimum_norm: ClassVar[bool] = True
 
     _: KW_ONLY
     steps: int = 20
@@ -55,10 +57,8 @@ class DeepFool(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, self.targets)
+        self.require_counts("steps", "targets")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _DeepFool(problem, steps=self.steps, stops_inside=True)
-        search.targets = aims(problem, clean, self.targets)
-        search.overshoot = self.overshoot
+        search = _DeepFool(problem, self, aims(problem, clean, self.targets))
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

@@ -21,7 +21,7 @@ class Ensemble(Attack):
 
     steps: of APGD, targeted APGD and FAB. queries: of Square. targets: classes aimed at, at most classes - 1.
     exhaustive: spend every step of every attack, as published. False gives a search up once its progress, carried on,
-        would not arrive (see `prospects`): faster, by a heuristic that may miss an example.
+        would not arrive (see `search.success_forecast`): faster, by a heuristic that may miss an example.
     In l1, where Square is not defined here, the first three run.
     """
 

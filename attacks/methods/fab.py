@@ -21,7 +21,6 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search import success_forecast as prospects
 from robustres.attacks.search.engine import Slots
@@ -59,7 +58,9 @@ class BoundarySearch(MinimumNormSearch):
 
 
 class _Fab(TowardsTargets, BoundarySearch):
-    gives_up: bool
+    def __init__(self, problem: Problem, settings: "FAB", targets: Tensor) -> None:
+        super().__init__(problem, steps=settings.steps, stops_inside=True)
+        self.targets, self.gives_up = targets, settings.give_up and math.isfinite(problem.threat.eps)
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
@@ -98,10 +99,8 @@ class FAB(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, self.targets)
+        self.require_counts("steps", "targets")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        ranking = aims(problem, clean, self.targets)
-        search = _Fab(problem, steps=self.steps, stops_inside=True)
-        search.targets, search.gives_up = ranking, self.give_up and math.isfinite(self.threat.eps)
-        engine.run(problem, search, ledger=ledger, restarts=ranking.shape[1], batch_size=self.batch_size)
+        search = _Fab(problem, self, aims(problem, clean, self.targets))
+        engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

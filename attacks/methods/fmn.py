@@ -12,7 +12,6 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry import ball
 from robustres.attacks.geometry.ball import per_sample
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
@@ -71,6 +70,7 @@ class FMN(Attack):
     """
 
     kind: ClassVar[str] = "fmn"
+    minimum_norm: ClassVar[bool] = True
 
     _: KW_ONLY
     steps: int = 100
@@ -79,7 +79,7 @@ class FMN(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, 1)
+        self.require_counts("steps")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         engine.run(problem, _Fmn(problem, self), ledger=ledger, restarts=1, batch_size=self.batch_size)

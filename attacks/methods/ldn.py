@@ -26,7 +26,6 @@ from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry import ball
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.losses import smooth_margin
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
@@ -136,6 +135,7 @@ class LDN(Attack):
     """
 
     kind: ClassVar[str] = "ldn"
+    minimum_norm: ClassVar[bool] = True
 
     _: KW_ONLY
     steps: int = 100
@@ -145,7 +145,7 @@ class LDN(Attack):
         super().__post_init__()
         if not self.sharpness or not all(0 < value < math.inf for value in self.sharpness):
             raise InputError(f"sharpness must be one or several positive numbers, got {self.sharpness}")
-        check_counts(self.steps, 1)
+        self.require_counts("steps")
         if self.steps < len(self.sharpness):
             raise InputError(f"{len(self.sharpness)} searches need as many steps at least, got {self.steps}")
 

@@ -157,9 +157,7 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_budget()
-        for field in ("steps", "restarts"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
+        self.require_counts("steps", "restarts")
         if self.restarts > 1 and not self.random_start:
             raise InputError(f"{self.restarts} restarts from the same point are the same run; set random_start=True")
         if self.schedule not in get_args(Schedule):

@@ -17,7 +17,6 @@ from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
@@ -65,6 +64,7 @@ class SigmaZero(Attack):
     """
 
     kind: ClassVar[str] = "sigma-zero"
+    minimum_norm: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     _: KW_ONLY
@@ -76,7 +76,7 @@ class SigmaZero(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, 1)
+        self.require_counts("steps")
         if not (self.step_size > 0 and self.sigma > 0 and self.threshold_step > 0 and 0 <= self.threshold <= 1):
             raise InputError(
                 f"step_size, sigma and threshold_step must be positive and threshold in [0, 1], got {self.step_size}, "

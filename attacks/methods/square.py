@@ -16,7 +16,6 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.randomness import below, integers, sample_keys, words
 from robustres.attacks.geometry.window import window_positions
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.methods.square_l2 import propose_l2, start_l2
 from robustres.attacks.search import engine
 from robustres.attacks.search import success_forecast as prospects
@@ -44,16 +43,15 @@ def window_sides(steps: int, first_share: float, shape: tuple[int, ...], norm: N
 class _Square(Search):
     uses_gradient = False
     keeps_misses = False
-    gives_up = False
 
-    def __init__(self, problem: Problem, *, steps: int, seed: int, first_share: float) -> None:
-        self.problem, self.steps, self.seed = problem, steps, seed
+    def __init__(self, problem: Problem, settings: "Square") -> None:
+        self.problem, self.settings = problem, settings
         self.shape = tuple(problem.x.shape[1:])
-        sides = window_sides(steps, first_share, self.shape, problem.threat.norm)
+        sides = window_sides(settings.steps, settings.first_share, self.shape, problem.threat.norm)
         self.sides = torch.tensor([*sides, sides[-1]], device=problem.x.device)
 
     def begin(self, slots: Slots) -> None:
-        slots["keys"] = sample_keys(self.seed, slots["index"], slots["restart"])
+        slots["keys"] = sample_keys(self.settings.seed, slots["index"], slots["restart"])
         slots["points"] = self._start(slots)
         slots["best"] = slots["points"].clone()
         slots["words"] = torch.zeros_like(slots["keys"])[:, None, None].repeat(1, BLOCK, 4 + self.shape[0])
@@ -71,9 +69,9 @@ class _Square(Search):
         self._draw(slots)
         for chosen, side in _by_side(self.sides[slots["age"]]):
             self._propose(slots, chosen, side)
-        over = slots["age"] + 1 >= self.steps
-        if self.gives_up:
-            over = over | prospects.hopeless(slots, slots["best_loss"], steps=self.steps, marks=10)
+        over = slots["age"] + 1 >= self.settings.steps
+        if self.settings.give_up:
+            over = over | prospects.hopeless(slots, slots["best_loss"], steps=self.settings.steps, marks=10)
         return over
 
     def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor]:
@@ -133,10 +131,8 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, self.restarts)
+        self.require_counts("steps", "restarts")
         self.require_budget()
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _Square(problem, steps=self.steps, seed=self.seed, first_share=self.first_share)
-        search.gives_up = self.give_up
-        engine.run(problem, search, ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)
+        engine.run(problem, _Square(problem, self), ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)

@@ -16,7 +16,6 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
-from robustres.attacks.methods.apgd import check_counts
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
@@ -64,6 +63,7 @@ class SuperDeepFool(Attack):
     """
 
     kind: ClassVar[str] = "superdeepfool"
+    minimum_norm: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
 
     _: KW_ONLY
@@ -73,7 +73,7 @@ class SuperDeepFool(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.steps, self.targets)
+        self.require_counts("steps", "targets")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         search = _SuperDeepFool(problem, steps=self.steps, stops_inside=True)

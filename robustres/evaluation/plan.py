@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robustres.attacks import Attack, OwnAttack, make_attack
-from robustres.attacks.registry import MINIMUM_NORM
+from robustres.attacks.registry import attack_class
 from robustres.certify import Certificate, LipschitzReport, LocalCertificate, NetworkCertificate
 from robustres.errors import InputError
 from robustres.evaluation.plugins import imported, is_threat
@@ -34,22 +34,26 @@ def planned_attacks(settings: "Settings") -> list[Attack]:
 
 
 def _attacks(entry: Any, settings: "Settings") -> list[Attack]:
-    threats = settings.threats()
     if not isinstance(entry, str) and not isinstance(entry, type):
         return [_as_attack(entry)]
     shared = {"seed": settings.seed}
     given = settings.attack_settings.get(entry, {}) if isinstance(entry, str) else {}
     if isinstance(entry, str) and (":" not in entry or entry.startswith("torchattacks:")):
-        if entry in MINIMUM_NORM:
-            threats = [ThreatModel(norm, math.inf) for norm in settings.eps]
+        threats = _threats(attack_class(entry), settings)
         return [make_attack(entry, threat, **{**shared, **given}) for threat in threats]
     factory = imported(entry) if isinstance(entry, str) else entry
+    threats = settings.threats()
     if isinstance(factory, type) and issubclass(factory, Attack):
-        given = {**shared, **given}
+        given, threats = {**shared, **given}, _threats(factory, settings)
     try:
         return [_as_attack(factory(threat, **given)) for threat in threats]
     except TypeError as error:
         raise InputError(f"cannot make the attack {entry} from a threat and {given}: {error}") from error
+
+
+def _threats(attack: type[Attack], settings: "Settings") -> Sequence[ThreatModel]:
+    """Every threat, or one unbounded per norm for a minimum-norm attack."""
+    return [ThreatModel(norm, math.inf) for norm in settings.eps] if attack.minimum_norm else settings.threats()
 
 
 def _as_attack(entry: Any) -> Attack:

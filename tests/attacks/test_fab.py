@@ -9,7 +9,7 @@ from torch import nn
 from robustres.attacks import FAB
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.methods import fab
-from robustres.attacks.methods.fab import _Fab
+from robustres.attacks.methods.fab import BoundarySearch
 from robustres.attacks.search.engine import Slots
 from robustres.threat import ThreatModel
 
@@ -28,7 +28,7 @@ def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bo
     problem = Problem(model=nn.Identity(), x=x, classes=nobody, index=nobody, threat=ThreatModel("l2", 1.0))
     slots = Slots(sample=nobody, x=x, points=torch.tensor([[0.4, 0.7]], dtype=torch.float64))
     gradient, loss = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([-0.2], dtype=torch.float64)
-    found = _Fab(problem, steps=1).next_points(slots, torch.tensor([hit]), loss, gradient)
+    found = BoundarySearch(problem, steps=1).next_points(slots, torch.tensor([hit]), loss, gradient)
     torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
 
 

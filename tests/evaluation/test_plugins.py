@@ -1,5 +1,6 @@
 """Attacks and certificates of one's own go through a run as the package's do, and never past its checks."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.attacks import APGD, PGD
+from robustres.attacks import APGD, DDN, PGD
 from robustres.certify import NETWORK, Guarantee, NetworkCertificate, RadiusColumn, certify
 from robustres.data import ImageSet, load_data
 from robustres.errors import DefectiveBoundError, InputError, SandwichViolationError
 from robustres.evaluation import Settings, evaluate
+from robustres.evaluation.plan import planned_attacks
 from robustres.evaluation.provenance import identity
 from robustres.models import LoadedModel, load_model
 from robustres.reports import write_comparison, write_report
@@ -294,3 +296,13 @@ def test_local_radii_aim_at_the_eps_that_are_counted(model: LoadedModel, data: I
             assert bool((radii[most >= eps] >= eps).all())
         assert bool((radii <= max(counted)).all())
         assert bool((radii >= min(counted)).any())
+
+
+def test_minimum_norm_is_a_property_of_the_class_not_of_its_name() -> None:
+    @dataclass(frozen=True)
+    class Nearest(DDN):
+        kind = "nearest"
+
+    settings = Settings(eps={"l2": (0.1, 0.2)}, attacks=("ddn", Nearest, "pgd"))
+    planned = [(attack.name, attack.threat.eps) for attack in planned_attacks(settings)]
+    assert planned == [("ddn", math.inf), ("nearest", math.inf), ("pgd", 0.1), ("pgd", 0.2)]
