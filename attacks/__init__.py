@@ -21,6 +21,7 @@ from robustres.attacks.methods.own import OwnAttack
 from robustres.attacks.methods.pgd import PGD
 from robustres.attacks.methods.sigma_zero import SigmaZero
 from robustres.attacks.methods.square import Square
+from robustres.attacks.methods.strong import Strong
 from robustres.attacks.methods.superdeepfool import SuperDeepFool
 from robustres.attacks.methods.torchattacks_backend import Torchattacks, torchattacks_names
 from robustres.attacks.registry import attack_names, make_attack
@@ -44,6 +45,7 @@ __all__ = [
     "OwnAttack",
     "SigmaZero",
     "Square",
+    "Strong",
     "SuperDeepFool",
     "Torchattacks",
     "accuracy_curve",

@@ -16,13 +16,14 @@ from robustres.attacks.methods.ldn import LDN
 from robustres.attacks.methods.pgd import PGD
 from robustres.attacks.methods.sigma_zero import SigmaZero
 from robustres.attacks.methods.square import Square
+from robustres.attacks.methods.strong import Strong
 from robustres.attacks.methods.superdeepfool import SuperDeepFool
 from robustres.attacks.methods.torchattacks_backend import PREFIX, Torchattacks
 from robustres.errors import InputError
 from robustres.threat import ThreatModel
 
 _CLASSES: tuple[type[Attack], ...] = (
-    *(FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble),
+    *(FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble, Strong),
     *(LDN, DDN, FMN, DeepFool, SuperDeepFool, SigmaZero),
 )
 _ATTACKS = {attack.kind: attack for attack in _CLASSES}

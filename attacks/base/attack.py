@@ -35,7 +35,7 @@ class Attack(ABC):
     precision: of the search: the model's own, or bfloat16 autocast. Every success is verified in the model's own.
     allow_training_mode: attack a model that is in training mode as it is, instead of refusing it.
 
-    Of each kind: `norms` it is defined for; whether it `follows_gradients`; whether it is a `minimum_norm` attack, which
+    Of each kind: `norms` it is defined for; whether it `follows_gradients`; whether it is a `minimum_norm` attack: it
     looks for the nearest example instead of any within eps, so that one run with an unbounded threat serves every eps.
 
     A call leaves the model as it was (modes of every module, gradients, buffers) and the global random state too,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-LossName = Literal["ce", "margin", "dlr"]
+LossName = Literal["ce", "margin", "dlr", "scaled-ce", "probability-margin"]
 Loss = Callable[[Tensor, Tensor], Tensor]
+SPREAD = 5.0  # standard deviation of a sample's logits in the losses that do not depend on the model's scale
 
 
 def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
@@ -55,6 +56,25 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
+def of_equal_spread(logits: Tensor) -> Tensor:
+    """Each row times the factor, taken as a constant, that gives it the standard deviation SPREAD.
+
+    A loss of these is the same for a model whose logits are multiplied by any number: it neither saturates nor fades.
+    """
+    spread = logits.detach().std(dim=1, keepdim=True)
+    return logits * (SPREAD / spread.clamp(min=torch.finfo(logits.dtype).tiny))
+
+
+def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the logits `of_equal_spread`."""
+    return cross_entropy(of_equal_spread(logits), labels)
+
+
+def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other probability minus the label's, of the logits `of_equal_spread`."""
+    return margin(of_equal_spread(logits).softmax(dim=1), labels)
+
+
 def targeted(loss: Loss) -> Loss:
     """The loss of reaching the target instead of leaving the label.
 
@@ -84,4 +104,10 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return towards / (largest[:, 0] - largest[:, 2:].mean(dim=1) + 1e-12)
 
 
-LOSSES: dict[LossName, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[LossName, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "scaled-ce": scaled_cross_entropy,
+    "probability-margin": probability_margin,
+}

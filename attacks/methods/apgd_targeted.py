@@ -13,7 +13,7 @@ from robustres.attacks.geometry import losses
 from robustres.attacks.methods.apgd import AutoPgd, SparseAutoPgd
 from robustres.attacks.search import engine
 from robustres.attacks.search import success_forecast as prospects
-from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.engine import Search, Slots
 from robustres.attacks.search.targets import TowardsTargets, likely_targets, refuse_targeted
 
 
@@ -46,6 +46,12 @@ class _SparseTowards(_Towards, SparseAutoPgd):
     """The same in l1."""
 
 
+def search(problem: Problem, settings: "APGDTargeted", targets: Tensor) -> Search:
+    """The search towards each of the targets (N, T), in its form for the norm."""
+    kind = _SparseTowards if problem.threat.norm == "l1" else _Towards
+    return kind(problem, settings, targets)
+
+
 @dataclass(frozen=True)
 class APGDTargeted(Attack):
     """Auto-PGD on the targeted difference-of-logits ratio, for `targets` wrong classes in turn, most likely first.
@@ -68,6 +74,6 @@ class APGDTargeted(Attack):
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         refuse_targeted(problem, self.name)
-        kind = _SparseTowards if problem.threat.norm == "l1" else _Towards
-        search = kind(problem, self, likely_targets(clean, problem.classes, self.targets))
-        engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)
+        targets = likely_targets(clean, problem.classes, self.targets)
+        towards = search(problem, self, targets)
+        engine.run(problem, towards, ledger=ledger, restarts=targets.shape[1], batch_size=self.batch_size)

@@ -57,7 +57,7 @@ class BoundarySearch(MinimumNormSearch):
         return onwards.lerp_(onwards_from_x, alpha).clamp_(0, 1)
 
 
-class _Fab(TowardsTargets, BoundarySearch):
+class FabSearch(TowardsTargets, BoundarySearch):
     def __init__(self, problem: Problem, settings: "FAB", targets: Tensor) -> None:
         super().__init__(problem, steps=settings.steps, stops_inside=True)
         self.targets, self.gives_up = targets, settings.give_up and math.isfinite(problem.threat.eps)
@@ -102,5 +102,5 @@ class FAB(Attack):
         self.require_counts("steps", "targets")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _Fab(problem, self, aims(problem, clean, self.targets))
+        search = FabSearch(problem, self, aims(problem, clean, self.targets))
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

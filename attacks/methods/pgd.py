@@ -78,7 +78,7 @@ class _UntilClosed(_Pgd):
         return closed | (slots["age"] + 1 >= self.settings.steps)
 
 
-class _Adaptive(_UntilClosed):
+class AdaptivePgd(_UntilClosed):
     """Steps that decay along half a cosine, under a cap that is lowered whenever the search stalls.
 
     A search stalls when the best margin, extrapolated from its recent progress, would not become positive in the
@@ -100,7 +100,7 @@ class _Adaptive(_UntilClosed):
         closed = orbits.advance(slots, self.moved(slots, gradient, sizes))
         hopeless = prospects.hopeless(
             slots,
-            slots["kept_margin"],
+            self.progress(slots),
             steps=self.settings.steps,
             marks=WINDOWS,
             least=LEAST_WINDOW,
@@ -109,12 +109,16 @@ class _Adaptive(_UntilClosed):
         stalled = closed | hopeless
         if bool(stalled.any()):
             slots["cap"] = slots["cap"] / torch.where(hopeless, HOPELESS_CUT, torch.where(closed, CLOSED_CUT, 1.0))
-            prospects.set_mark(slots, stalled, slots["kept_margin"])
+            prospects.set_mark(slots, stalled, self.progress(slots))
             orbits.forget(slots, stalled & ~slots["by_margin"])
             slots["by_margin"] = slots["by_margin"] | stalled
             self._start_anew(slots, closed)
         given_up = stalled & (slots["cap"] < LEAST_SHARE * self.settings.step_length)
         return given_up | (slots["age"] + 1 >= self.settings.steps)
+
+    def progress(self, slots: Slots) -> Tensor:
+        """What must become positive (B,): the best margin so far."""
+        return slots["kept_margin"]
 
     def _start_anew(self, slots: Slots, closed: Tensor) -> None:
         if self.settings.random_start and len(rows := closed.nonzero().flatten()):
@@ -132,7 +136,7 @@ class PGD(Attack):
     schedule: "adaptive", "cosine" or "constant", see below.
     restarts: how often a sample that was not fooled starts again from another point.
     random_start: start at a random point of the ball instead of at the image.
-    loss: "ce", "margin" or "dlr".
+    loss: "ce", "margin", "dlr", or, blind to the scale of the logits, "scaled-ce" or "probability-margin".
 
     Schedules. cosine: steps fall to 0 along half a cosine; every search that finds nothing spends all its steps.
     constant: one length; a search ends early when its point, or its last two points, repeat exactly, because nothing
@@ -178,7 +182,7 @@ class PGD(Attack):
         return self.threat.eps if self.schedule != "constant" else 2.5 * self.threat.eps / self.steps
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        closing = {"adaptive": _Adaptive, "constant": _UntilClosed}
+        closing = {"adaptive": AdaptivePgd, "constant": _UntilClosed}
         # A model that may draw random numbers answers differently at a point that it has seen before.
         kind = _Pgd if self.allow_training_mode else closing.get(self.schedule, _Pgd)
         search = kind(problem, self)

@@ -40,7 +40,7 @@ def window_sides(steps: int, first_share: float, shape: tuple[int, ...], norm: N
     return sides
 
 
-class _Square(Search):
+class SquareSearch(Search):
     uses_gradient = False
     keeps_misses = False
 
@@ -135,4 +135,6 @@ class Square(Attack):
         self.require_budget()
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        engine.run(problem, _Square(problem, self), ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)
+        engine.run(
+            problem, SquareSearch(problem, self), ledger=ledger, restarts=self.restarts, batch_size=self.batch_size
+        )

@@ -26,7 +26,9 @@ from robustres.threat import Norm
 class _SuperDeepFool(TowardsTargets, MinimumNormSearch):
     """Restart r walks to the boundary with the r-th most likely wrong class; the nearest point across it counts."""
 
-    overshoot: float
+    def __init__(self, problem: Problem, settings: "SuperDeepFool", targets: Tensor) -> None:
+        super().__init__(problem, steps=settings.steps, stops_inside=True)
+        self.targets, self.overshoot = targets, settings.overshoot
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
@@ -76,7 +78,5 @@ class SuperDeepFool(Attack):
         self.require_counts("steps", "targets")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _SuperDeepFool(problem, steps=self.steps, stops_inside=True)
-        search.targets = aims(problem, clean, self.targets)
-        search.overshoot = self.overshoot
+        search = _SuperDeepFool(problem, self, aims(problem, clean, self.targets))
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)

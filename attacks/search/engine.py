@@ -105,27 +105,32 @@ class Search(ABC):
         return (slots["kept"], slots["kept_margin"]) if self.keeps_misses else None
 
 
-def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int, batch_size: int) -> None:
+def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int | Tensor, batch_size: int) -> None:
     """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there.
+
+    restarts: how many searches a sample gets, one number for all or (N,); a sample with none is left out.
 
     Those whose answers are the least sure come first: most of their searches are short, so that the long ones run side
     by side to their ends instead of a few of them going on in a batch that is nearly empty.
     """
-    samples = (~ledger.fooled).nonzero().flatten()
+    count = torch.full_like(ledger.steps, restarts) if isinstance(restarts, int) else restarts
+    samples = (~ledger.fooled & (count > 0)).nonzero().flatten()
     work = [(sample, 0) for sample in samples[ledger.loss[samples].argsort(descending=True, stable=True)].tolist()]
     if not search.apart:
-        _drain(problem, search, ledger, work, restarts, batch_size)
+        _drain(problem, search, ledger, work, count, batch_size)
         return
-    _drain(problem, search, ledger, work, 1, batch_size)
+    alone = torch.zeros_like(count)
+    _drain(problem, search, ledger, work, alone, batch_size)
     left = [sample for sample, _ in work if search.minimises or not bool(ledger.fooled[sample])]
-    others = [(sample, restart) for restart in range(1, restarts) for sample in left]
-    _drain(problem, search, ledger, others, 1, batch_size)
+    wanted = count.tolist()
+    others = [(sample, r) for r in range(1, max(wanted, default=0)) for sample in left if r < wanted[sample]]
+    _drain(problem, search, ledger, others, alone, batch_size)
 
 
 def _drain(
-    problem: Problem, search: Search, ledger: Ledger, work: list[tuple[int, int]], restarts: int, batch_size: int
+    problem: Problem, search: Search, ledger: Ledger, work: list[tuple[int, int]], restarts: Tensor, batch_size: int
 ) -> None:
-    """Search for all pairs of sample and restart, and for restarts below `restarts` that follow where they fail."""
+    """Search for all pairs of sample and restart, and where they fail for those that follow, up to `restarts` (N,)."""
     queue = deque(work)
     slots = _fresh(problem, search, ledger, queue, batch_size)
     nobody, _ = slots.split(0)
@@ -214,7 +219,7 @@ def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
 
 
 def _settled(
-    search: Search, ledger: Ledger, left: Slots, restarts: int, batch_size: int
+    search: Search, ledger: Ledger, left: Slots, restarts: Tensor, batch_size: int
 ) -> tuple[Slots, list[tuple[int, int]]]:
     """Verify and retire those who left the batch; returns the slots to resume and the restarts that remain to do."""
     fooled = _confirmed(ledger, left, left["offered"], left["finite"], batch_size)
@@ -237,7 +242,7 @@ def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch
     return fooled
 
 
-def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restarts: int) -> list[tuple[int, int]]:
+def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restarts: Tensor) -> list[tuple[int, int]]:
     """Enter what the slots have spent and the misses they kept; returns the restarts that are left."""
     samples, ended = slots["sample"], ~found
     gradients = slots["runs"] * search.uses_gradient
@@ -246,7 +251,7 @@ def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restart
     ledger.nonfinite[samples[~slots["finite"]]] = True
     if (miss := search.nearest_miss(slots)) is not None:
         ledger.note(samples[ended], miss[0][ended], miss[1][ended])
-    again = ended & (slots["restart"] + 1 < restarts) & (~ledger.fooled[samples] | search.minimises)
+    again = ended & (slots["restart"] + 1 < restarts[samples]) & (~ledger.fooled[samples] | search.minimises)
     return list(zip(samples[again].tolist(), (slots["restart"][again] + 1).tolist(), strict=True))
 
 

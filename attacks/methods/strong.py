@@ -1,0 +1,135 @@
+"""The strong ensemble: what the standard one finds, and more, for a fraction of its passes.
+
+Three ideas make it cheap. Most samples that fall at all fall to PGD's adaptive search in a few steps. A class that
+looks far out of reach to first order is not aimed at. And what is spent on a sample follows what is known of it: only
+one whose best margin came near zero gets further rounds, only one whose gradients mislead gets many random queries.
+
+No loss here depends on the scale of the logits, so a model times 100 or 1/100 gets the same verdicts.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from robustres.attacks.base.attack import Attack
+from robustres.attacks.base.ledger import Ledger
+from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry.losses import LossName
+from robustres.attacks.methods import apgd, apgd_targeted
+from robustres.attacks.methods.apgd_targeted import APGDTargeted
+from robustres.attacks.methods.fab import FAB, FabSearch
+from robustres.attacks.methods.pgd import PGD, AdaptivePgd
+from robustres.attacks.methods.pgd_targeted import TowardsClass
+from robustres.attacks.methods.square import Square, SquareSearch
+from robustres.attacks.search import engine
+from robustres.attacks.search.class_distance import class_distances, nearest_first
+from robustres.attacks.search.engine import Search
+from robustres.attacks.search.targets import likely_targets
+from robustres.errors import InputError
+
+LOSSES: tuple[LossName, ...] = ("scaled-ce", "probability-margin", "margin")  # of the rounds in turn
+BETWEEN_SEEDS = 7919  # the rounds' seeds are so far apart that those of two runs do not meet
+# Steps along linearised boundaries towards the nearest classes: they get through ripples in which PGD is lost.
+FAB_STEPS, FAB_CLASSES = 20, 2
+# Signs of gradients that mislead: a class looks nearer than this times eps to first order, but was not reached; random
+# search raises the margin above what gradients reached by this share of the clean one.
+TOO_NEAR, RAISED = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Strong(Attack):
+    """Adaptive PGD on three losses, APGD, FAB, targeted PGD and APGD towards classes within reach, then random search.
+
+    steps: of every PGD search; APGD takes twice as many. rounds: of untargeted PGD (in l1 of APGD) from new starts.
+    targets: how many of the most likely wrong classes are considered. reach: those are aimed at whose first-order
+        distance is at most this many times eps.
+    contested: a sample gets further rounds where the best margin came to this share of the clean one, or closer.
+    queries: of random search for every sample left. masked_queries: where gradients mislead (most are zero, a class
+        looks near but is not reached, or random search does better).
+    Where the caller names targets, the searches are for these alone. In l1 there is no random search.
+    """
+
+    kind: ClassVar[str] = "strong"
+
+    _: KW_ONLY
+    steps: int = 50
+    rounds: int = 3
+    targets: int = 9
+    reach: float = 2.0
+    contested: float = 0.35
+    queries: int = 100
+    masked_queries: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_counts("steps", "rounds", "targets", "queries", "masked_queries")
+        self.require_budget()
+        if not (self.reach > 0 and 0 <= self.contested <= 1):
+            raise InputError(
+                f"reach must be positive and contested in [0, 1], got {self.reach} and {self.contested}; "
+                "reach=math.inf aims at every class, contested=1 goes on with every sample"
+            )
+
+    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
+        margins = ledger.loss.clone()
+        everyone = torch.ones_like(ledger.steps)
+        self._run(ledger, self._untargeted(problem, 0), everyone)
+        aims, away = self._classes(problem, ledger, clean)
+        within = (away <= self.reach * self.threat.eps).sum(dim=1)
+        near = (away < TOO_NEAR * self.threat.eps).any(dim=1) & (self.threat.norm != "l1")
+        misled = near | (2 * ledger.zero_gradients >= ledger.gradients)
+        boundary, nearest = FAB(self.threat, steps=FAB_STEPS, **self._shared()), aims[:, :FAB_CLASSES]
+        self._run(ledger, FabSearch(problem, boundary, nearest), nearest.shape[1] * everyone)
+        if self.threat.norm != "l1":
+            self._run(ledger, TowardsClass(problem, self._pgd(0), aims), within)
+            self._run(ledger, self._apgd(problem, 0), everyone)
+        for number in range(1, self.rounds):
+            self._run(ledger, self._untargeted(problem, number), ledger.loss > self.contested * margins)
+        if not problem.targeted:
+            towards = APGDTargeted(self.threat, steps=2 * self.steps, give_up=True, **self._shared())
+            within = within * (ledger.loss > self.contested * margins)
+            self._run(ledger, apgd_targeted.search(problem, towards, aims), within)
+        if self.threat.norm in Square.norms:
+            self._random_search(problem, ledger, margins, misled)
+
+    def _classes(self, problem: Problem, ledger: Ledger, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """The classes to aim at (N, T), nearest first, and how far away they look; the caller's where there are any."""
+        if problem.targeted:
+            return problem.classes[:, None], torch.full((len(clean), 1), math.inf, device=clean.device)
+        likely = likely_targets(clean, problem.classes, self.targets)
+        return nearest_first(likely, class_distances(problem, ledger, likely, self.batch_size))
+
+    def _random_search(self, problem: Problem, ledger: Ledger, margins: Tensor, misled: Tensor) -> None:
+        """A few queries for everybody who is left, many where gradients mislead."""
+        reached = ledger.loss.clone()
+        few, many = (Square(self.threat, steps=n, **self._shared()) for n in (self.queries, self.masked_queries))
+        self._run(ledger, SquareSearch(problem, few), torch.ones_like(ledger.steps))
+        self._run(ledger, SquareSearch(problem, many), misled | (ledger.loss > reached - RAISED * margins))
+
+    def _untargeted(self, problem: Problem, number: int) -> Search:
+        """The search of a round: PGD's adaptive one, in l1 APGD, whose sparse steps find far more there."""
+        return self._apgd(problem, number) if self.threat.norm == "l1" else AdaptivePgd(problem, self._pgd(number))
+
+    def _apgd(self, problem: Problem, number: int) -> Search:
+        settings = self._pgd(number)
+        kind = apgd.search_class(self.threat.norm)
+        return kind(problem, steps=2 * self.steps, seed=settings.seed, loss=settings.loss)
+
+    def _pgd(self, number: int) -> PGD:
+        """The settings of PGD's searches in a round."""
+        shared = self._shared() | {"seed": self.seed + BETWEEN_SEEDS * number}
+        return PGD(self.threat, steps=self.steps, loss=LOSSES[number % len(LOSSES)], **shared)
+
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "allow_training_mode": self.allow_training_mode,
+        }
+
+    def _run(self, ledger: Ledger, search: Search, restarts: Tensor) -> None:
+        engine.run(ledger.problem, search, ledger=ledger, restarts=restarts.long(), batch_size=self.batch_size)
