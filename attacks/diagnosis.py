@@ -14,21 +14,31 @@ from torch import Tensor, nn
 from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.findings import Diagnosis, Finding
 from robustres.attacks.base.result import AttackResult
-from robustres.attacks.geometry.losses import LossName
+from robustres.attacks.geometry.losses import LossName, margin
 from robustres.attacks.methods.pgd import PGD
 from robustres.attacks.methods.square import Square
 from robustres.errors import InputError
+from robustres.guard import random_state_kept, untouched
+from robustres.precision import taking
 from robustres.threat import ThreatModel, widest
 
+# Beyond this margin the gradient of cross-entropy underflows in float32; below this standard deviation of the logits
+# cross-entropy hardly depends on the image.
+SATURATED, FLAT = 88.0, 0.01
 TOLERATED = 0.05  # share of samples (or gradients) up to which a check is taken as chance
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What every check looks at: the attack's own result and how to run another attack on the same samples."""
+    """What every check looks at: the attack's own result and how to run another attack on the same samples.
+
+    logits: (N, K) of the images; labels: (N,).
+    """
 
     attack: Attack
     result: AttackResult
+    logits: Tensor
+    labels: Tensor
     run: Callable[[Attack], AttackResult]
 
     def missed_by_attack(self, other: AttackResult) -> Tensor:
@@ -54,8 +64,11 @@ def diagnose(
     if not math.isfinite(attack.threat.eps):
         raise InputError("a diagnosis needs a finite eps; give the attack a threat with the eps in question")
     own = attack(model, x, y, indices=indices) if result is None else result
-    subject = _Subject(attack, own, lambda other: other(model, x, y, indices=indices))
+    subject = _Subject(
+        attack, own, _logits(model, x, attack.batch_size), y, lambda other: other(model, x, y, indices=indices)
+    )
     pairs = [
+        _logit_scale(subject),
         _zero_gradients(subject),
         _other_losses(subject),
         _black_box(subject, queries),
@@ -103,6 +116,25 @@ def _zero_gradients(subject: _Subject) -> tuple[Finding, Tensor]:
         "use a black-box attack such as square"
     )
     return _finding("zero_gradients", value, bad, "Hardly any gradient is exactly zero.", samples=mask), mask
+
+
+def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """The model's answers to the images, once the attack has found it fit to be asked."""
+    run = taking(model, x)
+    with torch.no_grad(), untouched(model), random_state_kept():
+        return torch.cat([run(part.clone()) for part in torch.split(x, batch_size)]).float()
+
+
+def _logit_scale(subject: _Subject) -> tuple[Finding, Tensor]:
+    """Not a failure of attacks that change to the margin, as ours do, but one of plain cross-entropy."""
+    lead = -margin(subject.logits, subject.labels)
+    mask = (lead > SATURATED) | (subject.logits.std(dim=1) < FLAT)
+    bad = (
+        f"The logits of {_share(mask):.0%} of the samples are so large or so small that cross-entropy has no usable "
+        "gradient: attacks that follow it alone fail here; use strong, or another loss than cross-entropy"
+    )
+    good = "The logits are of a size at which cross-entropy has a gradient."
+    return _finding("logit_scale", _share(mask), bad, good, samples=mask), mask & ~subject.result.fooled
 
 
 def _other_losses(subject: _Subject) -> tuple[Finding, Tensor]:

@@ -76,15 +76,16 @@ Download = Annotated[
 NormOption = Annotated[str, typer.Option("--norm", help="l2 | linf; attacks also l1 | l0")]
 Eps = Annotated[str | None, typer.Option("--eps", help="Budgets in pixel units on [0, 1]: 1/255,2/255,8/255")]
 AttackNames = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--attacks",
-        help="Comma-separated names, or package.module:name of your own. Within eps: fgsm, pgd, apgd, apgd-t, square, "
-        "ensemble. The nearest example: ldn (l2, linf, l1), sigma-zero (l0), fab, deepfool, fmn, ddn, superdeepfool "
-        "(l2). Besides, torchattacks:NAME.",
+        help="Comma-separated names, or package.module:name of your own; default: strong. Within eps: strong, fgsm, pgd, "
+        "apgd, apgd-t, square, ensemble. The nearest example: ldn (l2, linf, l1), sigma-zero (l0), fab, deepfool, fmn, "
+        "ddn, superdeepfool (l2). Besides, torchattacks:NAME.",
     ),
 ]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
+Fast = Annotated[bool, typer.Option("--fast", help="FGSM and PGD instead of strong: quicker, and fooled less often.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of PGD, 20 by default.")]
 AttackSetting = Annotated[
     list[str] | None,
     typer.Option("--attack-setting", help="ATTACK.SETTING=VALUE such as apgd.steps=200; repeatable."),
@@ -243,8 +244,9 @@ class Source(Reading):
 class Attacking:
     """How to attack."""
 
-    attacks: AttackNames = "fgsm,pgd"
-    steps: Steps = 20
+    attacks: AttackNames = None
+    fast: Fast = False
+    steps: Steps = None
     attack_setting: AttackSetting = None
     diagnose: Diagnose = 0
     save_examples: SaveExamples = False
@@ -252,8 +254,17 @@ class Attacking:
 
     def settings(self) -> dict[str, Any]:
         """As `Settings` takes it."""
-        names = tuple(self.attacks.split(","))
-        settings: dict[str, dict[str, Any]] = {"pgd": {"steps": self.steps}}
+        from robustres.errors import InputError
+
+        names = self._names()
+        settings: dict[str, dict[str, Any]] = {}
+        if self.steps is not None:
+            if "pgd" not in names and not self.diagnose:
+                raise InputError(
+                    f"--steps is of pgd, which is not among the attacks ({', '.join(names)}); add --fast or "
+                    "--attacks pgd"
+                )
+            settings["pgd"] = {"steps": self.steps}
         for text in self.attack_setting or ():
             attack, name, value = attack_setting(text)
             settings.setdefault(attack, {})[name] = value
@@ -263,6 +274,16 @@ class Attacking:
             "diagnose": self.diagnose,
             "save_examples": self.save_examples or self.save_npz,
         }
+
+    def _names(self) -> tuple[str, ...]:
+        from robustres.errors import InputError
+        from robustres.evaluation.settings import DEFAULT_ATTACKS, FAST_ATTACKS
+
+        if self.attacks is None:
+            return FAST_ATTACKS if self.fast else DEFAULT_ATTACKS
+        if self.fast:
+            raise InputError(f"--fast stands for --attacks {','.join(FAST_ATTACKS)}; give one of the two options")
+        return tuple(self.attacks.split(","))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """The diagnosis accuses models that mask their gradients, and no others."""
 
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, FAB, FGSM, PGD, APGDTargeted, diagnose
+from robustres.data import load_data
 from robustres.errors import InputError
 from robustres.results import typed_table
 from robustres.threat import ThreatModel
@@ -51,20 +55,50 @@ def test_a_diagnosis_and_a_result_print_as_sentences(small: Case) -> None:
     )
     said = str(diagnose(*small, attack, result=result)).splitlines()
     assert said[0].startswith("No sign of masked gradients")
-    assert len(said) == 6
+    assert len(said) == 7
     assert not any(line.startswith("!") for line in said)
 
 
 def test_a_weak_attack_is_accused_because_more_steps_help(small: Case) -> None:
     diagnosis = diagnose(small.model, small.x, small.y, FGSM(ThreatModel("linf", 0.01)), queries=20)
     checks = {finding.check: finding for finding in diagnosis.findings}
-    assert set(checks) == {"zero_gradients", "loss_sensitivity", "black_box", "unbounded_eps", "more_steps"}
+    names = {"logit_scale", "zero_gradients", "loss_sensitivity", "black_box", "unbounded_eps", "more_steps"}
+    assert set(checks) == names
     assert not checks["zero_gradients"].suspicious
     table = typed_table("diagnosis", diagnosis.rows())
-    assert len(table) == 5
+    assert len(table) == 6
     assert set(table["attack"]) == {"fgsm"}
 
 
 def test_an_unbounded_threat_cannot_be_diagnosed(small: Case) -> None:
     with pytest.raises(InputError, match="finite eps"):
         diagnose(small.model, small.x, small.y, FAB(ThreatModel("linf", float("inf"))))
+
+
+def fitted_to_digits() -> Case:
+    """A linear classifier of the digits by least squares, with twelve images that it answers correctly."""
+    digits = load_data("digits", split="train")
+    x, y = digits.images.flatten(1), torch.nn.functional.one_hot(digits.labels).float()
+    inputs = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    solved = torch.linalg.solve(inputs.T @ inputs + 10 * torch.eye(65), inputs.T @ (20 * y - 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval().requires_grad_(False)
+    model[1].weight.copy_(solved[:-1].T)
+    model[1].bias.copy_(solved[-1])
+    right = model(digits.images).argmax(dim=1) == digits.labels
+    return Case(model, digits.images[right][:12], digits.labels[right][:12])
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of every logit")
+def test_every_masking_of_the_benchmark_is_named_and_the_honest_network_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The benchmark's maskings around another network than the table's."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    masking = import_module("masking")
+    case, threat = fitted_to_digits(), ThreatModel("linf", 0.05)
+    rows = [
+        masking.row("linear", name, mask(case.model).eval(), case.x, case.y, threat, queries=60)
+        for name, mask in masking.MASKS.items()
+    ]
+    assert [row.mask for row in rows if not row.named] == []
+    assert not masking.row("linear", "none", *case, threat).named

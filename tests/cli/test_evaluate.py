@@ -85,6 +85,7 @@ def test_resnet_2b_gives_its_known_answers(shared: Path, run: Run) -> None:
         "linf",
         "--eps",
         "2/255",
+        "--fast",
         "--out",
         "run",
         "--json",
@@ -125,6 +126,7 @@ def test_a_users_own_factory_is_evaluated(run: Run, factories: str) -> None:
     assert "certified" in out
     summary = json.loads(Path("run/summary.json").read_text())
     assert [row["eps"] for row in summary["certificates"]] == [36 / 255, 0.5]
+    assert {row["attack"] for row in summary["attacks"]} == {"strong"}
 
 
 def test_what_the_checks_for_masked_gradients_say_is_printed(run: Run, factories: str) -> None:
@@ -166,7 +168,9 @@ def test_signs_of_masked_gradients_are_printed_one_by_one(capsys: pytest.Capture
 
 
 def test_an_unknown_operation_is_named_and_attacks_still_run(run: Run, factories: str) -> None:
-    code, out, err = run("evaluate", f"{factories}:unknown", "--data", "digits", "--limit", "20", "--out", "run")
+    code, out, err = run(
+        "evaluate", f"{factories}:unknown", "--data", "digits", "--limit", "20", "--fast", "--out", "run"
+    )
     assert code == 0, err
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["lipschitz"] is None

@@ -51,7 +51,7 @@ def arguments(command: str, folder: Path) -> list[str]:
     model, out = str(folder / "model.safetensors"), ["--out", str(folder / f"out-{command}")]
     few = ["--data", "digits", "--limit", "4", *out]
     return {
-        "attack": [model, *few],
+        "attack": [model, *few, "--fast"],
         "audit": [
             model,
             "--input-shape",

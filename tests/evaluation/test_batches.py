@@ -34,7 +34,7 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
 
 
 def test_small_images_are_taken_512_at_once_and_large_ones_fewer() -> None:
-    settings = Settings(eps={"l2": (0.5,)})
+    settings = Settings(eps={"l2": (0.5,)}, attacks=("fgsm", "pgd"))
     assert settings.images_at_once((1, 28, 28)) == settings.images_at_once((3, 32, 32)) == 512
     assert settings.images_at_once((3, 224, 224)) == 222
     assert settings.images_at_once((3, 9000, 9000)) == 1

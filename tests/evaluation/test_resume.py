@@ -26,7 +26,12 @@ from robustres.models import LoadedModel, load_model
 from robustres.results import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = Settings(eps={"linf": (4 / 255,), "l2": (0.25,)}, part_size=16, attack_settings={"pgd": {"steps": 3}})
+SETTINGS = Settings(
+    eps={"linf": (4 / 255,), "l2": (0.25,)},
+    attacks=("fgsm", "pgd"),
+    part_size=16,
+    attack_settings={"pgd": {"steps": 3}},
+)
 FACTORY = """
 import torch
 from torch import nn
@@ -50,7 +55,8 @@ sys.path.insert(0, sys.argv[1])
 from robustres.data import load_data
 from robustres.evaluation import Settings, evaluate
 from robustres.models import load_model
-settings = Settings(eps={"linf": (4 / 255,), "l2": (0.25,)}, part_size=16, attack_settings={"pgd": {"steps": 3}})
+eps, steps = {"linf": (4 / 255,), "l2": (0.25,)}, {"pgd": {"steps": 3}}
+settings = Settings(eps=eps, attacks=("fgsm", "pgd"), part_size=16, attack_settings=steps)
 data, model = load_data("digits", limit=64), load_model("resume_net:net")
 """
 # One run; the process that VICTIM names is killed when it has finished a part.
