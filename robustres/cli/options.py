@@ -79,9 +79,9 @@ AttackNames = Annotated[
     str | None,
     typer.Option(
         "--attacks",
-        help="Comma-separated names, or package.module:name of your own; default: strong. Within eps: strong, fgsm, pgd, "
-        "apgd, apgd-t, square, ensemble. The nearest example: ldn (l2, linf, l1), sigma-zero (l0), fab, deepfool, fmn, "
-        "ddn, superdeepfool (l2). Besides, torchattacks:NAME.",
+        help="Comma-separated names, or package.module:name of your own; default: strong. Within eps: strong, fgsm, "
+        "pgd, apgd, apgd-t, square, ensemble. The nearest example: ldn (l2, linf, l1), sigma-zero (l0), fab, deepfool, "
+        "fmn, ddn, superdeepfool (l2). Besides, torchattacks:NAME.",
     ),
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="FGSM and PGD instead of strong: quicker, and fooled less often.")]
