@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from robustres.cli.demo import demonstrate as demo
     from robustres.data import load_data
     from robustres.dynamics import inspect_model as inspect
-    from robustres.evaluation import Settings, attack, evaluate, replay
+    from robustres.evaluation import Settings, attack, evaluate, recheck, replay
     from robustres.models import load_model, residual_net, save_model
     from robustres.reports import write_comparison as compare
     from robustres.reports import write_report
@@ -46,6 +46,7 @@ __all__ = [
     "load_data",
     "load_model",
     "make_attack",
+    "recheck",
     "replay",
     "report",
     "residual_net",
@@ -70,6 +71,7 @@ _HOME = {
     "load_data": ("robustres.data", "load_data"),
     "load_model": ("robustres.models", "load_model"),
     "make_attack": ("robustres.attacks", "make_attack"),
+    "recheck": ("robustres.evaluation", "recheck"),
     "replay": ("robustres.evaluation", "replay"),
     "report": ("robustres.reports", "write_report"),
     "residual_net": ("robustres.models", "residual_net"),

@@ -88,12 +88,11 @@ class Attempt:
         self.least = torch.maximum(self.least, least - CLEAR * self.margins.abs())
         self.radii = torch.maximum(self.radii, positive_within(form, self.region))
 
-    def quadratic(self, *, most: float = math.inf, give_up: bool = False) -> None:
+    def quadratic(self, *, most: float = math.inf, give_up: float = math.inf) -> None:
         """Quadratic certificates for the rows that are open, until the time is over.
 
-        The row that the image is nearest to losing stands alone, all others together; where these fail, the next one
-        is taken out. most: rows whose last share of the margin was larger are left out. give_up: at the first that
-        fails.
+        All rows together; where that fails, the row that the image is nearest to losing stands alone, and again.
+        most: rows whose last share of the margin was larger are left out. give_up: at the first share from there on.
         """
         if self.question.region.norm == "l1":
             return
@@ -103,10 +102,11 @@ class Attempt:
         rows = [row for row in self.open if self.margins[row] > 0 and self.shares.get((row,), 0.0) <= most]
         rest = tuple(sorted(rows, key=lambda row: -nearness[row]))
         while rest and self.left() > 0:
-            alone, rest = rest[:1], rest[1:]
-            if not self._quadratic(alone, slopes) and give_up:
+            share = self._quadratic(rest, slopes)
+            if share < 1 or share >= give_up or len(rest) == 1 or self.left() <= 0:
                 return
-            if rest and self.left() > 0 and self._quadratic(rest, slopes):
+            alone, rest = rest[:1], rest[1:]
+            if self._quadratic(alone, slopes) >= give_up:
                 return
 
     def _nearness(self) -> list[float]:
@@ -121,8 +121,8 @@ class Attempt:
             loss = region.descent(slope, owner, close=False)
         return (loss / self.margins.clamp_min(1e-12)).tolist()
 
-    def _quadratic(self, rows: tuple[int, ...], slopes: Sectors) -> bool:
-        """Search one certificate for all of these rows; whether it seems to prove them."""
+    def _quadratic(self, rows: tuple[int, ...], slopes: Sectors) -> float:
+        """Search one certificate for all of these rows; the share of their margins that they may lose."""
         region, margins = self.question.region, self.margins[list(rows)]
         eps = float(region.eps[0])
         start = self.points.get(rows, self.starts.get(rows))
@@ -136,7 +136,7 @@ class Attempt:
                 self.least[row] = max(float(self.least[row]), margin * (1 - share))
                 if region.norm == "l2":
                     self.radii[row] = max(float(self.radii[row]), eps * min(1.0, 1 / max(share, 1e-300)))
-        return share < 1
+        return share
 
     def _scales(self, rows: Sequence[int]) -> Tensor:
         """1 / margin, in float32, so that products with small integers are exact in float64."""
@@ -184,7 +184,7 @@ class Attempt:
         kept: list[tuple[int, ...]] = []
         for rows in sorted(self.points, key=lambda rows: (self.shares[rows] >= 1, -len(rows))):
             new = [row for row in rows if row not in self.trees and not any(row in other for other in kept)]
-            if new and (self.shares[rows] < 1 or (self.question.region.norm == "l2" and len(rows) == 1)):
+            if new and (self.shares[rows] < 1 or self.question.region.norm == "l2"):
                 kept.append(rows)
         groups: list[list[tuple[int, ...]]] = []
         for rows in sorted(kept, key=lambda rows: -self.shares[rows]):

@@ -1,7 +1,7 @@
 """Local certificates of a batch of images: search in float32, proof in float64."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import thread_time
 from typing import Literal
@@ -22,14 +22,18 @@ from robustres.errors import InputError, UnsupportedOperationError
 from robustres.numerics import require_certifiable_arithmetic
 from robustres.threat import Norm
 
+# How many of the best attempts may be proved until one keeps what it promised.
+PROOFS = 3
 # What a search in float32 finds is proved in float64 a little inside.
 INSIDE = 1 - 1e-5
-# Of the time, for linear bounds, for the whole search, and for what is left open at one eps before it is cut in parts.
-LINEAR, SEARCH = 1 / 3, 0.7
+# A proof that ends below its eps may end as much lower where it is repeated, since sums are rounded otherwise there.
+ELSEWHERE = 1 - 1e-9
+# Of the time, for the whole search, and what must be left of it for branch and bound to begin.
+SEARCH, BRANCHING = 0.7, 0.3
+# From this share of the margins that are lost, a smaller eps is the better use of the time.
+HOPELESS = 1.25
 # How far beyond the best radius branch and bound tries to get.
 BEYOND = 1.08
-# Relative accuracy of the radius by linear bounds where other methods go on from it.
-ROUGHLY = 0.08
 # Rows whose change is above this share of their margin are not tried again with tighter bounds.
 NEARLY = 1.5
 
@@ -79,6 +83,24 @@ def local_radii(
     to proving the largest of them instead of any radius. progress: is called with the number of images done after each.
     Images outside [0, 1] get whole balls; others balls within [0, 1]^n.
     """
+    found = []
+    for one in each_local_radius(made, x, norm=norm, above=above, seconds=seconds, aims=aims):
+        found.append(one)
+        if progress is not None:
+            progress(len(found))
+    return found
+
+
+def each_local_radius(
+    made: Program,
+    x: Tensor,
+    *,
+    norm: Norm,
+    above: Tensor | None = None,
+    seconds: float = 5.0,
+    aims: Sequence[float] = (),
+) -> Iterator[LocalRadius]:
+    """As `local_radii`, image by image."""
     require_certifiable_arithmetic(made.device)
     if norm not in ("l2", "linf", "l1"):
         raise InputError(f"norm must be l2, linf or l1, got {norm!r}")
@@ -86,13 +108,10 @@ def local_radii(
         raise InputError(f"the radii to aim at must be positive and finite, got {list(aims)}")
     quick = made.to(torch.float32)
     limits = [math.inf] * len(x) if above is None else above.tolist()
-    found = []
-    with torch.no_grad():
-        for image, limit in zip(x.detach().to(made.device, torch.float64), limits, strict=True):
-            found.append(_radius(made, quick, image, norm, limit, seconds, tuple(sorted(aims))))
-            if progress is not None:
-                progress(len(found))
-    return found
+    for image, limit in zip(x.detach().to(made.device, torch.float64), limits, strict=True):
+        with torch.no_grad():
+            found = _radius(made, quick, image, norm, limit, seconds, tuple(sorted(aims)))
+        yield found
 
 
 def local_answers(
@@ -136,38 +155,30 @@ def _radius(
     trial = _Trial(made, quick, image, label, norm, begun + seconds * SEARCH)
     if aims:
         return _aimed(trial, limit, aims, begun)
-    start = _first_eps(made, image, label, norm)
-    found = [
-        largest_radius(
-            trial.linear,
-            margin=margin,
-            start=start,
-            limit=limit,
-            tolerance=0.02 if norm == "l1" else ROUGHLY,
-            deadline=begun + seconds * LINEAR,
-        )
-    ]
-    if found[0].radius < 0.98 * limit and trial.left() > 0:
-        start = max(1.3 * found[0].radius, 1e-9)
-        if norm != "l1":
-            found.append(
-                largest_radius(
-                    trial.quadratic, margin=margin, start=start, limit=limit, tolerance=0.05, deadline=trial.deadline
-                )
-            )
-        best = max(one.radius for one in found)
-        if trial.left() > 0.3 * seconds and 0 < best < 0.98 * limit:
-            found.append(trial.branch(min(BEYOND * best, limit)))
+    start, attempt = _first_eps(made, image, label, norm), trial.linear if norm == "l1" else trial.quadratic
+    found = largest_radius(attempt, start=start, limit=limit, deadline=trial.deadline)
+    best = max(one.radius for one in found)
+    each = (thread_time() - begun) / len(found)
+    if trial.left() > max(BRANCHING * seconds, 3 * each) and 0 < best < 0.98 * limit:
+        found.append(trial.branch(min(BEYOND * best, limit)))
     searched = thread_time()
     radius, chosen = 0.0, None
-    for one in sorted(found, key=lambda one: -one.radius):  # the best may prove less than it promised
+    for one in sorted(found, key=lambda one: -one.radius)[:PROOFS]:  # the best may prove less than it promised
         if radius >= one.radius * INSIDE:
             break
-        certificate = Certificate(image, label, norm, one.radius * INSIDE, trial.evidence.get(one.eps, Evidence()))
-        proved = proved_radius(made, certificate)
+        # Within a smaller ball the same multipliers lose a smaller share, so some of the way back is enough.
+        eps = INSIDE * (math.sqrt(one.radius * one.eps) if norm == "l2" and one.quadratic else one.radius)
+        certificate = Certificate(image, label, norm, eps, trial.evidence.get(one.eps, Evidence()))
+        proved = _proved(made, certificate)
         if proved > radius:
             radius, chosen = proved, certificate
     return LocalRadius(radius, label, chosen, (searched - begun, thread_time() - searched))
+
+
+def _proved(made: Program, certificate: Certificate) -> float:
+    """The radius to state: one that a repeated proof can reach, too."""
+    radius = proved_radius(made, certificate)
+    return radius if radius >= certificate.eps else radius * ELSEWHERE
 
 
 def _aimed(trial: "_Trial", limit: float, aims: tuple[float, ...], begun: float) -> LocalRadius:
@@ -179,7 +190,7 @@ def _aimed(trial: "_Trial", limit: float, aims: tuple[float, ...], begun: float)
         outcome = trial.branch(aim)
         started = thread_time()
         certificate = Certificate(trial.image, trial.label, trial.norm, aim, trial.evidence.get(aim, Evidence()))
-        proved = proved_radius(trial.made, certificate) if outcome.radius > radius else 0.0
+        proved = _proved(trial.made, certificate) if outcome.radius > radius else 0.0
         proving += thread_time() - started
         trial.deadline += thread_time() - started
         if proved > radius:
@@ -218,12 +229,9 @@ class _Trial:
         return _outcome(eps, self.attempt(eps))
 
     def quadratic(self, eps: float) -> Outcome:
-        """The same, and quadratic certificates for the classes that it leaves open, the most open first.
-
-        Where one of them fails there is no need to look at the others: the margin is at most what it leaves.
-        """
+        """The same, and quadratic certificates for the classes that it leaves open."""
         made = self.attempt(eps)
-        made.quadratic(give_up=True)
+        made.quadratic(give_up=HOPELESS)
         self.evidence[eps] = made.evidence
         return _outcome(eps, made)
 
@@ -236,7 +244,9 @@ class _Trial:
 
 
 def _outcome(eps: float, made: Attempt) -> Outcome:
-    return Outcome(eps, float(made.least.min()), eps if not made.open else float(made.radii.min()))
+    lost = 1 - made.least / made.margins.clamp_min(1e-300)
+    radius = eps if not made.open else float(made.radii.min())
+    return Outcome(eps, float(lost.max()), radius, quadratic=bool(made.points))
 
 
 def everything(made: Attempt) -> None:

@@ -5,57 +5,66 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import thread_time
 
+# How what is lost grows with eps where only one attempt is known: slowly while bounds are tight, then fast.
+RISE, STEEP = 3.5, 6.0
+# How close to where a margin is expected to be lost the next attempt is made; how far one step may go.
+AIM, FARTHEST = 0.99, math.log(2.5)
+NEGLIGIBLE = 1e-9
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a relaxation made at `eps` gave: its worst margin, and the radius up to which all margins are positive."""
+    """What a relaxation made at `eps` gave: the largest share of a margin that it loses, and the radius up to which all
+    margins are positive. quadratic: whether more than linear bounds was tried, which loses less."""
 
     eps: float
-    margin: float
+    share: float
     radius: float
+    quadratic: bool = False
 
 
 def largest_radius(
     attempt: Callable[[float], Outcome],
     *,
-    margin: float,
     start: float,
     limit: float = math.inf,
     tolerance: float = 0.02,
     attempts: int = 16,
     deadline: float = math.inf,
-) -> Outcome:
-    """The attempt with the largest radius.
+) -> list[Outcome]:
+    """The attempts on the way to the largest radius.
 
     What a relaxation loses of the margin grows about as a power of eps, so its logarithm is interpolated over that of
-    eps. margin: at the image itself. start: the first eps. limit: no radius above it exists (an attack's distance).
-    deadline: of `thread_time`.
+    eps. start: the first eps. limit: no radius above it exists (an attack's distance). deadline: of `thread_time`; an
+    attempt that would probably not end before it is not begun.
     """
-    best = Outcome(0.0, -math.inf, 0.0)
+    best = Outcome(0.0, math.inf, 0.0)
     tried: list[Outcome] = []
     eps = min(start, limit)
     for _ in range(attempts):
+        begun = thread_time()
         found = attempt(eps)
+        took = thread_time() - begun
         tried.append(found)
         best = max(best, found, key=lambda one: one.radius)
-        above = min([limit, *(one.eps for one in tried if not one.margin > 0)])
-        if best.radius * (1 + tolerance) >= above or thread_time() > deadline:
+        above = min([limit, *(one.eps for one in tried if not one.share < 1)])
+        crossing = _crossing(tried)
+        if best.radius * (1 + tolerance) >= min(above, crossing) or thread_time() + took > deadline:
             break
-        low, high = best.radius * (1 + tolerance / 2), above / (1 + tolerance / 2)
-        eps = min(max(_crossing(tried, margin), low), high)
-    return best
+        eps = min(max(AIM * crossing, best.radius * (1 + tolerance / 2)), above / (1 + tolerance / 2))
+    return tried
 
 
-def _crossing(tried: list[Outcome], margin: float) -> float:
-    """Where the loss is expected to reach the margin, by the two attempts that came closest to it."""
-    points = sorted(tried, key=lambda one: abs(math.log(_loss(one, margin) / margin)))
-    near = points[0]
-    power = 2.0
-    if len(points) > 1 and points[1].eps != near.eps:
-        power = math.log(_loss(points[1], margin) / _loss(near, margin)) / math.log(points[1].eps / near.eps)
-    aim = 0.995 * margin
-    return near.eps * math.exp(min(max(math.log(aim / _loss(near, margin)) / max(power, 0.5), -2.5), 1.5))
+def _crossing(tried: list[Outcome]) -> float:
+    """Where a margin is expected to be lost, by the attempts of the better method that came closest to it."""
+    quadratic = [one for one in tried if one.quadratic]
+    near, *others = sorted(quadratic or tried, key=lambda one: abs(_log(one)))
+    power = RISE if _log(near) < 0 else STEEP
+    if others and others[0].eps != near.eps:
+        power = (_log(others[0]) - _log(near)) / math.log(others[0].eps / near.eps)
+    step = -_log(near) / min(max(power, 1.0), 20.0)
+    return near.eps * math.exp(min(max(step, -FARTHEST), FARTHEST))
 
 
-def _loss(one: Outcome, margin: float) -> float:
-    return max(margin - one.margin, 1e-9 * margin) if math.isfinite(one.margin) else 1e6 * margin
+def _log(one: Outcome) -> float:
+    return math.log(min(max(one.share, NEGLIGIBLE), 1e9)) if not math.isnan(one.share) else math.log(1e9)

@@ -1,7 +1,7 @@
 """Radii around each image by local bounds, as a certificate like the others."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of
-from robustres.certify.local.local_radii import local_program, local_radii
-from robustres.certify.local.program import program
+from robustres.certify.local.local_radii import LocalRadius, each_local_radius, local_program
+from robustres.certify.local.program import Program, program
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
 from robustres.errors import InputError
@@ -30,7 +30,8 @@ class LocalCertificate:
     that lies outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide.
     report: of `lipschitz` on this very model, which spares capturing it again. aims: radii in question; the time then
     goes to proving the largest of them, not any radius. distances: of adversarial examples in this norm, by the
-    sample's number in its data set; the search does not go far beyond them.
+    sample's number in its data set; the search does not go far beyond them. tell: is called after each image with the
+    sample's number, what was found, and the network as it was bounded.
     """
 
     norm: Norm = "linf"
@@ -38,6 +39,7 @@ class LocalCertificate:
     report: LipschitzReport | None = None
     aims: tuple[float, ...] = ()
     distances: Mapping[int, float] = field(default_factory=dict)
+    tell: Callable[[int, LocalRadius, Program], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -47,6 +49,10 @@ class LocalCertificate:
     def name(self) -> str:
         """As it stands in the tables of a run."""
         return "local"
+
+    def telling(self, tell: Callable[[int, LocalRadius, Program], None]) -> Self:
+        """The same certificate, which calls this after each image."""
+        return replace(self, tell=tell)
 
     def beside(self, distances: Mapping[int, float]) -> Self:
         """The same certificate when these adversarial examples are known."""
@@ -64,11 +70,19 @@ class LocalCertificate:
         if indices is not None and self.distances:
             known = [self.distances.get(int(index), math.inf) * BEYOND for index in indices]
             above = torch.tensor(known, dtype=torch.float64)
-        found = local_radii(made, x, norm=self.norm, seconds=self.seconds, aims=self.aims, above=above)
+        radii, answers, sources = [], [], []
+        numbers = range(len(x)) if indices is None else indices.tolist()
+        each = each_local_radius(made, x, norm=self.norm, seconds=self.seconds, aims=self.aims, above=above)
+        for number, one in zip(numbers, each, strict=True):
+            if self.tell is not None:
+                self.tell(number, one, made)
+            radii.append(one.radius)
+            answers.append(one.prediction)
+            sources.append(one.certificate.methods if one.certificate is not None else self.name)
         return RadiusColumn(
-            radius=torch.tensor([one.radius for one in found], dtype=torch.float64),
-            prediction=torch.tensor([one.prediction for one in found]),
-            source=tuple(one.certificate.methods if one.certificate is not None else self.name for one in found),
+            radius=torch.tensor(radii, dtype=torch.float64),
+            prediction=torch.tensor(answers),
+            source=tuple(sources),
             function=NETWORK,
             norm=self.norm,
             guarantee=Guarantee(),

@@ -24,6 +24,7 @@ from robustres.cli.evaluate import evaluate
 from robustres.cli.inspect import inspect
 from robustres.cli.lipschitz import lipschitz
 from robustres.cli.options import spread
+from robustres.cli.recheck import recheck
 from robustres.cli.replay import replay
 from robustres.cli.report import report
 from robustres.cli.train import train
@@ -65,6 +66,7 @@ for command in (
     compare,
     report,
     replay,
+    recheck,
     data,
     verify,
 ):

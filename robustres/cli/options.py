@@ -133,6 +133,12 @@ AimAtEps = Annotated[
     bool,
     typer.Option("--aim-at-eps", help="Local bounds only try to prove the eps that are counted, not more."),
 ]
+KeepCertificates = Annotated[
+    bool,
+    typer.Option(
+        "--keep-certificates", help="Keep the local certificates, one file for each image and norm; see recheck."
+    ),
+]
 Certificate = Annotated[
     str,
     typer.Option(
@@ -296,6 +302,7 @@ class Bounding:
     domain: Domain = "all"
     seconds_per_image: SecondsPerImage = None
     aim_at_eps: AimAtEps = False
+    keep_certificates: KeepCertificates = False
     certificate: Certificate = "lipschitz"
     dtype: Dtype = "float64"
     smoothing: Smoothing = None
@@ -311,6 +318,7 @@ class Bounding:
             "certificate": tuple(self.certificate.split(",")) if "," in self.certificate else self.certificate,
             "seconds_per_image": self.seconds_per_image,
             "aim_at_eps": self.aim_at_eps,
+            "keep_certificates": self.keep_certificates,
             "dtype": self.dtype,
             "smoothing": smoothing(self.smoothing, self.smoothing_samples, seed),
         }

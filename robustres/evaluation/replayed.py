@@ -40,12 +40,7 @@ def replay(
     run.digest()
     manifest, samples = run.manifest(), run.table("samples").set_index("index")
     recorded = run.table("attacks")[[*KEYS, "adversarial_prediction"]]
-    loaded = _loaded(manifest, model, download)
-    if loaded.sha256 != manifest["model"].get("sha256"):
-        raise InputError(
-            f"{run.path} was made with other weights (sha256 {str(manifest['model'].get('sha256'))[:12]}) than "
-            f"{loaded.source} has ({loaded.sha256[:12]}); name the model of the run"
-        )
+    loaded = model_of_run(run, model, download)
     other = _onnxruntime(loaded, manifest)
     rows: list[pd.DataFrame] = []
     total = len(run.parts().names())
@@ -66,14 +61,22 @@ def replay(
     return pd.concat(rows, ignore_index=True)
 
 
-def _loaded(manifest: dict[str, Any], model: LoadedModel | nn.Module | str | None, download: bool) -> LoadedModel:
+def model_of_run(run: RunFolder, model: LoadedModel | nn.Module | str | None, download: bool) -> LoadedModel:
+    """The model, or that in the words of the run's manifest; InputError where its weights are not those of the run."""
+    known = run.manifest()["model"]
     if isinstance(model, LoadedModel):
-        return model
-    known = manifest["model"]
-    words = known.get("source") if model is None else model
-    if not words:
-        raise InputError("the run does not say which model it was made with; name it")
-    return load_model(words, mean=known.get("mean"), std=known.get("std"), download=download)
+        loaded = model
+    else:
+        words = known.get("source") if model is None else model
+        if not words:
+            raise InputError("the run does not say which model it was made with; name it")
+        loaded = load_model(words, mean=known.get("mean"), std=known.get("std"), download=download)
+    if loaded.sha256 != known.get("sha256"):
+        raise InputError(
+            f"{run.path} was made with other weights (sha256 {str(known.get('sha256'))[:12]}) than "
+            f"{loaded.source} has ({loaded.sha256[:12]}); name the model of the run"
+        )
+    return loaded
 
 
 def _answers(module: nn.Module, images: NDArray[np.float32], device: torch.device | str) -> NDArray[np.int64]:

@@ -62,6 +62,7 @@ class Settings:
     diagnose: on how many samples PGD is checked for masked gradients at the largest eps; 0 leaves it out.
     examples: how many adversarial examples are kept for the gallery, per norm.
     save_examples: keep all of them, in the table "adversarial" (`RunFolder.adversarial`), for `replay` and others.
+    keep_certificates: keep the local certificates, one file for each image and norm, for `recheck`.
     """
 
     eps: Mapping[Norm, tuple[float, ...]]
@@ -84,6 +85,7 @@ class Settings:
     diagnose: int = 0
     examples: int = 24
     save_examples: bool = False
+    keep_certificates: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.eps, Mapping):
@@ -118,11 +120,20 @@ class Settings:
         if self.seconds_per_image is not None and not self.seconds_per_image > 0:
             raise InputError(f"seconds_per_image must be positive, got {self.seconds_per_image:g}")
         check_certificates(self.certificates())
+        if self.keep_certificates and not self._has_local():
+            raise InputError(
+                "keep_certificates keeps local certificates; ask for them with certificate='local', or 'best' with "
+                "seconds_per_image"
+            )
         planned_attacks(self)
 
     def certificates(self) -> tuple[str | Certificate, ...]:
         """Every entry of `certificate`."""
         return self.certificate if isinstance(self.certificate, tuple) else (self.certificate,)
+
+    def _has_local(self) -> bool:
+        entries = self.certificates()
+        return self.certify and ("local" in entries or ("best" in entries and bool(self.seconds_per_image)))
 
     def images_at_once(self, shape: Sequence[int]) -> int:
         """Samples per forward pass, for images of shape (C, H, W)."""
@@ -177,6 +188,7 @@ class Settings:
             "diagnose": self.diagnose,
             "examples": self.examples,
             "save_examples": self.save_examples,
+            "keep_certificates": self.keep_certificates,
         }
 
 

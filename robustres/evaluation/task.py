@@ -18,6 +18,7 @@ from robustres.errors import InputError, SandwichViolationError
 from robustres.evaluation.bound_store import BoundStore, user_cache
 from robustres.evaluation.class_order import doubts
 from robustres.evaluation.forward import clean_logits, label_margin
+from robustres.evaluation.kept_proofs import KeptProofs
 from robustres.evaluation.masking import diagnosis_rows
 from robustres.evaluation.preflight import not_finite, require_finite, uncovered_arithmetic
 from robustres.evaluation.resume import part_name, usable
@@ -148,10 +149,13 @@ class Task:
             samples = Samples(index, images, self.data.labels[index], logits[span])
             timing = Timing(span.start, len(span))
             steps = self._counted(span, sum(map(len, logits)), len(attacks) + 1)
+            kept = self._kept_proofs(span, sum(map(len, logits)), certificates)
             part = evaluated_part(
-                self.module, samples, attacks, certificates, self.settings, device=self.device, timing=timing,
-                step=partial(next, steps),
+                self.module, samples, attacks, kept.listening(certificates), self.settings, device=self.device,
+                timing=timing, step=partial(next, steps),
             )  # fmt: skip
+            if self.settings.keep_certificates:
+                part.tables["proofs"] = typed_table("proofs", list(kept.rows.values()))
             self.folder.write_timings(part_name(span), timing.rows)
             self.folder.finish_part(part_name(span), part.tables)
             for violations in part.violations:
@@ -165,6 +169,16 @@ class Task:
         for step in range(1, steps + 1):
             self.progress("samples", total - left + len(span) * step // steps, total)
             yield
+
+    def _kept_proofs(self, span: range, left: int, certificates: Sequence[Certificate]) -> KeptProofs:
+        """Where the local certificates of a part go; each image is told to the progress, once for every norm."""
+        norms = sum(hasattr(one, "telling") for one in certificates)
+        total = sum(map(len, self.spans()))
+
+        def step(done: int) -> None:
+            self.progress("local certificates", (total - left) * norms + done, total * norms)
+
+        return KeptProofs(self.folder if self.settings.keep_certificates else None, step)
 
     def diagnose(self) -> None:
         """Write what PGD's gradients look like, where that is asked for and not done yet."""

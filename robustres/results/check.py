@@ -18,6 +18,7 @@ _KEYS = {
     "certificates": ["index", "certificate", "function", "norm"],
     "training": ["epoch"],
     "adversarial": ["index", "attack", "norm", "eps"],
+    "proofs": ["index", "certificate", "norm"],
 }
 
 
@@ -34,10 +35,12 @@ def checked_rows(name: str, rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     for column, (holds, wanted) in _RULES.items():
         if column in TABLES[name] and len(frame) and not holds(frame[column]):
             raise _wrong(file, f"{column} must be {wanted}")
-    if name == "certificates" and not frame["radius"].between(0, np.inf, inclusive="left").all():
+    if name in ("certificates", "proofs") and not frame["radius"].between(0, np.inf, inclusive="left").all():
         raise _wrong(file, "radius must be finite and at least 0")
     if name == "samples" and not frame["prediction"].ge(0).all():
         raise _wrong(file, "prediction must be a class")
+    if name == "proofs" and not frame["certificate"].astype(str).str.fullmatch("[a-z]{1,20}").all():
+        raise _wrong(file, "certificate must be a name of small letters")
     if name == "examples":
         _check_pixels(frame, file, {"clean": 4, "adversarial": 4})
     if name == "adversarial":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustres.errors import InputError
-from robustres.results.schema import ARCHIVE
+from robustres.results.schema import ARCHIVE, PROOFS
 
 # What a report and a comparison write beside each other.
 REPORT_FILES = (
@@ -13,7 +13,7 @@ REPORT_FILES = (
     *("summary.json", "robustbench.json", "figures"),
     *("auditor.html", "auditor.md", "auditor-samples.csv"),
 )
-RUN_FILES = ("run.json", "digest.json", "parts", "timings", "examples", ARCHIVE, *REPORT_FILES)
+RUN_FILES = ("run.json", "digest.json", "parts", "timings", "examples", PROOFS, ARCHIVE, *REPORT_FILES)
 
 
 def require_own(folder: Path, names: Sequence[str], *, marker: str, entry: str) -> None:

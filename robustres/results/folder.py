@@ -15,8 +15,8 @@ from robustres.errors import InputError
 from robustres.results.check import require_unique
 from robustres.results.files import json_text, write_atomically
 from robustres.results.manifest import checked_manifest
-from robustres.results.parts import DIAGNOSED, TRAINING, WHOLE, Parts
-from robustres.results.schema import ARCHIVE, KEPT, TABLES, TIMINGS, empty_table, without_rows
+from robustres.results.parts import DIAGNOSED, TRAINING, WHOLE, Parts, sha256
+from robustres.results.schema import ARCHIVE, KEPT, PROOFS, TABLES, TIMINGS, empty_table, without_rows
 from robustres.results.seal import NAME as SEAL
 from robustres.results.seal import require_seal, write_seal
 from robustres.results.summary import summarise
@@ -88,7 +88,7 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove what processes that were killed while writing left behind; for whoever holds the folder alone."""
-        for folder in (self.path, self.path / "parts", self.path / "timings"):
+        for folder in (self.path, self.path / "parts", self.path / "timings", self.path / PROOFS):
             for file in folder.glob(".*.partial"):
                 file.unlink(missing_ok=True)
 
@@ -98,6 +98,8 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         Parts(self.path / "parts").clear()
         Parts(self.path / "timings").clear()
+        for file in (self.path / PROOFS).glob("*.npz"):
+            file.unlink(missing_ok=True)
 
     def table(self, name: str) -> pd.DataFrame:
         """All parts of a table in one frame; InputError where a file is not what was written, or lies here twice."""
@@ -127,6 +129,25 @@ class RunFolder:
         for frame in self.parts().frames("adversarial"):
             if len(frame):
                 yield frame.drop(columns="image"), np.stack([_pixels(row) for row in frame.to_dict(orient="records")])
+
+    def write_proof(self, row: Mapping[str, Any], content: bytes) -> str:
+        """Keep a local certificate, of the row (index, certificate, norm) of the table "proofs"; returns its digest."""
+        write_atomically(self._proof(row), content)
+        return sha256(content)
+
+    def proof(self, row: Mapping[str, Any]) -> bytes:
+        """The certificate of a row of the table "proofs"; InputError where its file is not what was written."""
+        file = self._proof(row)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from error
+        if sha256(content) != row["sha256"]:
+            raise InputError(f"{file} was changed: its sha256 is not the one recorded when it was written")
+        return content
+
+    def _proof(self, row: Mapping[str, Any]) -> Path:
+        return self.path / PROOFS / f"{row['certificate']}-{row['norm']}-{row['index']:09d}.npz"
 
     def seal(self) -> str:
         """Write digest.json, over the manifest and all parts as they are now; returns the digest."""

@@ -117,10 +117,21 @@ TABLES: dict[str, dict[str, str]] = {
         "pixels": "str",
         "image": "object",
     },
+    # One row per local certificate that was kept, where they were asked for; the certificate is a file of its own,
+    # certificates/CERTIFICATE-NORM-INDEX.npz, with this digest.
+    "proofs": {
+        "index": "int64",
+        "certificate": "str",
+        "norm": "str",
+        "radius": "float64",
+        "sha256": "str",
+    },
 }
 # Tables that no report reads, and the archive that is made of them.
-KEPT = ("adversarial",)
+KEPT = ("adversarial", "proofs")
 ARCHIVE = "adversarial.npz"
+# The folder of the files that "proofs" lists.
+PROOFS = "certificates"
 
 # One row per part, attack or certificate, and norm: the wall time of its samples. No table of the run, since times
 # differ from run to run.

@@ -71,6 +71,10 @@ NEAREST = {
     "radii/pair_bounds": ("test_whole_network",),
     "lower/witness": ("test_audit",),
     "lower/jacobian": ("test_jacobian",),
+    "local/": ("local/test_charges", "local/test_local_radii", "local/test_quadratic", "local/test_no_false_proof"),
+    "local/quadratic": ("local/test_quadratic",),
+    "local/evidence": ("local/test_no_false_proof",),
+    "local/parts": ("local/test_charges", "local/test_no_false_proof"),
 }
 QUICK = False
 
@@ -429,6 +433,77 @@ MUTATIONS: list[Mutation] = [
         "lower/jacobian.py",
         ("Steepest(norms(products.forward(direction))", "Steepest(1.1 * norms(products.forward(direction))"),
     ),
+    *_of(
+        "local/backward.py",
+        ("above, below = row.clamp_min(0), row.clamp_max(0)", "below, above = row.clamp_min(0), row.clamp_max(0)"),
+        (
+            "weighed(below, lines.upper_offset, owner)\n    size",
+            "0.9 * weighed(below, lines.upper_offset, owner)\n    size",
+        ),
+        ("charge = charge + gamma(4) * weighed(size, sizes.steps[step.source], owner)", "pass"),
+        ("charge = charge + gamma(math.prod(step.shape) + 8) * offset_size", "pass"),
+        ("gamma(step.charged + math.prod(step.shape) + 8) * weighed(", "0.0 * weighed("),
+        ("charge = charge + gamma(parts[0]) * weighed(weights.abs(), sizes.steps[0], owner)", "pass"),
+        ("+ gamma(4 * len(program.steps)) * constant.abs()", ""),
+        ("descent - self.charge - rounding", "descent - self.charge"),
+        ("descent - self.charge - rounding", "descent - rounding"),
+        ("size = size + before.abs()  #", "pass  #"),
+    ),
+    *_of(
+        "local/relaxations.py",
+        ("return gaps.amin(0) - room, gaps.amax(0) + room", "return gaps.amin(0), gaps.amax(0) + room"),
+        ("return gaps.amin(0) - room, gaps.amax(0) + room", "return gaps.amin(0) - room, gaps.amax(0)"),
+        ("low - units * size, high + units * size)", "low + units * size, high + units * size)"),
+        ("free = found.loose & through & (flat <= steep)", "free = found.loose & (flat <= steep)"),
+        ("free = found.loose & through & (flat <= steep)", "free = found.loose & through"),
+        ("left.minimum(right))", "left.maximum(right))"),
+        ("left.maximum(right))", "left.minimum(right))"),
+        ("points = [lower, *inside, upper]", "points = [lower, upper]"),
+    ),
+    *_of(
+        "local/sets.py",
+        ("weighed(-flat.clamp_max(0), rise, owner)", "weighed(-flat.clamp_max(0), fall, owner)"),
+        ("torch.minimum(whole, t * eps.square() / 2 + ", "torch.minimum(whole, t * eps.square() / 4 + "),
+        ("return t * eps + torch", "return 0.9 * t * eps + torch"),
+        ("return gamma(flat.shape[1] + 64) * size * (1 + 1e-6)", "return 0.0 * size"),
+        (
+            "way = torch.minimum(way, self.eps.to(way)[:, None])",
+            "way = torch.minimum(way, 0.9 * self.eps.to(way)[:, None])",
+        ),
+    ),
+    *_of(
+        "local/intermediate.py",
+        ("radius = radius + 4 * gamma(step.charged + 8) * bounds.affine[place]", "pass"),
+        ("low, high = low - room, high + room", "pass"),
+        ("step.absolute(high / 2 - low / 2)", "0.95 * step.absolute(high / 2 - low / 2)"),
+        ("torch.minimum(here, -values)", "torch.minimum(here, values)"),
+    ),
+    *_of(
+        "local/parts.py",
+        ("constant=form.constant - shift", "constant=form.constant + shift"),
+        ("gamma(terms.shape[1] + 4) * (size", "0.0 * (size"),
+        ("clamp_min(split.point)", "clamp_min(split.point + 0.1)"),
+        ("torch.where(sign < 0, usable.clamp_max(0), usable.clamp_min(0))", "usable"),
+    ),
+    *_of("local/evidence.py", ("enumerate(branch.parts):", "enumerate(branch.parts[:1]):")),
+    *_of(
+        "local/proof.py",
+        ("charge = form.charge + gamma(8) * (form.constant.abs() + limits.abs())", "charge = form.charge"),
+        ("if change < margin:", "if change < 1.5 * margin:"),
+        (
+            "float(positive_within(form, question.region).min()))",
+            "float(positive_within(form, question.region).max()))",
+        ),
+        ("if radii[row] < region.eps[0]:\n", "if True:\n                radii[row] = region.eps[0]\n"),
+    ),
+    *_of(
+        "local/quadratic.py",
+        ("first = torch.where(convex, ends[0] - slack[0], flat)", "first = torch.where(convex, ends[0] + 0.05, flat)"),
+        ("last = torch.where(convex, ends[1] + slack[1], steep)", "last = torch.where(convex, ends[1] - 0.05, steep)"),
+        ("convex = left <= right", "convex = left <= left"),
+        ("rounded_up(bound * float(region.eps[0]), 1)", "rounded_up(0.5 * bound * float(region.eps[0]), 1)"),
+    ),
+    *_of("local/certificate.py", ("if program.dtype != torch.float64 or not", "if not")),
     *_of("audits/audit.py", ("bound.upper <= allowed", "0.9 * bound.upper <= allowed")),
 ]
 

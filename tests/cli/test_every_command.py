@@ -21,8 +21,8 @@ from robustres.models import load_model, residual_net, save_checkpoint
 from .conftest import run
 
 NAMES = sorted(command.callback.__name__ for command in commands.registered_commands if command.callback)
-ALL = "attack audit certify compare data demo enforce evaluate inspect lipschitz replay report train verify"
-NO_DATA = {"demo", "report", "compare", "replay", "verify"}
+ALL = "attack audit certify compare data demo enforce evaluate inspect lipschitz recheck replay report train verify"
+NO_DATA = {"demo", "report", "compare", "recheck", "replay", "verify"}
 # Where a name means different things: --out has another default, --data may be optional, training sets its own scale.
 # Their --json is read in the tests of their own files as well.
 COSTLY = {"demo", "enforce", "inspect"}
@@ -43,6 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         settings = Settings(eps={"l2": (8.0,)}, attacks=("fgsm",), joint=False, save_examples=True)
         evaluate(load_model(str(folder / "model.safetensors")), load_data("digits", limit=8), folder / name, settings)
+    kept = Settings(eps={"l2": (0.1,)}, attacks=(), certificate="local", seconds_per_image=0.1, keep_certificates=True)
+    evaluate(load_model(str(folder / "model.safetensors")), load_data("digits", limit=1), folder / "kept", kept)
     return folder
 
 
@@ -73,6 +75,7 @@ def arguments(command: str, folder: Path) -> list[str]:
         "inspect": [model, *few, "--textbook"],
         "lipschitz": [model, "--input-shape", "1,8,8", "--textbook"],
         "report": [str(folder / "one")],
+        "recheck": [str(folder / "kept")],
         "replay": [str(folder / "one")],
         "verify": ["--onnx", str(folder / "verify.onnx"), "--vnnlib", str(folder / "verify.vnnlib"), "--timeout", "20"],
         "train": [TRAINED, "--data", "digits", "--loss", "clean", "--epochs", "1", "--limit", "100", *out],
