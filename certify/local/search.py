@@ -10,6 +10,8 @@ RISE, STEEP = 3.5, 6.0
 # How close to where a margin is expected to be lost the next attempt is made; how far one step may go.
 AIM, FARTHEST = 0.99, math.log(2.5)
 NEGLIGIBLE = 1e-9
+# So many attempts are made until one proves something, whatever they take.
+FIRST = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def largest_radius(
 
     What a relaxation loses of the margin grows about as a power of eps, so its logarithm is interpolated over that of
     eps. start: the first eps. limit: no radius above it exists (an attack's distance). deadline: of `thread_time`; an
-    attempt that would probably not end before it is not begun.
+    attempt that would probably not end before it is not begun, unless a few have proved nothing yet.
     """
     best = Outcome(0.0, math.inf, 0.0)
     tried: list[Outcome] = []
@@ -49,7 +51,8 @@ def largest_radius(
         best = max(best, found, key=lambda one: one.radius)
         above = min([limit, *(one.eps for one in tried if not one.share < 1)])
         crossing = _crossing(tried)
-        if best.radius * (1 + tolerance) >= min(above, crossing) or thread_time() + took > deadline:
+        late = thread_time() + took > deadline and (best.radius > 0 or len(tried) >= FIRST)
+        if late or best.radius * (1 + tolerance) >= min(above, crossing):
             break
         eps = min(max(AIM * crossing, best.radius * (1 + tolerance / 2)), above / (1 + tolerance / 2))
     return tried

@@ -30,14 +30,13 @@ class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(6, 3)
+        self.first, self.second, self.third = nn.Conv2d(1, 8, (2, 3)), nn.Linear(8, 3), nn.Conv2d(1, 3, (2, 3))
         with torch.no_grad():
             self.first.bias.add_(10.0)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        answer: Tensor = self.second(torch.relu(self.first(x))) + self.third(x)
+        answer: Tensor = self.second(torch.relu(self.first(x)).flatten(1)) + self.third(x).flatten(1)
         return answer
 
 
@@ -76,7 +75,7 @@ def test_every_step_charges_its_own_rounding(chain: tuple[Program, Region, Bound
                 for number, side in enumerate(bounds.lower)
             ]
             more = charged(made, bounds, replace(nothing, steps=steps)) - least
-            # Where several rows meet, and where a line was applied, there is a rounding of each entry.
+            # Where several rows meet, as at the image, and where a line was applied, each entry is rounded.
             assert more >= (0.0 if isinstance(step, Total) else 0.5 * gamma(1)), at
     assert least >= gamma(4) * 5  # the constant is about 10
 
@@ -132,7 +131,7 @@ def test_lines_hold_in_rational_arithmetic(function: PiecewiseLinear) -> None:
         for z in [Fraction(float(lower[0, place])), *kinks, Fraction(float(upper[0, place]))]:
             value = exactly(function, z)
             assert low * z + c <= value <= high * z + d
-            assert found.low[0, place] <= value <= found.high[0, place]
+            assert Fraction(float(found.low[0, place])) <= value <= Fraction(float(found.high[0, place]))
             tight += min(value - low * z - c, high * z + d - value) < Fraction(1, 10**13)
     assert tight > 300
 

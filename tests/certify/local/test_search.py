@@ -37,6 +37,7 @@ def test_attempts_by_a_weaker_method_do_not_mislead_it() -> None:
 def test_it_stops_at_a_known_example_and_at_the_deadline() -> None:
     assert max(one.eps for one in largest_radius(lambda eps: Outcome(eps, 0.1, eps), start=1.0, limit=0.5)) == 0.5
     assert len(largest_radius(lambda eps: Outcome(eps, 0.1, eps), start=1.0, deadline=-math.inf)) == 1
+    assert len(largest_radius(lambda eps: Outcome(eps, 9.0, 0.0), start=1.0, deadline=-math.inf)) == 3
 
 
 def test_strange_losses_end_the_search() -> None:
