@@ -443,7 +443,6 @@ MUTATIONS: list[Mutation] = [
         ("charge = charge + gamma(4) * weighed(size, sizes.steps[step.source], owner)", "pass"),
         ("charge = charge + gamma(math.prod(step.shape) + 8) * offset_size", "pass"),
         ("gamma(step.charged + math.prod(step.shape) + 8) * weighed(", "0.0 * weighed("),
-        ("charge = charge + gamma(parts[0]) * weighed(weights.abs(), sizes.steps[0], owner)", "pass"),
         ("+ gamma(4 * len(program.steps)) * constant.abs()", ""),
         ("descent - self.charge - rounding", "descent - self.charge"),
         ("descent - self.charge - rounding", "descent - rounding"),
