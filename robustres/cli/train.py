@@ -49,8 +49,10 @@ Warmup = Annotated[
 Optimiser = Annotated[str | None, typer.Option("--optimiser", help="nadam | adamw | manifold")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Decoupled weight decay.")]
 Ema = Annotated[float | None, typer.Option("--ema", help="Decay of the moving average of the weights, such as 0.99.")]
-Augmentation = Annotated[str | None, typer.Option("--augmentation", help="none | shift | shift-flip")]
+Augmentation = Annotated[str | None, typer.Option("--augmentation", help="none | shift | shift-flip | jitter")]
 Shift = Annotated[int | None, typer.Option("--shift", min=0, help="Largest shift of an image, in pixels.")]
+Keep = Annotated[str | None, typer.Option("--keep", help="The epoch to keep: best (on the validation split) | last")]
+Jitter = Annotated[float | None, typer.Option("--jitter", min=0, help="Strength of the augmentation jitter.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the logits of the margin losses.")]
 Annealing = Annotated[
     float | None, typer.Option("--annealing", help="Power of (1 - probability of the label) in the loss annealing.")
@@ -96,6 +98,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue after the last 
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
 
 
+KEPT = {"best": "best on", "last": "the last; on"}
+
 # What a training leaves in --out, beside the state to resume from.
 WRITTEN = ("training.json", "recipe.toml", "model.safetensors", "model.json", "tensorboard")
 
@@ -123,11 +127,13 @@ class RecipeOptions:
     ema: Ema = None
     augmentation: Augmentation = None
     shift: Shift = None
+    jitter: Jitter = None
     temperature: Temperature = None
     annealing: Annealing = None
     clip_norm: ClipNorm = None
     lipschitz_weight: LipschitzWeight = None
     patience: Patience = None
+    keep: Keep = None
     layer_budget: LayerBudget = None
     mixed_precision: MixedPrecision = None
     seed: Seed = None
@@ -172,7 +178,7 @@ def train(
     tensorboard: Tensorboard = False,
     json: options.Json = False,
 ) -> None:
-    """Train NETWORK on the training split of DATA and keep the epoch that is best on the validation split.
+    """Train NETWORK on the training split of DATA and keep the epoch that is best on the validation split, or the last.
 
     Without --recipe a preset brings its own recipe where it has one. Every setting of a recipe is an option here, and a
     line of the TOML file by the same name with _ for -; --out keeps the recipe that was used as recipe.toml. Ctrl-C and
@@ -264,7 +270,9 @@ def _finish(
     """Write checkpoint and recipe, and print what was kept."""
     from robustres.models import save_model
     from robustres.results import json_text, write_atomically
+    from robustres.training.bfloat16 import multiplies_bfloat16
 
+    device = next(model.parameters()).device
     written = save_model(model, out, source=plan.source)
     plan.write(out / "recipe.toml")
     best = history.epochs[history.best_epoch - 1]
@@ -274,6 +282,7 @@ def _finish(
         "clean": best.clean,
         "certified_estimate": None if best.certified != best.certified else best.certified,
         "seconds": history.seconds,
+        "products": "bfloat16" if plan.recipe.mixed_precision and multiplies_bfloat16(device) else "float32",
         "data": {name: part.facts() for name, part in zip(("train", "validation"), images, strict=True)},
         "recipe": _finite(plan.recipe.as_dict()),
         "epochs": [_finite(row) for row in history.rows],
@@ -287,7 +296,8 @@ def _finish(
         "(no certificate; robustres certify gives one)"
     )  # fmt: skip
     console.output.print(
-        f"epoch {best.epoch} is best on the validation split: {console.percent(best.clean)} correct{certified}"
+        f"epoch {best.epoch} is {KEPT[plan.recipe.keep]} the validation split: "
+        f"{console.percent(best.clean)} correct{certified}"
     )
     console.output.print(f"checkpoint: {written}")
 

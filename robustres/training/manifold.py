@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from robustres.models.blocks.orthogonal import Factor, LiesOnManifold
 
 REORTHOGONALISE = 10  # steps of a rotation between two Newton-Schulz steps
+CONVERGES = 2.0  # |X X^T - I|_F below which a Newton-Schulz step on X converges: no singular value is over sqrt(3)
 LAST_STEPS = 6  # Newton-Schulz steps after which nothing but rounding is left
 
 
@@ -172,7 +173,11 @@ def _turn(matrix: Tensor, gradient: Tensor, moments: _Moments, settings: dict[st
     step = moments.direction((tangent - tangent.T).mul_(0.5), settings)
     small = step.to(factor.dtype)
     turned = factor @ small
-    matrix.add_(turned).add_(turned @ small, alpha=0.5)
+    twice = turned @ small
+    # |D|^2 <= |D^2|_F: a step beyond norm 1, where the polynomial is no rotation any more, is brought back to it.
+    size = twice.norm()
+    shrink = torch.where(size < 1, 1.0, size.rsqrt())
+    matrix.add_(turned.mul_(shrink)).add_(twice.mul_(shrink * shrink), alpha=0.5)
     if moments.step % REORTHOGONALISE == 0:
         matrix.copy_(_newton_schulz(matrix))
 
@@ -183,8 +188,14 @@ def _move(matrix: Tensor, gradient: Tensor, moments: _Moments, settings: dict[st
     factor, slope = _coarse(matrix, gradient) if coarse else (matrix, gradient)
     product = slope @ factor.T
     tangent = gradient.sub(((product + product.T) @ factor), alpha=0.5)
-    matrix.add_(moments.direction(tangent, settings))
+    step = moments.direction(tangent, settings)
+    matrix.add_(step)
     defect = matrix @ matrix.T  # in full precision, as it must show deviations far below those of bfloat16
     defect.diagonal().sub_(1)
+    # Of a tangent step D the defect is D D^T: a step that the correction below would not survive is cut to norm 1.
+    size = defect.norm()
+    shrink = torch.where(size < CONVERGES, 1.0, size.rsqrt())
+    matrix.add_(step.mul_(shrink - 1))
+    defect.mul_(shrink * shrink)
     now, defect = _coarse(matrix, defect) if coarse else (matrix, defect)
     matrix.sub_(defect @ now, alpha=0.5)

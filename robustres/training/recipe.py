@@ -13,8 +13,9 @@ LossName = Literal["clean", "adversarial", "trades", "emma", "gloro", "offset", 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 CERTIFIED_LOSSES = frozenset({"emma", "gloro", "offset", "annealing"})
 OptimiserName = Literal["nadam", "adamw", "manifold"]
-AugmentationName = Literal["none", "shift", "shift-flip"]
 BoundName = Literal["blocks", "whole"]
+KeepName = Literal["best", "last"]
+AugmentationName = Literal["none", "shift", "shift-flip", "jitter"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,12 @@ class Recipe:
         `manifold_learning_rate`, everything else by NAdam; biases with `bias_learning_rate` (0: as the rest).
     learning_rate: the largest, after a linear warm-up over `warmup` (share of all steps) and before a cosine to 0.
     ema: decay per step of the averaged weights that are validated and kept; 0 keeps the weights themselves.
-    augmentation: "shift" moves images by up to `shift` pixels, "shift-flip" also mirrors them.
+    augmentation: "shift" moves images by up to `shift` pixels, "shift-flip" also mirrors them; "jitter" turns,
+        stretches, shears and moves them by a little: `jitter` times 15 degrees, a tenth, a fifth, and one pixel.
     clip_norm: largest gradient norm; infinite switches it off. patience: epochs without improvement on the
         validation split before the run stops early; 0 never stops.
+    keep: the "best" epoch on the validation split, or the "last": where that split is so small that the best of many
+        epochs is a matter of luck.
     mixed_precision: the forward pass of training in bfloat16 where autocast allows, and the steps on the manifold; on
         processors that have no such products everything stays in float32. Never used for certifying.
     layer_budget: the largest operator norm of every layer of an ordinary network, kept by `enforce` while it is
@@ -67,8 +71,10 @@ class Recipe:
     ema: float = 0.0
     augmentation: AugmentationName = "none"
     shift: int = 1
+    jitter: float = 0.25
     clip_norm: float = math.inf
     patience: int = 0
+    keep: KeepName = "best"
     mixed_precision: bool = False
     layer_budget: float = 0.0
     seed: int = 0
@@ -79,6 +85,7 @@ class Recipe:
             ("optimiser", get_args(OptimiserName)),
             ("augmentation", get_args(AugmentationName)),
             ("bound", get_args(BoundName)),
+            ("keep", get_args(KeepName)),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -91,12 +98,14 @@ class Recipe:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name):g}")
         free = ("weight_decay", "trades_beta", "annealing", "lipschitz_weight")
-        for name in (*free, "budget", "bias_learning_rate", "layer_budget"):
+        for name in (*free, "budget", "bias_learning_rate", "layer_budget", "jitter"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name} must not be negative, got {getattr(self, name):g}")
         for name in ("warmup", "ema", "eps_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in [0, 1), got {getattr(self, name):g}")
+        if self.keep == "last" and self.patience:
+            raise InputError(f"patience waits for a best epoch; set it to 0 to keep the last, got {self.patience}")
         if self.certified and self.norm != "l2":
             raise InputError(f"the margin loss {self.loss!r} is about l2, got norm {self.norm!r}")
 

@@ -6,6 +6,18 @@ RECIPES: dict[str, Recipe] = {
     "plain-tiny": Recipe(epochs=8, learning_rate=2e-3),
     "residual-tiny": Recipe(epochs=8, learning_rate=2e-3),
     "constrained-tiny": Recipe(loss="emma", eps=0.5, budget=0.9, epochs=100, optimiser="manifold", learning_rate=8e-3),
+    "orthogonal-digits": Recipe(
+        loss="emma",
+        eps=0.5,
+        budget=0.65,
+        temperature=8.0,
+        epochs=150,
+        optimiser="manifold",
+        learning_rate=8e-3,
+        manifold_learning_rate=1.5e-2,
+        augmentation="jitter",
+        keep="last",
+    ),
     "liresnet-cifar10": Recipe(
         loss="emma", eps=54 / 255, epochs=22, batch_size=256, learning_rate=3e-3, augmentation="shift-flip", shift=2
     ),

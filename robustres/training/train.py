@@ -39,7 +39,7 @@ def train(
     folder: str | Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
-    """Train the model in place and leave it with the weights of its best epoch on the validation split.
+    """Train the model in place and leave it with the weights of the epoch that the recipe keeps.
 
     model: any classifier for "clean", "adversarial" and "trades"; for the certified margin losses a `ResidualNet` (also
         inside `Normalised`), or with the recipe's `bound` "whole" any network of linear layers, activations and sorts.
@@ -149,7 +149,8 @@ class _Run:
             self.model.load_state_dict(self.average)
             self.optimiser.retract()
         epoch = Epoch(len(self.epochs) + 1, loss, *self._validate())
-        if not self.epochs or epoch.score > max(before.score for before in self.epochs):
+        first = not self.epochs or self.recipe.keep == "last"
+        if first or epoch.score > max(before.score for before in self.epochs):
             self.best, self.best_epoch = free_state(self.model), epoch.epoch
         self.epochs.append(epoch)
         if own is not None:

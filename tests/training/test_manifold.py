@@ -109,6 +109,22 @@ def test_a_materialised_network_is_what_was_trained() -> None:
     torch.testing.assert_close(materialise(model)(x), trained, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90), (90, 40)])
+def test_steps_far_too_large_end_on_the_manifold_all_the_same(shape: tuple[int, int]) -> None:
+    """Adam's first step has the size of the rate in every entry: of rank one, its norm grows with the matrix."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(nn.init.orthogonal_(torch.empty(shape, dtype=torch.float64), generator=generator))
+    kind = "rotation" if shape[0] == shape[1] else "isometry"
+    point = Point(parameter, (Factor(slice(0, shape[0]), kind),))
+    optimiser = ManifoldAdam([point], lr=0.1)
+    left, right = (torch.randn(side, generator=generator, dtype=torch.float64) for side in shape)
+    for _ in range(30):
+        parameter.grad = left[:, None] * right
+        optimiser.step()
+    retract(point, 30)
+    assert distance(parameter.detach()) < 1e-9
+
+
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
 def test_coarse_products_follow_the_fine_ones_and_leave_the_manifold_no_further(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)

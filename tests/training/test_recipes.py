@@ -130,6 +130,20 @@ def test_averaged_weights_are_smoother_and_are_what_is_kept() -> None:
     assert history.epochs[-1].clean > 0.6
 
 
+def test_jitter_moves_by_less_than_a_pixel_and_at_0_not_at_all() -> None:
+    images = load_data("digits", limit=40).images
+    generator = torch.Generator().manual_seed(0)
+    still = augmented(images, Recipe(augmentation="jitter", jitter=0.0), generator)
+    torch.testing.assert_close(still, images, rtol=0, atol=1e-5)
+    ramp = torch.arange(9.0)[:, None].expand(40, 1, 9, 7)  # each pixel says its row
+    moved = augmented(ramp, Recipe(augmentation="jitter", jitter=0.25), generator)
+    centre = moved[:, 0, 4, 3] - 4
+    assert 0.1 < float(centre.abs().max()) <= 0.25 + 1e-5
+    assert float((moved - ramp)[:, :, 2:7, 2:5].abs().max()) < 1
+    with pytest.raises(InputError, match="jitter"):
+        Recipe(jitter=-1.0)
+
+
 def test_augmentation_moves_and_mirrors_pixels_without_inventing_any() -> None:
     images = load_data("digits", limit=20).images
     generator = torch.Generator().manual_seed(0)

@@ -57,6 +57,17 @@ def test_the_weights_kept_are_those_of_the_best_epoch() -> None:
     assert all(torch.equal(value, best[2][name]) for name, value in model.state_dict().items())
 
 
+def test_the_last_epoch_is_kept_where_the_recipe_says_so() -> None:
+    recipe = Recipe(loss="emma", epochs=3, learning_rate=0.3, keep="last")
+    model = preset("orthogonal-digits")
+    last = []
+    history = train(model, *small_digits(), recipe, on_epoch=lambda _: last.append(model.head.weight.detach().clone()))  # type: ignore[operator,union-attr]
+    assert history.best_epoch == 3
+    assert torch.equal(model.head.weight, last[-1])  # type: ignore[arg-type,union-attr]
+    with pytest.raises(InputError, match="patience"):
+        Recipe(keep="last", patience=2)
+
+
 def test_margin_losses_refuse_networks_whose_norm_they_cannot_follow() -> None:
     with pytest.raises(InputError, match="needs a network of residual_net, got Linear"):
         train(torch.nn.Linear(2, 2), *small_digits(), Recipe(loss="emma", epochs=1))
