@@ -6,12 +6,14 @@ from typing import Any
 from robustres.attacks.base.attack import Attack
 from robustres.attacks.methods.apgd import APGD
 from robustres.attacks.methods.apgd_targeted import APGDTargeted
+from robustres.attacks.methods.corruptions import JPEG, GaussianNoise, LowContrast
 from robustres.attacks.methods.ddn import DDN
 from robustres.attacks.methods.deepfool import DeepFool
 from robustres.attacks.methods.ensemble import Ensemble
 from robustres.attacks.methods.fab import FAB
 from robustres.attacks.methods.fgsm import FGSM
 from robustres.attacks.methods.fmn import FMN
+from robustres.attacks.methods.hopskipjump import HopSkipJump
 from robustres.attacks.methods.ldn import LDN
 from robustres.attacks.methods.pgd import PGD
 from robustres.attacks.methods.sigma_zero import SigmaZero
@@ -24,7 +26,8 @@ from robustres.threat import ThreatModel
 
 _CLASSES: tuple[type[Attack], ...] = (
     *(FGSM, PGD, APGD, APGDTargeted, FAB, Square, Ensemble, Strong),
-    *(LDN, DDN, FMN, DeepFool, SuperDeepFool, SigmaZero),
+    *(LDN, DDN, FMN, DeepFool, SuperDeepFool, SigmaZero, HopSkipJump),
+    *(GaussianNoise, LowContrast, JPEG),
 )
 _ATTACKS = {attack.kind: attack for attack in _CLASSES}
 _SHARED = {field.name for field in fields(Attack)}

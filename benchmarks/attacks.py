@@ -32,7 +32,7 @@ import torchattacks
 import torchvision
 from torch import Tensor, nn
 
-from robustres.attacks import APGD, DDN, FMN, PGD, Ensemble
+from robustres.attacks import APGD, DDN, FMN, LDN, PGD, Ensemble
 from robustres.attacks.methods.pgd import Schedule
 from robustres.data import load_data
 from robustres.models import load_model
@@ -234,6 +234,7 @@ def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[
         "foolbox FMN": lambda m: median(m, foolbox_examples(m, x, y, "L2FMNAttack", None, steps=46)),
         "robustres DDN": lambda m: median(m, DDN(unbounded, steps=45)(m, x, y).examples),
         "robustres FMN": lambda m: median(m, FMN(unbounded, steps=45)(m, x, y).examples),
+        "robustres LDN": lambda m: median(m, LDN(unbounded, steps=45)(m, x, y).examples),
     }
     yield from compare("minimum l2", math.inf, model, candidates, rounds=rounds, reference="foolbox DDN")
 

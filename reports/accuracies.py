@@ -4,11 +4,12 @@ from typing import Any
 
 from robustres.reports.run import Run
 from robustres.reports.wilson import wilson_interval
-from robustres.results import NETWORK
+from robustres.results import AVERAGE_CASE, NETWORK
 
 ALL_ATTACKS = "all attacks together"
 MEASURED = "measured"
 UPPER = "upper bound (attacks found no more)"
+AVERAGE = "average case (one random corruption of this size, no attack)"
 LOWER = "lower bound (certified)"
 
 
@@ -25,7 +26,8 @@ def accuracy_rows(run: Run) -> list[dict[str, Any]]:
         certificates = [row for row in summary["certificates"] if row["norm"] == norm]
         for eps in run.eps[norm]:
             for row in (row for row in attacks if row["eps"] == eps):
-                rows.append(_row("attack", row["attack"], norm, eps, UPPER, "", row["robust"], run.total))
+                side = AVERAGE if row["attack"] in AVERAGE_CASE else UPPER
+                rows.append(_row("attack", row["attack"], norm, eps, side, "", row["robust"], run.total))
             for row in (row for row in summary["robust"] if (row["norm"], row["eps"]) == (norm, eps)):
                 rows.append(_row("attack", ALL_ATTACKS, norm, eps, UPPER, "", row["robust"], run.total))
             for row in (row for row in certificates if row["eps"] == eps):

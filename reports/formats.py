@@ -33,6 +33,10 @@ ATTACKS = {
     "ldn": "LDN",
     "sigma-zero": "σ-zero",
     "deepfool": "DeepFool",
+    "hopskipjump": "HopSkipJump",
+    "gaussian-noise": "Gaussian noise (average case)",
+    "low-contrast": "low contrast (average case)",
+    "jpeg": "JPEG (average case)",
     "superdeepfool": "SuperDeepFool",
 }
 NORM_LABELS = {"l0": "ℓ0", "l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}

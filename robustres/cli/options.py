@@ -81,7 +81,14 @@ AttackNames = Annotated[
         "--attacks",
         help="Comma-separated names, or package.module:name of your own; default: strong. Within eps: strong, fgsm, "
         "pgd, apgd, apgd-t, square, ensemble. The nearest example: ldn (l2, linf, l1), sigma-zero (l0), fab, deepfool, "
-        "fmn, ddn, superdeepfool (l2). Besides, torchattacks:NAME.",
+        "fmn, ddn, superdeepfool (l2), hopskipjump (by decisions alone). Besides, torchattacks:NAME. Average case: "
+        "gaussian-noise, low-contrast, jpeg (see --corruptions).",
+    ),
+]
+Corruptions = Annotated[
+    bool,
+    typer.Option(
+        "--corruptions", help="Also count what random corruptions of the same size leave: the average case, no attack."
     ),
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="FGSM and PGD instead of strong: quicker, and fooled less often.")]
@@ -254,6 +261,7 @@ class Attacking:
     fast: Fast = False
     steps: Steps = None
     attack_setting: AttackSetting = None
+    corruptions: Corruptions = False
     diagnose: Diagnose = 0
     save_examples: SaveExamples = False
     save_npz: SaveNpz = False
@@ -261,8 +269,10 @@ class Attacking:
     def settings(self) -> dict[str, Any]:
         """As `Settings` takes it."""
         from robustres.errors import InputError
+        from robustres.results import AVERAGE_CASE
 
         names = self._names()
+        names += tuple(name for name in AVERAGE_CASE if self.corruptions and name not in names)
         settings: dict[str, dict[str, Any]] = {}
         if self.steps is not None:
             if "pgd" not in names and not self.diagnose:

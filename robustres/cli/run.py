@@ -104,7 +104,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
     rows = [
         line("clean", summary["clean"], "correct"),
-        *(line(f"survive {row['attack']}", row, "robust") for row in summary["attacks"]),
+        *(line(_survived(row), row, "robust") for row in summary["attacks"]),
         *(line("survive all of them", row, "robust") for row in _together(summary)),
         *(line(f"certified ({row['guarantee']})", row, "certified") for row in summary["certificates"]),
     ]
@@ -126,6 +126,11 @@ def print_diagnosis(checks: "pd.DataFrame") -> None:
         console.output.print(f"{subject}: {said}", markup=False, highlight=False)
         for sign in signs:
             console.output.print(f"  {sign}", markup=False, highlight=False)
+
+
+def _survived(row: dict[str, Any]) -> str:
+    """What the samples of an attack's row did."""
+    return f"correct under {row['attack']} (average case)" if row.get("case") else f"survive {row['attack']}"
 
 
 def _together(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from robustres.results.parts import DIAGNOSED, TRAINING, WHOLE, Parts, sha256
 from robustres.results.requirement import Requirement, eps_words
 from robustres.results.sandwich import Sandwich, of_network, sandwich_violations
 from robustres.results.schema import (
+    AVERAGE_CASE,
     MEASURED_NORMS,
     NETWORK,
     SCHEMA_VERSION,
@@ -33,6 +34,7 @@ from robustres.results.seal import read_seal
 from robustres.results.summary import block_records, certified_mask, robust_mask, summarise
 
 __all__ = [
+    "AVERAGE_CASE",
     "DIAGNOSED",
     "MEASURED_NORMS",
     "NETWORK",

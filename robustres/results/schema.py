@@ -22,6 +22,9 @@ MOST_CLASSES = 1_000_000
 # Every example is measured in these norms, whatever the norm of its attack.
 MEASURED_NORMS: tuple[Norm, ...] = ("l2", "linf")
 
+# Rows of the table of attacks that no attack made: random corruptions of the same size, which show the average case.
+AVERAGE_CASE = ("gaussian-noise", "low-contrast", "jpeg")
+
 # Column -> pandas dtype. Radii and distances are in pixel units, in the norm of their row.
 TABLES: dict[str, dict[str, str]] = {
     # One row per sample. margin: logit of the label minus the largest other logit. finite: no NaN or infinity met.

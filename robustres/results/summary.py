@@ -9,7 +9,7 @@ import pandas as pd
 from robustres.results.nearest import largest_attacked_eps, nearest_examples
 from robustres.results.requirement import Requirement
 from robustres.results.sandwich import sandwich_violations
-from robustres.results.schema import SCHEMA_VERSION
+from robustres.results.schema import AVERAGE_CASE, SCHEMA_VERSION
 
 
 def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -69,7 +69,8 @@ def _attack_rows(
         for budget in eps_by_norm.get(norm, []) if math.isnan(eps) else [eps]:
             robust = int(robust_mask(group, correct, budget).sum())
             share = _share(robust, len(correct))
-            rows.append({"attack": attack, "norm": norm, "eps": budget, "robust": robust, "accuracy": share})
+            case = {"case": "average"} if attack in AVERAGE_CASE else {}
+            rows.append({"attack": attack, "norm": norm, "eps": budget, "robust": robust, "accuracy": share} | case)
     return rows
 
 

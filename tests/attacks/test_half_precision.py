@@ -6,11 +6,13 @@ import torch
 from robustres.attacks import attack_names, make_attack
 from robustres.errors import InputError
 from robustres.numerics import distance
+from robustres.results import AVERAGE_CASE
 from robustres.threat import ThreatModel
 
 from .conftest import make_case, threat_for
 
-SETTINGS = {"fgsm": {}, "ensemble": {"steps": 12, "queries": 12}}
+SETTINGS = {"fgsm": {}, "ensemble": {"steps": 12, "queries": 12}, "hopskipjump": {"queries": 300}}
+SETTINGS |= {name: {} for name in AVERAGE_CASE}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

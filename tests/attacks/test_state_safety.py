@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustres.attacks import PGD, Attack, Square, attack_names, make_attack
 from robustres.errors import DataError, InputError, ModelError
+from robustres.results import AVERAGE_CASE
 from robustres.threat import Norm, ThreatModel
 
 from .conftest import Case, threat_for
@@ -23,6 +24,7 @@ def short(name: str) -> Attack:
     """The attack with few steps, in a norm in which it is defined."""
     threat = threat_for(name, linf=8 / 255, l2=0.3)
     settings = {"ensemble": {"steps": 3, "queries": 3}, "fgsm": {}, "torchattacks:Pixle": {"max_iterations": 2}}
+    settings |= {"hopskipjump": {"queries": 30}} | {name: {} for name in AVERAGE_CASE}
     return make_attack(name, threat, **settings.get(name, {"steps": 3}))
 
 

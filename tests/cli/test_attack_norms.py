@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustres.attacks import attack_names
+from robustres.results import AVERAGE_CASE
 
 from .conftest import run
 
@@ -47,7 +48,7 @@ def test_changed_values_are_counted_in_l0(folder: Path, monkeypatch: pytest.Monk
         (["certify", *BASE, "--norm", "l0", "--eps", "5"], "must be one of l2, linf, for which there are certificates"),
         (["attack", *BASE, "--norm", "l0"], "there is no conventional eps in l0; give one or several by --eps"),
         (["attack", *BASE, "--norm", "l0", "--eps", "0.5"], "number of channel values that may change, at least 1"),
-        (["attack", *BASE, "--norm", "l0", "--eps", "5"], "fgsm is defined for l2, linf, l1, not for l0"),
+        (["attack", *BASE, "--norm", "l0", "--eps", "5"], "strong is defined for l2, linf, l1, not for l0"),
     ],
 )
 def test_what_l0_has_no_meaning_for_is_refused_in_one_sentence(
@@ -63,5 +64,18 @@ def test_what_l0_has_no_meaning_for_is_refused_in_one_sentence(
 def test_the_help_names_every_attack(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     assert run(["attack", "--help"], monkeypatch) == 0
-    text = capsys.readouterr().out
+    text = "".join(capsys.readouterr().out.replace("│", " ").split())  # names are broken at their hyphens
     assert [name for name in attack_names() if name not in text] == []
+
+
+def test_the_average_case_stands_beside_the_worst(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["attack", *BASE, "--norm", "l2", "--eps", "1", "--attacks", "pgd", "--corruptions", "--out", "run"]
+    assert run(words, monkeypatch) == 0
+    rows = {row["attack"]: row for row in json.loads((folder / "run" / "summary.json").read_text())["attacks"]}
+    assert set(rows) == {"pgd", *AVERAGE_CASE}
+    assert {name: row.get("case") for name, row in rows.items()} == {"pgd": None} | dict.fromkeys(
+        AVERAGE_CASE, "average"
+    )
+    assert all(rows[name]["robust"] >= rows["pgd"]["robust"] for name in AVERAGE_CASE)
+    page = (folder / "run" / "report.md").read_text()
+    assert page.count("average case (one random corruption of this size, no attack)") == 3

@@ -134,7 +134,7 @@ ROOMS = {
 # What may stand beside the rooms: the list of public names and the doors to all rooms.
 DOORS = {
     "certify": {"__init__.py"},
-    "attacks": {"__init__.py", "registry.py", "diagnosis.py", "curve.py"},
+    "attacks": {"__init__.py", "registry.py", "diagnosis.py", "curve.py", "optimality_measure.py"},
     "robustres/models": {"__init__.py"},
     "robustres/dynamics": {"__init__.py", "laboratory.py"},
 }
