@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MYPY_FLAGS ?=
 
-.PHONY: demo test test-slow lint format docs bench clean
+.PHONY: demo test test-slow lint format docs bench release clean
 
 .venv/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -47,6 +47,10 @@ bench: .venv/installed-dev
 	-$(BIN)/python benchmarks/track.py compare --no-seconds benchmarks/baseline.json runs/benchmarks/now.json
 	$(BIN)/python benchmarks/bounds.py
 	$(BIN)/python benchmarks/attacks.py
+
+# make release VERSION=0.2.0: version, date and changelog in one commit with its tag; nothing is pushed.
+release:
+	$(PYTHON) .ci/release.py $(VERSION)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -38,9 +38,11 @@ def robustbench_entries(run: Run) -> list[dict[str, Any]]:
                     "eps": eps,
                     "samples": run.total,
                     "clean_acc": _per_cent(clean),
+                    "reported": None,
                     "autoattack_acc": _per_cent(autoattack.get(eps)),
                     "robust_acc": _per_cent(row["accuracy"]),
                     "certified_acc": _per_cent(certified.get(eps)),
+                    "footnote": None,
                 }
             )
     return entries

@@ -58,7 +58,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="FILE.safetensors | FILE.onnx | FILE.pt2 | FILE.pt | torchvision:NAME | timm:NAME | hf:ORG/NAME | "
-        "package.module:factory; names also with @WEIGHTS"
+        "hf:FOLDER | robustbench:DATASET/THREAT/NAME | package.module:factory; names also with @WEIGHTS"
     ),
 ]
 DATA_FORMS = "digits | mnist | cifar10 | folder:DIR (a directory per class) | npy:DIR | npz:FILE | hf-disk:DIR"

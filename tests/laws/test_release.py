@@ -1,9 +1,13 @@
 """What a release claims about itself agrees in all the places where it stands."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import robustres
@@ -38,3 +42,52 @@ def test_the_smallest_python_and_torch_that_are_claimed_are_tested() -> None:
 def test_files_that_the_workflow_names_exist() -> None:
     for name in re.findall(r"tests/[\w/]+\.py", WORKFLOW):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a release changes, with something to release, committed in a repository of its own."""
+    for name in ("CHANGELOG.md", "CITATION.cff", "robustres/__init__.py", ".ci/release.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    changelog = tmp_path / "CHANGELOG.md"
+    changelog.write_text(changelog.read_text().replace("[Unreleased]\n", "[Unreleased]\n\n### Added\n- One.\n", 1))
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "config", "user.name", "nobody")
+    git(tmp_path, "config", "user.email", "nobody@example.org")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    return tmp_path
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def release(folder: Path, version: str) -> str:
+    """What the command says, on either channel."""
+    command = [sys.executable, ".ci/release.py", version]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_a_release_is_one_command(clone: Path) -> None:
+    assert "tagged" in release(clone, "12.3.4")
+    assert git(clone, "tag").split() == ["v12.3.4"]
+    assert git(clone, "status", "--porcelain") == ""
+    assert '__version__ = "12.3.4"' in (clone / "robustres" / "__init__.py").read_text()
+    citation = yaml.safe_load((clone / "CITATION.cff").read_text())
+    assert citation["version"] == "12.3.4"
+    sections = re.split(r"^## ", (clone / "CHANGELOG.md").read_text(), flags=re.M)[1:]
+    assert sections[0] == "[Unreleased]\n\n"
+    assert sections[1].startswith(f"[12.3.4] - {citation['date-released']}\n\n### ")
+
+
+def test_a_release_that_cannot_be_changes_nothing(clone: Path) -> None:
+    assert "MAJOR.MINOR.PATCH" in release(clone, "v1")
+    release(clone, "12.3.4")
+    assert "nothing to release" in release(clone, "12.3.5")
+    assert "has a section of 12.3.4 already" in release(clone, "12.3.4")
+    (clone / "CITATION.cff").write_text("")
+    assert "not committed" in release(clone, "12.3.5")
+    assert git(clone, "tag").split() == ["v12.3.4"]

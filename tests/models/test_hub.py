@@ -60,6 +60,18 @@ def test_a_network_of_timm_comes_from_the_cache_with_its_normalisation(
         assert torch.allclose(loaded(x), trained((x - mean) / std), atol=1e-5)
 
 
+def test_a_name_of_timm_comes_from_the_cache_without_a_download(repository: Callable[[str], Path]) -> None:
+    timm = pytest.importorskip("timm")
+    trained, published = timm.create_model("resnet10t").eval(), timm.get_pretrained_cfg("resnet10t")
+    with pytest.raises(ModelError, match="not on this machine"):
+        load_model("timm:resnet10t")
+    save_file(trained.state_dict(), repository(published.hf_hub_id) / "model.safetensors")
+    loaded, x = load_model("timm:resnet10t").module, torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(getattr(published, word))[:, None, None] for word in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(loaded(x), trained((x - mean) / std), atol=1e-5)
+
+
 def test_what_is_not_in_the_cache_is_not_fetched_unless_asked_and_offline_is_said_clearly(
     repository: Callable[[str], Path],
 ) -> None:
@@ -73,7 +85,7 @@ def test_what_is_not_in_the_cache_is_not_fetched_unless_asked_and_offline_is_sai
 
 def test_other_repositories_and_broken_ones_are_one_sentence(repository: Callable[[str], Path]) -> None:
     folder = repository("lab/language")
-    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "config.json").write_text('{"task": "translation"}')
     with pytest.raises(ModelError, match=r"package\.module:function"):
         load_model("hf:lab/language")
     (folder / "config.json").write_text("{")

@@ -166,6 +166,15 @@ def test_torchvision_networks_take_weights_from_a_file_and_download_nothing(
     assert torch.equal(loaded(x), trained(x))
     with pytest.raises(ModelError, match="not on this machine"):
         load_model("torchvision:squeezenet1_1")
+    published = models.get_model_weights("squeezenet1_1").DEFAULT
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(trained.state_dict(), cache / Path(published.url).name)
+    found = load_model("torchvision:squeezenet1_1")  # with the normalisation that those weights were trained with
+    assert "mean 0.485, 0.456, 0.406; std 0.229, 0.224, 0.225" in found.note
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        assert torch.allclose(found.module(x), trained((x - mean[:, None, None]) / std[:, None, None]), atol=1e-5)
     with pytest.raises(ModelError, match="has no classifier"):
         load_model("torchvision:resnet_of_mine")
 

@@ -15,13 +15,23 @@ def normalised(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The model on normalised images, or as it is where no statistics are given; a mean alone is refused."""
+    """The model on normalised images, or as it is where no statistics are given; a mean alone is refused.
+
+    So are statistics for a network that was read with its own, unless they are the same.
+    """
     if mean is not None and std is None:
         raise ModelError(
             f"mean was given without std; give the std that the network was trained with as well, or std of "
             f"{','.join(['1'] * len(mean))} where it only subtracts the mean"
         )
-    return model if std is None else Normalised(model, mean or (0.0,) * len(std), std, dtype=dtype)
+    if std is None:
+        return model
+    given = Normalised(model, mean or (0.0,) * len(std), std, dtype=dtype)
+    if isinstance(model, Normalised):
+        if given.note != model.note:
+            raise ModelError(f"{model.note} already, as it was published; leave mean and std out")
+        return model
+    return given
 
 
 class Normalised(nn.Module):
@@ -49,6 +59,12 @@ class Normalised(nn.Module):
         self.model = model
         self.register_buffer("mean", torch.tensor(tuple(mean), dtype=dtype).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std), dtype=dtype).reshape(1, -1, 1, 1))
+
+    @property
+    def note(self) -> str:
+        """What is to be known about a network that was read with its normalisation."""
+        mean, std = (", ".join(f"{value:.4g}" for value in row.flatten().tolist()) for row in (self.mean, self.std))
+        return f"the network normalises its images (mean {mean}; std {std})"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mean.shape[1] not in {1, x.shape[1]}:

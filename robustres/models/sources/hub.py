@@ -10,6 +10,7 @@ from torch import nn
 from robustres.errors import MissingExtraError, ModelError
 from robustres.models.networks.normalised import Normalised
 from robustres.models.sources.checkpoint import load_checkpoint
+from robustres.models.sources.transformers_classifier import transformers_network
 from robustres.models.sources.weights_file import load_weights
 
 # Weights as timm stores them, the one that needs no unpickling first.
@@ -20,30 +21,42 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def hub_model(name: str, weights: Path | None, download: bool) -> nn.Module:
-    """The network of a repository ORG/NAME: a checkpoint of robustres, or a classifier of timm.
+    """The network of a repository ORG/NAME, or of a folder with its files.
 
-    A checkpoint is model.safetensors with model.json. A network of timm is config.json, which names the architecture
-    that timm builds, with model.safetensors; its normalisation becomes part of the network. Code in a repository is
-    never run; other networks are refused.
+    It may hold a checkpoint of robustres (model.safetensors with model.json), a network of timm (config.json names an
+    architecture of timm) or an image classifier of transformers (config.json names a model_type, as `save_pretrained`
+    writes it). The normalisation that the last two state becomes part of the network. Code in a repository is never
+    run; other networks are refused.
     weights: a file to use instead of the repository's.
     download: whether the client may ask the hub; without it only its cache on this machine is read.
     """
-    repository = _Repository(name, download)
+    repository = _Folder(name) if Path(name).is_dir() else _Repository(name, download)
     if repository.file("model.json") is not None and weights is None:
         return load_checkpoint(repository.required("model.safetensors"))
-    try:
-        config: Any = json.loads(repository.required("config.json").read_text())
-    except ValueError as error:
-        raise ModelError(f"cannot read config.json of hf:{name} as JSON ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+    config = _json(name, repository.required("config.json"))
+    if not isinstance(config.get("architecture") or config.get("model_type"), str):
         raise ModelError(
-            f"hf:{name} is neither a checkpoint of robustres nor a network of timm (its config.json names no "
-            "architecture); build it in a function of yours and give package.module:function"
+            f"hf:{name} is no checkpoint of robustres, and its config.json names neither an architecture of timm nor a "
+            "model_type of transformers; build it in a function of yours and give package.module:function"
         )
     if weights is None:
         found = [file for file in map(repository.file, WEIGHTS) if file is not None]
         weights = found[0] if found else repository.required(WEIGHTS[0])
-    return _timm_network(name, config, weights)
+    if isinstance(config.get("architecture"), str):
+        return _timm_network(name, config, weights)
+    images = repository.file("preprocessor_config.json")
+    return transformers_network(name, config, {} if images is None else _json(name, images), weights)
+
+
+def _json(name: str, file: Path) -> dict[str, Any]:
+    """An object from a file of the repository; ModelError for anything else."""
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"cannot read {file.name} of hf:{name} as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"cannot read {file.name} of hf:{name}: it holds no JSON object")
+    return content
 
 
 def _timm_network(name: str, config: dict[str, Any], weights: Path) -> nn.Module:
@@ -83,6 +96,25 @@ def _timm_network(name: str, config: dict[str, Any], weights: Path) -> nn.Module
     statistics = config.get("pretrained_cfg", config)
     mean, std = statistics.get("mean"), statistics.get("std")
     return model if mean is None or std is None else Normalised(model, mean, std)
+
+
+class _Folder:
+    """Files of a repository that lie in a folder of the user's."""
+
+    def __init__(self, name: str) -> None:
+        self._folder = Path(name)
+
+    def file(self, file: str) -> Path | None:
+        """Where the file lies; None where there is none."""
+        path = self._folder / file
+        return path if path.is_file() else None
+
+    def required(self, file: str) -> Path:
+        """The same; ModelError where it is missing."""
+        path = self.file(file)
+        if path is None:
+            raise ModelError(f"the folder {self._folder} has no {file}; `save_pretrained` writes it")
+        return path
 
 
 class _Repository:

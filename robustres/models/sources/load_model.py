@@ -16,6 +16,7 @@ from robustres.models.sources.exported_program import load_exported
 from robustres.models.sources.factory import call_factory
 from robustres.models.sources.onnx.load import load_onnx, note_of
 from robustres.models.sources.torchscript import is_torchscript, load_torchscript
+from robustres.models.sources.transformers_classifier import logits_only
 from robustres.models.sources.weights_file import load_weights
 from robustres.models.sources.zoo import ZOOS
 from robustres.precision import image_dtype, taking
@@ -53,18 +54,22 @@ def load_model(
     """A classifier of images in [0, 1], from a file, by the name of a published network, from a factory, or at hand.
 
     spec: a checkpoint `FILE.safetensors` (with FILE.json), `FILE.onnx`, `FILE.pt2` (torch.export), TorchScript as
-        `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME`,
-        `package.module:factory` or `package.module:factory(width=32, pretrained=False)` (imported and called). Each
-        may be followed by `@FILE`, a state_dict as .pt, .pth or .safetensors, which replaces the weights.
+        `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME` or
+        `hf:FOLDER`, `robustbench:DATASET/THREAT/NAME`, `package.module:factory` or
+        `package.module:factory(width=32, pretrained=False)` (imported and called). Each may be followed by `@FILE`, a
+        state_dict as .pt, .pth or .safetensors, which replaces the weights.
         Only a factory executes code that is not part of an installed library; opening a file never does.
     download: whether published weights may be fetched when they are not on this machine.
     mean, std: the normalisation that the network expects, per channel and in units of pixels in [0, 1]; it becomes part
-        of the network. A std alone divides only; a mean alone is refused.
+        of the network. A std alone divides only; a mean alone is refused. Published weights bring their own, which the
+        note says.
     input_shape: (C, H, W) of the images; where given, one image is passed through as a check.
     Raises ModelError, one sentence, where the model cannot be used.
     """
     module, source = (
-        (spec, type(spec).__name__) if isinstance(spec, nn.Module) else (_read(spec, download, input_shape), spec)
+        (logits_only(spec), type(spec).__name__)
+        if isinstance(spec, nn.Module)
+        else (_read(spec, download, input_shape), spec)
     )
     note = note_of(module)
     module = materialise(module)
@@ -111,7 +116,8 @@ def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.
     if not (colon and kind and name):
         raise ModelError(
             "a model must be FILE.safetensors, FILE.onnx, FILE.pt2, FILE.pt (TorchScript), torchvision:NAME, "
-            f"timm:NAME, hf:ORG/NAME or package.module:factory, each also with @WEIGHTS, got {spec!r}"
+            "timm:NAME, hf:ORG/NAME, robustbench:DATASET/THREAT/NAME or package.module:factory, each also with "
+            f"@WEIGHTS, got {spec!r}"
         )
     if kind in ZOOS:
         return ZOOS[kind](name, file, download)

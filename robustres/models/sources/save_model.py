@@ -31,7 +31,9 @@ def save_model(model: nn.Module, folder: Path | str, *, source: str | None = Non
         raise ModelError(f"a {type(network).__name__} can only be saved with the source that builds it again")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in materialise(network).state_dict().items()}
     builder = source.partition("@")[0]
-    expected = {name: tensor.shape for name, tensor in load_model(source).module.state_dict().items()}
+    built = load_model(source).module
+    built = built.model if isinstance(built, Normalised) else built
+    expected = {name: tensor.shape for name, tensor in built.state_dict().items()}
     if {name: tensor.shape for name, tensor in plain.items()} != expected:
         raise ModelError(
             f"the weights no longer have the names and shapes that {builder} builds, so it cannot load them"

@@ -2,17 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from robustres.errors import MissingExtraError, ModelError
-from robustres.models.sources.hub import hub_model
+from robustres.models.networks.normalised import Normalised
+from robustres.models.sources.hub import WEIGHTS, hub_model
+from robustres.models.sources.robustbench_zoo import robustbench_model
 from robustres.models.sources.weights_file import load_weights
 
 
 def torchvision_model(name: str, weights: Path | None, download: bool) -> nn.Module:
-    """A classifier of torchvision.models, with weights from a file, or the default ones from torch's own cache."""
+    """A classifier of torchvision.models, with weights from a file, or the default ones from torch's own cache.
+
+    With the default weights comes the normalisation that they were trained with; with a file it is the caller's.
+    """
     from torchvision import models
 
     if name not in models.list_models(module=models):
@@ -31,26 +37,50 @@ def torchvision_model(name: str, weights: Path | None, download: bool) -> nn.Mod
         raise ModelError(
             f"cannot fetch the weights of torchvision:{name} ({error}); is this machine online?"
         ) from error
-    return fetched
+    return _with_statistics(fetched, default.transforms())
 
 
 def timm_model(name: str, weights: Path | None, download: bool) -> nn.Module:
-    """A classifier of timm, with weights from a file, or its pretrained ones where they may be fetched."""
+    """A classifier of timm, with weights from a file, or its pretrained ones from the hub's cache.
+
+    With the pretrained weights comes the normalisation that they were trained with; with a file it is the caller's.
+    download: whether they may be fetched where they are not in the cache.
+    """
     try:
         import timm
     except ImportError as error:
         raise MissingExtraError("loading a timm model", "timm") from error
     if not timm.is_model(name.split(".")[0]):
         raise ModelError(f"timm has no model {name!r}; a known name is resnet18")
-    if weights is None and not download:
+    cached = _cached(timm.get_pretrained_cfg(name, allow_unregistered=True)) if weights is None else None
+    if weights is None and cached is None and not download:
         raise ModelError(_ask("timm", name))
+    file = weights or cached
     try:
-        model: nn.Module = timm.create_model(name, pretrained=weights is None)
+        model: nn.Module = timm.create_model(name, pretrained=file is None)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"cannot make timm:{name} ({error}); is this machine online?") from error
-    if weights is not None:
-        load_weights(model, weights)
-    return model
+    if file is not None:
+        load_weights(model, file)
+    return model if weights is not None else _with_statistics(model, timm.get_pretrained_cfg(name))
+
+
+def _cached(published: Any) -> Path | None:
+    """The file of weights that timm names, where the hub's client has it on this machine."""
+    repository = getattr(published, "hf_hub_id", None)
+    if repository is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    names = (published.hf_hub_filename,) if published.hf_hub_filename else WEIGHTS
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def _with_statistics(model: nn.Module, published: Any) -> nn.Module:
+    """The model on images in [0, 1], where mean and std are published with its weights."""
+    mean, std = (getattr(published, word, None) for word in ("mean", "std"))
+    return model if mean is None or std is None else Normalised(model, mean, std)
 
 
 def _ask(zoo: str, name: str) -> str:
@@ -64,4 +94,5 @@ ZOOS: dict[str, Callable[[str, Path | None, bool], nn.Module]] = {
     "torchvision": torchvision_model,
     "timm": timm_model,
     "hf": hub_model,
+    "robustbench": robustbench_model,
 }

@@ -1,0 +1,53 @@
+"""Cut a release: the version in package and citation, the changelog's section with its date, a commit and a tag.
+
+    python .ci/release.py 0.2.0
+
+Nothing is pushed. The workflow builds wheel, source archive and site of a tag when it arrives.
+"""
+
+import datetime
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def cut(root: Path, version: str, date: str) -> None:
+    """Write version and date into the three files that state them; SystemExit, one sentence, where that cannot be."""
+    changelog = (root / "CHANGELOG.md").read_text()
+    if not VERSION.fullmatch(version):
+        sys.exit(f"a version is MAJOR.MINOR.PATCH, got {version!r}")
+    if f"## [{version}]" in changelog:
+        sys.exit(f"CHANGELOG.md has a section of {version} already; choose a later version")
+    unreleased = re.search(r"^## \[Unreleased\]\n(.*?)(?=^## |\Z)", changelog, re.M | re.S)
+    if unreleased is None or not unreleased[1].strip():
+        sys.exit("there is nothing under [Unreleased] in CHANGELOG.md, so there is nothing to release")
+    replace(root / "CHANGELOG.md", r"^## \[Unreleased\]\n", f"## [Unreleased]\n\n## [{version}] - {date}\n")
+    replace(root / "robustres" / "__init__.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
+    replace(
+        root / "CITATION.cff", r"^version: .*\n(date-released: .*\n)?", f"version: {version}\ndate-released: {date}\n"
+    )
+
+
+def replace(file: Path, pattern: str, text: str) -> None:
+    """Put text in place of the one match of a pattern."""
+    content, count = re.subn(pattern, lambda _: text, file.read_text(), flags=re.M)
+    if count != 1:
+        sys.exit(f"{file.name} states its version {count} times where once is expected")
+    file.write_text(content)
+
+
+def main() -> None:
+    root, version = Path.cwd(), " ".join(sys.argv[1:])
+    if subprocess.run(["git", "status", "--porcelain"], check=True, capture_output=True, text=True).stdout:
+        sys.exit("there are changes that are not committed; commit or stash them first")
+    cut(root, version, datetime.datetime.now(datetime.UTC).date().isoformat())
+    subprocess.run(["git", "commit", "--all", "--quiet", "--message", f"Release {version}"], check=True)
+    subprocess.run(["git", "tag", "--annotate", f"v{version}", "--message", f"robustres {version}"], check=True)
+    print(f"v{version} is committed and tagged; publish it with: git push --follow-tags")
+
+
+if __name__ == "__main__":
+    main()
