@@ -31,6 +31,7 @@ PAPER_CONFIG: dict[str, Any] = {
         "title": None,
         "labelFontSize": 11,
         "labelLimit": 320,
+        "columnPadding": 36,  # places are fixed here, and a reader's machine may have no font as narrow as these
         "layout": {"bottom": {"anchor": "start", "direction": "vertical"}},
     },
 }

@@ -13,8 +13,8 @@ def front_matter(run: Run) -> str:
 
     One entry of the task image-classification with one metric of the type accuracy for each row of the report's table;
     name and arguments of a metric say whether it is measured, an upper or a lower bound of the accuracy under the best
-    attack. Values are per cent. The format `.eval_results` of the hub is for benchmarks that the hub hosts, with their
-    identifiers there, which a run does not know; it is not written.
+    attack. Values are per cent. The hub's format for benchmarks that it hosts, with their identifiers there, is written
+    by `write_eval_results`.
     """
     metrics = [_metric(row) for row in accuracy_rows(run) if row["accuracy"] is not None]
     source = str(run.manifest["data"].get("source") or "images of the user")

@@ -23,6 +23,14 @@ To = Annotated[
     list[str] | None,
     typer.Option("--to", help="Also log the run to mlflow or wandb, as their own settings say; repeatable."),
 ]
+EvalResults = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval-results",
+        help="Also write .eval_results/TASK.yaml for a benchmark of the Hugging Face hub: DATASET:TASK=MEASURE, such "
+        "as org/benchmark:l2=robust@l2:0.5; repeatable.",
+    ),
+]
 
 
 def report(
@@ -30,6 +38,7 @@ def report(
     format: Format = "run",
     statements: Statements = None,
     to: To = None,
+    eval_results: EvalResults = None,
     require: Require = None,
     json: Json = False,
 ) -> None:
@@ -41,7 +50,7 @@ def report(
     Example: robustres report runs/demo/constrained
     """
     from robustres.errors import InputError
-    from robustres.reports import write_auditor_report, write_report
+    from robustres.reports import write_auditor_report, write_eval_results, write_report
     from robustres.reports.trackers import TRACKERS, track
     from robustres.results import Requirement
 
@@ -57,6 +66,10 @@ def report(
         page = write_auditor_report(folder, statements)
     text = (folder / "summary.json").read_text()
     typer.echo(text if json else f"report: {page}", nl=not json)
+    for entry in eval_results or ():
+        written = write_eval_results(folder, entry)
+        if not json:
+            typer.echo(f"for the hub: {written}")
     for name in to or ():
         tracked = track(folder, name)
         if not json:

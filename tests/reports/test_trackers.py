@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from robustres.errors import InputError
-from robustres.reports import to_mlflow, to_wandb, write_report
+from robustres.reports import to_mlflow, to_wandb, write_eval_results, write_report
 from robustres.reports.hub import front_matter
 from robustres.reports.run import load_run
 from robustres.reports.trackers import metrics, track
@@ -79,3 +79,32 @@ def test_the_hub_s_own_reader_understands_the_metadata(tmp_path: Path, write_run
     results = card.data.eval_results
     assert len(results) > 4
     assert {result.task_type for result in results} == {"image-classification"}
+
+
+def test_a_result_for_a_benchmark_of_the_hub_is_what_its_reader_expects(tmp_path: Path, write_run: Any) -> None:
+    folder = write_run(tmp_path / "net", count=20)
+    robust = load_run(folder).summary["robust"][0]
+    measure = f"robust@{robust['norm']}:{robust['eps']!r}"
+    path = write_eval_results(folder, f"org/benchmark:first={measure}")
+    assert path == folder / ".eval_results" / "first.yaml"
+    content = yaml.safe_load(path.read_text())
+    assert content[0]["value"] == pytest.approx(100 * robust["accuracy"], abs=1e-4)
+    hub = pytest.importorskip("huggingface_hub", minversion="1.3")
+    (entry,) = hub.parse_eval_result_entries(content)
+    assert (entry.dataset_id, entry.task_id) == ("org/benchmark", "first")
+    assert "20 images" in entry.notes
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("benchmark=clean", "DATASET:TASK=MEASURE"),
+        ("org/benchmark:../up=clean", "DATASET:TASK=MEASURE"),
+        ("org/benchmark:task=robust@l2:77", "did not count robust@l2:77"),
+    ],
+)
+def test_results_that_the_run_does_not_have_are_refused(
+    tmp_path: Path, write_run: Any, entry: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        write_eval_results(write_run(tmp_path / "net", count=20), entry)

@@ -99,12 +99,12 @@ def _normalised(name: str, model: nn.Module, images: Mapping[str, Any]) -> nn.Mo
     """The model on images in [0, 1], with the scale and the statistics of 8-bit images that its processor states."""
     scale = 255.0 * (images.get("rescale_factor", 1 / 255) if images.get("do_rescale", True) else 1.0)
     offset = 1.0 if images.get("rescale_offset") else 0.0
-    mean, std = [0.0], [1.0]
+    stated: tuple[Any, Any] = ([0.0], [1.0])
     if images and images.get("do_normalize", True):
-        mean, std = images.get("image_mean"), images.get("image_std")
+        stated = images.get("image_mean"), images.get("image_std")
     try:
-        mean = [(offset + float(value)) / scale for value in mean]
-        std = [float(value) / scale for value in std]
+        mean = [(offset + float(value)) / scale for value in stated[0]]
+        std = [float(value) / scale for value in stated[1]]
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(
             f"preprocessor_config.json of hf:{name} states no mean and std that can be used; build the network in a "
