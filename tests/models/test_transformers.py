@@ -81,7 +81,7 @@ def test_a_classifier_at_hand_is_evaluated_in_one_line(classifier: Any, tmp_path
     settings = robustres.Settings(eps={"l2": (0.1,)}, attacks=("fgsm",), joint=False)
     data = (torch.rand(4, 1, 8, 8), answers(classifier, torch.zeros(4, 1, 8, 8)).argmax(1))
     run = robustres.evaluate(classifier, data, tmp_path / "run", settings)
-    assert run.summary["clean"]["total"] == 4
+    assert len(run.samples) == 4
     assert len(run.certificates) > 0  # its operations have bounds
 
 
