@@ -1,6 +1,7 @@
 """Networks of RobustBench's zoo, by the names of its leaderboards."""
 
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Mod
         from robustbench.model_zoo import model_dicts
         from robustbench.utils import load_model
     except ImportError as error:
-        raise MissingExtraError("loading a network of RobustBench", "robustbench") from error
+        if find_spec("robustbench") is None:
+            raise MissingExtraError("loading a network of RobustBench", "robustbench") from error
+        raise ModelError(
+            f"RobustBench cannot be imported ({_line(error)}); install what it needs with: "
+            "pip install 'robustres[robustbench]'"
+        ) from error
     dataset, threat, entry = _entry(name, model_dicts)
     if weights is not None:
         try:
