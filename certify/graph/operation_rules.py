@@ -166,7 +166,7 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
         parts = values[of] if isinstance(of, fx.Node) else None
         if not isinstance(parts, Parts) or not isinstance(place, int) or place >= len(parts.nodes):
             raise NotCoveredError("of an output that is not covered")
-        return replace(parts.nodes[place], origin=origin)
+        return _standing_at(origin, parts.nodes[place])
     found = _rule_of(origin)
     if found is None or not isinstance(origin.target, torch._ops.OpOverload):
         raise NotCoveredError(_reason(origin))
@@ -182,6 +182,13 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
                 raise
             pending = [Pending(states[0], contracted=False)]
     return resolved(call, pending)
+
+
+def _standing_at(output: fx.Node, node: Node) -> Node:
+    """A node of an operation with several outputs, and all that the operation made before it, at the output's place:
+    no value stands at the operation's own."""
+    inputs = (_standing_at(output, part) if part.origin is node.origin else part for part in node.inputs)
+    return replace(node, origin=output, inputs=tuple(inputs))
 
 
 def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":

@@ -42,9 +42,18 @@ NEAREST = {
     "bounds/": ("test_lipschitz", "test_linear_residual"),
     "blocks/torus": ("test_torus_network",),
     "bounds/whole_forms": ("test_whole_network", "test_torus_network"),
-    "bounds/alike": (f"{CASES}::test_a_change_that_no_ordinary_input_meets_is_noticed",),
-    "maps/lengths": ("test_activation_kinds",),
-    "maps/per_coordinate": ("test_activation_kinds",),
+    "bounds/alike": (
+        f"{CASES}::test_a_change_that_no_ordinary_input_meets_is_noticed",
+        f"{CASES}::test_a_weight_that_no_ordinary_input_meets_is_compared",
+    ),
+    "maps/lengths": (
+        f"{CASES}::test_normalisation_by_a_samples_own_statistics_is_steepest_at_constant_inputs",
+        "test_activation_kinds",
+    ),
+    "maps/per_coordinate": (
+        f"{CASES}::test_a_nonlinear_idiom_is_bounded_at_or_above_what_is_attained[slopes of each channel]",
+        "test_activation_kinds",
+    ),
     "maps/written": ("test_written_out.py::test_a_jump_is_found_however_narrow_or_small",),
     "graph/rules_shape": (f"{CASES}::test_a_linear_idiom_has_the_norm_of_its_matrix", "test_rules"),
     "graph/single_function": (

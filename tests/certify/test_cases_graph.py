@@ -282,7 +282,8 @@ class FarOff(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 3)
-        self.steep, self.calls, self.note = 1.0, 0, {"seen": [torch.zeros(2)]}
+        self.steep: Any = 1.0
+        self.calls, self.note = 0, {"seen": [torch.zeros(2)]}
         self.last: Tensor | None = None
         self.activation: Callable[[Tensor], Tensor] = torch.relu
         self.beyond = nn.ReLU()
@@ -300,6 +301,18 @@ def test_a_change_that_no_ordinary_input_meets_is_noticed(change: tuple[str, Any
     for _ in range(2):
         certify(model, x, report=report)
     setattr(model, *change)
+    with pytest.raises(InputError, match="report is about"):
+        certify(model, x, report=report)
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.clone])
+def test_a_weight_that_no_ordinary_input_meets_is_compared(kind: Callable[[Tensor], Any]) -> None:
+    model, x = FarOff(), torch.rand(3, 1, 2, 2)
+    model.steep = kind(torch.ones(1))
+    report = lipschitz(model, (1, 2, 2))
+    certify(model, x, report=report)
+    with torch.no_grad():
+        torch.as_tensor(model.steep).fill_(50.0)
     with pytest.raises(InputError, match="report is about"):
         certify(model, x, report=report)
 
@@ -329,11 +342,27 @@ def test_a_change_of_what_the_model_reads_elsewhere_is_noticed() -> None:
     [
         (lambda m, x: (10 if x.requires_grad else 1) * F.linear(x, m.weight), "gradients"),
         (lambda m, x: (10 if len(x) > 8 else 1) * F.linear(x, m.weight), "other samples"),
+        (lambda m, x: (10 if len(x) == 2 else 1) * F.linear(x, m.weight), "other samples"),
     ],
 )
 def test_a_function_that_asks_how_it_is_called_is_refused(function: Callable[..., Any], word: str) -> None:
     with pytest.raises(ModelError, match=word):
         bound(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x + x.kthvalue(2, 1, keepdim=True).values,
+        lambda m, x: torch.ops.aten.native_layer_norm(x, [4], m.weight[0], m.weight[1], 1e-2)[0],
+    ],
+)
+def test_an_operation_with_several_outputs_may_be_several_pieces(function: Callable[..., Any]) -> None:
+    model, x = Apply(function).double(), torch.rand(3, 4, dtype=torch.float64)
+    found = certify(model, x)
+    assert found.guarantee == Guarantee()
+    assert bool((found.radius > 0).any())
+    assert lipschitz(model, (4,), domain="unit").upper <= lipschitz(model, (4,)).upper * (1 + 1e-9)
 
 
 def test_certificates_in_several_norms_run_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
