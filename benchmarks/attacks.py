@@ -21,15 +21,14 @@ import math
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchattacks
 import torchvision
+from networks import Altered, load
 from torch import Tensor, nn
 
 from robustres.attacks import APGD, DDN, FMN, LDN, PGD, Ensemble
@@ -38,7 +37,6 @@ from robustres.data import load_data
 from robustres.models import load_model
 from robustres.threat import Norm, ThreatModel
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 PIXEL_EPS = (2 / 255, 4 / 255, 8 / 255)
 
 
@@ -73,16 +71,6 @@ class Counted(nn.Module):
 
 Candidate = Callable[[nn.Module], str]
 Clock = Callable[[], float]
-
-
-def load(shared: Path) -> tuple[nn.Module, Tensor, Tensor]:
-    """resnet_2b and its images."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = load_model(str(shared / "models" / "resnet_2b.onnx"), mean=MEAN, std=STD, input_shape=(3, 32, 32))
-    folder = shared / "data" / "cifar10-100"
-    x = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2).float().div(255).contiguous()
-    return model.module, x, torch.from_numpy(np.load(folder / "labels.npy")).long()
 
 
 def compare(
@@ -239,18 +227,6 @@ def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[
     yield from compare("minimum l2", math.inf, model, candidates, rounds=rounds, reference="foolbox DDN")
 
 
-class Altered(nn.Module):
-    """The network with its images and its logits passed through functions."""
-
-    def __init__(self, model: nn.Module, before: Callable[[Tensor], Tensor], factor: float) -> None:
-        super().__init__()
-        self.model, self.before, self.factor = model, before, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.factor * self.model(self.before(x))
-        return logits
-
-
 Balls = tuple[tuple[Norm, float], ...]
 PIXEL_BALLS: Balls = (*(("linf", eps) for eps in PIXEL_EPS), ("l2", 0.2), ("l2", 0.5), ("l1", 6.0))
 DIGIT_BALLS: Balls = (("linf", 0.06), ("linf", 0.1), ("linf", 0.15), ("l2", 0.3), ("l2", 0.6))
@@ -259,8 +235,8 @@ DIGIT_BALLS: Balls = (("linf", 0.06), ("linf", 0.1), ("linf", 0.15), ("l2", 0.3)
 def misleading(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, nn.Module, Tensor, Tensor, Balls]]:
     """Networks by name, with images, labels and balls."""
     yield "resnet_2b", model, x, y, PIXEL_BALLS
-    yield "resnet_2b times 100", Altered(model, lambda image: image, 100), x, y, (PIXEL_BALLS[0], PIXEL_BALLS[2])
-    rippled = Altered(model, lambda image: image + 0.02 * torch.sin(200 * image), 1)
+    yield "resnet_2b times 100", Altered(model, factor=100), x, y, (PIXEL_BALLS[0], PIXEL_BALLS[2])
+    rippled = Altered(model, before=lambda image: image + 0.02 * torch.sin(200 * image))
     yield "resnet_2b rippled", rippled, x, y, (PIXEL_BALLS[1], PIXEL_BALLS[4])
     digits = load_data("digits", limit=150)
     for file in sorted(Path("runs/demo").glob("*/model.safetensors")):
