@@ -42,7 +42,7 @@ MOVED = {
     },
     "attacks": {
         "geometry": "ball hyperplane losses randomness window",
-        "base": "attack problem ledger result preflight findings strided",
+        "base": "attack problem ledger result preflight findings",
         "search": "engine gradient targets minimum_norm orbits=repeated_iterates prospects=success_forecast",
         "methods": ("fgsm pgd apgd apgd_targeted fab square square_l2 ddn fmn deepfool ensemble torchattacks_backend"),
     },

@@ -15,7 +15,6 @@ from robustres.attacks.base import preflight
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.base.result import AttackResult
-from robustres.attacks.base.strided import cheaper_gradients
 from robustres.errors import DataError, InputError
 from robustres.guard import random_state_kept, untouched
 from robustres.precision import taking
@@ -184,8 +183,8 @@ class Attack(ABC):
 
 @contextmanager
 def _nothing_changed(model: nn.Module) -> Iterator[None]:
-    """The model's parameters frozen inside and some gradients cheaper; model and random state as before on exit."""
-    with torch.inference_mode(False), random_state_kept(), untouched(model), cheaper_gradients(model):
+    """The model's parameters frozen inside; model and random state as before on exit."""
+    with torch.inference_mode(False), random_state_kept(), untouched(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         yield

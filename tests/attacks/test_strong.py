@@ -95,3 +95,9 @@ def test_the_distance_of_a_class_is_exact_for_a_linear_model(norm: str) -> None:
     torch.testing.assert_close(away[free], expected[free], rtol=1e-4, atol=1e-6)
     assert (away.diff(dim=1) >= 0).all()
     assert (ledger.gradients == 4).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("eps", "ensemble"), [(2 / 255, 76), (8 / 255, 29)])
+def test_it_leaves_no_more_than_the_standard_ensemble_on_resnet_2b(eps: float, ensemble: int, resnet: Case) -> None:
+    assert Strong(ThreatModel("linf", eps))(*resnet).robust <= ensemble
