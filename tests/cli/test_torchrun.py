@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(out: str) -> list[str]:
-    words = "-m robustres evaluate model.safetensors --data npy:data --norm l2 --eps 0.05,0.1 --steps 40 --textbook"
+    words = "-m robustres evaluate model.safetensors --data npy:data --norm l2 --eps 0.05,0.1 --fast --steps 40"
+    words += " --textbook"
     return [*words.split(), "--out", out]
 
 
