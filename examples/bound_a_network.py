@@ -1,4 +1,4 @@
-"""Bound a residual network of your own, block by block, and certify images with it.
+"""Bound your own residual network, block by block, and certify images with it.
 
 Run: python examples/bound_a_network.py
 """

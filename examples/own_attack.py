@@ -1,4 +1,4 @@
-"""An attack of one's own goes through evaluate, resume, report and comparison without a change to the package.
+"""Your own attack takes part in evaluation, resuming, reports and comparisons without any change to the package.
 
 From the command line: robustres evaluate MODEL --data DATA --attacks pgd,own_attack:Flicker
 """
@@ -16,8 +16,8 @@ import robustres
 class Flicker:
     """The best of several random corners of the linf ball.
 
-    Whatever is returned is moved into the ball and verified on the model as given, so a mistake here costs strength and
-    never a true result. `indices` are the samples' numbers: random numbers drawn by them do not depend on the batch.
+    The result is projected into the ball and verified on the model as given, so a mistake here weakens the attack but
+    falsifies nothing. `indices` number the samples: random numbers seeded by them do not depend on the batch.
     """
 
     threat: robustres.ThreatModel
@@ -47,7 +47,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     digits = robustres.load_data("digits", limit=40)
-    # A class is made with each threat; an object, such as Flicker(robustres.ThreatModel("linf", 0.2)), brings its own.
+    # A class is instantiated per threat; an object, such as Flicker(robustres.ThreatModel("linf", 0.2)), has its own.
     settings = robustres.Settings(eps={"linf": (0.05, 0.1)}, attacks=("fgsm", Flicker))
     with tempfile.TemporaryDirectory() as folder:
         run = robustres.evaluate(network, digits, folder, settings)

@@ -1,4 +1,4 @@
-"""A certificate of one's own goes through evaluate, resume, the sandwich, report and comparison.
+"""Your own certificate takes part in evaluation, resuming, the sandwich check, reports and comparisons.
 
 From the command line: robustres evaluate MODEL --data DATA --certificate lipschitz,own_certificate:RowNorms
 """
@@ -15,10 +15,11 @@ from robustres.certify import NETWORK, Guarantee, RadiusColumn
 
 @dataclass(frozen=True)
 class RowNorms:
-    """Radii of a linear classifier: margin over the norm of the difference of two rows of its matrix.
+    """Radii of a linear classifier: the margin over the norm of the difference between two rows of its matrix.
 
-    The column says which function the radii are of (NETWORK: attacks on the network are held against them), in which
-    norm, and what they promise. A radius must be rounded down; here a millionth of it and of the logits is given away.
+    The column says to which function the radii refer (NETWORK: attacks on the network are checked against them), in
+    which norm they are measured, and what they guarantee. A radius must be rounded down; here a millionth of it and of
+    the logits is subtracted.
     """
 
     name: str = "row norms"
@@ -36,7 +37,7 @@ class RowNorms:
 
 
 def main() -> None:
-    """Certify forty digits by the product of the bounds and by RowNorms."""
+    """Certify forty digits with the product of the bounds and with RowNorms."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     digits = robustres.load_data("digits", limit=40)

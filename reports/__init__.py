@@ -1,4 +1,4 @@
-"""robustres.reports: tables of a run in, pages, figures and tables for papers out."""
+"""robustres.reports: turns the tables of a run into pages, figures and tables for papers."""
 
 if __name__ == "reports":
     raise ImportError("import robustres.reports: the bare name `reports` belongs to your own project")

@@ -16,8 +16,8 @@ LOWER = "lower bound (certified)"
 def accuracy_rows(run: Run) -> list[dict[str, Any]]:
     """Rows of kind, name, norm, eps, side, guarantee, count, total, accuracy, low, high.
 
-    low, high: 95 % Wilson interval over the draw of the images. `side` says whether the accuracy under the best
-    possible attack is at least or at most the number.
+    low, high: 95 % Wilson interval for the sampling of the images. `side` says whether the accuracy under the best
+        possible attack is at least or at most this number.
     """
     summary = run.summary
     rows = [_row("clean", "clean images", None, None, MEASURED, "", summary["clean"]["correct"], run.total)]

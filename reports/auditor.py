@@ -1,9 +1,9 @@
-"""A report for auditors: the sections that robustness standards ask for, from the tables of a run.
+"""A report for auditors: the sections that robustness standards require, from the tables of a run.
 
 The sections follow what ISO/IEC 24029-2 (formal methods for the robustness of neural networks), article 15 of the
 EU AI Act (accuracy, robustness and cybersecurity) and the vocabulary of NIST AI 100-2 (goal, knowledge and capability
-of an adversary) ask for. The report claims conformity with none of them: it puts in one place what a run knows, and
-says plainly what is missing.
+of an adversary) require. The report does not claim conformity with any of them: it collects what a run records in one
+place and states explicitly what is missing.
 """
 
 import tomllib
@@ -24,22 +24,22 @@ from robustres.reports.sandwich import outcome, per_sample
 from robustres.reports.verdict import verdict
 from robustres.results import NETWORK, csv_text, write_atomically
 
-# What only the people who use the network can say, and what each entry is for.
+# Statements that only the users of the network can make, and what each of them is for.
 STATEMENTS: dict[str, str] = {
     "intended_domain": "what the network is used for, and on which inputs",
-    "property": "the property that is required of the network, in words",
+    "property": "the property required of the network, in words",
     "threshold_reason": "why these sizes of perturbation matter",
-    "acceptance": "which share has to be certified or has to survive, and who decided it",
-    "adversary_goal": "what an adversary wants, beyond any wrong answer",
-    "retest_trigger": "which changes call for a new test",
-    "responsible": "who answers for this report",
+    "acceptance": "which share must be certified or must survive the attacks, and who decided this",
+    "adversary_goal": "what an adversary wants, beyond any misclassification",
+    "retest_trigger": "which changes require a new test",
+    "responsible": "who is responsible for this report",
 }
 MOST_ROWS = 200
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section: facts as name and value, a table, notes, and what is missing."""
+    """One section: facts as names and values, a table, notes, and a list of what is missing."""
 
     name: str
     title: str
@@ -53,9 +53,9 @@ class Section:
 def write_auditor_report(folder: Path | str, statements: Mapping[str, str] | Path | None = None) -> Path:
     """Write auditor.html, auditor.md and auditor-samples.csv into the run's folder; return the path of auditor.html.
 
-    statements: what only people can say, by the names of `STATEMENTS`, or a TOML file with them. What is left out is
-        listed as missing; nothing is filled in.
-    Raises InputError where the folder holds no run, or for statements that are not known.
+    statements: what only people can state, under the names in `STATEMENTS`, or a TOML file with them. What is left out
+        is listed as missing; nothing is invented. Raises InputError if the folder contains no run, or for unknown
+        statements.
     """
     folder = Path(folder)
     said = read_statements(statements)
@@ -72,7 +72,7 @@ def write_auditor_report(folder: Path | str, statements: Mapping[str, str] | Pat
 
 
 def read_statements(given: Mapping[str, str] | Path | None) -> dict[str, str]:
-    """Statements by their names, from a mapping or a TOML file; InputError for names that are not known."""
+    """Statements by name, from a mapping or a TOML file; raises InputError for unknown names."""
     if isinstance(given, Path):
         try:
             given = tomllib.loads(given.read_text())
@@ -80,14 +80,14 @@ def read_statements(given: Mapping[str, str] | Path | None) -> dict[str, str]:
             raise InputError(f"cannot read the statements in {given}: {error}") from error
     found = dict(given or {})
     if unknown := sorted(found.keys() - STATEMENTS.keys()):
-        raise InputError(f"there is no statement {unknown[0]!r}; known are {', '.join(STATEMENTS)}")
+        raise InputError(f"there is no statement {unknown[0]!r}; the statements are {', '.join(STATEMENTS)}")
     if wrong := sorted(name for name, text in found.items() if not isinstance(text, str) or not text.strip()):
-        raise InputError(f"the statement {wrong[0]!r} must be a text that is not empty")
+        raise InputError(f"the statement {wrong[0]!r} must be a non-empty string")
     return found
 
 
 def audited(run: Run, samples: pd.DataFrame, said: Mapping[str, str], replayed: pd.DataFrame | None) -> list[Section]:
-    """All sections in their order; each says itself what it is missing."""
+    """All sections in order; each lists what it is missing."""
     return [
         _domain(run, said),
         _property(run, said),
@@ -103,7 +103,9 @@ def audited(run: Run, samples: pd.DataFrame, said: Mapping[str, str], replayed: 
 
 
 def sample_results(run: Run, samples: pd.DataFrame) -> pd.DataFrame:
-    """One row per sample: label, answer, and for each norm radius, distance and what is known at the middle eps."""
+    """One row per sample: label, prediction, and for each norm the radius, the distance and the outcome at the middle
+    eps.
+    """
     frame = samples[["label", "prediction", "correct"]].copy()
     for norm in run.norms:
         frame[f"radius_{norm}"], frame[f"distance_{norm}"] = samples[f"radius_{norm}"], samples[f"distance_{norm}"]
@@ -121,7 +123,7 @@ def _domain(run: Run, said: Mapping[str, str]) -> Section:
 
 def _property(run: Run, said: Mapping[str, str]) -> Section:
     facts = [
-        ("property", "the answer does not change under any perturbation within eps (local robustness)"),
+        ("property", "the prediction does not change under any perturbation within eps (local robustness)"),
         *((f"thresholds in {norm_text(norm)}", ", ".join(map(eps_text, run.eps[norm]))) for norm in run.norms),
         *(
             ("required", row["require"] + (": met" if row["met"] else ": not met"))
@@ -136,19 +138,19 @@ def _property(run: Run, said: Mapping[str, str]) -> Section:
         "acceptance",
     )
     if not run.summary["requirements"]:
-        section.missing.append("no threshold was required of this run (--require)")
+        section.missing.append("this run was not tested against a threshold (--require)")
     return section
 
 
 def _threat(run: Run, said: Mapping[str, str]) -> Section:
     facts = [
-        ("goal", "any wrong answer (untargeted integrity violation, evasion at the time of use)"),
+        ("goal", "any misclassification (untargeted integrity violation, evasion at deployment time)"),
         ("knowledge", "white box: architecture, weights and gradients; the adversary may know this report"),
         ("capability", "one perturbation per image, within eps in the named norm, the image staying in [0, 1]"),
         ("perturbations", _nested(run.manifest.get("statement"), "perturbations")),
         (
             "not covered",
-            "poisoning of training data, extraction, and perturbations that are not bounded in these norms",
+            "poisoning of training data, model extraction, and perturbations that are not bounded in these norms",
         ),
     ]
     section = _stated(Section("threat", "Threat model", _facts(facts)), said, "adversary_goal")
@@ -179,7 +181,10 @@ def _method(run: Run) -> Section:
     section.facts.extend(
         _facts(
             [
-                ("soundness", "certified radii are below the true ones; every example was answered again by the model"),
+                (
+                    "soundness",
+                    "certified radii do not exceed the true ones; every example was evaluated again on the model",
+                ),
                 ("completeness", "incomplete: samples that are neither certified nor broken are counted as open"),
                 ("determinism", f"seed {run.manifest.get('seed')}; certifying is deterministic on one processor"),
                 ("arithmetic", _text(run.manifest.get("dtype"))),
@@ -192,7 +197,7 @@ def _method(run: Run) -> Section:
         section.missing.append("no certificate was computed, so nothing bounds the robustness from below")
     if run.summary["refused"]:
         section.missing.extend(
-            f"no bound is known for {row['operation']} at {row['path'] or 'the top of the network'}"
+            f"no bound is known for {row['operation']} at {row['path'] or 'the top level of the network'}"
             for row in run.summary["refused"]
         )
     if not len(run.tables["diagnosis"]):
@@ -238,9 +243,9 @@ def _samples(run: Run, samples: pd.DataFrame) -> Section:
             cells.append(str(known[norm][place]))
         section.rows.append(cells)
     shown = min(MOST_ROWS, run.total)
-    section.notes.append(f"{shown:,} of {run.total:,} samples are shown; auditor-samples.csv holds all of them.")
+    section.notes.append(f"{shown:,} of {run.total:,} samples are shown; auditor-samples.csv contains all of them.")
     if not run.total:
-        section.missing.append("the run holds no samples yet")
+        section.missing.append("the run contains no samples yet")
     return section
 
 
@@ -249,14 +254,16 @@ def _counterexamples(run: Run, replayed: pd.DataFrame | None) -> Section:
     section = Section("counterexamples", "Counterexamples")
     fooled = int(found["fooled"].sum())
     verified = int((found["fooled"] & found["verified"]).sum())
-    section.facts.extend([("found", f"{fooled:,}"), ("answered again by the model within the run", f"{verified:,}")])
+    section.facts.extend([("found", f"{fooled:,}"), ("confirmed by a second evaluation", f"{verified:,}")])
     violations = run.summary["sandwich"]["violations"]
     section.facts.append(("contradictions between examples and certificates", f"{violations:,}"))
     if replayed is None:
         section.missing.append("the examples were not replayed (evaluate --save-examples, then robustres replay RUN)")
     else:
         still = int(replayed["fooled"].sum())
-        section.facts.append(("replayed from the stored images", f"{still:,} of {len(replayed):,} are still wrong"))
+        section.facts.append(
+            ("replayed from the stored images", f"{still:,} of {len(replayed):,} are still misclassified")
+        )
         if "onnxruntime" not in replayed:
             section.missing.append("the examples were replayed by one implementation only (ONNX files have a second)")
     return section
@@ -264,10 +271,10 @@ def _counterexamples(run: Run, replayed: pd.DataFrame | None) -> Section:
 
 def _limits(run: Run) -> Section:
     notes = [
-        "The statements are about the named samples; nothing is said about others.",
-        "They are about perturbations of the named norms and sizes, and about no other change of an image.",
-        "They are about the weights with the digest below. Other weights need another run.",
-        "Corruptions, shifts of the distribution and fairness were not tested.",
+        "The statements refer to the samples listed; they say nothing about other samples.",
+        "They refer to perturbations of the stated norms and sizes, and to no other change of an image.",
+        "They refer to the weights with the digest below. Other weights require another run.",
+        "Corruptions, distribution shifts and fairness were not tested.",
     ]
     if not run.digest:
         notes.append("The run is not finished: its digest is missing and its tables may be incomplete.")
@@ -292,7 +299,7 @@ def _environment(run: Run) -> Section:
         ("hardware", manifest.get("hardware")),
     ):
         if not value:
-            section.missing.append(f"the run does not say its {name}")
+            section.missing.append(f"the run does not record its {name}")
     return section
 
 
@@ -307,7 +314,7 @@ def _retest(run: Run, said: Mapping[str, str]) -> Section:
 
 
 def _stated(section: Section, said: Mapping[str, str], *names: str) -> Section:
-    """The section with what people said first, and what they did not say as missing."""
+    """The section with the users' statements first; those they did not make are listed as missing."""
     stated = [(name.replace("_", " "), said[name]) for name in names if name in said]
     section.facts[:0] = stated
     section.missing.extend(f"not stated: {STATEMENTS[name]} ({name})" for name in names if name not in said)

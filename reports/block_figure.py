@@ -1,4 +1,6 @@
-"""The block ledger as a figure: for each block the interval in which its true norm lies, and what the bound saved."""
+"""The block ledger as a figure: for each block the interval in which its true norm lies, and the improvement over the
+textbook bound.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,7 @@ SERIES = {"lower": "lower estimate", "joint": "joint bound", "textbook": "textbo
 
 
 def block_figures(run: Run, blocks: pd.DataFrame, *, domain: tuple[float, float] | None = None) -> list[Figure]:
-    """One figure, or none where the run has no blocks; `domain` is the span of the axis where figures must agree."""
+    """One figure, or none if the run has no blocks; `domain` is the range of the axis if several figures share it."""
     columns = ["name", "kind", "lower", "joint", "textbook", "upper", "method"]
     rows = records(blocks[columns].assign(position=range(len(blocks))))
     if not any(row["upper"] for row in rows):
@@ -29,11 +31,11 @@ def block_figures(run: Run, blocks: pd.DataFrame, *, domain: tuple[float, float]
     return [
         Figure(
             name="blocks",
-            title="What each block may stretch",
+            title="How much each block can stretch",
             caption=(
-                "Each bar runs from the lower estimate to the textbook bound, on a logarithmic scale. The true factor "
-                "lies in the dark part, between estimate and the bound used; the pale part is what the better bound "
-                "saved. Radii from the product of the bounds are divided by each of them in turn."
+                "Each bar extends from the lower estimate to the textbook bound, on a logarithmic scale. The true "
+                "factor lies in the dark part, between the estimate and the bound used; the pale part is the "
+                "improvement over the textbook bound. Radii from the product of the bounds are divided by each of them."
             ),
             alt="Lipschitz interval of each block. " + "; ".join(words) + more + ".",
             spec=specification(_chart(rows, domain)),
@@ -44,7 +46,7 @@ def block_figures(run: Run, blocks: pd.DataFrame, *, domain: tuple[float, float]
 
 
 def block_domain(ledgers: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
-    """The span of all numbers of several ledgers, None where there are none."""
+    """The range of all numbers of several ledgers, None if there are none."""
     numbers = pd.concat([blocks[list(SERIES)] for blocks in ledgers]).to_numpy(dtype=float)
     numbers = numbers[np.isfinite(numbers) & (numbers > 0)]
     return (min(1.0, float(numbers.min())), max(1.0, float(numbers.max()))) if len(numbers) else None

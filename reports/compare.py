@@ -30,10 +30,10 @@ from robustres.results import REPORT_FILES, SCHEMA_VERSION, csv_text, require_ow
 def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path:
     """Write the comparison of the runs in `folders` (name -> run folder) into `out`; return its report.html.
 
-    Written are the files of a single report under the same names; samples.csv and blocks.csv have a leading column
-    `model`, summary.json holds every run's summary. Outcomes are paired by sample, and differences tested, where the
-    runs were made on the same images. Raises: InputError for fewer than two runs, a folder without a run, or an `out`
-    that holds something else under these names.
+    The files have the same names as those of a single report; samples.csv and blocks.csv have a leading column `model`,
+    and summary.json contains the summary of every run. If the runs used the same images, outcomes are paired by sample
+    and differences are tested. Raises: InputError for fewer than two runs, a folder without a run, or an `out` that
+    contains something else under these names.
     """
     if len(folders) < 2:
         raise InputError(f"a comparison needs at least 2 runs, got {len(folders)}; for one run write a report")
@@ -60,7 +60,7 @@ def write_comparison(folders: Mapping[str, Path | str], out: Path | str) -> Path
 
 
 def _link(page: Path, out: Path) -> str | None:
-    """From the comparison to a run's own report, where it lies beneath; None otherwise."""
+    """A link from the comparison to a run's own report if that is in a folder below it; None otherwise."""
     beneath = page.is_file() and page.resolve().is_relative_to(out.resolve())
     return page.resolve().relative_to(out.resolve()).as_posix() if beneath else None
 
@@ -75,7 +75,7 @@ def _stacked(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> pd.DataFram
 
 
 def _block_figures(runs: Sequence[Run], ledgers: Sequence[pd.DataFrame]) -> list[Figure]:
-    """Each run's ledger under its own name, on the same scale."""
+    """Each run's ledger under its name, on the same scale."""
     figures = []
     domain = block_domain(ledgers)
     for number, (run, blocks) in enumerate(zip(runs, ledgers, strict=True), start=1):
@@ -109,7 +109,7 @@ def _standings(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> list[Sta
 
 
 def _verdict(runs: Sequence[Run], samples: Sequence[pd.DataFrame], measures: Sequence[Measure]) -> list[Sentence]:
-    """Who has the highest certified, attacked and clean accuracy, and whether that is more than chance."""
+    """Which run has the highest certified, attacked and clean accuracy, and whether the lead is significant."""
     norm = runs[0].norms[0] if runs[0].norms else None
     eps = None if norm is None else runs[0].headline_eps(norm)
     sentences = []
@@ -127,13 +127,13 @@ def _verdict(runs: Sequence[Run], samples: Sequence[pd.DataFrame], measures: Seq
     if different:
         sentences.append(Sentence(different, "warning"))
     if not same_samples(runs):
-        text = "The runs were not made on the same images, so differences between them are not tested."
+        text = "The runs did not use the same images, so differences between them are not tested."
         sentences.append(Sentence(text, "warning"))
     return sentences
 
 
 def _different_attacks(runs: Sequence[Run]) -> str:
-    """A sentence where the runs were not attacked alike; empty where they were."""
+    """A sentence if the runs were attacked differently; empty otherwise."""
     words = []
     for run in runs:
         rows = run.tables["attacks"][["attack", "norm", "eps"]].drop_duplicates()
@@ -149,15 +149,15 @@ def _different_attacks(runs: Sequence[Run]) -> str:
         for run, (_, _, names) in zip(runs, words, strict=True)
     )
     return (
-        f"The runs were not attacked alike ({listed}; names, eps or settings differ), so a difference of attacked "
-        "accuracies may be one of the attacks."
+        f"The runs were attacked differently ({listed}; names, eps or settings differ), so a difference in attacked "
+        "accuracy may be due to the attacks."
     )
 
 
 def _leader(runs: Sequence[Run], measure: Measure) -> str:
     what = {
         "clean": "Clean accuracy",
-        "attack": "Accuracy that the attacks leave (an upper bound)",
+        "attack": "Accuracy under attack (an upper bound)",
         "certificate": "Certified accuracy (a lower bound)",
     }[measure.kind]
     where = "" if measure.norm is None else f" at {norm_text(measure.norm)} eps = {eps_text(measure.eps)}"
@@ -169,5 +169,5 @@ def _leader(runs: Sequence[Run], measure: Measure) -> str:
     others = [cell.p for cell in measure.cells if cell is not None and cell.p is not None]
     chance = ""
     if others:
-        chance = " The lead is more than chance." if max(others) < 0.05 else " The lead may be chance."
+        chance = " The lead is statistically significant." if max(others) < 0.05 else " The lead may be due to chance."
     return f"{what}{where}: {listed}.{chance}"

@@ -1,4 +1,4 @@
-"""Which class the attacks turn into which."""
+"""Which classes the attacks turn into which."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ MOST_CLASSES = 20
 
 
 def confusion_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
-    """One figure per attacked norm, at the eps that sentences speak of."""
+    """One figure per attacked norm, at the eps to which the sentences refer."""
     figures = []
     for norm in run.norms:
         eps = run.headline_eps(norm)
@@ -24,7 +24,7 @@ def confusion_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
 
 
 def confusion(run: Run, samples: pd.DataFrame, norm: str, eps: float) -> pd.DataFrame:
-    """Counts of (label, answer): the answer on the nearest example within eps, else the answer on the clean image."""
+    """Counts of (label, prediction): the prediction on the nearest example within eps, or else on the clean image."""
     broken = samples["correct"] & (samples[f"distance_{norm}"] <= eps)
     answer = samples["prediction"].where(~broken, samples[f"answer_{norm}"])
     counts = pd.DataFrame({"label": samples["label"], "answer": answer}).value_counts().rename("count").reset_index()
@@ -44,7 +44,7 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str, eps: float) -> Figure:
     if len(run.class_names) > MOST_CLASSES:
         worst = wrong.groupby("label")["count"].sum().nlargest(MOST_CLASSES).index
         table = table[table["label"].isin(worst) & table["answer"].isin(worst)]
-        partly = f" Shown are the {MOST_CLASSES} of {len(run.class_names)} classes that are broken most often."
+        partly = f" Only the {MOST_CLASSES} of {len(run.class_names)} classes that are broken most often are shown."
     common = wrong.nlargest(3, "count")
     words = [f"{row['label_name']} as {row['answer_name']}: {row['count']}" for row in records(common)]
     return Figure(

@@ -1,4 +1,4 @@
-"""The axis of eps: regular ticks, in 255ths for linf on images, linear or logarithmic."""
+"""The axis of eps: regular ticks, in multiples of 1/255 for linf on images, linear or logarithmic."""
 
 import math
 from typing import Literal
@@ -8,7 +8,7 @@ import altair as alt
 from robustres.reports.formats import norm_text
 
 ScaleType = Literal["linear", "log"]
-# How many 255ths apart ticks may stand.
+# Admissible distances between ticks, in multiples of 1/255.
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 MOST_TICKS = 9
 
@@ -27,7 +27,7 @@ def eps_axis(norm: str, start: float, end: float, scale: ScaleType = "linear") -
 
 
 def ticks(norm: str, start: float, end: float, scale: ScaleType) -> list[float] | None:
-    """Every so many 255ths on a linf axis that spans a few of them at least; None leaves the ticks to the scale.
+    """Ticks at multiples of 1/255 on a linf axis that spans at least a few of them; None leaves the ticks to the scale.
 
     >>> [round(255 * value) for value in ticks("linf", 0.0, 0.1, "linear")]
     [0, 4, 8, 12, 16, 20, 24]

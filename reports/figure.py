@@ -13,7 +13,7 @@ import vl_convert
 
 from robustres.errors import InputError
 
-# One colour for each side of the sandwich, readable on white and on black, told apart by everybody.
+# One colour for each side of the sandwich, readable on white and on black and distinguishable for colour-blind readers.
 CERTIFIED = "#0f8a78"
 ATTACKED = "#d9622b"
 CLEAN = "#76818e"
@@ -41,8 +41,8 @@ PAPER_CONFIG: dict[str, Any] = {
 class Figure:
     """name: of its files; title, caption, alt: text for people; spec: Vega-Lite; rows: the numbers it shows.
 
-    group: figures of one group stand side by side on the page. log_spec: the same with a logarithmic eps, where there
-    is one. shares: the columns of `rows` that are shares.
+    group: figures of one group are placed side by side on the page. log_spec: the same with a logarithmic eps axis, if
+        there is one. shares: the columns of `rows` that are shares.
     """
 
     name: str
@@ -57,27 +57,27 @@ class Figure:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", self.name):
-            raise InputError(f"a figure's name becomes that of a file: letters, digits and -, got {self.name!r}")
+            raise InputError(f"a figure's name may only contain letters, digits and -, got {self.name!r}")
 
     @cached_property
     def svg(self) -> str:
-        """Vector graphic for papers, and for the page where scripts are off."""
+        """Vector graphic for papers, and for the page if scripts are disabled."""
         return str(vl_convert.vegalite_to_svg(self._paper_spec()))
 
     @property
     def svg_uri(self) -> str:
-        """The same as a data URI."""
+        """The SVG as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
     def papers(self) -> Iterator[tuple[str, str, bytes]]:
-        """Name, SVG and PDF (one page) of each form."""
+        """Name, SVG and PDF (one page) of each version."""
         yield self.name, self.svg, bytes(vl_convert.vegalite_to_pdf(self._paper_spec()))
         if self.log_spec is not None:
             logarithmic = replace(self, name=f"{self.name}-log", spec=self.log_spec, log_spec=None)
             yield from logarithmic.papers()
 
     def _paper_spec(self) -> dict[str, Any]:
-        """Without what only a pointer can see."""
+        """The specification without interactive elements."""
         spec = copy.deepcopy(self.spec)
         hidden = {view for parameter in spec.pop("params", []) for view in parameter.get("views", [])}
         if hidden:
@@ -87,7 +87,7 @@ class Figure:
 
 
 def tooltip_texts(chart: alt.Chart, titles: Mapping[str, str], form: str) -> tuple[alt.Chart, list[alt.Tooltip]]:
-    """The chart with a text for each field, and tooltips of them: a missing number is shown as unknown, not as 0."""
+    """The chart with a text for each field, shown in tooltips: a missing number is shown as unknown, not as 0."""
     texts = {
         f"{field}_text": f"isValid(datum.{field}) ? format(datum.{field}, '{form}') : 'unknown'" for field in titles
     }
@@ -96,7 +96,7 @@ def tooltip_texts(chart: alt.Chart, titles: Mapping[str, str], form: str) -> tup
 
 
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
-    """The chart as Vega-Lite without a theme: the page and the paper each bring their own."""
+    """The chart as Vega-Lite without a theme: the page and the paper each add their own."""
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("config", None)
     return spec

@@ -1,4 +1,4 @@
-"""What a report and a comparison write alike: figures, JSON, and the data of the page."""
+"""Files that both a report and a comparison write: figures, JSON, and the data of the page."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from robustres.results import json_text, write_atomically
 
 
 def grouped(figures: list[Figure]) -> dict[str, list[Figure]]:
-    """Figures by the section in which they stand."""
+    """Figures by section."""
     groups: dict[str, list[Figure]] = {}
     for figure in figures:
         groups.setdefault(figure.group, []).append(figure)
@@ -17,7 +17,7 @@ def grouped(figures: list[Figure]) -> dict[str, list[Figure]]:
 
 
 def figure_data(figures: list[Figure]) -> dict[str, Any]:
-    """What the page's script needs to draw them."""
+    """What the page's script needs to draw the figures."""
     return {
         figure.name: {"spec": figure.spec, "alt": figure.alt} | ({"log": figure.log_spec} if figure.log_spec else {})
         for figure in figures
@@ -25,7 +25,7 @@ def figure_data(figures: list[Figure]) -> dict[str, Any]:
 
 
 def write_figures(folder: Path, figures: list[Figure]) -> None:
-    """figures/NAME.svg and figures/NAME.pdf, and NAME-log where there is a logarithmic form."""
+    """Write figures/NAME.svg and figures/NAME.pdf, and NAME-log if there is a logarithmic version."""
     for figure in figures:
         for name, svg, pdf in figure.papers():
             write_atomically(folder / "figures" / f"{name}.svg", svg.encode())
@@ -33,7 +33,7 @@ def write_figures(folder: Path, figures: list[Figure]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON; NaN and infinity, which its standard does not know, become null."""
+    """Write JSON; NaN and infinity, which the JSON standard lacks, become null."""
     write_atomically(path, json_text(_finite(content)).encode())
 
 

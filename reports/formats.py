@@ -43,27 +43,27 @@ NORM_LABELS = {"l0": "ℓ0", "l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}
 
 
 def radius_text(value: float | None) -> str:
-    """A certified radius, or an estimate from below: four digits, never above it."""
+    """A certified radius, or an estimate from below: four digits, rounded down."""
     return rounded_text(value, up=False)
 
 
 def bound_text(value: float | None) -> str:
-    """A bound from above, or the distance of an example: four digits, never below it."""
+    """A bound from above, or the distance of an example: four digits, rounded up."""
     return rounded_text(value, up=True)
 
 
 def at_least(share: float | None) -> str:
-    """A share from below in per cent, never above it."""
+    """A share from below in per cent, rounded down."""
     return share_text(share, up=False)
 
 
 def at_most(share: float | None) -> str:
-    """A share from above in per cent, never below it."""
+    """A share from above in per cent, rounded up."""
     return share_text(share, up=True)
 
 
 def number_text(value: Any) -> str:
-    """Four significant digits; a dash where there is no number.
+    """Four significant digits; a dash if there is no number.
 
     >>> number_text(1234567.0), number_text(0.000012), number_text(None)
     ('1.235e+06', '1.2e-05', '–')
@@ -76,7 +76,7 @@ def number_text(value: Any) -> str:
 
 
 def eps_text(eps: float | None) -> str:
-    """An eps as people quote it: a short decimal, or a fraction of 255.
+    """An eps as it is usually quoted: a short decimal, or a fraction of 255.
 
     >>> eps_text(8 / 255), eps_text(0.5), eps_text(0.2), eps_text(float("nan"))
     ('8/255', '0.5', '0.2', 'any')
@@ -101,10 +101,10 @@ def norm_text(norm: str) -> str:
 
 
 def share_as(share: float | None, kind: str) -> str:
-    """A share in per cent on the side on which it is true: "certificate" from below, "attack" from above."""
+    """A share in per cent, rounded to the side on which it remains true: "certificate" down, "attack" up."""
     return share_text(share, up={"certificate": False, "attack": True}.get(kind))
 
 
 def attack_text(name: str) -> str:
-    """An attack as the literature names it; one's own under its own name."""
+    """An attack as the literature names it; a user's attack under its own name."""
     return ATTACKS.get(name, name)

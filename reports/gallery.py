@@ -1,4 +1,4 @@
-"""The gallery: samples with their nearest adversarial example, and where that stands against the certified radius."""
+"""The gallery: samples with their nearest adversarial example, and its distance compared with the certified radius."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,7 +12,7 @@ from robustres.reports.records import plain
 from robustres.reports.run import Run
 from robustres.reports.sandwich import outcome
 
-# Of all images together, so that the page stays under 3 MB.
+# Size limit of all images together, so that the page stays under 3 MB.
 LARGEST_BYTES = 600_000
 ORDERS = {"l0": 0, "l1": 1, "l2": 2, "linf": np.inf}
 
@@ -42,7 +42,7 @@ class Card:
 
     @property
     def gap(self) -> float:
-        """How much of the true radius is still unknown."""
+        """The length of the interval in which the true radius lies."""
         return self.distance - self.radius
 
     @property
@@ -52,12 +52,12 @@ class Card:
 
     @property
     def size(self) -> int:
-        """Bytes of the images."""
+        """Size of the images in bytes."""
         return len(self.clean) + len(self.magnified) + len(self.adversarial)
 
 
 def gallery(run: Run, samples: pd.DataFrame) -> list[Card]:
-    """One card per sample and norm of the examples that the run kept, as many as the page has room for."""
+    """One card per sample and norm for the examples that the run stored, as many as fit on the page."""
     room = LARGEST_BYTES // max(1, len(run.norms))
     cards: list[Card] = []
     for norm in run.norms:

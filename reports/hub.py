@@ -9,7 +9,7 @@ from robustres.reports.run import Run
 
 
 def front_matter(run: Run) -> str:
-    """YAML between two lines of dashes, to stand at the beginning of a model card.
+    """YAML between two lines of dashes, for the beginning of a model card.
 
     One entry of the task image-classification with one metric of the type accuracy for each row of the report's table;
     name and arguments of a metric say whether it is measured, an upper or a lower bound of the accuracy under the best
@@ -41,5 +41,5 @@ def _metric(row: dict[str, Any]) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    """A JSON scalar, which is YAML too."""
+    """A JSON scalar, which is also valid YAML."""
     return json.dumps(value, ensure_ascii=False)

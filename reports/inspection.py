@@ -1,4 +1,4 @@
-"""The page of an inspection: claims with their findings, pictures and tables."""
+"""The page of an inspection: claims with their findings, figures and tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ from robustres.results import csv_text, require_own, write_atomically
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One claim as the page shows it.
+    """One claim as shown on the page.
 
     findings: one row per number with the columns what, value, side, relation, limit, against, holds.
-    frame: every number behind it. chart: Vega-Lite without a theme. skipped: why there is nothing to show, or "".
+    frame: all the underlying numbers. chart: Vega-Lite without a theme. skipped: why there is nothing to show, or "".
     """
 
     name: str
@@ -39,7 +39,7 @@ class Section:
 
     @property
     def broken(self) -> str:
-        """What does not hold, in words; empty where everything does."""
+        """A description of what does not hold; empty if everything does."""
         return "; ".join(
             f"{finding['what']} is {number_text(finding['value'])}, not "
             f"{'at most' if finding['relation'] == '<=' else 'at least'} "
@@ -50,7 +50,7 @@ class Section:
 
     @property
     def figure(self) -> Figure | None:
-        """The picture, if there is one."""
+        """The figure, if there is one."""
         if self.chart is None:
             return None
         told = "; ".join(f"{finding['what']}: {finding['value']:.4g}" for finding in self.findings)
@@ -60,7 +60,7 @@ class Section:
 def write_inspection(folder: Path, subject: str, sections: list[Section]) -> Path:
     """Write inspect.html (self-contained), inspect.md, inspect.json, NAME.csv and figures/; returns inspect.html.
 
-    subject: what was inspected, in words.
+    subject: a description of what was inspected.
     """
     require_own(
         folder, ("inspect.html", "inspect.md", "inspect.json", "figures"), marker="inspect.json", entry="claims"

@@ -1,4 +1,4 @@
-"""The block ledger: what each block may stretch, how tight that is known, and what it costs in radius."""
+"""The block ledger: how much each block can stretch, how tightly this is known, and what it costs in radius."""
 
 import math
 from typing import Any
@@ -12,10 +12,10 @@ from robustres.reports.run import Run
 def ledger(run: Run) -> pd.DataFrame:
     """The table `blocks` with, for each block,
 
-    radius_cost: the factor by which this block's bound divides every certified radius (its upper bound). Of a linear
+    radius_cost: the factor by which this block's bound divides every certified radius (its upper bound). For a linear
         head the radii use the differences of two rows instead, which is never worse;
-    log_share: its share of the logarithm of the product of all upper bounds, NaN where that product is at most 1;
-    slack: upper / lower, the factor by which a perfect bound of this block alone could enlarge the radii at most.
+    log_share: its share of the logarithm of the product of all upper bounds, NaN if that product is at most 1;
+    slack: upper / lower, the largest factor by which a perfect bound on this block alone could enlarge the radii.
     """
     blocks = run.tables["blocks"].copy()
     blocks["radius_cost"] = blocks["upper"]
@@ -27,7 +27,7 @@ def ledger(run: Run) -> pd.DataFrame:
 
 
 def costliest_block(blocks: pd.DataFrame) -> dict[str, Any] | None:
-    """The block with the largest finite upper bound; the head does not count, whose rows enter the radii by pairs."""
+    """The block with the largest finite upper bound, excluding the head, whose rows enter the radii in pairs."""
     finite = blocks[np.isfinite(blocks["upper"]) & (blocks["kind"] != "head")]
     if finite.empty:
         return None

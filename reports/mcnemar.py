@@ -1,4 +1,4 @@
-"""Whether two networks differ on the same images: exact McNemar test, and Holm's correction for asking often."""
+"""Whether two networks differ on the same images: exact McNemar test, and Holm's correction for multiple tests."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ import numpy.typing as npt
 
 
 def mcnemar_p(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
-    """Two-sided exact p-value that paired outcomes (N,) have equal shares (McNemar 1947, exact binomial form).
+    """Two-sided exact p-value of the hypothesis that paired outcomes (N,) have equal shares (McNemar 1947, exact
+    binomial form).
 
-    Only samples on which the two differ carry information; with none of them the p-value is 1.
+    Only samples on which the two differ carry information; without any, the p-value is 1.
 
     >>> mcnemar_p(np.array([True] * 8), np.array([False] * 8))
     0.0078125
@@ -27,7 +28,7 @@ def mcnemar_p(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> fl
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the order given.
+    """p-values corrected for multiple testing (Holm 1979), in the order given.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -1,4 +1,4 @@
-"""Several runs measured alike: who is best, and which differences are more than chance."""
+"""The same measures for several runs: which run is best, and which differences are significant."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,9 @@ Key = tuple[str, str, str | None, float | None]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run's share in one measure. p: against the best run, Holm-corrected; None for the best, or not testable."""
+    """One run's share in one measure. p: against the best run, Holm-corrected; None for the best run, or if it cannot
+    be tested.
+    """
 
     accuracy: float
     low: float
@@ -32,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the comparison; a cell is None where that run did not measure it."""
+    """One row of the comparison; a cell is None if that run did not measure it."""
 
     kind: str
     name: str
@@ -42,16 +44,15 @@ class Measure:
 
 
 def same_samples(runs: Sequence[Run]) -> bool:
-    """Whether the runs were made on the same images, so that their outcomes can be paired."""
+    """Whether the runs used the same images, so that their outcomes can be paired."""
     hashes = {str(run.manifest["data"].get("sha256")) for run in runs}
     labels = [run.tables["samples"].set_index("index")["label"].sort_index() for run in runs]
     return len(hashes) == 1 and all(labels[0].equals(other) for other in labels[1:])
 
 
 def compare_measures(runs: Sequence[Run], samples: Sequence[pd.DataFrame]) -> list[Measure]:
-    """Every measure that at least two runs share, and every attack at an eps where what all of them leave is shown.
-
-    So no row of all attacks together stands below rows that cannot be seen.
+    """Every measure that at least two runs share, and every attack at an eps for which the accuracy under all attacks
+    is shown, so that no such row summarises attacks whose rows are hidden.
     """
     masks = [_masks(run, frame) for run, frame in zip(runs, samples, strict=True)]
     paired = same_samples(runs)
@@ -89,7 +90,7 @@ def _measure(key: Key, masks: Sequence[Mask | None], paired: bool) -> Measure:
     shares = [None if mask is None or not len(mask) else float(mask.mean()) for mask in masks]
     known = [share for share in shares if share is not None]
     top = max(known, default=0.0)
-    # Where everybody is equal nobody is best.
+    # If all are equal, none is best.
     leaders = [share == top and top > min(known) for share in shares]
     leader = masks[leaders.index(True)] if any(leaders) else None
     cells: list[Cell | None] = []
@@ -106,7 +107,7 @@ def _measure(key: Key, masks: Sequence[Mask | None], paired: bool) -> Measure:
 
 
 def _corrected(measures: list[Measure]) -> list[Measure]:
-    """The p-values of the whole table, corrected for their number."""
+    """The p-values of the whole table, corrected for multiple testing."""
     raw = [cell.p for measure in measures for cell in measure.cells if cell is not None and cell.p is not None]
     adjusted = iter(holm(raw))
     corrected = []

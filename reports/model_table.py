@@ -14,9 +14,9 @@ MOST_COLUMNS = 4
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model's accuracies as texts. pairs: (norm, eps) -> attacked by all attacks together, and certified.
+    """A model's accuracies as strings. pairs: (norm, eps) -> attacked by all attacks together, and certified.
 
-    best: which of them no other row exceeds, "clean" or (norm, eps, side); empty where there is one row.
+    best: those that no other row exceeds, "clean" or (norm, eps, side); empty if there is only one row.
     """
 
     name: str
@@ -27,13 +27,13 @@ class ModelRow:
 
 
 def model_columns(runs: Sequence[Run]) -> list[tuple[str, float]]:
-    """Norm and eps of each pair of columns: those that the runs were asked about, as many as a page is wide."""
+    """Norm and eps of each pair of columns: those requested for the runs, as many as fit the width of a page."""
     pairs = [(norm, eps) for run in runs for norm in run.asked for eps in run.eps[norm]]
     return sorted(dict.fromkeys(pairs), key=lambda pair: [norm for norm, _ in pairs].index(pair[0]))[:MOST_COLUMNS]
 
 
 def model_row(run: Run, samples: pd.DataFrame) -> ModelRow:
-    """One run's row. Attacked shares are rounded up and certified ones down; a dash where nothing was computed."""
+    """One run's row. Attacked shares are rounded up and certified ones down; a dash if nothing was computed."""
     pairs = {}
     guaranteed = {row["norm"] for row in run.summary["certificates"] if row["function"] == "network"}
     for norm in run.asked:
@@ -51,7 +51,7 @@ def model_row(run: Run, samples: pd.DataFrame) -> ModelRow:
 
 
 def with_best(rows: Sequence[ModelRow]) -> list[ModelRow]:
-    """The rows, each knowing where it is the best, or one of several that are."""
+    """The rows, each with the entries in which it is best or ties for best."""
     cells = [
         {"clean": row.clean} | {(*column, side): pair[side] for column, pair in row.pairs.items() for side in (0, 1)}
         for row in rows
@@ -60,7 +60,7 @@ def with_best(rows: Sequence[ModelRow]) -> list[ModelRow]:
     top: dict[Any, float] = {}
     for row in numbers:
         top |= {key: max(value, top.get(key, value)) for key, value in row.items()}
-    equal = {key for key in top if len({row.get(key) for row in numbers}) == 1}  # where all are equal nobody is best
+    equal = {key for key in top if len({row.get(key) for row in numbers}) == 1}  # if all are equal, none is best
     return [
         replace(row, best=frozenset(key for key, value in found.items() if value == top[key] and key not in equal))
         for row, found in zip(rows, numbers, strict=True)

@@ -1,4 +1,4 @@
-"""Several runs' curves in one figure."""
+"""The curves of several runs in one figure."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -44,8 +44,8 @@ def _figure(runs: Sequence[Run], samples: Sequence[pd.DataFrame], norm: str) -> 
         title=f"Accuracy against {norm_text(norm)} perturbations",
         caption=(
             f"{'; '.join(dict.fromkeys(run.about for run in runs))}, {norm_text(norm)}. Solid: certified, a lower "
-            "bound. Dashed: attacked, an upper bound. The truth of each model lies above its solid line and below its "
-            "dashed one, as far as these are drawn."
+            "bound. Dashed: attacked, an upper bound. The true accuracy of each model lies above its solid line and "
+            "below its dashed line, as far as these are drawn."
         ),
         alt=f"Certified and attacked accuracy of {len(runs)} models. {'. '.join(words)}.",
         spec=specification(_chart(rows, names, norm, "linear")),

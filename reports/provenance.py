@@ -1,4 +1,4 @@
-"""Where a run's numbers come from, what in them is probabilistic, and how to make them again."""
+"""Where a run's numbers come from, which of them are probabilistic, and how to reproduce them."""
 
 import shlex
 from typing import Any
@@ -9,7 +9,7 @@ from robustres.results import NETWORK
 
 
 def provenance_rows(run: Run) -> list[tuple[str, str]]:
-    """Names and values of everything the manifest says, for people; what it does not say is left out."""
+    """Names and values of everything in the manifest, for readers; missing entries are left out."""
     manifest = run.manifest
     rows = [
         ("command", command_line(run)),
@@ -37,33 +37,35 @@ def provenance_rows(run: Run) -> list[tuple[str, str]]:
 
 
 def command_line(run: Run) -> str:
-    """The command that made the run, quoted for a shell; empty where the run was made from Python."""
+    """The command that made the run, quoted for a shell; empty if the run was made from Python."""
     command = run.manifest.get("command") or ""
     return command if isinstance(command, str) else shlex.join(map(str, command))
 
 
 def guarantees(run: Run) -> list[str]:
-    """What kind of statement each number of the report is."""
+    """What kind of statement each number in the report makes."""
     lines = [
         "Clean accuracy is counted.",
-        "Attacked accuracy is an upper bound of the accuracy under the best attack: a better attack may find more.",
+        "Attacked accuracy is an upper bound on the accuracy under the best attack: a better attack may find more.",
     ]
     certificates = run.tables["certificates"][["certificate", "function", "norm", "guarantee"]].drop_duplicates()
     for row in certificates.sort_values(["certificate", "norm"]).to_dict(orient="records"):
-        of = "the network" if row["function"] == NETWORK else f"{row['function']}, which is another function"
-        lines.append(f"Certificate {row['certificate']} in {norm_text(row['norm'])}: {row['guarantee']}, of {of}.")
+        of = "the network" if row["function"] == NETWORK else f"{row['function']}, which is a different function"
+        lines.append(f"Certificate {row['certificate']} in {norm_text(row['norm'])}: {row['guarantee']}, for {of}.")
     for guarantee in sorted(set(run.tables["blocks"]["guarantee"])):
         names = run.tables["blocks"].loc[run.tables["blocks"]["guarantee"] == guarantee, "name"]
-        lines.append(f"Bounds of {len(names)} blocks: {guarantee}.")
+        lines.append(f"Bounds on {len(names)} blocks: {guarantee}.")
     if len(run.tables["blocks"]):
         lines.append("Lower estimates show how loose a bound may be; nothing is certified with them.")
-        lines.append("No such bound below: of bounds that know only the range of the slopes, not of the block itself.")
-    lines.append("Confidence intervals (95 %, Wilson) speak of other images drawn like these, not of the bounds.")
+        lines.append(
+            "No such bound below: refers to bounds that use only the range of the slopes, not the block itself."
+        )
+    lines.append("Confidence intervals (95 %, Wilson) refer to other images sampled like these, not to the bounds.")
     return lines
 
 
 def _classes(names: list[str] | None) -> str | None:
-    """The number of every class beside its name, where that is not the number itself."""
+    """The number and the name of every class, unless the name is the number itself."""
     numbered = list(enumerate(names or []))
     return (
         None if all(str(number) == name for number, name in numbered) else ", ".join(f"{i}: {n}" for i, n in numbered)

@@ -13,13 +13,13 @@ from robustres.reports.run import Run
 from robustres.results import of_network
 
 MOST_CLASSES = 25
-# An eps that is counted is drawn up to so many times the largest radius shown, so that radii stay visible.
+# An evaluated eps is drawn up to this multiple of the largest radius shown, so that radii stay visible.
 WITHIN = 1.5
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 
 
 def radius_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
-    """One figure per norm in which something is certified."""
+    """One figure per norm with certified radii."""
     return [
         _figure(run, samples, norm)
         for norm in run.norms
@@ -28,7 +28,7 @@ def radius_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
 
 
 def radius_by_class(run: Run, samples: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """Quantiles of the radii that count (0 where misclassified) per class, and the share above 0."""
+    """Quantiles of the radii (0 for misclassified images) per class, and the share above 0."""
     counted = samples[f"radius_{norm}"].where(samples["correct"], 0.0)
     groups = counted.groupby(samples["label"])
     table = groups.quantile(np.array(list(QUANTILES.values()))).unstack()
@@ -46,23 +46,23 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str) -> Figure:
     shown = table.nsmallest(MOST_CLASSES, "median").sort_values("label") if len(table) > MOST_CLASSES else table
     rows = records(shown)
     partly = (
-        f" Shown are the {MOST_CLASSES} of {len(table)} classes with the smallest medians."
+        f" Only the {MOST_CLASSES} of {len(table)} classes with the smallest medians are shown."
         if shown is not table
         else ""
     )
     near = [eps for eps in run.eps[norm] if eps <= WITHIN * max(row["p95"] for row in rows)]
-    beyond = " The eps counted lie beyond this axis." if run.eps[norm] and not near else ""
+    beyond = " The evaluated eps lie beyond this axis." if run.eps[norm] and not near else ""
     weakest = min(rows, key=lambda row: row["median"])
     return Figure(
         name=f"radii-{norm}",
         title=f"Certified {norm_text(norm)} radius by class",
         caption=(
-            f"{run.about}. Dot: median; bar: middle half; line: 5th to 95th percentile; dashed: the eps counted. A "
-            f"misclassified image counts with radius 0. Every radius is a lower bound of the true one.{beyond}{partly}"
+            f"{run.about}. Dot: median; bar: middle half; line: 5th to 95th percentile; dashed: the evaluated eps. A "
+            f"misclassified image has radius 0. Every radius is a lower bound on the true one.{beyond}{partly}"
         ),
         alt=(
             f"Certified {norm_text(norm)} radii of {len(rows)} classes. Smallest median: {weakest['name']}, "
-            f"{radius_text(weakest['median'])}. Counted eps: {', '.join(map(eps_text, run.eps[norm])) or 'none'}."
+            f"{radius_text(weakest['median'])}. Evaluated eps: {', '.join(map(eps_text, run.eps[norm])) or 'none'}."
         ),
         spec=specification(_chart(rows, near, norm)),
         rows=rows,

@@ -1,4 +1,4 @@
-"""Rows of a frame as plain JSON values: what stands in a figure, in the page and in the summary."""
+"""Rows of a frame as plain JSON values: what appears in figures, pages and summaries."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import pandas as pd
 
 
 def plain(value: Any) -> Any:
-    """A JSON value; None where a number is missing or not finite.
+    """A JSON value; None for a number that is missing or not finite.
 
     >>> plain(float("inf")) is None, plain(0.1 + 0.2)
     (True, 0.30000000000000004)

@@ -47,7 +47,7 @@ _LATEX_PATTERN = re.compile("|".join(re.escape(key) for key in sorted(_LATEX, ke
 
 
 def escape_markdown(value: Any) -> str:
-    r"""Text that Markdown shows as it stands, also inside a table.
+    r"""Text that Markdown displays verbatim, also inside a table.
 
     >>> escape_markdown("<b>|x_1")
     '&lt;b&gt;\\|x\\_1'
@@ -57,7 +57,7 @@ def escape_markdown(value: Any) -> str:
 
 
 def escape_latex(value: Any) -> str:
-    r"""Text that LaTeX sets as it stands.
+    r"""Text that LaTeX typesets verbatim.
 
     >>> escape_latex("50 % of a_b")
     '50\\,\\% of a\\_b'
@@ -68,11 +68,11 @@ def escape_latex(value: Any) -> str:
 
 
 class _Tex(str):
-    """What a macro has set already."""
+    """Text that a macro has already escaped."""
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template; its ending decides how values are escaped."""
+    """Fill in a template; its file extension decides how values are escaped."""
     kind = template.rsplit(".", 1)[-1]
     return _environment(kind).get_template(template).render(**values)
 
@@ -103,7 +103,7 @@ def _environment(kind: str) -> jinja2.Environment:
 
 @cache
 def page_assets() -> dict[str, Markup]:
-    """Style sheet, script and the Vega libraries, to stand inside the page."""
+    """Style sheet, script and the Vega libraries, for embedding in the page."""
     folder = files("robustres.reports") / "templates"
     libraries = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     assets = {

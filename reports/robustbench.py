@@ -1,4 +1,4 @@
-"""Results in the form of RobustBench's model_info entries; what a run cannot know is null."""
+"""Results in the form of RobustBench's model_info entries; fields that a run cannot know are null."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from robustres.reports.run import Run
 def robustbench_entries(run: Run) -> list[dict[str, Any]]:
     """One entry per norm and attacked eps, accuracies in per cent.
 
-    `autoattack_acc` is filled only where the attack of that name was run; `robust_acc` is what all attacks together
-    leave and `certified_acc` what is certified (null without a certificate).
+    `autoattack_acc` is filled in only if the attack of that name was run; `robust_acc` is the accuracy under all
+    attacks together and `certified_acc` the certified accuracy (null without a certificate).
     """
     names = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
     clean = run.summary["clean"]["accuracy"]

@@ -1,4 +1,4 @@
-"""A run as the reports see it: its name, manifest, tables and summary."""
+"""A run as used by the reports: its name, manifest, tables and summary."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from robustres.results import RunFolder, largest_attacked_eps, summarise
 class Run:
     """One run, read completely.
 
-    eps: for each norm of the run, main norm first, the eps at which accuracies are counted, ascending.
-    digest: over the manifest and all parts of a finished run; None where the run is not finished.
+    eps: for each norm of the run, main norm first, the eps at which accuracies are evaluated, ascending.
+    digest: of the manifest and all parts of a finished run; None if the run is not finished.
     """
 
     name: str
@@ -31,13 +31,15 @@ class Run:
 
     @property
     def asked(self) -> list[str]:
-        """Those that the run was asked about, of which alone sentences speak; all, where it does not say."""
+        """The norms requested for the run, to which the sentences are restricted; all norms if the run does not record
+        them.
+        """
         named = (self.manifest.get("settings") or {}).get("eps")
         return [norm for norm in self.norms if not isinstance(named, dict) or norm in named]
 
     @property
     def about(self) -> str:
-        """The images, for captions."""
+        """A description of the images, for captions."""
         source = self.manifest["data"].get("source")
         return f"{self.total:,} images of {source}" if source else f"{self.total:,} images"
 
@@ -48,24 +50,24 @@ class Run:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes; their numbers where the run did not name them."""
+        """Names of the classes; their numbers if the run has no names."""
         names = [str(name) for name in self.manifest["data"].get("class_names") or []]
         samples = self.tables["samples"]
         largest = int(samples[["label", "prediction"]].max().max()) if len(samples) else -1
         return names + [str(number) for number in range(len(names), largest + 1)]
 
     def attacked_up_to(self, norm: str) -> float:
-        """The largest eps at which the attacks of this norm looked: `results.largest_attacked_eps`."""
+        """The largest eps that was attacked in this norm: `results.largest_attacked_eps`."""
         return largest_attacked_eps(self.tables["attacks"], norm)
 
     def headline_eps(self, norm: str) -> float | None:
-        """The eps that sentences speak of: the middle one of those counted, whatever the results are."""
+        """The eps to which the sentences refer: the middle one of those evaluated, regardless of the results."""
         eps = self.eps[norm]
         return eps[(len(eps) - 1) // 2] if eps else None
 
 
 def load_run(folder: Path, *, name: str | None = None) -> Run:
-    """Read a run folder; what its manifest does not say is left empty. InputError where the folder holds no run."""
+    """Read a run folder; what its manifest lacks is left empty. Raises InputError if the folder contains no run."""
     source = RunFolder(folder)
     manifest = {"model": {}, "data": {}, "lipschitz": None, "refused": [], **source.manifest()}
     tables = source.tables()
@@ -76,7 +78,7 @@ def load_run(folder: Path, *, name: str | None = None) -> Run:
 
 
 def _eps_by_norm(manifest: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, list[float]]:
-    """Norms that were attacked come first: they are what the run was asked about."""
+    """Attacked norms come first: they are the ones that were requested."""
     named = {str(norm): set(map(float, values)) for norm, values in (manifest.get("eps") or {}).items()}
     attacked = {
         str(norm): set(map(float, group["eps"].dropna().unique())) for norm, group in tables["attacks"].groupby("norm")

@@ -16,8 +16,8 @@ MOST_ROWS = 10_000
 def wide_samples(run: Run, samples: pd.DataFrame) -> pd.DataFrame:
     """Label, prediction, margin; per norm the largest radius and nearest example; per attack and eps its distance.
 
-    Columns ATTACK_NORM_EPS_distance are infinite where that attack found nothing, CERTIFICATE_NORM_radius are 0
-    where nothing is certified.
+    Columns ATTACK_NORM_EPS_distance are infinite if that attack found nothing; CERTIFICATE_NORM_radius are 0 if nothing
+    is certified.
     """
     names = np.array(run.class_names, dtype=object)
     wide = samples.copy()

@@ -15,10 +15,10 @@ OUTCOMES = ("certified", "open", "broken", "misclassified", "contradiction")
 def per_sample(run: Run) -> pd.DataFrame:
     """One row per sample, index `index`, with for each norm NORM of the run
 
-    radius_NORM: the largest certified radius of the network, 0 where nothing is certified;
+    radius_NORM: the largest certified radius of the network, 0 if nothing is certified;
     distance_NORM: the distance of the nearest adversarial example that any attack found, measured in this norm
-        whatever norm the attack worked in; infinite where none was found, 0 where misclassified from the start;
-    answer_NORM: what the network answers on that example, -1 where there is none.
+        whichever norm the attack used; infinite if none was found, 0 if the clean image is misclassified;
+    answer_NORM: the network's prediction on that example, -1 if there is none.
     """
     frame = run.tables["samples"].drop_duplicates("index").set_index("index").sort_index()
     for norm in run.norms:
@@ -37,7 +37,7 @@ def _largest_radius(certificates: pd.DataFrame, norm: str) -> "pd.Series[float]"
 
 
 def outcome(samples: pd.DataFrame, norm: str, eps: float) -> "pd.Series[str]":
-    """What is known of each sample at this eps: one of OUTCOMES, (N,)."""
+    """What is known about each sample at this eps: one of OUTCOMES, (N,)."""
     certified = samples["correct"] & (samples[f"radius_{norm}"] >= eps)
     broken = samples["correct"] & (samples[f"distance_{norm}"] <= eps)
     crossed = samples["correct"] & (samples[f"distance_{norm}"] < samples[f"radius_{norm}"])
@@ -50,7 +50,7 @@ def outcome(samples: pd.DataFrame, norm: str, eps: float) -> "pd.Series[str]":
 
 
 def certified_reach(samples: pd.DataFrame, norm: str) -> float:
-    """Where the certified curve ends: the radius that only 0.5 % of the correct samples exceed; 0 without any."""
+    """The end of the certified curve: the radius that only 0.5 % of the correct samples exceed; 0 without any."""
     radius = samples.loc[samples["correct"], f"radius_{norm}"]
     return float(np.quantile(radius, 0.995)) if len(radius) else 0.0
 
@@ -58,12 +58,13 @@ def certified_reach(samples: pd.DataFrame, norm: str) -> float:
 def accuracy_curve(
     run: Run, samples: pd.DataFrame, norm: str, *, end: float | None = None, logarithmic: bool = False
 ) -> pd.DataFrame:
-    """Clean, certified and attacked accuracy on a grid of eps up to `end`, or up to where something is known.
+    """Clean, certified and attacked accuracy on a grid of eps up to `end`, or up to the largest eps at which something
+    is known.
 
-    logarithmic: even steps of the logarithm, from the smallest certified radius that is not an outlier.
+    logarithmic: uniform steps of the logarithm, from the smallest certified radius that is not an outlier.
 
-    Columns eps, clean, certified (NaN where the run has no certificate in this norm), attacked (NaN beyond what was
-    attacked). `certified` is a lower bound and `attacked` an upper bound of the accuracy under the best attack.
+    Columns eps, clean, certified (NaN if the run has no certificate in this norm), attacked (NaN beyond the largest
+    attacked eps). `certified` is a lower bound and `attacked` an upper bound on the accuracy under the best attack.
     """
     correct = samples["correct"].to_numpy()
     total = max(1, len(samples))
@@ -89,7 +90,9 @@ def accuracy_curve(
 
 
 def _eps_grid(counted: list[float], radius: Floats, distance: Floats, reach: float) -> Floats:
-    """Where the curves are drawn: even and logarithmic steps, each counted eps, and just before each of them."""
+    """The grid on which the curves are drawn: uniform and logarithmic steps, each evaluated eps, and a point just
+    before each of them.
+    """
     found = distance[np.isfinite(distance)]
     ends = [1.1 * eps for eps in counted]
     ends += [float(np.quantile(radius, 0.995))] if len(radius) else []
@@ -101,7 +104,7 @@ def _eps_grid(counted: list[float], radius: Floats, distance: Floats, reach: flo
 
 
 def _logarithmic(grid: Floats, radius: Floats) -> Floats:
-    """From where the certified curve begins to fall, but over no more than eight powers of ten."""
+    """From the eps at which the certified curve begins to fall, but over at most eight powers of ten."""
     positive, end = radius[radius > 0], float(grid[-1])
     start = min([end / 100, *([float(np.quantile(positive, 0.02)) / 2] if len(positive) else [])])
     start = max(start, end * 1e-8)

@@ -14,14 +14,14 @@ from robustres.reports.sandwich import accuracy_curve, certified_reach
 
 Step = Literal["linear", "step-before", "step-after"]
 
-# A certified curve that ends before this share of the axis gets a figure of its own.
+# A certified curve that ends before this share of the axis gets a separate figure.
 CLOSE = 0.2
 SIDES = {"certified": "certificate", "attacked": "attack"}
 SERIES = {"clean": "clean", "attacked": "attacked (upper bound)", "certified": "certified (lower bound)"}
 
 
 def sandwich_figures(run: Run, samples: pd.DataFrame) -> list[Figure]:
-    """For each norm one figure, and a close-up where the certified curve ends far before the attacks."""
+    """For each norm one figure, and a close-up if the certified curve ends far before the attacked one."""
     figures = []
     for norm in run.norms if len(samples) else []:
         whole = _figure(run, samples, norm)
@@ -52,7 +52,7 @@ def _figure(run: Run, samples: pd.DataFrame, norm: str, *, end: float | None = N
 
 
 def _reading(run: Run, curve: pd.DataFrame, norm: str) -> str:
-    """What the curves say, of those that there are."""
+    """How to read the curves that the figure has."""
     reach = run.attacked_up_to(norm)
     certified = bool(curve["certified"].notna().any())
     if reach == 0:
@@ -63,9 +63,9 @@ def _reading(run: Run, curve: pd.DataFrame, norm: str) -> str:
             else "Neither attacks nor certificates were computed in this norm."
         )
     searched = (
-        "The attacks looked for the nearest example at any distance."
+        "The attacks searched for the nearest example at any distance."
         if reach == float("inf")
-        else f"Attacks looked up to eps = {eps_text(reach)}; beyond it nothing is known from above."
+        else f"The attacks searched up to eps = {eps_text(reach)}; beyond it there is no upper bound."
     )
     if not certified:
         return (
@@ -92,7 +92,7 @@ def _in_words(run: Run, rows: list[dict[str, Any]], norm: str) -> str:
 def _chart(rows: list[dict[str, Any]], norm: str, scale: ScaleType) -> alt.TopLevelMixin:
     colours = alt.Scale(domain=list(SERIES.values()), range=[CLEAN, ATTACKED, CERTIFIED])
     dashes = alt.Scale(domain=list(SERIES.values()), range=[[2, 3], [7, 3], [1, 0]])
-    # Steps are drawn on the safe side: certified never above, attacked never below what was counted.
+    # Steps are drawn on the safe side: certified never above, attacked never below the counted values.
     steps: dict[str, Step] = {"clean": "linear", "attacked": "step-after", "certified": "step-before"}
     known = [field for field in steps if any(row[field] is not None for row in rows)]
     named = [SERIES[field] for field in known]

@@ -1,4 +1,4 @@
-"""Where the samples stand at one eps: how many are certified, broken, misclassified, and how many are open."""
+"""The status of the samples at one eps: how many are certified, broken, misclassified and open."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from robustres.reports.sandwich import OUTCOMES, outcome
 class Standing:
     """name: of the run in a comparison, else empty.
 
-    counts: samples by outcome, in the order of OUTCOMES; contradictions only where there are some.
+    counts: samples by outcome, in the order of OUTCOMES; contradictions only if there are any.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Standing:
 
 
 def standings(run: Run, samples: pd.DataFrame, *, name: str = "") -> list[Standing]:
-    """One for each norm, at the eps that sentences speak of."""
+    """One for each norm, at the eps to which the sentences refer."""
     found = []
     for norm in run.asked:
         eps = run.headline_eps(norm)

@@ -14,9 +14,9 @@ FILES = ("summary.json", "report.html", "samples.csv", "blocks.csv", "digest.jso
 def metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a summary as one flat dictionary, with names that MLflow and Weights & Biases allow.
 
-    clean: accuracy. robust/NORM/EPS: what all attacks together leave, an upper bound of the accuracy under the best
-    attack. ATTACK/NORM/EPS: each attack alone. certified/CERTIFICATE/NORM/EPS: a lower bound. lipschitz/upper is a
-    bound, lipschitz/lower an estimate; block/NAME are the blocks' bounds.
+    clean: accuracy. robust/NORM/EPS: the accuracy under all attacks together, an upper bound on the accuracy under the
+        best attack. ATTACK/NORM/EPS: each attack alone. certified/CERTIFICATE/NORM/EPS: a lower bound. lipschitz/upper
+        is a bound, lipschitz/lower an estimate; block/NAME are the bounds on the blocks.
 
     >>> metrics({"clean": {"accuracy": 0.5}, "robust": [{"norm": "l2", "eps": 8 / 255, "accuracy": 0.25}]})
     {'clean': 0.5, 'robust/l2/8_255': 0.25}
@@ -40,17 +40,17 @@ def _name(kind: str, row: Mapping[str, Any]) -> str:
 
 
 def _plain(word: str, also: str = "") -> str:
-    """Letters, digits and _-. of a name, everything else as an underscore."""
+    """A name with everything except letters, digits and _-. replaced by an underscore."""
     return "".join(
         letter if letter.isascii() and (letter.isalnum() or letter in "_-." + also) else "_" for letter in word
     )
 
 
 def to_mlflow(folder: Path | str, *, experiment: str = "robustres") -> str:
-    """Log a run's numbers, settings and files to MLflow and return the tracker's id of it.
+    """Log a run's numbers, settings and files to MLflow and return its id in the tracker.
 
-    Where they go is MLflow's own setting (MLFLOW_TRACKING_URI): a server, a database, or a folder, which needs no
-    connection. Raises MissingExtraError where MLflow is not installed, InputError where the folder holds no run.
+    The destination is MLflow's own setting (MLFLOW_TRACKING_URI): a server, a database, or a folder, which needs no
+    connection. Raises MissingExtraError if MLflow is not installed, InputError if the folder contains no run.
     """
     folder, run = Path(folder), load_run(Path(folder))
     try:
@@ -67,10 +67,10 @@ def to_mlflow(folder: Path | str, *, experiment: str = "robustres") -> str:
 
 
 def to_wandb(folder: Path | str, *, project: str = "robustres") -> str:
-    """Log a run's numbers, settings and files to Weights & Biases and return the tracker's id of it.
+    """Log a run's numbers, settings and files to Weights & Biases and return its id in the tracker.
 
-    Where they go is the tracker's own setting: WANDB_MODE=offline writes a folder `wandb` and needs no connection.
-    Raises MissingExtraError where it is not installed, InputError where the folder holds no run.
+    The destination is the tracker's own setting: WANDB_MODE=offline writes a folder `wandb` and needs no connection.
+    Raises MissingExtraError if wandb is not installed, InputError if the folder contains no run.
     """
     folder, run = Path(folder), load_run(Path(folder))
     try:
@@ -88,14 +88,14 @@ TRACKERS: dict[str, Callable[[Path | str], str]] = {"mlflow": to_mlflow, "wandb"
 
 
 def track(folder: Path | str, name: str) -> str:
-    """Log a run to the tracker of that name; InputError names those that are known."""
+    """Log a run to the tracker of that name; raises InputError, which lists the known ones, for any other name."""
     if name not in TRACKERS:
         raise InputError(f"a tracker must be {' or '.join(TRACKERS)}, got {name!r}")
     return TRACKERS[name](folder)
 
 
 def parameters(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What identifies the run: the model, the data, the seed and the versions, as short texts."""
+    """What identifies the run: the model, the data, the seed and the versions, as short strings."""
     model, data, versions = (manifest.get(key) or {} for key in ("model", "data", "versions"))
     found = {
         "run": manifest.get("id"),

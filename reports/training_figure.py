@@ -1,4 +1,4 @@
-"""The course of training, where the run's network was trained here."""
+"""The training curves, if the run's network was trained by robustres."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ SERIES = {"clean": "clean", "certified": "certified (estimate in training)"}
 
 
 def training_figures(run: Run) -> list[Figure]:
-    """Accuracies and loss by epoch; none where the run holds no training."""
+    """Accuracies and loss by epoch; none if the run contains no training history."""
     table = run.tables["training"].sort_values("epoch")
     if len(table) < 2:
         return []
@@ -23,11 +23,11 @@ def training_figures(run: Run) -> list[Figure]:
         Figure(
             name="training-accuracy",
             title="Accuracy during training",
-            caption="On the images that the training watched, not on the test images of the other figures. Certified "
-            "is the estimate that training goes by, with norms from power iteration: no guarantee.",
+            caption="On the images used to monitor training, not on the test images of the other figures. "
+            "Certified is the estimate used during training, with norms from power iteration: it guarantees nothing.",
             alt=(
                 f"After epoch {last['epoch']}: clean {share_text(last['clean'])}, "
-                f"certified by the estimate {share_text(last['certified'])}."
+                f"estimated certified {share_text(last['certified'])}."
             ),
             spec=specification(_accuracy(rows)),
             rows=rows,

@@ -1,4 +1,4 @@
-"""The verdict: a run's result in sentences that need no training to read, and the warnings that belong beside them."""
+"""The verdict: a run's result in plain sentences, with the necessary warnings."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +12,8 @@ from robustres.results import of_network
 
 @dataclass(frozen=True)
 class Sentence:
-    """tone: result (plain), warning (read before using the result), failure (a threshold was not reached), defect (do
-    not use the result).
+    """tone: result (plain), warning (read before using the result), failure (a threshold was missed), defect (do not
+    use the result).
     """
 
     text: str
@@ -21,7 +21,7 @@ class Sentence:
 
 
 def verdict(run: Run, samples: pd.DataFrame) -> list[Sentence]:
-    """First defects, then the results, one sentence per norm, then what limits them."""
+    """Defects first, then the results, one sentence per norm, then their limitations."""
     limits = _limits(run)
     defects = [sentence for sentence in limits if sentence.tone == "defect"]
     return [
@@ -35,7 +35,7 @@ def verdict(run: Run, samples: pd.DataFrame) -> list[Sentence]:
 def _results(run: Run, samples: pd.DataFrame) -> list[Sentence]:
     clean = run.summary["clean"]
     if not run.total:
-        return [Sentence("The run holds no samples yet.", "warning")]
+        return [Sentence("The run contains no samples yet.", "warning")]
     first = (
         f"{clean['correct']:,} of {run.total:,} images are classified correctly without an adversary "
         f"({share_text(clean['accuracy'])})."
@@ -64,12 +64,12 @@ def _result(run: Run, samples: pd.DataFrame, norm: str) -> Sentence:
         nothing = "the certificate proves nothing there" if guarantees else "nothing is proven"
         text = f"W{within} attacks leave {survived} correct; {nothing}, a better attack may leave fewer."
     else:
-        text = f"W{within} nothing is proven and nothing was attacked."
+        text = f"W{within} nothing is proven and no attack was run."
     return Sentence(text, "result")
 
 
 def _requirements(run: Run) -> list[Sentence]:
-    """Whether each threshold was reached."""
+    """Whether each threshold was met."""
     found = []
     for row in run.summary["requirements"]:
         share = "was not counted" if row["share"] is None else f"is {share_text(row['share'])}"
@@ -83,7 +83,7 @@ def _limits(run: Run) -> list[Sentence]:
     planned = run.manifest.get("samples")
     if planned is not None and planned != run.total:
         sentences.append(
-            Sentence(f"This run is not finished: {run.total:,} of {planned:,} samples are here.", "warning")
+            Sentence(f"This run is not finished: {run.total:,} of {planned:,} samples are available.", "warning")
         )
     violations = run.summary["sandwich"]["violations"]
     if violations:
@@ -101,7 +101,7 @@ def _limits(run: Run) -> list[Sentence]:
     if run.tables["diagnosis"]["suspicious"].any():
         sentences.append(
             Sentence(
-                "Signs of masked gradients: the attacks may be weaker than they look, so the attacked accuracies may "
+                "Signs of masked gradients: the attacks may be weaker than they appear, so the attacked accuracies may "
                 "be too high.",
                 "warning",
             )
@@ -118,7 +118,7 @@ def _limits(run: Run) -> list[Sentence]:
 
 
 def lipschitz_sentence(run: Run) -> str | None:
-    """What is known of the whole network's Lipschitz constant."""
+    """What is known about the Lipschitz constant of the whole network."""
     whole = run.summary["lipschitz"]
     if whole is None or whole.get("upper") is None:
         return None

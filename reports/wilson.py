@@ -1,13 +1,13 @@
-"""Confidence interval of a share that was counted on a sample of images."""
+"""Confidence interval for a share measured on a sample of images."""
 
 import math
 from statistics import NormalDist
 
 
 def wilson_interval(count: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval for a binomial share (Wilson 1927); (0, 1) where nothing was counted.
+    """Score interval for a binomial share (Wilson 1927); (0, 1) if nothing was counted.
 
-    It speaks of the images that were not drawn. It says nothing about how tight a certificate or an attack is.
+    It concerns the sampling of the images, and says nothing about the tightness of a certificate or an attack.
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 3), round(high, 3)

@@ -1,4 +1,4 @@
-"""Write everything that is made from one run's tables."""
+"""Write all files that are made from the tables of one run."""
 
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from robustres.results import csv_text, write_atomically
 def write_report(folder: Path | str) -> Path:
     """Write the report of the run in `folder` beside its tables and return the path of report.html.
 
-    Written are report.html (one self-contained file), report.md, tables.tex, model_card.md, samples.csv, blocks.csv,
-    summary.json, robustbench.json and figures/ (SVG and PDF). Raises: InputError where the folder holds no run.
+    The files are report.html (self-contained), report.md, tables.tex, model_card.md, samples.csv, blocks.csv,
+    summary.json, robustbench.json and figures/ (SVG and PDF). Raises: InputError if the folder contains no run.
     """
     folder = Path(folder)
     run = load_run(folder)

@@ -7,9 +7,10 @@
     run = robustres.evaluate(model, data, "runs/mine", robustres.Settings(eps={"linf": (8 / 255,)}))
     print(run.summary["clean"], run.certificates)  # a dictionary, a data frame
 
-Every command of the command line is one call: attack, audit, compare, demo, enforce, evaluate, inspect, lipschitz,
-report, train; `robustres.certify.certify` is the one that has its package's name (docs/python.md).
-The names below are imported on first use, so that `import robustres` and `robustres --help` answer at once.
+Every command of the command line corresponds to one call: attack, audit, compare, demo, enforce, evaluate, inspect,
+lipschitz, report, train; only certify is found as `robustres.certify.certify`, since `robustres.certify` is a package
+(docs/python.md). The names below are imported on first use, so that `import robustres` and `robustres --help` respond
+at once.
 """
 
 from importlib import import_module
@@ -55,7 +56,7 @@ __all__ = [
     "write_report",
 ]
 
-# Public name -> where it is defined, and under which name.
+# Public name -> the module in which it is defined, and its name there.
 _HOME = {
     "Recipe": ("robustres.training", "Recipe"),
     "Settings": ("robustres.evaluation", "Settings"),

@@ -1,4 +1,4 @@
-"""`python -m robustres`, the form that launchers such as torchrun need."""
+"""`python -m robustres`, as launchers such as torchrun need it."""
 
 from robustres.cli.main import app
 

@@ -1,4 +1,6 @@
-"""The calls of `import robustres` that take a model in any form: words, a module, or what `load_model` gives."""
+"""The calls of `import robustres` that take a model in any form: a specification, a module, or a result of
+`load_model`.
+"""
 
 from functools import wraps
 from typing import Any
@@ -44,7 +46,7 @@ def train(model: Model, train_set: Any, validation_set: Any, recipe: Recipe, **s
 
 
 def _module(model: Any, shape: tuple[int, ...]) -> nn.Module:
-    """The network itself: the very module that was given, so that training changes it."""
+    """The network itself: the given module object, so that training changes it."""
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, LoadedModel):
@@ -52,28 +54,29 @@ def _module(model: Any, shape: tuple[int, ...]) -> nn.Module:
     if isinstance(model, str):
         return load_model(model, input_shape=shape).module
     raise ModelError(
-        f"a model must be an nn.Module, what load_model gives, or words such as 'net.onnx', got {type(model).__name__}"
+        "a model must be an nn.Module, a result of load_model, or a specification such as 'net.onnx', got "
+        f"{type(model).__name__}"
     )
 
 
 def _images(data: Any, split: Any) -> ImageSet:
-    """A data set, words (of which the split is taken), images with labels, a Dataset or a DataLoader."""
+    """A data set, a specification (of which the split is used), images with labels, a Dataset or a DataLoader."""
     return data if isinstance(data, ImageSet) else load_data(data, split=split)
 
 
 def _starts(given: Any) -> Tensor:
-    """The images alone, of whatever images with labels may be, or of an array, a tensor or a list without labels."""
+    """Only the images, from any form of images with labels, or from an array, a tensor or a list without labels."""
     if isinstance(given, str | Dataset | DataLoader | tuple):
         given = load_data(given)
     return given.images if isinstance(given, ImageSet) else images_tensor(given)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    """(C, H, W) as whole numbers."""
+    """(C, H, W) as integers."""
     try:
         numbers = tuple(int(side) for side in shape)
     except (TypeError, ValueError) as error:
         raise InputError(f"input_shape must be (channels, height, width) such as (3, 32, 32), got {shape!r}") from error
     if not numbers or min(numbers) < 1:
-        raise InputError(f"input_shape must hold positive numbers, got {shape!r}")
+        raise InputError(f"input_shape must contain positive numbers, got {shape!r}")
     return numbers

@@ -1,6 +1,6 @@
-"""The errors that users see: one base class, each child also inherits the builtin it refines.
+"""The errors that users see: one base class; each subclass also inherits from the built-in exception it refines.
 
-A message is one sentence: what is wrong, which value, what is allowed, how to mend it.
+A message is one sentence: what is wrong, which value was given, what is allowed and how to fix it.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 
 class RobustresError(Exception):
-    """Base of every error that robustres raises on purpose."""
+    """Base class of every error that robustres raises deliberately."""
 
 
 class InputError(RobustresError, ValueError):
-    """A value given by the caller is outside what is allowed."""
+    """A value given by the caller is not allowed."""
 
 
 class DataError(InputError):
@@ -20,15 +20,15 @@ class DataError(InputError):
 
 
 class StorageError(RobustresError, OSError):
-    """A file of a run cannot be written: no space, no permission, a folder that is gone. What was written stays."""
+    """A file of a run cannot be written: no space, no permission, a missing folder. What was written is kept."""
 
 
 class ModelError(InputError):
-    """A model that cannot be used: cannot be loaded, wrong output shape, outputs that are not finite."""
+    """A model that cannot be used: it cannot be loaded, has a wrong output shape, or outputs that are not finite."""
 
 
 class PrecisionError(RobustresError, RuntimeError):
-    """A certificate was asked for under arithmetic that no deviation bound covers (TF32, autocast)."""
+    """A certificate was requested under arithmetic that no rounding bound covers (TF32, autocast)."""
 
 
 class MissingExtraError(RobustresError, ImportError):
@@ -42,19 +42,19 @@ class MissingExtraError(RobustresError, ImportError):
 class Refusal:
     """An operation for which there is no rule.
 
-    path: where it stands in the network, in the dotted names of `named_modules` ("" is the network itself).
-    operation: its name and what about it is not covered.
+    path: its place in the network, as a dotted name of `named_modules` ("" is the network itself).
+    operation: its name and which of its features is not covered.
     """
 
     path: str
     operation: str
 
     def __str__(self) -> str:
-        return f"{self.operation} at {self.path or 'the top of the network'}"
+        return f"{self.operation} at {self.path or 'the top level of the network'}"
 
 
 class UnsupportedOperationError(RobustresError, NotImplementedError):
-    """The certifier met operations without a rule; all of them are listed at once in `refused`."""
+    """The certifier encountered operations without a rule; all of them are listed in `refused`."""
 
     def __init__(self, refused: Sequence[Refusal]) -> None:
         self.refused = tuple(refused)

@@ -1,4 +1,4 @@
-"""Context managers that leave a model, and the process, as they found them, also on an error or Ctrl-C."""
+"""Context managers that restore the state of a model and of the process, also after an error or Ctrl-C."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import fx, nn
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
     """Restore on exit: `training` of every module, `requires_grad`, `.grad` and every buffer's content.
 
-    The body may switch modes and run the model freely; buffers are copied, so this costs their size once.
+    The body may switch modes and run the model freely; buffers are copied, which needs their size in memory once.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -41,10 +41,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def without_guards(module: nn.Module) -> nn.Module:
-    """The module given, without what torch.export left in it: checks that only let batches of one size pass, and `eval`
-    and `train` that raise.
+    """The given module without what torch.export added to it: checks that only accept batches of one size, and `eval`
+    and `train` methods that raise.
 
-    What it computes is what the operations of its graph say, as in a .pt2 file.
+    It computes exactly the operations of its graph, as in a .pt2 file.
     """
     for part in module.modules():
         hooks = part._forward_pre_hooks
@@ -77,8 +77,8 @@ def random_state_kept() -> Iterator[None]:
 def single_thread() -> Iterator[None]:
     """Compute on one thread inside the body.
 
-    For small networks: their operations are too short to share, and threads that wait for each other on a busy machine
-    cost many times the work itself. What is computed no longer depends on the number of cores either.
+    For small networks: their operations are too short to parallelise, and threads that wait for each other on a busy
+    machine cost many times the work itself. The result also no longer depends on the number of cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Modules that moved into rooms stay importable by their old names."""
+"""Modules that moved into subpackages remain importable under their old names."""
 
 import sys
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Package -> room -> its modules: "name" where only the folder changed, "old=new" where the name did too. A module
-# whose old name is now that of a room is left out: the room answers to it.
+# Package -> subpackage -> its modules: "name" if only the folder changed, "old=new" if the name changed too. A module
+# whose old name is now that of a subpackage is left out, since the subpackage has that name.
 MOVED = {
     "certify": {
         "proof": ("bound clopper_pearson definite=cholesky_proof batched_norm=largest_singular_value"),
@@ -81,14 +81,14 @@ def _new_names() -> dict[str, str]:
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Answers to a module's old name with the very module that it has become."""
+    """Resolves the old name of a module to the same module object under its new name."""
 
     names = _new_names()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of a moved module; None for all others."""
+        """The module spec of a moved module; None for all others."""
         return ModuleSpec(fullname, self) if fullname in self.names else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -98,14 +98,15 @@ class MovedModules(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to execute; the module keeps the specification that it was loaded by."""
+        """Nothing to execute; the module keeps the spec with which it was loaded."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 
 
 def answer_to_old_names(package: str) -> None:
-    """Make the old names of a package's modules importable: those that are loaded at once, so that a function keeps
-    its name beside the module's (`robustres.certify.lipschitz`), and the others when somebody asks."""
+    """Make the old names of a package's modules importable: those already loaded at once, so that a function keeps its
+    name although a module has the same one (`robustres.certify.lipschitz`), and the others on demand.
+    """
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())
     for old, new in MovedModules.names.items():

@@ -1,4 +1,4 @@
-"""Rounding and precision: what protects a guarantee from floating-point arithmetic stands here.
+"""Rounding and precision: the functions that protect guarantees from floating-point errors.
 
 Notation of Higham (2002), Accuracy and Stability of Numerical Algorithms, chapter 3: unit roundoff u, and
 gamma_n = n u / (1 - n u), which bounds the relative error of n rounded operations in any order.
@@ -26,15 +26,17 @@ def gamma(operations: int, dtype: torch.dtype = torch.float64) -> float:
 
 
 def rounded_up(value: float, operations: int) -> float:
-    """A float at or above the exact value whose float64 computation took that many roundings; NaN becomes infinity."""
+    """A float at or above the exact value, computed in float64 with the given number of roundings; NaN becomes
+    infinity.
+    """
     if math.isnan(value):
         return math.inf
     return math.nextafter(value * (1 + gamma(operations + 2)), math.inf)
 
 
 def product_up(factors: Iterable[float]) -> float:
-    """A float at or above the product of non-negative numbers; mantissas and exponents are multiplied apart, so that
-    nothing overflows or underflows on the way.
+    """A float at or above the product of non-negative numbers; mantissas and exponents are handled separately, so that
+    no intermediate result overflows or underflows.
 
     >>> 1 <= product_up([1e-200, 1e-200, 1e200, 1e200]) < 1 + 1e-14
     True
@@ -50,13 +52,13 @@ def product_up(factors: Iterable[float]) -> float:
 
 
 def sum_up(terms: Iterable[float]) -> float:
-    """A float at or above the sum of non-negative numbers; infinite where it overflows."""
+    """A float at or above the sum of non-negative numbers; infinite if it overflows."""
     numbers = list(terms)
     return rounded_up(sum(numbers), len(numbers)) if len(numbers) > 1 else sum(numbers)
 
 
 def scaled_up(value: float, exponent: int) -> float:
-    """A float at or above value * 2^exponent of a non-negative value; exact unless that has too few digits."""
+    """A float at or above value * 2^exponent for a non-negative value; exact unless the result is subnormal."""
     try:
         scaled = math.ldexp(value, exponent)
     except OverflowError:
@@ -65,7 +67,7 @@ def scaled_up(value: float, exponent: int) -> float:
 
 
 def scaled_down(value: float, exponent: int) -> float:
-    """A float at or below value * 2^exponent of a non-negative value."""
+    """A float at or below value * 2^exponent for a non-negative value."""
     try:
         scaled = math.ldexp(value, exponent)
     except OverflowError:
@@ -74,7 +76,7 @@ def scaled_down(value: float, exponent: int) -> float:
 
 
 def rounded_down(value: float, operations: int) -> float:
-    """A float at or below the exact non-negative value whose computation took that many roundings; NaN becomes 0."""
+    """A float at or below the exact non-negative value, computed with the given number of roundings; NaN becomes 0."""
     if math.isnan(value):
         return 0.0
     return max(0.0, math.nextafter(value * (1 - gamma(operations + 2)), -math.inf))
@@ -87,13 +89,15 @@ def round_radius_down(radius: Tensor) -> Tensor:
 
 
 def require_certifiable_arithmetic(device: torch.device | str) -> None:
-    """Refuse arithmetic that no deviation bound covers: autocast anywhere, TF32 on a CUDA device."""
+    """Refuse arithmetic that no rounding bound covers: autocast anywhere, TF32 on a CUDA device."""
     kind = torch.device(device).type
     if torch.is_autocast_enabled(kind):
-        raise PrecisionError("certification refuses autocast; leave the autocast context before calling it")
+        raise PrecisionError(
+            "certification is not possible under autocast; leave the autocast context before calling it"
+        )
     if kind == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
         raise PrecisionError(
-            "certification refuses TF32; set torch.backends.cuda.matmul.allow_tf32 = False and "
+            "certification is not possible with TF32; set torch.backends.cuda.matmul.allow_tf32 = False and "
             "torch.backends.cudnn.allow_tf32 = False"
         )
 

@@ -1,4 +1,4 @@
-"""What an adversary may do: a norm and a budget, in pixel units on [0, 1]."""
+"""The capability of the adversary: a norm and a budget, in pixel units on [0, 1]."""
 
 import math
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class ThreatModel:
 
     norm: "l2", "linf", "l1", or "l0", which counts the channel values that differ (a grey pixel is one, a coloured one
         three).
-    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images), in l0 a number of values; math.inf leaves
-        only [0, 1] as a limit, for minimum-norm attacks.
+    eps: the radius of the closed ball, > 0, in pixel units ([0, 1] images), in l0 a number of values; with math.inf,
+        only [0, 1] limits the perturbation, for minimum-norm attacks.
 
     >>> ThreatModel("linf", 8 / 255).norm
     'linf'
@@ -40,7 +40,7 @@ class ThreatModel:
 
 
 def widest(norm: Norm, pixels: int) -> float:
-    """The largest distance between two images in [0, 1] of so many numbers.
+    """The largest distance between two images in [0, 1] with this many values.
 
     >>> widest("l2", 4)
     2.0
@@ -49,7 +49,8 @@ def widest(norm: Norm, pixels: int) -> float:
 
 
 def require_width(threat: ThreatModel, pixels: int) -> None:
-    """InputError where a finite eps allows every image in [0, 1] of so many numbers, as one in 8-bit units does.
+    """Raise InputError if a finite eps allows every image in [0, 1] with this many values, as an eps in 8-bit units
+    does.
 
     >>> require_width(ThreatModel("l2", 0.5), 4)
     """

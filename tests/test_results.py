@@ -115,7 +115,7 @@ def test_a_table_with_a_wrong_column_is_refused_by_name() -> None:
 def test_a_run_without_rows_has_typed_empty_tables(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.table("attacks").dtypes.to_dict() == empty_table("attacks").dtypes.to_dict()
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="contains no run"):
         folder.manifest()
 
 

@@ -1,4 +1,6 @@
-"""What the site needs beyond Markdown: the help texts of the commands, and the examples as files to download."""
+"""Additions to the Markdown pages of the site: the help texts of the commands, and the examples as files to
+download.
+"""
 
 import re
 from pathlib import Path
@@ -24,14 +26,14 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Lead links to the examples to their copies on the site, and fill in the help texts."""
+    """Redirect links to the examples to their copies on the site, and insert the help texts."""
     up = "../" * (page.file.src_uri.count("/"))
     markdown = OUTSIDE.sub(lambda found: f"]({up}{found[1]}/", markdown)
     return markdown.replace("<!-- commands -->", _commands()) if "<!-- commands -->" in markdown else markdown
 
 
 def _commands() -> str:
-    """One section per command: its help text and its options, as the command line itself has them."""
+    """One section per command: its help text and its options, as the command line prints them."""
     group: Any = get_command(commands)
     parts = []
     for name, command in sorted(group.commands.items()):

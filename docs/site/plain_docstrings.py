@@ -1,7 +1,7 @@
-"""A griffe extension: the plain docstrings of robustres as Markdown.
+"""A griffe extension that converts the plain docstrings of robustres to Markdown.
 
-Settings stand as `name: text` at the beginning of a line, one after the other, with indented continuation lines. They
-become a list; examples become code blocks. Everything else is Markdown already.
+Settings are written as `name: text` at the beginning of consecutive lines, with indented continuation lines. They
+become a list; examples become code blocks. Everything else is already Markdown.
 """
 
 import re
@@ -61,7 +61,7 @@ def _dedented(lines: list[str]) -> list[str]:
 
 
 class PlainDocstrings(griffe.Extension):
-    """Rewrites every docstring once, when griffe has read it."""
+    """Rewrites every docstring once, after griffe has read it."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
         if obj.docstring:

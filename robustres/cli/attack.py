@@ -1,4 +1,4 @@
-"""`robustres attack`: the right side of the sandwich alone."""
+"""`robustres attack`: only the right side of the sandwich."""
 
 from robustres.cli import options
 from robustres.cli.run import run_and_report

@@ -15,19 +15,22 @@ from robustres.cli.run import slug
 if TYPE_CHECKING:
     from robustres.certify import AuditReport, Witness
 
-Claimed = Annotated[str | None, typer.Option("--claimed-lipschitz", help="Claimed l2 constant of the whole network.")]
+Claimed = Annotated[
+    str | None, typer.Option("--claimed-lipschitz", help="Claimed l2 Lipschitz constant of the network.")
+]
 Claims = Annotated[
     Path | None,
     typer.Option("--claims", help='Claims per layer: JSON {"layer1.0.conv1": 1.0} or CSV with columns name,claimed.'),
 ]
 AuditData = Annotated[
-    str | None, typer.Option("--data", help="Images to start the search from, as in evaluate; default: random images.")
+    str | None,
+    typer.Option("--data", help="Images from which the search starts, as in evaluate; default: random images."),
 ]
-Restarts = Annotated[int, typer.Option("--restarts", min=1, help="Images that the search starts from.")]
-Seconds = Annotated[float, typer.Option("--seconds", min=1e-3, help="Time for the search, per claim.")]
+Restarts = Annotated[int, typer.Option("--restarts", min=1, help="Number of images from which the search starts.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=1e-3, help="Time limit of the search, per claim.")]
 Tolerance = Annotated[
     float,
-    typer.Option("--tolerance", min=0, help="Relative excess over the claim that rounding of the weights may explain."),
+    typer.Option("--tolerance", min=0, help="Relative excess over the claim attributed to rounding of the weights."),
 ]
 Delta = Annotated[
     float | None,
@@ -52,10 +55,11 @@ def audit(
     out: AuditOut = None,
     json: options.Json = False,
 ) -> None:
-    """Recompute claimed l2 Lipschitz constants of MODEL, or of its layers, from both sides.
+    """Check claimed l2 Lipschitz constants of MODEL, or of its layers, from both sides.
 
-    Proven by a bound that is recomputed from the weights, refuted by a pair of inputs (saved as witness-*.npz), or
-    open. Without a claim, what the model's modules state about themselves is audited. Exit code 1 where refuted.
+    The verdict is proven (by a bound recomputed from the weights), refuted (by a pair of inputs, saved as
+    witness-*.npz) or open. Without a claim, the constants that the model's modules state are audited. Exit code 1 if a
+    claim is refuted.
 
     Example: robustres audit net.onnx --input-shape 3,32,32 --claimed-lipschitz 1
     """
@@ -93,7 +97,7 @@ def audit(
 
 
 def _claims(whole: str | None, path: Path | None) -> dict[str, float] | None:
-    """The table of claims, the whole network under the empty name; None where nothing was claimed."""
+    """The table of claims, the whole network under the empty name; None if nothing was claimed."""
     from robustres.threat import parse_number
 
     table = {} if whole is None else {"": parse_number(whole)}
@@ -103,7 +107,7 @@ def _claims(whole: str | None, path: Path | None) -> dict[str, float] | None:
 
 
 def _read_claims(path: Path) -> dict[str, float]:
-    """A JSON object, or a CSV file with the columns name and claimed."""
+    """Read a JSON object, or a CSV file with the columns name and claimed."""
     from robustres.errors import InputError
     from robustres.threat import parse_number
 
@@ -143,7 +147,7 @@ def _write(folder: Path, report: "AuditReport", model: dict[str, Any]) -> str:
 
 
 def _archive(witness: "Witness") -> bytes:
-    """The pair, both answers and the ratio as an npz archive; everything is float64 and without a batch axis."""
+    """The pair, both outputs and the ratio as an npz archive; everything is float64 and without a batch axis."""
     import numpy as np
 
     buffer = io.BytesIO()

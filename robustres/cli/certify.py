@@ -1,4 +1,4 @@
-"""`robustres certify`: the left side of the sandwich alone."""
+"""`robustres certify`: only the left side of the sandwich."""
 
 from robustres.cli import options
 from robustres.cli.run import run_and_report

@@ -13,7 +13,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for the comparison.")] = Path("runs/comparison"),
     json: options.Json = False,
 ) -> None:
-    """Align runs by sample and test their differences (McNemar); write one report.
+    """Align runs by sample, test their differences (McNemar) and write one report.
 
     Example: robustres compare runs/demo/residual runs/demo/constrained
     """

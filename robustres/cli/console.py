@@ -1,4 +1,4 @@
-"""What the commands show: progress on standard error, tables on standard output."""
+"""Console output of the commands: progress on standard error, tables on standard output."""
 
 import sys
 import threading
@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-WIDE = 100  # columns of a terminal from which tables have lines
+WIDE = 100  # terminal width, in columns, from which tables have lines
 output = Console()
 notes = Console(stderr=True)
 
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that moves one bar per stage; silent where nobody watches a terminal.
+    """A function (stage, done, total) that advances one bar per stage; silent if standard error is not a terminal.
 
-    Behind the bar stand the time that it took and the time that is left.
+    The bar is followed by the elapsed and the remaining time.
     """
     text, times = TextColumn("{task.description:<28}"), (TimeElapsedColumn(), TimeRemainingColumn())
     columns = (text, BarColumn(bar_width=None), MofNCompleteColumn(), *times)
@@ -30,7 +30,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], N
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
-            if stage == "attack and certify":  # in parts; the same in samples moves more often
+            if stage == "attack and certify":  # counted in parts; the same stage counted in samples advances more often
                 return
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
@@ -41,7 +41,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], N
 
 @contextmanager
 def clock(stage: str, seconds: float, advance: Callable[[str, int, int], None]) -> Iterator[None]:
-    """Move a bar by the seconds that have passed, of those that the body may take at most."""
+    """Advance a bar by the seconds that have passed, out of the most that the body may take."""
     over = threading.Event()
     begun = time.monotonic()
 
@@ -59,7 +59,7 @@ def clock(stage: str, seconds: float, advance: Callable[[str, int, int], None]) 
 
 
 def invocation() -> list[str]:
-    """This command as words that a shell understands, however it was called; without torchrun, which changes no result.
+    """This command line, quoted for a shell, however it was called; without torchrun, which does not change results.
 
     >>> invocation()[0] in ("robustres", "python")
     True
@@ -73,7 +73,7 @@ def print_table(
 ) -> None:
     """One table; the first column is text, the others are numbers."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    if output.width < WIDE:  # no lines between columns, so that more of them fit
+    if output.width < WIDE:  # no lines between columns, so that more columns fit
         table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 1, 0, 0)
     for position, column in enumerate(header):
         longest = max([len(column), *(len(word) for row in rows for word in row[position].split())]) if position else 8
@@ -84,7 +84,7 @@ def print_table(
 
 
 def percent(share: float | None, *, up: bool | None = None) -> str:
-    """A share as a percentage: the nearest, or never below it (`up`), or never above it.
+    """A share as a percentage: rounded to nearest, or rounded up (`up`), or rounded down.
 
     >>> percent(0.861)
     '86.1 %'
@@ -95,7 +95,7 @@ def percent(share: float | None, *, up: bool | None = None) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """An eps as the fraction of 255 that it is, where it is one.
+    """An eps, written as a fraction of 255 if it is one.
 
     >>> eps_text(8 / 255), eps_text(0.5)
     ('8/255', '0.5')

@@ -1,4 +1,4 @@
-"""`robustres data`: check a data set and say what is in it."""
+"""`robustres data`: check a data set and describe its contents."""
 
 from typing import Annotated
 

@@ -61,7 +61,9 @@ def demonstrate(
     device: str = "cpu",
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, dict[str, Any]]:
-    """Train, attack and certify the three networks, write their comparison into `out`; the summary of each by name."""
+    """Train, attack and certify the three networks, write their comparison into `out`; return the summary of each by
+    name.
+    """
     from robustres.guard import single_thread
     from robustres.reports import write_comparison
 
@@ -116,7 +118,7 @@ def _print_verdict(summaries: dict[str, dict[str, Any]]) -> None:
         shares = (console.percent(clean), console.percent(attacked, up=True), console.percent(certified, up=False))
         rows.append((name, *shares, rounded_text(upper, up=True, digits=3)))
     console.print_table(
-        f"Share of 360 unseen digits, for changes of l2 size up to {HEADLINE}",
+        f"Share of 360 unseen digits, for perturbations of l2 norm up to {HEADLINE}",
         ("network", "correct", "survive attacks", "proved robust", "Lipschitz bound"),
         rows,
         caption=(
@@ -128,5 +130,5 @@ def _print_verdict(summaries: dict[str, dict[str, Any]]) -> None:
 
 
 def _at_headline(rows: list[dict[str, Any]]) -> float | None:
-    """The accuracy that these rows of a summary give at the eps of the headline."""
+    """The accuracy in these rows of a summary at the eps of the headline."""
     return next((row["accuracy"] for row in rows if (row["norm"], row["eps"]) == ("l2", HEADLINE)), None)

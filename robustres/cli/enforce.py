@@ -23,14 +23,15 @@ def enforce(
     joint: options.Joint = True,
     effort: options.Effort = None,
     device: options.Device = "auto",
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new network.")] = Path("runs/enforced"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new network.")] = Path("runs/enforced"),
     json: options.Json = False,
 ) -> None:
-    """Write a copy of MODEL whose layers or blocks provably stay within a budget; accuracy and bound before and after.
+    """Write a copy of MODEL whose layers or blocks provably stay within a budget, and show accuracy and bound before
+    and after.
 
-    spectral and clip bound every layer, a batch normalisation together with the convolution before it; scale and joint
-    bound every residual block of the network's graph. Only weights change: another network than a checkpoint of this
-    project is written as weights for the same MODEL and loaded as MODEL@FILE.
+    The methods spectral and clip bound every layer, a batch normalisation together with the convolution before it;
+    scale and joint bound every residual block of the network's graph. Only weights change: a network that is not a
+    checkpoint of robustres is written as weights for the same MODEL and loaded as MODEL@FILE.
 
     Example: robustres enforce runs/demo/residual/model.safetensors --lipschitz 1 --data digits
 
@@ -71,7 +72,7 @@ def enforce(
 
 
 def _accuracy(network: "nn.Module", images: "ImageSet", device: str) -> float:
-    """Share of the images that are answered correctly."""
+    """Share of the images that are classified correctly."""
     import torch
 
     network = network.to(device)

@@ -16,8 +16,8 @@ def evaluate(
 ) -> None:
     """Attack and certify MODEL on DATA; write the report, the tables and summary.json.
 
-    A run that was interrupted continues when the same command is given again. Several processes share the samples under
-    torchrun.
+    An interrupted run continues when the same command is given again. Under torchrun, the samples are split among the
+    processes.
 
     Example: robustres evaluate net.onnx --data npy:cifar10-100 --mean 0.4914,0.4822,0.4465
     --std 0.2471,0.2435,0.2616 --norm linf --eps 1/255,2/255,8/255

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from robustres.dynamics import Claim
     from robustres.dynamics.laboratory import Progress
 
-Subject = Annotated[str | None, typer.Argument(help="A model as `evaluate` takes it.")]
+Subject = Annotated[str | None, typer.Argument(help="A model, as for `evaluate`.")]
 DataSpec = Annotated[str, typer.Option("--data", help=options.DATA_FORMS)]
 Builtin = Annotated[
     str | None,
@@ -29,7 +29,11 @@ def inspect(
     joint: options.Joint = True,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=2, help="Images to look at (60); with --builtin to train and to test on (all)."),
+        typer.Option(
+            "--limit",
+            min=2,
+            help="Number of images to examine (default 60); with --builtin, to train and test on (default all).",
+        ),
     ] = None,
     split: options.Split = "test",
     data_root: options.DataRoot = None,
@@ -50,7 +54,7 @@ def inspect(
         raise InputError("give either MODEL or --builtin NAME; --builtin all shows every claim")
     if builtin is not None and split != "test":
         raise InputError(
-            "--split is for MODEL; the built-in networks learn from the train split, shown on the test split"
+            "--split applies to MODEL; the built-in networks are trained on the train split and shown on the test split"
         )
     folder = out or Path("runs") / (f"inspect-{builtin}" if builtin else f"inspect-{Path(str(model)).stem}")
     sections = []
@@ -89,7 +93,7 @@ def _builtin(
     download: bool,
     progress: "Progress",
 ) -> tuple[str, Any, int]:
-    """Words for the subject, the claims one after the other, and how many there are."""
+    """A description of the subject, an iterator over the claims, and their number."""
     from robustres.data import load_data
     from robustres.dynamics import NAMES, Parts, demonstrate
 
@@ -101,7 +105,7 @@ def _builtin(
 
 
 def _model(model: str, data: str, source: options.Source, *, joint: bool, progress: "Progress") -> tuple[str, Any, int]:
-    """The same for a network at hand."""
+    """The same for the user's network."""
     from robustres.dynamics import NAMES, inspect_model
 
     loaded, images = source.load(model, data)
@@ -110,7 +114,7 @@ def _model(model: str, data: str, source: options.Source, *, joint: bool, progre
 
 
 def _contents(claim: "Claim") -> dict[str, Any]:
-    """The fields of a section; dynamics and reports stand on floors that do not know each other."""
+    """The fields of a section; dynamics and reports are layers that do not import each other."""
     fields = ("name", "title", "statement", "source", "caption", "frame", "chart")
     findings = tuple({**asdict(finding), "holds": finding.holds} for finding in claim.findings)
     return {**{field: getattr(claim, field) for field in fields}, "findings": findings}

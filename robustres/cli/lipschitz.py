@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from robustres.certify import LipschitzReport
 
-STARTS = 9  # images that the estimates from below start at
+STARTS = 9  # number of images at which the estimates from below start
 
 Images = Annotated[
     str | None,
@@ -77,7 +77,7 @@ def lipschitz(
 
 
 def _records(report: "LipschitzReport") -> list[dict[str, Any]]:
-    """The rows of a run's table, with all candidates, the tightness and the seconds of each."""
+    """The rows of a run's table, with all candidate bounds, the tightness and the seconds of each block."""
     from robustres.results import block_records
 
     return [
@@ -92,7 +92,7 @@ def _records(report: "LipschitzReport") -> list[dict[str, Any]]:
 
 
 def _print_ledger(report: "LipschitzReport") -> None:
-    """Every block with both sides, textbook and joint bound; --json has the other candidates."""
+    """Print every block with both sides and its textbook and joint bounds; --json has the other candidates."""
     columns = {
         "block": [row.name for row in report.blocks],
         "|S|": [rounded_up(row.shortcut) for row in report.blocks],
@@ -109,14 +109,14 @@ def _print_ledger(report: "LipschitzReport") -> None:
         "l2 Lipschitz constant, block by block: S x + F(x)",
         list(columns),
         list(zip(*columns.values(), strict=True)),
-        caption="floor: no bound that knows only the range of the slopes can be lower; ratio: bound / estimate.\n"
+        caption="floor: no bound that uses only the range of the slopes can be lower; ratio: bound / estimate.\n"
         f"whole network: bound {rounded_up(report.upper)}, estimate from below {estimate(report.lower)} "
         f"({report.explanation()})",
     )
 
 
 def _require_names(module: "nn.Module", shape: tuple[int, ...], names: list[str]) -> None:
-    """InputError for a block that there is not, found by the quickest bound before the thorough one begins."""
+    """Raise InputError for a block that does not exist, found by the quickest bound before the thorough one begins."""
     from robustres.certify import lipschitz as bound
 
     quick = bound(module, shape, joint=False, seconds=0.01, lower_steps=0)
@@ -125,7 +125,7 @@ def _require_names(module: "nn.Module", shape: tuple[int, ...], names: list[str]
 
 
 def _supposition(text: str) -> tuple[str, float]:
-    """A block and a factor."""
+    """Parse a block and a factor."""
     from robustres.errors import InputError
     from robustres.threat import parse_number
 

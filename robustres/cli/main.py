@@ -1,8 +1,7 @@
 """The command `robustres`: registers the commands and turns errors into one line and an exit code.
 
-Exit codes: 0 done; 1 a defect was found, such as a violated sandwich; 2 bad input; 3 a defect of robustres; 130
-interrupted.
-torch is imported inside the commands, so that --help answers at once.
+Exit codes: 0 done; 1 a defect was found, such as a violated sandwich; 2 invalid input; 3 a bug in robustres; 130
+interrupted. torch is imported inside the commands, so that --help responds at once.
 """
 
 import os
@@ -50,7 +49,7 @@ def _version(wanted: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Options that stand before the command."""
+    """Options that precede the command."""
 
 
 for command in (
@@ -93,7 +92,7 @@ def app() -> None:
         if os.environ.get("ROBUSTRES_TRACEBACK"):
             traceback.print_exc()
         _say(
-            f"{type(error).__name__}: {_line(error)} ({_place(error)}); this is a defect of robustres, please report "
+            f"{type(error).__name__}: {_line(error)} ({_place(error)}); this is a bug in robustres, please report "
             "it with the command (ROBUSTRES_TRACEBACK=1 before the command shows where it happened)"
         )
         sys.exit(3)
@@ -116,6 +115,6 @@ def _place(error: BaseException) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is torch's; torch is imported where it was raised, and nowhere else."""
+    """Whether this is torch's out-of-memory error; torch is looked up only if it has been imported already."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""Options that several commands share, each declared once, and what they mean."""
+"""Options shared by several commands, each declared once, and their conversion to settings."""
 
 import tomllib
 from collections.abc import Callable
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def take_settings(context: typer.Context, file: Path | None) -> Path | None:
-    """Make what a TOML file says the defaults of the command; InputError names what the command does not know."""
+    """Use the settings in a TOML file as the command's defaults; raise InputError for a setting that the command
+    lacks.
+    """
     from robustres.errors import InputError
 
     if file is None:
@@ -41,7 +43,7 @@ def take_settings(context: typer.Context, file: Path | None) -> Path | None:
 
 
 def _as_option(name: str, value: Any) -> Any:
-    """A value of the file as the option would be written."""
+    """A value in the file, written as on the command line."""
     if name == "attack_setting" and isinstance(value, dict):
         return [f"{attack}.{key}={_word(entry)}" for attack, table in value.items() for key, entry in table.items()]
     if name in REPEATED:
@@ -101,8 +103,8 @@ SettingsFile = Annotated[
     Path | None,
     typer.Option(
         "--settings",
-        help="TOML file of options by their names, with tables such as [attack-setting.apgd]; options on the "
-        "command line take precedence.",
+        help="TOML file of options by name, with tables such as [attack-setting.apgd]; options on "
+        "the command line take precedence.",
         is_eager=True,
         callback=take_settings,
     ),
@@ -112,7 +114,7 @@ Require = Annotated[
     typer.Option(
         "--require",
         help="WHAT@NORM:EPS>=SHARE with certified, robust or an attack's name, or clean>=SHARE, such as "
-        "certified@l2:36/255>=0.5; exit code 1 where it fails; repeatable.",
+        "certified@l2:36/255>=0.5; exit code 1 if it fails; repeatable.",
     ),
 ]
 InputShape = Annotated[
@@ -122,23 +124,25 @@ Mean = Annotated[str | None, typer.Option("--mean", help="Normalisation that the
 Std = Annotated[str | None, typer.Option("--std", help="Standard deviations, per channel; with --mean.")]
 Joint = Annotated[bool, typer.Option("--joint/--textbook", help="Bound blocks jointly (tighter) or by 1 + K_F alone.")]
 Effort = Annotated[
-    float | None, typer.Option("--effort", help="Cost of each joint bound, in seconds of a nominal core.")
+    float | None, typer.Option("--effort", help="Effort for each joint bound, in seconds of a nominal core.")
 ]
 WholeEffort = Annotated[
     float | None,
-    typer.Option("--whole-effort", help="Cost of the bound of all layers at once, in seconds of a nominal core."),
+    typer.Option("--whole-effort", help="Effort for the bound on all layers at once, in seconds of a nominal core."),
 ]
 Domain = Annotated[
     str,
-    typer.Option(help="all inputs, or unit: images in [0, 1] only, where products of two values have a bound too."),
+    typer.Option(help="all inputs, or unit: images in [0, 1] only, where products of two values also have a bound."),
 ]
 SecondsPerImage = Annotated[
     float | None,
-    typer.Option("--seconds-per-image", help="Time for local bounds around each image, in seconds of one core."),
+    typer.Option(
+        "--seconds-per-image", help="Time limit of the local bounds around each image, in seconds of one core."
+    ),
 ]
 AimAtEps = Annotated[
     bool,
-    typer.Option("--aim-at-eps", help="Local bounds only try to prove the eps that are counted, not more."),
+    typer.Option("--aim-at-eps", help="Local bounds only try to prove the given eps, not larger radii."),
 ]
 KeepCertificates = Annotated[
     bool,
@@ -151,13 +155,15 @@ Certificate = Annotated[
     typer.Option(
         "--certificate",
         help="lipschitz (product of the pieces' bounds) | local (bounds around each image) | best (largest of all "
-        "deterministic radii; with --seconds-per-image also beside local ones) | package.module:name of your own; "
-        "several with commas.",
+        "deterministic radii; with --seconds-per-image including local ones) | package.module:name for "
+        "your own; comma-separated.",
     ),
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="float64 | float32: the arithmetic whose rounding is charged against the margins."),
+    typer.Option(
+        "--dtype", help="float64 | float32: the arithmetic whose rounding errors are subtracted from the margins."
+    ),
 ]
 Smoothing = Annotated[
     float | None,
@@ -170,32 +176,32 @@ SmoothingSamples = Annotated[int, typer.Option("--smoothing-samples", min=1, hel
 Diagnose = Annotated[
     int,
     typer.Option(
-        "--diagnose", min=0, help="Check PGD for masked gradients on N samples (costs as much as ten PGD runs)."
+        "--diagnose", min=0, help="Check for gradient masking with PGD on N samples (costs as much as ten PGD runs)."
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N samples.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Samples per forward pass; default 512, fewer if they are large."),
+    typer.Option("--batch-size", min=1, help="Samples per forward pass; default 512, fewer for large images."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/MODEL-DATA.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over if --out already holds a run.")]
-Cache = Annotated[
-    bool, typer.Option("--cache/--no-cache", help="Reuse bounds that were computed for exactly the same network.")
-]
+Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse bounds computed for exactly the same network.")]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Report samples with non-finite logits and continue.")]
-SaveExamples = Annotated[bool, typer.Option("--save-examples", help="Keep every adversarial example; see replay.")]
+SaveExamples = Annotated[bool, typer.Option("--save-examples", help="Store every adversarial example; see replay.")]
 SaveNpz = Annotated[
-    bool, typer.Option("--save-npz", help="The same, and all of them as RUN/adversarial.npz for NumPy.")
+    bool, typer.Option("--save-npz", help="The same, and also store them in RUN/adversarial.npz for NumPy.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to standard output and nothing else.")]
 
 
 Classes = Annotated[
     Path | None,
-    typer.Option("--classes", help="For folder:DIR: a file of folder names in the order of the network's outputs."),
+    typer.Option(
+        "--classes", help="For folder:DIR: a file with the folder names in the order of the network's outputs."
+    ),
 ]
 
 
@@ -210,7 +216,7 @@ class Reading:
     classes: Classes = None
 
     def images(self, data: str) -> "ImageSet":
-        """The samples that the command names."""
+        """The samples selected by the options."""
         from robustres.data import load_data
 
         images = load_data(
@@ -224,7 +230,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Source(Reading):
-    """Which samples, and how the network wants them."""
+    """Which samples, and how the network expects them."""
 
     mean: Mean = None
     std: Std = None
@@ -236,18 +242,18 @@ class Source(Reading):
         return load_model(model, input_shape=shape, download=self.download, **statistics(self.mean, self.std))
 
     def load(self, model: str, data: str) -> "tuple[LoadedModel, ImageSet]":
-        """The model and the data that the command names."""
+        """The model and the data given to the command."""
         images = self.images(data)
         return self.network(model, images.image_shape), images
 
     def load_with_shape(
         self, model: str, data: str | None, input_shape: str | None
     ) -> "tuple[LoadedModel, tuple[int, ...], ImageSet | None]":
-        """The model, the shape (C, H, W) of its images, and such images where the command names any."""
+        """The model, the shape (C, H, W) of its images, and the images if the command was given data."""
         from robustres.errors import InputError
 
         if data is None and input_shape is None:
-            raise InputError("name --data DATA, or --input-shape such as 3,32,32 to start from random images")
+            raise InputError("give --data DATA, or --input-shape such as 3,32,32 to start from random images")
         images = None if data is None else self.images(data)
         shape = images.image_shape if images is not None and input_shape is None else parse_shape(input_shape or "")
         return self.network(model, shape), shape, images
@@ -267,7 +273,7 @@ class Attacking:
     save_npz: SaveNpz = False
 
     def settings(self) -> dict[str, Any]:
-        """As `Settings` takes it."""
+        """As arguments of `Settings`."""
         from robustres.errors import InputError
         from robustres.results import AVERAGE_CASE
 
@@ -320,7 +326,7 @@ class Bounding:
     cache: Cache = True
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """As `Settings` takes it."""
+        """As arguments of `Settings`."""
         return {
             **thoroughness(self.joint, self.effort),
             "whole_effort": self.whole_effort,
@@ -336,7 +342,7 @@ class Bounding:
 
 @dataclass(frozen=True)
 class Running:
-    """Where and how to run, and what to say."""
+    """Where and how to run, and what to print."""
 
     batch_size: BatchSize = None
     device: Device = "auto"
@@ -349,15 +355,15 @@ class Running:
     json: Json = False
 
     def settings(self) -> dict[str, Any]:
-        """As `Settings` takes it."""
+        """As arguments of `Settings`."""
         return {"batch_size": self.batch_size, "seed": self.seed, "keep_going": self.keep_going}
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """The command with every group of options among its parameters replaced by the options of the group.
 
-    Typer reads options from a function's signature; so that several commands can share a group, the signature that it
-    sees is put together here.
+    Typer reads options from a function's signature; this function builds that signature so that several commands can
+    share a group of options.
     """
     groups: dict[str, type] = {}
     parameters: list[Parameter] = []
@@ -397,7 +403,7 @@ def labels_in_words(images: "ImageSet", *, shown: int = 20) -> str:
 
 
 def attack_setting(text: str) -> tuple[str, str, Any]:
-    """The attack, its setting and the value of `apgd.steps=200`.
+    """Parse `apgd.steps=200` into the attack, its setting and the value.
 
     >>> attack_setting("apgd.steps=200"), attack_setting("fab.give_up=false")
     (('apgd', 'steps', 200), ('fab', 'give_up', False))
@@ -412,7 +418,7 @@ def attack_setting(text: str) -> tuple[str, str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A whole number, a number that may be a fraction, true or false, or a text."""
+    """Parse an integer, a number or fraction, true or false, or a string."""
     from robustres.errors import InputError
     from robustres.threat import parse_number
 
@@ -429,7 +435,7 @@ def _value(text: str) -> Any:
 
 
 def pick_device(name: str) -> str:
-    """The device that an option names; `auto` takes a GPU where there is one."""
+    """The device named by an option; `auto` selects a GPU if one is available."""
     import torch
 
     from robustres.errors import InputError
@@ -455,7 +461,7 @@ def budgets(norm: str, eps: str | None, *, certified: bool = False) -> "dict[Nor
 
     given = None if eps is None else parse_numbers(eps)
     for budget in given or ():
-        ThreatModel("l0" if norm == "l0" else "l2", budget)  # before anything that takes time is imported
+        ThreatModel("l0" if norm == "l0" else "l2", budget)  # before slow imports
     from robustres.evaluation import CONVENTIONAL_EPS
 
     known = next((name for name in (CONVENTIONAL_EPS if certified else ATTACK_NORMS) if name == norm), None)
@@ -469,33 +475,33 @@ def budgets(norm: str, eps: str | None, *, certified: bool = False) -> "dict[Nor
 
 
 def thoroughness(joint: bool, effort: float | None) -> dict[str, Any]:
-    """How thoroughly to bound, as `Settings` and `lipschitz` take it."""
+    """How thoroughly to bound, as `Settings` and `lipschitz` accept it."""
     return {"joint": joint} if effort is None else {"joint": joint, "effort": effort}
 
 
 def smoothing(sigma: float | None, samples: int, seed: int) -> "RandomisedSmoothing | None":
-    """The smoothing that the options ask for."""
+    """The smoothing requested by the options."""
     from robustres.certify import RandomisedSmoothing
 
     return None if sigma is None else RandomisedSmoothing(sigma, estimation_samples=samples, seed=seed)
 
 
 def number(text: str | None) -> float | None:
-    """A number that may be a fraction, where one was given."""
+    """Parse a number or a fraction, if one was given."""
     from robustres.threat import parse_number
 
     return None if text is None else parse_number(text)
 
 
 def statistics(mean: str | None, std: str | None) -> dict[str, Any]:
-    """The normalisation that was given, as `load_model` takes it."""
+    """The given normalisation, as `load_model` accepts it."""
     from robustres.threat import parse_numbers
 
     return {name: parse_numbers(text) for name, text in (("mean", mean), ("std", std)) if text is not None}
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """Channels, height and width."""
+    """Parse channels, height and width."""
     from robustres.errors import InputError
 
     try:

@@ -1,4 +1,4 @@
-"""`robustres replay`: the adversarial examples that a run kept, answered again."""
+"""`robustres replay`: evaluate the adversarial examples stored by a run again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,20 +9,20 @@ from robustres.cli import console
 from robustres.cli.options import Device, Download, Json, pick_device
 
 Words = Annotated[
-    str | None, typer.Argument(help="The model as `evaluate` takes it; default: the words in the run's manifest.")
+    str | None, typer.Argument(help="The model, as for `evaluate`; default: the one in the run's manifest.")
 ]
 
 
 def replay(
-    run: Annotated[Path, typer.Argument(help="A run folder that `evaluate --save-examples` wrote.")],
+    run: Annotated[Path, typer.Argument(help="A run folder written by `evaluate --save-examples`.")],
     model: Words = None,
     device: Device = "auto",
     download: Download = False,
     json: Json = False,
 ) -> None:
-    """Run the kept adversarial examples again, on the model and, where it is an ONNX file, on onnxruntime.
+    """Evaluate the stored adversarial examples again, on the model and, for an ONNX file, in onnxruntime.
 
-    Writes replay.csv into the run folder. Exit code 1 where an example no longer fools the model.
+    Writes replay.csv into the run folder. Exit code 1 if an example no longer fools the model.
 
     Example: robustres replay runs/digits-digits
     """

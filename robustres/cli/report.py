@@ -1,4 +1,4 @@
-"""`robustres report`: make a run's report again from its tables."""
+"""`robustres report`: rebuild the report of a run from its tables."""
 
 import json as json_module
 from pathlib import Path
@@ -11,17 +11,20 @@ from robustres.cli.run import require_met
 
 Format = Annotated[
     str,
-    typer.Option("--format", help="run (the report of a run) | auditor (sections that robustness standards ask for)."),
+    typer.Option(
+        "--format", help="run (the report of a run) | auditor (the sections that robustness standards require)."
+    ),
 ]
 Statements = Annotated[
     Path | None,
     typer.Option(
-        "--statements", help="For --format auditor: TOML file with what only you can say, such as the domain."
+        "--statements",
+        help="For --format auditor: TOML file of statements that only you can make, such as the intended domain.",
     ),
 ]
 To = Annotated[
     list[str] | None,
-    typer.Option("--to", help="Also log the run to mlflow or wandb, as their own settings say; repeatable."),
+    typer.Option("--to", help="Also log the run to mlflow or wandb, following their own settings; repeatable."),
 ]
 EvalResults = Annotated[
     list[str] | None,
@@ -42,10 +45,10 @@ def report(
     require: Require = None,
     json: Json = False,
 ) -> None:
-    """Write report.html, report.md, the CSV tables and the figures again, from the tables of a run alone.
+    """Write report.html, report.md, the CSV tables and the figures again, using only the tables of a run.
 
     With --format auditor, write auditor.html and auditor.md: domain, property, threat model, method, results per input,
-    counterexamples, limits and environment, with everything that is missing said plainly.
+    counterexamples, limits and environment; missing information is stated explicitly.
 
     Example: robustres report runs/demo/constrained
     """
@@ -57,7 +60,7 @@ def report(
     if format not in ("run", "auditor"):
         raise InputError(f"--format must be run or auditor, got {format!r}")
     if statements is not None and format != "auditor":
-        raise InputError("--statements belongs to --format auditor")
+        raise InputError("--statements requires --format auditor")
     if unknown := sorted(set(to or ()) - TRACKERS.keys()):
         raise InputError(f"--to must be {' or '.join(TRACKERS)}, got {unknown[0]!r}")
     asked = [Requirement.read(text) for text in require or ()]

@@ -1,4 +1,4 @@
-"""What evaluate, attack and certify share: run, report, print."""
+"""Shared by evaluate, attack and certify: run, report, print."""
 
 import shlex
 from pathlib import Path
@@ -27,7 +27,7 @@ def run_and_report(
 ) -> None:
     """Evaluate the model on the data, write the run folder with its report, and print the summary.
 
-    npz: write the adversarial examples as a NumPy archive, too.
+    npz: also write the adversarial examples as a NumPy archive.
     """
     from robustres.evaluation import evaluate
     from robustres.evaluation.plan import check_countable
@@ -55,7 +55,7 @@ def run_and_report(
     except KeyboardInterrupt:
         again = shlex.join(word for word in console.invocation() if word != "--overwrite")
         console.notes.print(
-            f"interrupted; what is finished is kept in {folder}: go on with {again}", markup=False, soft_wrap=True
+            f"interrupted; finished parts are kept in {folder}: continue with {again}", markup=False, soft_wrap=True
         )
         raise typer.Exit(130) from None
     if json:
@@ -68,7 +68,7 @@ def run_and_report(
 
 
 def require_met(summary: dict[str, Any], *, quiet: bool = False) -> None:
-    """Say which thresholds were reached, and end with exit code 1 where one was not."""
+    """Print which thresholds were met, and exit with code 1 if one was not."""
     failed = [row for row in summary["requirements"] if not row["met"]]
     if not quiet:
         for row in summary["requirements"]:
@@ -79,7 +79,7 @@ def require_met(summary: dict[str, Any], *, quiet: bool = False) -> None:
 
 
 def slug(spec: str) -> str:
-    """A model or data specification as part of a folder's name."""
+    """A model or data specification as part of a folder name."""
     stem = Path(spec.split(":", 1)[-1]).name
     for ending in (".onnx", ".safetensors", ".pt2", ".pt", ".pth", ".npz"):
         stem = stem.removesuffix(ending)
@@ -117,12 +117,16 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def print_diagnosis(checks: "pd.DataFrame") -> None:
-    """What the checks for masked gradients say of every attack that was checked."""
+    """Print the result of the gradient-masking check for every attack that was checked."""
     for _, rows in checks.groupby(["attack", "norm", "eps"], sort=False):
         first = rows.iloc[0]
         subject = f"{first['attack']} at {first['norm']} {console.eps_text(first['eps'])}"
         signs = rows["verdict"][rows["suspicious"]]
-        said = "signs of masked gradients, its share is too high" if len(signs) else "no sign of masked gradients"
+        said = (
+            "signs of masked gradients, its robust accuracy is too high"
+            if len(signs)
+            else "no sign of masked gradients"
+        )
         console.output.print(f"{subject}: {said}", markup=False, highlight=False)
         for sign in signs:
             console.output.print(f"  {sign}", markup=False, highlight=False)
@@ -134,7 +138,7 @@ def _survived(row: dict[str, Any]) -> str:
 
 
 def _together(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """What all attacks leave together, where there was more than one."""
+    """The accuracy under all attacks together, if there was more than one."""
     return summary["robust"] if len({(row["attack"], row["norm"]) for row in summary["attacks"]}) > 1 else []
 
 
@@ -153,14 +157,14 @@ def print_blocks(blocks: list[dict[str, Any]], upper: float, lower: float) -> No
 
 
 def bound(value: float | None) -> str:
-    """Four digits, never below it; a dash where there is no number."""
+    """Four digits, rounded up; a dash if there is no number."""
     from robustres.results import rounded_text
 
     return rounded_text(value, up=True, missing="-")
 
 
 def estimate(value: float | None) -> str:
-    """Four digits, never above it; a dash where there is no number."""
+    """Four digits, rounded down; a dash if there is no number."""
     from robustres.results import rounded_text
 
     return rounded_text(value, up=False, missing="-")

@@ -1,4 +1,4 @@
-"""`robustres train`: train a network by a recipe and write a checkpoint."""
+"""`robustres train`: train a network with a recipe and write a checkpoint."""
 
 import math
 import os
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Network = Annotated[
     str | None,
     typer.Argument(
-        help="A preset, such as constrained-tiny (an unknown name lists them all), or a model as `evaluate` takes it. "
-        "Left out: the [architecture] of the recipe file."
+        help="A preset, such as constrained-tiny (an unknown name lists them all), or a model, as for `evaluate`. "
+        "Default: the [architecture] of the recipe file."
     ),
 ]
 RecipeFile = Annotated[
@@ -31,18 +31,22 @@ RecipeFile = Annotated[
 ]
 Loss = Annotated[
     str | None,
-    typer.Option("--loss", help="clean | adversarial | trades | emma | gloro | offset | annealing (the last four l2)"),
+    typer.Option("--loss", help="clean | adversarial | trades | emma | gloro | offset | annealing (the last four: l2)"),
 ]
-Eps = Annotated[str | None, typer.Option("--eps", help="Radius in pixel units, of the attack or the margin: 36/255")]
-Norm = Annotated[str | None, typer.Option("--norm", help="l2 | linf, of adversarial and trades.")]
+Eps = Annotated[str | None, typer.Option("--eps", help="Radius of the attack or the margin, in pixel units: 36/255")]
+Norm = Annotated[str | None, typer.Option("--norm", help="l2 | linf, for adversarial and trades.")]
 EpsWarmup = Annotated[
-    float | None, typer.Option("--eps-warmup", help="Share of all steps over which eps grows to its full size.")
+    float | None, typer.Option("--eps-warmup", help="Share of all steps over which eps grows to its full value.")
 ]
 AttackSteps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="Steps of the attack inside training.")]
 TradesBeta = Annotated[float | None, typer.Option("--trades-beta", help="Weight of the TRADES term.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training split.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The largest, between warm-up and cosine.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images per step, summed over all processes.")
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Peak learning rate, between warm-up and cosine decay.")
+]
 Warmup = Annotated[
     float | None, typer.Option("--warmup", help="Share of all steps over which the learning rate grows.")
 ]
@@ -55,7 +59,7 @@ Keep = Annotated[str | None, typer.Option("--keep", help="The epoch to keep: bes
 Jitter = Annotated[float | None, typer.Option("--jitter", min=0, help="Strength of the augmentation jitter.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the logits of the margin losses.")]
 Annealing = Annotated[
-    float | None, typer.Option("--annealing", help="Power of (1 - probability of the label) in the loss annealing.")
+    float | None, typer.Option("--annealing", help="Power of (1 - probability of the label) in the loss `annealing`.")
 ]
 ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of a gradient.")]
 Bound = Annotated[
@@ -68,7 +72,8 @@ LipschitzWeight = Annotated[
     float | None, typer.Option("--lipschitz-weight", help="Weight of log L in the loss, for ordinary networks.")
 ]
 Budget = Annotated[
-    float | None, typer.Option("--budget", min=0, help="eps that a margin loss asks for; 0: the eps that is counted.")
+    float | None,
+    typer.Option("--budget", min=0, help="eps for which a margin loss demands the margin; 0: the same as --eps."),
 ]
 ManifoldLearningRate = Annotated[
     float | None,
@@ -79,20 +84,23 @@ BiasLearningRate = Annotated[
 ]
 LayerBudget = Annotated[
     float | None,
-    typer.Option("--layer-budget", min=0, help="Largest operator norm of every layer of an ordinary network; 0: none."),
+    typer.Option(
+        "--layer-budget", min=0, help="Largest operator norm of every layer of an ordinary network; 0: no limit."
+    ),
 ]
 Patience = Annotated[
     int | None,
     typer.Option("--patience", min=0, help="Stop after N epochs without improvement on the validation split."),
 ]
 MixedPrecision = Annotated[
-    bool | None, typer.Option("--mixed-precision/--full-precision", help="bfloat16 where it is safe, in training only.")
+    bool | None,
+    typer.Option("--mixed-precision/--full-precision", help="Use bfloat16 where it is safe, in training only."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random number.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the checkpoint, the recipe and the state to resume from.")]
-TrainSplit = Annotated[str, typer.Option("--split", help="The part to learn from: train | validation | test")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the checkpoint, the recipe and the state to resume from.")]
+TrainSplit = Annotated[str, typer.Option("--split", help="Split to train on: train | validation | test")]
 ValidationSplit = Annotated[
-    str, typer.Option("--validation-split", help="The part that chooses the epoch which is kept, as --split.")
+    str, typer.Option("--validation-split", help="Split that selects the epoch to keep, as --split.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch of the run in --out.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
@@ -106,7 +114,7 @@ WRITTEN = ("training.json", "recipe.toml", "model.safetensors", "model.json", "t
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """The settings of a recipe, None where the option was not given."""
+    """The settings of a recipe, None if the option was not given."""
 
     loss: Loss = None
     eps: Eps = None
@@ -139,14 +147,14 @@ class RecipeOptions:
     seed: Seed = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given, as `plan_of` takes them."""
+        """The settings that were given, as `plan_of` accepts them."""
         settings = asdict(self) | {"eps": options.number(self.eps)}
         return {name: value for name, value in settings.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Which samples to learn from and to choose the epoch by."""
+    """Which samples to train on and which to select the epoch with."""
 
     split: TrainSplit = "train"
     validation_split: ValidationSplit = "validation"
@@ -156,7 +164,7 @@ class Parts:
     classes: options.Classes = None
 
     def load(self, data: str) -> "tuple[ImageSet, ImageSet]":
-        """The samples of both parts."""
+        """The samples of both splits."""
         train, validation = (
             options.Reading(split, self.limit, self.data_root, self.download, self.classes).images(data)
             for split in (self.split, self.validation_split)
@@ -180,9 +188,9 @@ def train(
 ) -> None:
     """Train NETWORK on the training split of DATA and keep the epoch that is best on the validation split, or the last.
 
-    Without --recipe a preset brings its own recipe where it has one. Every setting of a recipe is an option here, and a
-    line of the TOML file by the same name with _ for -; --out keeps the recipe that was used as recipe.toml. Ctrl-C and
-    kills lose at most one epoch: see --resume.
+    Without --recipe, a preset uses its own recipe if it has one. Every setting of a recipe is an option here, and a key
+    of the TOML file under the same name with _ instead of -; the recipe that was used is written to recipe.toml in
+    --out. Ctrl-C and kills lose at most one epoch: see --resume.
 
     Example: robustres train constrained-tiny --data digits --loss emma --eps 0.9 --epochs 30
 
@@ -203,7 +211,7 @@ def train(
     except KeyboardInterrupt:
         again = shlex.join([*console.invocation(), *([] if resume else ["--resume"])])
         console.notes.print(
-            f"interrupted; go on after the last whole epoch with: {again}", markup=False, soft_wrap=True
+            f"interrupted; continue after the last complete epoch with: {again}", markup=False, soft_wrap=True
         )
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
@@ -218,7 +226,9 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
     if not has_state(out):
         require_own(out, WRITTEN, marker="training.json", entry="checkpoint")
     elif not resume:
-        raise InputError(f"{out} holds a run; add --resume to go on with it, or choose another folder with --out")
+        raise InputError(
+            f"{out} already contains a run; add --resume to continue it, or choose another folder with --out"
+        )
 
 
 def _run(
@@ -231,7 +241,7 @@ def _run(
     log: bool,
     quiet: bool,
 ) -> "History":
-    """Train, and show each epoch."""
+    """Train and show each epoch."""
     from robustres.training import tensorboard_logger
     from robustres.training import train as run_training
 
@@ -267,7 +277,7 @@ def _finish(
     *,
     json: bool,
 ) -> None:
-    """Write checkpoint and recipe, and print what was kept."""
+    """Write the checkpoint and the recipe, and print which epoch was kept."""
     from robustres.models import save_model
     from robustres.results import json_text, write_atomically
     from robustres.training.bfloat16 import multiplies_bfloat16
@@ -293,7 +303,7 @@ def _finish(
         return
     certified = "" if facts["certified_estimate"] is None else (
         f", an estimated {console.percent(best.certified)} within {console.eps_text(plan.recipe.eps)} "
-        "(no certificate; robustres certify gives one)"
+        "(not a certificate; robustres certify computes one)"
     )  # fmt: skip
     console.output.print(
         f"epoch {best.epoch} is {KEPT[plan.recipe.keep]} the validation split: "
@@ -303,7 +313,7 @@ def _finish(
 
 
 def _finite(record: "Mapping[str, Any]") -> dict[str, Any]:
-    """For JSON, which knows neither NaN nor infinity: null stands for both."""
+    """Replace NaN and infinity, which JSON lacks, by null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }

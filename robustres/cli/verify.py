@@ -1,4 +1,4 @@
-"""`robustres verify`: one instance of the verification competition."""
+"""`robustres verify`: one instance of the neural network verification competition (VNN-COMP)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,11 @@ Timeout = Annotated[
     typer.Option(
         "--timeout",
         min=1e-3,
-        help="Time limit in seconds (a guide); default 60, or what each line of the instances says.",
+        help="Time limit in seconds (approximate); default 60, or that of each line of the instances.",
     ),
 ]
 Instances = Annotated[
-    Path | None, typer.Option("--instances", help="A CSV file of network,property,timeout, relative to it.")
+    Path | None, typer.Option("--instances", help="A CSV file of network,property,timeout with paths relative to it.")
 ]
 
 
@@ -29,9 +29,10 @@ def verify(
     instances: Instances = None,
     json: Json = False,
 ) -> None:
-    """Print sat with an input and its output, unsat, unknown or timeout: can a forbidden output occur in the box?
+    """Decide whether a forbidden output can occur in the box: print sat with an input and its output, unsat, unknown or
+    timeout.
 
-    With --instances one line for each: network,property,result,seconds.
+    With --instances, print one line for each: network,property,result,seconds.
 
     Example: robustres verify --onnx resnet_2b.onnx --vnnlib 0.vnnlib.gz --timeout 60
     """

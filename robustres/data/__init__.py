@@ -1,4 +1,4 @@
-"""robustres.data: images in [0, 1] with labels, read batch by batch from wherever they lie."""
+"""robustres.data: images in [0, 1] with labels, read batch by batch from where they are stored."""
 
 from robustres.data.image_set import ImageSet
 from robustres.data.load import load_data

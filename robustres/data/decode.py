@@ -1,4 +1,4 @@
-"""One encoded image becomes pixels at their true value, or is refused by name; nothing is clipped or guessed."""
+"""Decodes an image to pixels at their true values, or refuses it by name; nothing is clipped or guessed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,34 +12,36 @@ from torch import Tensor
 
 from robustres.errors import DataError
 
-# Pixels of one image, before anything is decoded.
+# Limit on the pixels of one image, checked before anything is decoded.
 LARGEST_IMAGE = 2**26
 GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 COLOUR = frozenset({"RGB", "RGBA", "RGBX", "RGBa", "P", "PA"})
 SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
-# Formats whose mode "I" holds 16 bits; elsewhere it is 32 bits of no known range.
+# Formats whose mode "I" has 16 bits; in others it has 32 bits with an unknown range.
 SCALED_TO_16_BITS = frozenset({"PNG", "PPM"})
 ORIENTATION, SIDEWAYS = 0x0112, frozenset({5, 6, 7, 8})  # of EXIF
 CURES = {
     "CMYK": "its colours depend on an ink profile",
-    "YCbCr": "its colours have several conversions",
-    "LAB": "its colours have several conversions",
-    "HSV": "its colours have several conversions",
+    "YCbCr": "its colours can be converted in several ways",
+    "LAB": "its colours can be converted in several ways",
+    "HSV": "its colours can be converted in several ways",
 }
 
 
 def header(file: Path | BinaryIO, name: str) -> tuple[int, int, int]:
-    """(C, H, W) that `decoded` will give, without decoding; DataError where this is no image that is read here."""
+    """(C, H, W) that `decoded` will return, without decoding; raises DataError if this is not an image that can be
+    read.
+    """
     with _opened(file, name) as image:
         return _shape(image)
 
 
 def decoded(file: Path | BinaryIO, name: str, *, shape: tuple[int, int, int], first: str) -> Tensor:
-    """Pixels in [0, 1] as float32 (C, H, W), turned as the camera says.
+    """Pixels in [0, 1] as float32 (C, H, W), rotated according to the EXIF orientation.
 
-    Greyscale of 1, 8 and 16 bits, float, RGB, palettes, and opaque images with alpha. DataError where the image is
-    damaged, has another shape than the first one, moves, is partly transparent, or is in colours or numbers whose value
-    on [0, 1] is not known.
+    Supported are greyscale with 1, 8 and 16 bits, float, RGB, palettes, and opaque images with alpha. Raises DataError
+    if the image is damaged, has a different shape from the first one, is animated, is partly transparent, or has
+    colours or numbers whose value on [0, 1] is not known.
     """
     with _opened(file, name) as image:
         if (found := _shape(image)) != shape:
@@ -52,36 +54,36 @@ def decoded(file: Path | BinaryIO, name: str, *, shape: tuple[int, int, int], fi
 
 @contextmanager
 def _opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The image, not decoded yet; whatever goes wrong inside a decoder becomes a DataError."""
+    """The image, not decoded yet; any error inside a decoder becomes a DataError."""
     try:
         with Image.open(file) as image:
             _require_readable(image, name)
             yield image
     except DataError:
         raise
-    except Exception as error:  # decoders meet what others wrote, and raise anything
+    except Exception as error:  # decoders read foreign files and may raise anything
         raise unreadable(name, error) from error
 
 
 def _require_readable(image: Image.Image, name: str) -> None:
     if image.width * image.height > LARGEST_IMAGE:
         raise DataError(
-            f"{name} says that it has {image.width} x {image.height} pixels, more than {LARGEST_IMAGE}; make it smaller"
+            f"{name} claims to have {image.width} x {image.height} pixels, more than {LARGEST_IMAGE}; make it smaller"
         )
     if image.mode not in GREY | COLOUR:
-        why = CURES.get(image.mode, "it is not known how its numbers lie on [0, 1]")
-        raise DataError(f"{name} is in {image.mode} and {why}; convert it to RGB as you mean it")
+        why = CURES.get(image.mode, "it is not known how its numbers map to [0, 1]")
+        raise DataError(f"{name} is in {image.mode} and {why}; convert it to RGB as intended")
     if image.mode == "I" and image.format not in SCALED_TO_16_BITS:
         raise DataError(
-            f"{name} holds 32-bit integers, of which it is not known what 1 is; store it with 8 or 16 bits, or as "
+            f"{name} contains 32-bit integers, whose largest value is not known; store it with 8 or 16 bits, or as "
             "floats in [0, 1]"
         )
     if image.mode in COLOUR and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
         raise DataError(
-            f"{name} has colours of 16 bits, which would lose their lower half here; store the images as floats in "
+            f"{name} has 16-bit colours, which would lose their lower 8 bits here; store the images as floats in "
             "npy:DIR, or with 8 bits"
         )
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a photo with a preview beside it
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a photo with an embedded preview
         raise DataError(f"{name} has {image.n_frames} frames; keep one of them")  # type: ignore[attr-defined]
 
 
@@ -95,7 +97,7 @@ def _pixels(image: Image.Image, name: str) -> Tensor:
     if "transparency" in image.info or image.mode in {"LA", "La", "RGBA", "RGBa", "PA"}:
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
         if lowest < 255:  # type: ignore[operator]
-            raise DataError(f"{name} is partly transparent; lay it on the background that you mean")
+            raise DataError(f"{name} is partly transparent; composite it onto the intended background")
     image = ImageOps.exif_transpose(image)
     if image.mode in SIXTEEN_BITS or image.mode == "I":
         pixels = np.asarray(image).astype(np.float32) / 65535

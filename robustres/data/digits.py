@@ -16,7 +16,7 @@ VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
 
 def digits(split: Split = "test") -> ImageSet:
-    """One of the fixed parts train (1,258), validation (179) and test (360), every class with its share.
+    """One of the fixed splits train (1,258), validation (179) and test (360), stratified by class.
 
     Pixels are the original counts 0..16 divided by 16, one channel, 8 x 8.
     """

@@ -21,20 +21,20 @@ def image_folder(
     """Every image under FOLDER/CLASS/; all must have the same size.
 
     Greyscale folders give one channel, others three. Files are opened and decoded when their batch is read. With
-    `limit` only as many files are opened, taken evenly from the classes in turn.
-    classes: a text file with the name of a folder per line, in the order of the network's outputs; names without a
-        folder are classes without images. Without it the labels are the folders in alphabetical order.
+    `limit`, only that many files are opened, taken from the classes in turn.
+    classes: a text file with one folder name per line, in the order of the network's outputs; names without a folder
+        are classes without images. Without it the labels are the folders in alphabetical order.
     """
     part, carve = split_folder(folder, split)
     folders = sorted(entry.name for entry in part.iterdir() if entry.is_dir())
     if not folders:
-        raise DataError(f"{part} has no class folders; an image folder holds one directory of images per class")
+        raise DataError(f"{part} has no class folders; an image folder contains one directory of images per class")
     class_names = tuple(folders) if classes is None else named_classes(classes)
     if unknown := sorted(set(folders) - set(class_names)):
-        raise DataError(f"{classes} does not name the folder {unknown[0]} of {part}; write every folder in a line")
+        raise DataError(f"{classes} does not name the folder {unknown[0]} of {part}; list every folder on a line")
     files = _files_in_turn(part, class_names)
     if not files:
-        raise DataError(f"{part} holds no images; known endings are {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{part} contains no images; known file extensions are {', '.join(sorted(SUFFIXES))}")
     if carve:
         chosen = held_out(torch.tensor([label for _, label in files]), split)
         files = [files[index] for index in chosen.tolist()]

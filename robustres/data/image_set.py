@@ -1,4 +1,4 @@
-"""Labelled images that have been checked once and can be trusted everywhere else."""
+"""Labelled images that are checked once and can be trusted everywhere else."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,19 +14,19 @@ from robustres.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images and labels; building one checks them, so whoever holds one need not check again.
+    """Images and labels, which are checked on construction and need not be checked again.
 
-    pixels: the images, N >= 1, finite and in [0, 1]: a float32 or float64 tensor (N, C, H, W), or anything that reads
-        such images when asked for, so that a set may be larger than the memory.
+    pixels: the images, N >= 1, finite and in [0, 1]: a float32 or float64 tensor (N, C, H, W), or an object that reads
+        such images on demand, so that a set may be larger than memory.
     labels: (N,) int64 in 0 .. len(class_names) - 1.
     class_names: one name per class.
-    source: where they come from, in the words of `load_data`.
-    sha256: digest of shape, pixels and labels, the same however they are stored. It is computed in the one pass that
-        also checks every pixel; where it is given, it must be this.
-    split: which part of the data this is, empty where nothing is known of parts; split_seed: of the draw that divided
-        the data, None where the source divides itself.
-    ordered_by_name: whether the labels are nothing but the alphabetical order of the class names.
-    Raises DataError, one sentence, for anything else.
+    source: where they come from, as a specification for `load_data`.
+    sha256: digest of shape, pixels and labels, the same however they are stored. It is computed in the same pass that
+        checks every pixel; if it is given, it must match.
+    split: which split of the data this is, empty if unknown;
+    split_seed: seed of the draw that divided the data, None if the source has its own splits.
+    ordered_by_name: whether the labels merely follow the alphabetical order of the class names.
+    Raises DataError for anything else.
     """
 
     pixels: Pixels
@@ -45,7 +45,7 @@ class ImageSet:
         if self.sha256 not in ("", found):
             raise DataError(
                 f"{self.source}: the digest is {found}, expected {self.sha256}; the data has changed or was damaged: "
-                "fetch it again"
+                "download it again"
             )
         object.__setattr__(self, "sha256", found)
 
@@ -69,7 +69,7 @@ class ImageSet:
 
     @cached_property
     def images(self) -> Tensor:
-        """All images at once, (N, C, H, W); they stay in memory, so large sets are read by `batch`."""
+        """All images at once, (N, C, H, W); they stay in memory, so read large sets with `batch`."""
         return self.pixels if isinstance(self.pixels, Tensor) else self.batch(torch.arange(len(self)))
 
     def batch(self, indices: Tensor) -> Tensor:
@@ -77,11 +77,13 @@ class ImageSet:
         return self.pixels[indices]
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the images: where they come from, their digest, which part of the data they are."""
+        """Entries of a manifest about the images: where they come from, their digest, which split of the data they
+        are.
+        """
         return {"source": self.source, "sha256": self.sha256, "split": self.split, "split_seed": self.split_seed}
 
     def spaced(self, count: int) -> Tensor:
-        """At most so many images, evenly spaced over the set, as `batch` gives them."""
+        """At most this many images, evenly spaced over the set, as returned by `batch`."""
         return self.batch(torch.linspace(0, len(self) - 1, min(count, len(self))).round().long())
 
     def extremes(self) -> tuple[float, float]:
@@ -90,12 +92,12 @@ class ImageSet:
         return min(float(low) for low, _ in bounds), max(float(high) for _, high in bounds)
 
     def subset(self, indices: Tensor) -> "ImageSet":
-        """The samples at `indices` (M,) int64, in that order; the source is kept, the digest made anew."""
+        """The samples at `indices` (M,) int64, in that order; the source is kept and the digest is recomputed."""
         chosen = self.pixels[indices] if isinstance(self.pixels, Tensor) else ChosenPixels(self.pixels, indices)
         return replace(self, pixels=chosen, labels=self.labels[indices], sha256="")
 
     def first(self, limit: int) -> "ImageSet":
-        """The first `limit` samples, or all where there are fewer."""
+        """The first `limit` samples, or all if there are fewer."""
         if limit < 1:
             raise DataError(f"limit must be at least 1, got {limit}; leave it out to take every sample")
         return self if limit >= len(self) else self.subset(torch.arange(limit))

@@ -25,21 +25,21 @@ def load_data(
     download: bool = False,
     classes: str | Path | None = None,
 ) -> ImageSet:
-    """Checked images in [0, 1] and labels; larger than the memory where they lie on the disk.
+    """Checked images in [0, 1] and labels; sets stored on disk may be larger than memory.
 
     spec: `digits` (embedded); `mnist`, `fashion-mnist`, `kmnist`, `cifar10` or `cifar100` (torchvision's layout under
         `root`); `folder:DIR` (one directory per class), `npy:DIR` (images.npy and labels.npy), `npz:FILE` (the same
-        in one archive) or `hf-disk:DIR` (a Hugging Face data set that save_to_disk wrote); or images (N, C, H, W) in
+        in one archive) or `hf-disk:DIR` (a Hugging Face data set written by save_to_disk); or images (N, C, H, W) in
         [0, 1] (uint8 is divided by 255) with labels (N,) as tensors, arrays or lists; or a torch Dataset or DataLoader
         of images and labels, which is read into memory.
-    root: where torchvision's layout lies.
-    split: "train", "validation" or "test"; a fixed tenth of the training part is held out for validation where the
-        source has no validation part of its own.
-    limit: at most so many samples, the first ones; no others are read.
-    download: whether a missing data set of torchvision may be fetched; nothing is fetched silently.
+    root: the folder with torchvision's layout.
+    split: "train", "validation" or "test"; a fixed tenth of the training split is held out for validation if the source
+        has no validation split.
+    limit: largest number of samples; only the first ones are read.
+    download: whether a missing torchvision data set may be downloaded; nothing is downloaded silently.
     classes: for folder:DIR, a text file with the names of the folders in the order of the network's outputs, one per
         line; without it the labels are the folders in alphabetical order.
-    Raises DataError, one sentence, for anything that cannot be used.
+    Raises DataError for anything that cannot be used.
 
     >>> load_data("digits", limit=3).images.shape
     torch.Size([3, 1, 8, 8])

@@ -1,4 +1,4 @@
-"""Images with labels at hand: tensors, arrays, lists, and the data sets of torch (Dataset, DataLoader)."""
+"""Images with labels in memory: tensors, arrays, lists, and torch data sets (Dataset, DataLoader)."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,7 +15,7 @@ from robustres.errors import DataError
 
 
 def images_at_hand(given: Any, limit: int | None) -> ImageSet:
-    """Images and labels as tensors, arrays or lists, or what a Dataset or a DataLoader gives, read into memory.
+    """Images and labels as tensors, arrays or lists, or from a Dataset or a DataLoader, read into memory.
 
     Raises DataError for anything else.
     """
@@ -27,8 +27,8 @@ def images_at_hand(given: Any, limit: int | None) -> ImageSet:
         images, labels = images_tensor(given[0]), labels_tensor(given[1])
     else:
         raise DataError(
-            "data must be a source in words, or images with labels as a pair (images, labels), a Dataset or a "
-            f"DataLoader, got {type(given).__name__}"
+            "data must be a specification, a pair (images, labels), a Dataset or "
+            f"a DataLoader, got {type(given).__name__}"
         )
     if images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()  # the same numbers
@@ -64,11 +64,11 @@ def _pair(value: Any, source: str) -> tuple[Any, Any]:
 
 
 def _array(image: Any) -> Any:
-    """A PIL image as an array (C, H, W); anything else as it is."""
+    """A PIL image as an array (C, H, W); anything else unchanged."""
     if not hasattr(image, "getbands"):
         return image
     if image.mode not in {"L", "RGB"}:
-        raise DataError(f"an image of the Dataset is in {image.mode}; convert it to L or RGB as you mean it")
+        raise DataError(f"an image of the Dataset is in {image.mode}; convert it to L or RGB as intended")
     import numpy as np
 
     pixels = np.array(image)

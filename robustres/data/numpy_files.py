@@ -16,15 +16,15 @@ from robustres.errors import DataError
 
 Array = NDArray[np.generic]
 
-# Bytes of a compressed array, which has to be unpacked into memory.
+# Limit on the bytes of a compressed array, which has to be unpacked into memory.
 LARGEST_UNPACKED = 2**33
 
 
 def numpy_folder(folder: Path, split: Split = "test", *, limit: int | None = None) -> ImageSet:
     """images.npy, (N, H, W, C) as uint8 or as floats in [0, 1], and labels.npy, (N,) integers.
 
-    Class names come from classes.txt, one per line, where that file is there; else the classes are 0 .. max(label).
-    The images stay on the disk as they are and are read batch by batch; with `limit` only the first ones ever are.
+    Class names come from classes.txt, one per line, if that file exists; otherwise the classes are 0 .. max(label). The
+    images stay on disk and are read batch by batch; with `limit` only the first ones are read.
     """
     part, carve = split_folder(folder, split)
     names = part / "classes.txt"
@@ -36,16 +36,17 @@ def numpy_folder(folder: Path, split: Split = "test", *, limit: int | None = Non
 def numpy_archive(file: Path, split: Split = "test", *, limit: int | None = None) -> ImageSet:
     """An npz archive with `images` and `labels` (one test split), or `train_images`, `train_labels`, `test_images`, ...
 
-    Shapes and types as in `numpy_folder`; `classes` may name the classes. An archive that numpy.savez wrote is read
-    batch by batch from the disk, one of numpy.savez_compressed is unpacked into memory, its uint8 kept as uint8.
+    Shapes and types as in `numpy_folder`; `classes` may name the classes. An archive written by numpy.savez is read
+    batch by batch from disk; one written by numpy.savez_compressed is unpacked into memory, where uint8 stays uint8.
     """
     members = _members(file)
     prefix, carve = _archive_part(members, split)
     for name in (f"{prefix}images", f"{prefix}labels"):
         if name not in members:
             raise DataError(
-                f"{file} has no array {name}, which the {split} split needs, but {', '.join(sorted(members))}; write "
-                "it with numpy.savez(FILE, images=..., labels=...)"
+                f"{file} has no array {name}, which the {split} split needs, only {', '.join(sorted(members))}; write "
+                "it "
+                "with numpy.savez(FILE, images=..., labels=...)"
             )
     classes = tuple(map(str, _member(file, "classes"))) if "classes" in members else ()
     arrays = _member(file, f"{prefix}images"), _member(file, f"{prefix}labels")
@@ -53,7 +54,7 @@ def numpy_archive(file: Path, split: Split = "test", *, limit: int | None = None
 
 
 def _archive_part(members: set[str], split: Split) -> tuple[str, bool]:
-    """How the names of the split's arrays begin, and whether a validation tenth must be held out of them."""
+    """The prefix of the split's array names, and whether a validation tenth must be held out of them."""
     if split == "test" and "images" in members:
         return "", False
     own = "validation_images" in members
@@ -70,14 +71,14 @@ def _image_set(
         )
     if images.shape[1] <= 4 < min(images.shape[2:]):
         raise DataError(
-            f"{source}: images must have shape (N, H, W, C), got {images.shape}, whose second axis looks like the "
-            "channels; move them by images.transpose(0, 2, 3, 1)"
+            f"{source}: images must have shape (N, H, W, C), got {images.shape}, whose second axis looks like "
+            "the channel axis; move it with images.transpose(0, 2, 3, 1)"
         )
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise DataError(f"{source}: images must hold uint8, or floats in [0, 1], got {images.dtype}; convert them")
+        raise DataError(f"{source}: images must be uint8, or floats in [0, 1], got {images.dtype}; convert them")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{source}: labels must hold integers of shape (N,), got {labels.dtype} {labels.shape}; convert them"
+            f"{source}: labels must be integers of shape (N,), got {labels.dtype} {labels.shape}; convert them"
         )
     if len(images) != len(labels):
         raise DataError(f"{source}: {len(images)} images but {len(labels)} labels; every image needs exactly one label")
@@ -98,7 +99,7 @@ def _load(file: Path) -> Array:
         raise DataError(f"there is no file {file}; npy:DIR needs images.npy and labels.npy in DIR")
     try:
         stored: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a header may say anything
+    except Exception as error:  # a header may contain anything
         raise DataError(f"cannot read {file} as a NumPy array ({error}); write it with numpy.save") from error
     return stored
 
@@ -115,7 +116,7 @@ def _members(file: Path) -> set[str]:
 
 
 def _member(file: Path, name: str) -> Array:
-    """One array of an archive: where it lies uncompressed it is mapped, else it is unpacked."""
+    """One array of an archive: memory-mapped if it is uncompressed, otherwise unpacked."""
     try:
         with zipfile.ZipFile(file) as archive:
             info = archive.getinfo(f"{name}.npy")
@@ -128,19 +129,19 @@ def _member(file: Path, name: str) -> Array:
             start, order = _content_start(file, info) + within, "F" if fortran else "C"
             mapped: Array = np.memmap(file, dtype, "r", start, shape, order)  # type: ignore[call-overload]
             return mapped
-        # Both numbers are the file's own words; NumPy would ask for the memory before it reads anything.
+        # Both numbers come from the file itself; NumPy would allocate the memory before reading anything.
         size = max(info.file_size, math.prod(shape) * dtype.itemsize)
         if size > LARGEST_UNPACKED:
             raise ValueError(f"{name} is compressed and would unpack to {size} bytes in memory")
         with np.load(file, allow_pickle=False) as arrays:
             unpacked: Array = arrays[name]
             return unpacked
-    except Exception as error:  # a header may say anything
+    except Exception as error:  # a header may contain anything
         raise _unreadable(file, error) from error
 
 
 def _content_start(file: Path, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a member begin: after its local header, whose two variable lengths stand in it."""
+    """The offset of a member's bytes: after its local header, which contains its two variable lengths."""
     with file.open("rb") as stream:
         stream.seek(info.header_offset)
         fixed = stream.read(30)

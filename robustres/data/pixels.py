@@ -1,4 +1,4 @@
-"""Where the pixels of a data set lie: in memory, in an array on the disk, or in encoded images, read when asked for."""
+"""Stores for the pixels of a data set: in memory, in an array on disk, or in encoded images, read on demand."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ CHUNK_PIXELS = 2**22
 
 
 class Pixels(Protocol):
-    """Images that are read when asked for; a float32 tensor (N, C, H, W) is one, and so are the classes below."""
+    """Images that are read on demand; a float32 tensor (N, C, H, W) is an example, and so are the classes below."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -27,7 +27,9 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:
-    """An array (N, H, W, C), memory-mapped or not: integers 0 .. `largest` divided by it, or floats as they are."""
+    """An array (N, H, W, C), memory-mapped or not: integers 0 .. `largest` divided by `largest`, or floats
+    unchanged.
+    """
 
     array: NDArray[np.generic]
     largest: int = 255
@@ -81,7 +83,7 @@ class DecodedPixels:
 
 
 def chunks(shape: Sequence[int]) -> Iterator[Tensor]:
-    """Consecutive indices that cover 0 .. N, so many at a time that a chunk of images takes about 16 MiB."""
+    """Consecutive indices that cover 0 .. N, in chunks of images of about 16 MiB."""
     samples = shape[0]
     size = max(1, CHUNK_PIXELS // max(1, int(np.prod(shape[1:]))))
     return (torch.arange(start, min(start + size, samples)) for start in range(0, samples, size))

@@ -1,4 +1,4 @@
-"""The next batch is read while this one is computed."""
+"""Reads the next batch while the current one is processed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +11,10 @@ Batch = TypeVar("Batch")
 
 
 def read_ahead(read: Callable[[Key], Batch], keys: Iterable[Key], *, depth: int = 1) -> Iterator[tuple[Key, Batch]]:
-    """Each key with what `read` gives for it, in order; up to `depth` batches are read ahead in a thread of their own.
+    """Yield each key with the result of `read`, in order; up to `depth` batches are read ahead in a separate thread.
 
-    In memory are the batch at hand, the one before until it is let go, and `depth` more. An error of `read` is raised
-    where its batch would have come.
+    Memory holds the current batch, the previous one until it is released, and `depth` more. An error of `read` is
+    raised in place of its batch.
 
     >>> list(read_ahead(abs, [-1, 2]))
     [(-1, 1), (2, 2)]

@@ -1,4 +1,4 @@
-"""A Hugging Face data set that `save_to_disk` wrote: Arrow files with encoded images, read where they lie."""
+"""A Hugging Face data set written by `save_to_disk`: Arrow files with encoded images, read in place."""
 
 import io
 import json
@@ -24,8 +24,8 @@ def saved_dataset(folder: Path, split: Split = "test", *, limit: int | None = No
     """The split of a saved DatasetDict, or a saved Dataset as its test split.
 
     Needs one column of images (feature `Image`, stored in the files) and one of labels: the column called `label` or
-    `labels`, else the only one of the feature `ClassLabel`. The files are mapped into memory and each image is decoded
-    when its batch is read. No code of the data set is executed, and the library `datasets` is not needed.
+    `labels`, or else the only one with the feature `ClassLabel`. The files are mapped into memory and each image is
+    decoded when its batch is read. No code of the data set is executed, and the library `datasets` is not needed.
     """
     part, carve = split_folder(folder, split)
     source = f"hf-disk:{folder} ({split})"
@@ -50,7 +50,7 @@ def saved_dataset(folder: Path, split: Split = "test", *, limit: int | None = No
 
 
 def _cell_reader(column: Any, source: str) -> Callable[[int], bytes]:
-    """The encoded image in each row of a column that lies in several chunks."""
+    """The encoded image in each row of a column stored in several chunks."""
     ends = list(accumulate(len(chunk) for chunk in column.chunks))
 
     def read(index: int) -> bytes:
@@ -68,17 +68,17 @@ def _cell_reader(column: Any, source: str) -> Callable[[int], bytes]:
 
 
 def _open(part: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """All rows, mapped and not read, and the features that the data set declares."""
+    """All rows, memory-mapped and not read, and the features that the data set declares."""
     state = part / "state.json"
     if not state.is_file():
-        raise DataError(f"there is no file {state}; hf-disk:DIR needs a data set that save_to_disk wrote")
+        raise DataError(f"there is no file {state}; hf-disk:DIR needs a data set written by save_to_disk")
     try:
         files = [part / Path(entry["filename"]).name for entry in json.loads(state.read_text())["_data_files"]]
         tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
         table = pa.concat_tables(tables)
-        table.validate(full=True)  # or damaged offsets would be followed out of the file
+        table.validate(full=True)  # otherwise damaged offsets would point outside the file
         features = json.loads((part / "dataset_info.json").read_text())["features"]
-    except Exception as error:  # the files may say anything
+    except Exception as error:  # the files may contain anything
         raise DataError(
             f"cannot read the data set in {part} ({_line(error)}); save it again with save_to_disk"
         ) from error
@@ -91,7 +91,7 @@ def _image_column(features: dict[str, dict[str, Any]], source: str) -> str:
     found = [name for name, feature in features.items() if feature.get("_type") == "Image"]
     if len(found) != 1:
         raise DataError(
-            f"{source}: exactly one column must hold images (feature Image), found {found or 'none'} among "
+            f"{source}: exactly one column must contain images (feature Image), found {found or 'none'} among "
             f"{sorted(features)}; cast or remove columns"
         )
     return found[0]
@@ -104,7 +104,7 @@ def _label_column(features: dict[str, dict[str, Any]], source: str) -> str:
     found = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     if len(found) != 1:
         raise DataError(
-            f"{source}: it is not clear which of {found or sorted(features)} holds the labels; rename it to `label`"
+            f"{source}: it is not clear which of {found or sorted(features)} contains the labels; rename it to `label`"
         )
     return found[0]
 
@@ -112,7 +112,7 @@ def _label_column(features: dict[str, dict[str, Any]], source: str) -> str:
 def _labels(column: Any, source: str, name: str) -> Tensor:
     if not pa.types.is_integer(column.type) or column.null_count:
         raise DataError(
-            f"{source}: the column {name} must hold an integer for every image, got {column.type} with "
+            f"{source}: the column {name} must contain an integer for every image, got {column.type} with "
             f"{column.null_count} missing; cast it to datasets.ClassLabel"
         )
     return torch.tensor(column.to_pylist(), dtype=torch.int64)

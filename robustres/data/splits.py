@@ -1,4 +1,4 @@
-"""How samples are divided into training, validation and test parts: always by a fixed seed, class by class."""
+"""How samples are divided into training, validation and test splits: always with a fixed seed, class by class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,14 @@ VALIDATION_SHARE = 0.1
 
 
 def require_split(split: str) -> None:
-    """DataError unless `split` is one of SPLITS."""
+    """Raise DataError unless `split` is one of SPLITS."""
     if split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def stratified_parts(labels: Tensor, shares: Sequence[float], *, seed: int = SPLIT_SEED) -> list[Tensor]:
-    """Disjoint index sets with the given shares of every class (rounded), plus one with all the rest, each sorted.
+    """Disjoint index sets with the given shares of every class (rounded), and one with the remaining samples, each
+    sorted.
 
     >>> parts = stratified_parts(torch.tensor([0, 1] * 10), [0.1])
     >>> [len(part) for part in parts]
@@ -41,16 +42,16 @@ def stratified_parts(labels: Tensor, shares: Sequence[float], *, seed: int = SPL
 
 
 def held_out(labels: Tensor, split: Split) -> Tensor:
-    """Indices of the validation tenth, or of the rest, of a training set that has no validation part of its own."""
+    """Indices of the validation tenth, or of the rest, of a training set without a validation split."""
     validation, train = stratified_parts(labels, [VALIDATION_SHARE])
     return validation if split == "validation" else train
 
 
 def split_folder(folder: Path, split: Split) -> tuple[Path, bool]:
-    """Where the samples of a split lie, and whether a validation tenth must be held out of them.
+    """The folder of a split's samples, and whether a validation tenth must be held out of them.
 
-    A folder with a `train` or `test` subfolder keeps each split in its own; without a `validation` subfolder a fixed
-    tenth of `train` is held out. A folder without either is one test split.
+    In a folder with a `train` or `test` subfolder each split has its own subfolder; without a `validation` subfolder a
+    fixed tenth of `train` is held out. A folder with neither is a single test split.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; check the path")

@@ -1,4 +1,4 @@
-"""Data sets in torchvision's layouts under a root folder; nothing is downloaded unless asked for."""
+"""Data sets in torchvision's layouts under a root folder; nothing is downloaded unless requested."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from robustres.data.pixels import ArrayPixels, ChosenPixels
 from robustres.data.splits import SPLIT_SEED, Split, held_out
 from robustres.errors import DataError
 
-# Name -> torchvision's class, and the folder under the root in which it looks.
+# Name -> torchvision's class, and the folder under the root in which it searches.
 TORCHVISION_SETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "mnist": ("MNIST", "MNIST/raw"),
@@ -30,13 +30,13 @@ def torchvision_set(
 ) -> ImageSet:
     """The test images, or nine (train) or one (validation) tenth of the training images; pixels stay uint8 in memory.
 
-    root: the folder that holds the set in torchvision's layout. torchvision checks the files' digests where it knows
-    them (CIFAR) before it opens them.
-    download: whether torchvision may fetch them when they are missing.
+    root: the folder that contains the set in torchvision's layout. torchvision checks the files' digests, if it knows
+        them (CIFAR), before it opens them.
+    download: whether torchvision may download missing files.
     """
     kind, place = TORCHVISION_SETS[name]
     if root is None:
-        raise DataError(f"{name} needs the folder that holds {place}; name it with --data-root (root=)")
+        raise DataError(f"{name} needs the folder that contains {place}; name it with --data-root (root=)")
     try:
         stored = getattr(datasets, kind)(str(root), train=split != "test", download=download)
     except (RuntimeError, OSError, ValueError, EOFError) as error:
@@ -46,7 +46,7 @@ def torchvision_set(
     if len(images) != len(labels):
         raise DataError(
             f"{name} under {root} has {len(images)} images but {len(labels)} labels; its files are damaged: remove "
-            f"{root / place} and fetch them again with --download"
+            f"{root / place} and download them again with --download"
         )
     chosen = torch.arange(len(labels)) if split == "test" else held_out(labels, split)
     return ImageSet(
@@ -63,10 +63,11 @@ def _missing(name: str, place: Path, download: bool, error: Exception) -> str:
     if download:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return (
-            f"cannot fetch {name} ({reason}); this needs a connection: fetch it elsewhere and copy it to {place}, or "
+            f"cannot download {name} ({reason}); this needs a connection: download it elsewhere and copy it to "
+            f"{place}, or "
             "name another folder with --data-root"
         )
     return (
         f"cannot read {name}: its files are expected in {place}, complete and undamaged; name another folder with "
-        "--data-root, or ask for the download with --download"
+        "--data-root, or download them with --download"
     )

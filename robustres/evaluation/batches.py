@@ -1,4 +1,4 @@
-"""Work done batch by batch, in smaller batches where the accelerator's memory does not suffice."""
+"""Work done batch by batch, in smaller batches if the accelerator's memory does not suffice."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,7 +12,7 @@ def in_batches(work: Callable[[slice], T], total: int, *, batch_size: int) -> li
     """The results of `work` on consecutive slices that cover 0 .. total.
 
     A batch for which the accelerator runs out of memory is halved and tried again, and the smaller size is kept.
-    Raises torch.OutOfMemoryError where even one sample does not fit.
+    Raises torch.OutOfMemoryError if not even one sample fits.
     """
     results: list[T] = []
     start, size = 0, batch_size

@@ -1,4 +1,4 @@
-"""Bounds on the disk: in the run's folder and in the user's cache."""
+"""Bounds stored on disk: in the run's folder and in the user's cache."""
 
 import hashlib
 import logging
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 class BoundStore:
     """Texts by key as files in each of several folders, with a digest in the first line.
 
-    A text is found in the first folder that has it undamaged; whatever is damaged counts as not there. A folder that
-    cannot be written is passed over: a bound that is not kept is only computed again.
+    A text is read from the first folder that has it undamaged; damaged files count as missing. A folder that cannot be
+    written is skipped: a bound that is not stored is merely computed again.
     """
 
     folders: Sequence[Path]
 
     def load(self, key: str) -> str | None:
-        """The text kept under this key, None where no folder has it undamaged."""
+        """The text stored under this key, None if no folder has it undamaged."""
         for folder in self.folders:
             try:
                 digest, _, text = (folder / f"{key}.json").read_text().partition("\n")
@@ -36,16 +36,16 @@ class BoundStore:
         return None
 
     def save(self, key: str, text: str) -> None:
-        """Keep the text in every folder."""
+        """Store the text in every folder."""
         content = hashlib.sha256((key + text).encode()).hexdigest() + "\n" + text
         for folder in self.folders:
             try:
                 write_atomically(folder / f"{key}.json", content.encode())
             except StorageError as error:
-                log.warning("the bounds are not kept: %s", error)
+                log.warning("the bounds are not stored: %s", error)
 
 
 def user_cache() -> Path:
-    """Where bounds are kept across runs: under XDG_CACHE_HOME, or ~/.cache."""
+    """The folder in which bounds are kept across runs: under XDG_CACHE_HOME, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "robustres" / "bounds"

@@ -1,4 +1,4 @@
-"""The model's answers on clean images."""
+"""The model's predictions on clean images."""
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,6 @@ def clean_logits(model: nn.Module, images: Tensor, *, batch_size: int, device: t
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other logit, (N,); negative where misclassified."""
+    """Logit of the label minus the largest other logit, (N,); negative if misclassified."""
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return logits.gather(1, labels[:, None]).squeeze(1) - others.amax(dim=1)

@@ -1,4 +1,4 @@
-"""One evaluation per run folder at a time, by a lock that the operating system drops with its process."""
+"""One evaluation per run folder at a time, with a lock that the operating system releases with its process."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ LOCK, OWNER = ".lock", ".lock-owner"
 
 
 def require_free(folder: Path) -> None:
-    """InputError where another process holds the folder's lock, checked before anything is computed."""
+    """Raise InputError if another process holds the folder's lock, before anything is computed."""
     if (folder / LOCK).exists():
         with locked(folder):
             pass
@@ -21,10 +21,10 @@ def require_free(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; InputError where another process holds it.
+    """Hold the folder's lock; raises InputError if another process holds it.
 
     The operating system releases the lock when the process that holds it ends, for whatever reason, so a run that died
-    never blocks its own continuation. The files that stay behind mean nothing.
+    never blocks its continuation. The files that remain have no meaning.
     """
     lock = FileLock(folder / LOCK)
     try:
@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _owner(folder: Path) -> str:
-    """The number of the process that holds the lock, as far as it is known."""
+    """The id of the process that holds the lock, if known."""
     try:
         return (folder / OWNER).read_text().strip() or "unknown"
     except OSError:

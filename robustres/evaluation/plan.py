@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def planned_attacks(settings: "Settings") -> list[Attack]:
-    """Every attack at every eps; a minimum-norm attack once per norm, since one run of it serves every eps.
+    """Every attack at every eps; a minimum-norm attack only once per norm, since one run of it serves every eps.
 
-    A name, "package.module:name" or a class is made for every threat; an object brings its own.
-    Raises InputError for a name, a setting or a norm that the attack does not know, and for two of one name.
+    A name, "package.module:name" or a class is instantiated for every threat; an object brings its own. Raises
+    InputError for an unknown name, setting or norm of an attack, and for two attacks with the same name.
     """
     attacks = [attack for entry in settings.attacks for attack in _attacks(entry, settings)]
-    named = {entry for entry in settings.attacks if isinstance(entry, str)} | {"pgd"}  # which the diagnosis runs, too
+    named = {entry for entry in settings.attacks if isinstance(entry, str)} | {"pgd"}  # also run by the diagnosis
     if unused := sorted(settings.attack_settings.keys() - named):
-        raise InputError(f"there are settings of {unused[0]!r}, which is not among the attacks")
+        raise InputError(f"there are settings for {unused[0]!r}, which is not among the attacks")
     _require_names([(attack.name, attack.threat) for attack in attacks], "attacks")
     return attacks
 
@@ -57,13 +57,13 @@ def _threats(attack: type[Attack], settings: "Settings") -> Sequence[ThreatModel
 
 
 def _as_attack(entry: Any) -> Attack:
-    """An attack object as it is, or the attack that offers what the object proposes."""
+    """An attack object unchanged, or a wrapper that turns the proposals of a user's object into an attack."""
     if isinstance(entry, Attack):
         return entry
     name = getattr(entry, "name", None)
     if not callable(entry) or not is_threat(entry) or not isinstance(name, str) or not name:
         raise InputError(
-            f"an attack is a name, or an object with `name`, `threat` (a ThreatModel) and a call (model, x, y), got "
+            f"an attack is a name, or an object with `name`, `threat` (a ThreatModel) and __call__(model, x, y), got "
             f"{entry!r}"
         )
     return OwnAttack(entry.threat, propose=entry, called=name)
@@ -72,11 +72,11 @@ def _as_attack(entry: Any) -> Attack:
 def _require_names(named: Sequence[tuple[str, Any]], what: str) -> None:
     for position, one in enumerate(named):
         if one in named[:position]:
-            raise InputError(f"two {what} are called {one[0]!r}; give one of them a name of its own")
+            raise InputError(f"two {what} are called {one[0]!r}; give one of them another name")
 
 
 Place = tuple[str | None, float | None]
-# How a certificate that has a name is made for a norm.
+# How a named certificate is made for a norm.
 Maker = Callable[["Settings", LipschitzReport, Norm], Certificate]
 
 
@@ -98,12 +98,12 @@ def _local(settings: "Settings", report: LipschitzReport | None, norm: Norm) -> 
 CERTIFICATES: Mapping[str, Maker] = MappingProxyType(
     {"lipschitz": _of_network("lipschitz"), "best": _of_network("best"), "local": _local}
 )
-# What needs no bound of the whole network.
+# Certificates that need no bound on the whole network.
 AROUND_IMAGES = frozenset({"local"})
 
 
 def check_certificates(entries: Sequence[Any]) -> None:
-    """InputError for an entry that is no certificate."""
+    """Raise InputError for an entry that is not a certificate."""
     for entry in entries:
         if isinstance(entry, str) and ":" in entry:
             imported(entry)
@@ -114,7 +114,7 @@ def check_certificates(entries: Sequence[Any]) -> None:
 
 
 def planned_certificates(settings: "Settings", report: LipschitzReport | None) -> list[Certificate]:
-    """Every certificate: those with a name in each norm and only where the network has bounds, objects as they are."""
+    """Every certificate: named ones in each norm, and only if the network has bounds; objects unchanged."""
     planned: list[Certificate] = [] if settings.smoothing is None else [settings.smoothing]
     if not settings.certify:
         return planned
@@ -136,14 +136,14 @@ def _as_certificate(entry: Any) -> Certificate:
     name = getattr(entry, "name", None)
     if not callable(entry) or isinstance(entry, type) or not isinstance(name, str) or not name:
         raise InputError(
-            f"a certificate is a name, or an object with `name` and a call (model, x, indices=...) that returns a "
-            f"RadiusColumn, got {entry!r}"
+            f"a certificate is a name, or an object with `name` and __call__(model, x, indices=...) that returns "
+            f"a RadiusColumn, got {entry!r}"
         )
     return entry  # type: ignore[no-any-return]
 
 
 def check_countable(required: Sequence[Requirement], settings: "Settings") -> None:
-    """InputError for a threshold on something that the run will not count."""
+    """Raise InputError for a threshold on something that the run will not measure."""
     attacked: set[Place] = {(attack.threat.norm, attack.threat.eps) for attack in planned_attacks(settings)}
     counted: set[Place] = {(norm, eps) for norm, budgets in settings.counted_eps().items() for eps in budgets}
     reported: set[Place] = {(norm, eps) for norm, budgets in settings.reported_eps().items() for eps in budgets}
@@ -154,4 +154,4 @@ def check_countable(required: Sequence[Requirement], settings: "Settings") -> No
         )
         if not near:
             known = ", ".join(sorted(f"{norm}:{eps_words(eps)}" for norm, eps in places if eps and math.isfinite(eps)))
-            raise InputError(f"{one} is about an eps that this run does not count; it counts {known or 'none'}")
+            raise InputError(f"{one} refers to an eps that this run does not evaluate; it evaluates {known or 'none'}")

@@ -1,4 +1,4 @@
-"""Attacks and certificates of the user's own: found by their words, and described so that a manifest can tell them."""
+"""The user's own attacks and certificates: imported by name, and described so that a manifest distinguishes them."""
 
 import hashlib
 import importlib
@@ -20,7 +20,7 @@ from robustres.threat import ThreatModel
 
 
 def imported(words: str) -> Any:
-    """What `package.module:name` names, with the working directory on the path as `python -m` has it."""
+    """The object that `package.module:name` refers to, with the working directory on the path, as for `python -m`."""
     module, _, attribute = words.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -34,10 +34,10 @@ def imported(words: str) -> Any:
 
 
 def described(thing: Any) -> Any:
-    """A plug-in, or a setting of one, as JSON that changes whenever the thing would compute something else.
+    """A plug-in, or one of its settings, as JSON that changes whenever it would compute something else.
 
-    An object is its class, its settings and, where it is not of this project, a digest of the class's source.
-    Raises InputError for a setting that nothing tells from another, such as an open file.
+    An object is described by its class, its settings and, if it is not part of this package, a digest of the source of
+    its class. Raises InputError for a setting that cannot be distinguished from another, such as an open file.
     """
     if thing is None or isinstance(thing, str | bool | int):
         return thing
@@ -60,15 +60,16 @@ def described(thing: Any) -> Any:
     names = [field.name for field in fields(thing)] if is_dataclass(thing) else sorted(getattr(thing, "__dict__", {}))
     if not names and not type(thing).__module__.startswith("robustres") and not _source(type(thing)):
         raise InputError(
-            f"cannot tell {thing!r} from another {type(thing).__name__} in a manifest; let its settings be numbers, "
-            "texts, tensors, or dataclasses of these"
+            f"cannot distinguish {thing!r} from another {type(thing).__name__} in a manifest; its settings must be "
+            "numbers, "
+            "strings, tensors, or dataclasses of these"
         )
     settings = {name: described(getattr(thing, name)) for name in names if name != "_"}
     return {"class": _name(type(thing)), "settings": settings, **_source(type(thing))}
 
 
 def attack_settings(attack: Any) -> dict[str, Any]:
-    """Every setting of an attack with the defaults filled in; the threat stands beside them."""
+    """Every setting of an attack with the defaults filled in, except the threat."""
     settings = described(attack)["settings"]
     return {name: value for name, value in settings.items() if name not in ("threat", "batch_size")}
 
@@ -84,7 +85,7 @@ def _name(kind: Any) -> str:
 
 
 def _source(kind: Any) -> dict[str, str]:
-    """A digest of the source, where it is not of this project and can be read."""
+    """A digest of the source, if it is not part of this package and can be read."""
     if (getattr(kind, "__module__", "") or "").split(".")[0] in ("robustres", "builtins"):
         return {}
     try:
@@ -94,5 +95,5 @@ def _source(kind: Any) -> dict[str, str]:
 
 
 def is_threat(thing: Any) -> bool:
-    """Whether an object says which threat it works under."""
+    """Whether an object states its threat model."""
     return isinstance(getattr(thing, "threat", None), ThreatModel)

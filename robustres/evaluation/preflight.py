@@ -1,4 +1,4 @@
-"""What must hold before an evaluation writes its first file: outputs of the right shape, finite, and known labels."""
+"""Checks before an evaluation writes its first file: outputs of the right shape, finite, and known labels."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from robustres.precision import floating_types, named, taking
 
 
 def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> int:
-    """Number of classes of the model; ModelError or DataError where the model and the data do not fit together."""
+    """Number of classes of the model; raises ModelError or DataError if the model and the data do not match."""
     shape = data.image_shape
     probe = data.batch(torch.arange(min(2, len(data)))).to(device)
     try:
@@ -19,7 +19,7 @@ def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> i
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"the model cannot take images of shape {shape} (channels, height, width): {reason}; "
+            f"the model cannot process images of shape {shape} (channels, height, width): {reason}; "
             "check that the data belongs to this model"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != len(probe):
@@ -42,22 +42,22 @@ def check_output(model: nn.Module, data: ImageSet, *, device: torch.device) -> i
 
 
 def not_finite(logits: Tensor, index: Tensor) -> list[int]:
-    """Those of the samples `index` (N,) whose logits (N, classes) hold a NaN or an infinity."""
+    """The samples among `index` (N,) whose logits (N, classes) contain a NaN or an infinity."""
     broken: list[int] = index[(~torch.isfinite(logits)).any(dim=1)].tolist()
     return broken
 
 
 def require_finite(broken: list[int], samples: int) -> None:
-    """ModelError naming the first of the samples whose logits are not finite, if there are any."""
+    """Raise ModelError that names the first sample whose logits are not finite, if there is one."""
     if broken:
         raise ModelError(
             f"the logits of {len(broken)} of {samples} samples are not finite (NaN or infinity), first at sample "
-            f"{min(broken)}; mend the model, or report these samples and go on with --keep-going"
+            f"{min(broken)}; fix the model, or report these samples and continue with --keep-going"
         )
 
 
 def uncovered_arithmetic(model: nn.Module) -> Refusal | None:
-    """Why no radius covers the network as it runs, where its weights are in a type of which no bound is known."""
+    """Why no radius covers the network as it runs, if its weights are in a type for which no bound is known."""
     for dtype in floating_types(model):
         if dtype not in UNIT_ROUNDOFF:
             return Refusal(
@@ -67,10 +67,10 @@ def uncovered_arithmetic(model: nn.Module) -> Refusal | None:
 
 
 def require_certifiable_type(model: nn.Module, dtype: str) -> None:
-    """InputError where radii are asked for of the network as it runs in float32, and it runs in another type."""
+    """Raise InputError if radii are requested for the network as it runs in float32, but it runs in another type."""
     types = sorted(map(named, floating_types(model)))
     if dtype == "float32" and "float64" in types:
         raise InputError(
-            f"radii of the network as it runs in float32 were asked for, but its weights are {', '.join(types)}; leave "
-            "dtype at float64, or convert it by model.float()"
+            f"radii of the network as it runs in float32 were requested, but its weights are {', '.join(types)}; "
+            "leave dtype at float64, or convert it with model.float()"
         )

@@ -42,7 +42,7 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Everything about a run that is not a table; `identity` is the part that a resumed run must share.
 
-    classes: how many the model knows; those that do not occur in the data are named by their number.
+    classes: number of classes of the model; those that do not occur in the data are named by their number.
     parts: the names of the parts of the samples.
     """
     same = identity(model, data, settings)
@@ -77,10 +77,10 @@ def build_manifest(
             for attack in planned_attacks(settings)
         ],
         "certificates": [described(entry) for entry in settings.certificates()] if settings.certify else [],
-        "selection": f"the first {len(data)} samples of {data.source} in its order, or all where it has no more",
+        "selection": f"the first {len(data)} samples of {data.source} in its order, or all if it has no more",
         "statement": {
-            "perturbations": "of the images as the model is given them, after any resizing, that stay in [0, 1]",
-            "samples": "the named ones; nothing is said of others",
+            "perturbations": "of the images as given to the model, after any resizing, that stay in [0, 1]",
+            "samples": "those listed; nothing is stated about others",
         },
         "settings": {
             **settings.to_json(),
@@ -96,7 +96,7 @@ def build_manifest(
 
 
 def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, Any]:
-    """What decides a run's results: the weights, the data, and every setting that can change a number."""
+    """What determines a run's results: the weights, the data, and every setting that can change a number."""
     decisive = {key: value for key, value in settings.to_json().items() if key != "batch_size"}
     decisive["part_size"] = settings.samples_per_part(data.image_shape)
     arithmetic = {"tf32": tf32(), "versions": versions()}
@@ -104,17 +104,21 @@ def identity(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str
 
 
 def run_id(same: dict[str, Any]) -> str:
-    """The name by which a run can be cited: made from all that decides its numbers, so a repetition has the same."""
+    """An id by which a run can be cited: derived from everything that determines its numbers, so a repetition has the
+    same id.
+    """
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def tf32() -> dict[str, bool]:
-    """Where a GPU may round its inputs to ten bits."""
+    """For which operations a GPU may round its inputs to ten mantissa bits."""
     return {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolution": torch.backends.cudnn.allow_tf32}
 
 
 def arithmetic(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[str, str | None]:
-    """The floating types of the weights, of the images as the network gets them, and of the certified network."""
+    """The floating-point types of the weights, of the images as the network receives them, and of the certified
+    network.
+    """
     probe = data.batch(torch.arange(1)).to(device_of(model.module))
     weights = sorted(map(named, floating_types(model.module)))
     return {
@@ -125,7 +129,9 @@ def arithmetic(model: LoadedModel, data: ImageSet, settings: Settings) -> dict[s
 
 
 def _normalisation(model: LoadedModel) -> dict[str, list[float]]:
-    """The mean and deviation that were made part of the network, as decimals that give the same float32 again."""
+    """The mean and standard deviation that were made part of the network, as decimals that round to the same
+    float32.
+    """
     if not isinstance(model.module, Normalised):
         return {}
     return {name: getattr(model.module, name).flatten().tolist() for name in ("mean", "std")}
@@ -140,7 +146,7 @@ def _bound(report: LipschitzReport | None) -> dict[str, Any] | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine, in words and numbers."""
+    """A description of the machine."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "cpu": _processor(),
@@ -154,7 +160,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
+    """The processor's name; Linux provides it only in a file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -164,6 +170,6 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the software on which the numbers depend."""
     packages = ("torch", "numpy", "pandas", "pyarrow")
     return {"robustres": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,4 +1,4 @@
-"""The adversarial examples that a run kept, answered again by the model and, for an ONNX file, by onnxruntime."""
+"""Evaluates the adversarial examples stored by a run again, on the model and, for an ONNX file, in onnxruntime."""
 
 import math
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def replay(
     download: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> pd.DataFrame:
-    """One row per example that the run in `folder` kept: what the run recorded, and what is answered now.
+    """One row per example stored by the run in `folder`: the recorded prediction and the prediction now.
 
-    model: the network, or its words; left out, the words in the run's manifest, with the normalisation there.
-    Columns: index, attack, norm, eps, label, recorded (the answer then), answer (now), fooled (whether the answer now
-    is not the label) and, for an ONNX file, onnxruntime (its answer).
-    Raises InputError where the run stored no examples (see `Settings.save_examples`) or the weights are others.
+    model: the network, or its specification; by default that in the run's manifest, with its normalisation.
+    Columns: index, attack, norm, eps, label, recorded (the prediction then), answer (the prediction now), fooled
+        (whether the latter is not the label) and, for an ONNX file, onnxruntime (its prediction).
+    Raises InputError if the run stored no examples (see `Settings.save_examples`) or the weights differ.
     """
     run = RunFolder(Path(folder))
     run.digest()
@@ -69,12 +69,12 @@ def model_of_run(run: RunFolder, model: LoadedModel | nn.Module | str | None, do
     else:
         words = known.get("source") if model is None else model
         if not words:
-            raise InputError("the run does not say which model it was made with; name it")
+            raise InputError("the run does not record which model it was made with; give the model")
         loaded = load_model(words, mean=known.get("mean"), std=known.get("std"), download=download)
     if loaded.sha256 != known.get("sha256"):
         raise InputError(
-            f"{run.path} was made with other weights (sha256 {str(known.get('sha256'))[:12]}) than "
-            f"{loaded.source} has ({loaded.sha256[:12]}); name the model of the run"
+            f"{run.path} was made with other weights (sha256 {str(known.get('sha256'))[:12]}) "
+            f"than {loaded.source} has ({loaded.sha256[:12]}); give the model of the run"
         )
     return loaded
 
@@ -88,7 +88,7 @@ def _answers(module: nn.Module, images: NDArray[np.float32], device: torch.devic
 
 
 def _onnxruntime(loaded: LoadedModel, manifest: dict[str, Any]) -> Answers | None:
-    """The answers of onnxruntime, where the model is an ONNX file with its own weights."""
+    """The predictions of onnxruntime, if the model is an ONNX file with its own weights."""
     file = Path(loaded.source)
     if file.suffix != ".onnx" or not file.is_file():
         return None
@@ -118,7 +118,9 @@ def _onnxruntime(loaded: LoadedModel, manifest: dict[str, Any]) -> Answers | Non
 
 
 def replay_summary(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each attack, norm and eps: how many examples, how many are answered as then, and how many still fool."""
+    """For each attack, norm and eps: the number of examples, of unchanged predictions, and of examples that still fool
+    the model.
+    """
     summary = []
     groups: Any = rows.groupby(["attack", "norm", "eps"], dropna=False, sort=False)
     for (attack, norm, eps), group in groups:

@@ -1,4 +1,4 @@
-"""What a run folder already holds: whether it is this run's, and which parts are still to be computed."""
+"""The contents of a run folder: whether they belong to this run, and which parts are still to be computed."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def require_same_run(folder: RunFolder, identity: dict[str, Any]) -> bool:
-    """Whether the folder holds a run already; InputError where that is another one, with the difference named."""
+    """Whether the folder already contains a run; raises InputError, which names the difference, if it is a different
+    run.
+    """
     if not (folder.path / "run.json").exists():
         return False
     theirs = folder.manifest().get("identity", {})
@@ -21,13 +23,13 @@ def require_same_run(folder: RunFolder, identity: dict[str, Any]) -> bool:
     )
     if listed:
         raise InputError(
-            f"{folder.path} holds another run ({listed}); choose another --out, or begin again with --overwrite"
+            f"{folder.path} contains a different run ({listed}); choose another --out, or start over with --overwrite"
         )
     return True
 
 
 def open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzReport | None, *, overwrite: bool) -> None:
-    """Begin a run in an empty folder, or go on with the one begun there; only for the holder of the folder's lock."""
+    """Begin a run in an empty folder, or continue the one begun there; only for the holder of the folder's lock."""
     if overwrite:
         folder.clear()
     folder.remove_leftovers()
@@ -44,7 +46,7 @@ def open_run(folder: RunFolder, manifest: dict[str, Any], report: LipschitzRepor
 
 
 def pending(folder: RunFolder, spans: Sequence[range]) -> list[range]:
-    """The parts that are not finished; a finished one that was damaged since is named in the log and made again."""
+    """The parts that are not finished; a finished part that has been damaged is named in the log and computed again."""
     return [span for span in spans if not usable(folder, part_name(span))]
 
 
@@ -65,15 +67,15 @@ def usable(folder: RunFolder, part: str) -> bool:
 
 
 def _require_sealed_manifest(folder: RunFolder) -> None:
-    """InputError where the manifest was changed after the run had ended: parts can be made again, a manifest cannot."""
+    """Raise InputError if the manifest was changed after the run ended: parts can be recomputed, a manifest cannot."""
     seal = read_seal(folder.path)
     file = folder.path / "run.json"
     if seal is not None and seal["files"].get("run.json") != sha256(file.read_bytes()):
-        raise InputError(f"{file} was changed after the run had ended; begin again with --overwrite")
+        raise InputError(f"{file} was changed after the run ended; start over with --overwrite")
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every key with its two values, those inside dictionaries one by one."""
+    """Every key with its two values, recursively for dictionaries."""
     for key in sorted(theirs.keys() | mine.keys()):
         there, now = theirs.get(key), mine.get(key)
         if isinstance(there, dict) and isinstance(now, dict):

@@ -1,4 +1,4 @@
-"""The table rows of one part of the samples: answers, attacks, certificates, and examples for the gallery."""
+"""The table rows of one part of the samples: predictions, attacks, certificates, and examples for the gallery."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ MEASURED_AT_ONCE = 64
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Every per-sample table of consecutive samples, and what violates the sandwich among them."""
+    """Every per-sample table of consecutive samples, and the violations of the sandwich among them."""
 
     tables: dict[str, pd.DataFrame]
     violations: list[pd.DataFrame]
@@ -56,9 +56,9 @@ def evaluated_part(
     timing: Timing,
     step: Callable[[], None] = lambda: None,
 ) -> Part:
-    """Rows of every per-sample table for these samples; the examples of one attack at a time are in memory.
+    """Rows of every per-sample table for these samples; only the examples of one attack are in memory at a time.
 
-    Certificates that know what to do with adversarial examples (`beside`) come after the attacks, the others before.
+    Certificates that make use of adversarial examples (`beside`) are computed after the attacks, the others before.
     step: called after the certificates and after every attack.
     """
     rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
@@ -143,7 +143,7 @@ def _attack_rows(attack: Attack, samples: Samples, result: AttackResult) -> pd.D
 
 
 def _distances(result: AttackResult, images: Tensor, norm: Norm) -> Tensor:
-    """How far every example lies from its image (N,) in float64, infinite where there is none; a few at a time."""
+    """Distance of every example from its image (N,) in float64, infinite if there is none; computed in chunks."""
     measured = torch.full_like(result.distance, torch.inf)
     for part in torch.split(result.fooled.nonzero().flatten(), MEASURED_AT_ONCE):
         difference = result.examples[part].to(torch.float64) - images[part].to(torch.float64)
@@ -168,7 +168,7 @@ def _columns(
     device: torch.device,
     timing: Timing,
 ) -> Columns:
-    """What every certificate answers, by its name, function and norm."""
+    """The column of every certificate, by its name, function and norm."""
     columns: Columns = {}
     for certificate in certificates:
 
@@ -191,7 +191,7 @@ def _columns(
 def _certificate_rows(columns: Columns, samples: Samples, rows: pd.DataFrame) -> pd.DataFrame:
     """One row per sample and certificate.
 
-    Raises DefectiveBoundError where two deterministic ones promise different answers of the same function.
+    Raises DefectiveBoundError if two deterministic ones certify different predictions of the same function.
     """
     best_radii(list(columns.values()))
     tables = [_radius_rows(column, key[0], samples.index, rows) for key, column in columns.items()]
@@ -199,7 +199,7 @@ def _certificate_rows(columns: Columns, samples: Samples, rows: pd.DataFrame) ->
 
 
 def _distances_of(attacked: Sequence[pd.DataFrame], answers: Mapping[int, int], norm: str) -> dict[int, float]:
-    """By sample the distance in this norm of the nearest example that changes the network's answer."""
+    """For each sample, the distance in this norm of the nearest example that changes the network's prediction."""
     nearest: dict[int, float] = {}
     for table in attacked:
         changed = table["adversarial_prediction"] != table["index"].map(answers)
@@ -212,7 +212,7 @@ def _distances_of(attacked: Sequence[pd.DataFrame], answers: Mapping[int, int], 
 
 
 def _checked(column: Any, certificate: Certificate, samples: int) -> RadiusColumn:
-    """What a certificate returned, which may be anybody's."""
+    """Check the result of a certificate, which may be a user's own."""
     if not isinstance(column, RadiusColumn) or len(column) != samples:
         got = f"{len(column)} radii" if isinstance(column, RadiusColumn) else type(column).__name__
         raise InputError(f"{certificate.name} must return a RadiusColumn of {samples} radii, got {got}")
@@ -223,7 +223,7 @@ def _joined(columns: Sequence[RadiusColumn], name: str) -> RadiusColumn:
     """The columns of consecutive batches as one, on the CPU."""
     first = columns[0]
     if any((column.key, column.guarantee) != (first.key, first.guarantee) for column in columns):
-        raise InputError(f"{name} must be about one function, in one norm and with one guarantee for all samples")
+        raise InputError(f"{name} must refer to one function, in one norm and with one guarantee for all samples")
     return RadiusColumn(
         radius=torch.cat([column.radius.cpu().to(torch.float64) for column in columns]),
         prediction=torch.cat([column.prediction.cpu() for column in columns]),
@@ -235,8 +235,8 @@ def _joined(columns: Sequence[RadiusColumn], name: str) -> RadiusColumn:
 
 
 def _radius_rows(column: RadiusColumn, name: str, index: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
-    """A certificate of the network is about its float64 answers: the radius is 0 where the network as it runs gives
-    another answer, or where an answer is not finite.
+    """A certificate of the network refers to its float64 predictions: the radius is 0 if the network as it runs makes a
+    different prediction, or if a logit is not finite.
     """
     radius, prediction = column.radius.numpy(), column.prediction.numpy()
     if column.function == NETWORK:
@@ -278,7 +278,7 @@ def _example_rows(attack: Attack, samples: Samples, result: AttackResult, *, sho
 
 
 def _kept_rows(attack: Attack, samples: Samples, result: AttackResult) -> list[dict[str, Any]]:
-    """Every adversarial example that the attack found, as 8-bit pixels where it is an 8-bit image."""
+    """Every adversarial example that the attack found, as 8-bit pixels if it is an 8-bit image."""
     channels, height, width = samples.images.shape[1:]
     rows = []
     for i in (result.fooled & (result.distance > 0)).nonzero().flatten().tolist():

@@ -29,14 +29,14 @@ from robustres.threat import require_width
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """The progress of a caller who wants none."""
+    """The progress callback that does nothing."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished evaluation: its folder, its summary, and the bound of the network where one was asked for.
+    """A finished evaluation: its folder, its summary, and the bound on the network if one was requested.
 
-    first: whether this process is the one of several that reports; the summary is the same in all of them.
+    first: whether this process is the one that reports; the summary is the same in all processes.
     """
 
     folder: RunFolder
@@ -45,7 +45,7 @@ class Run:
     first: bool = True
 
     def __repr__(self) -> str:
-        """What a reader wants first; the tables have their own names."""
+        """The main results; the tables are separate attributes."""
         clean, total = self.summary["clean"]["correct"], self.summary["data"]["samples"]
         left = [f"{row['robust']} robust at {row['norm']} {eps_words(row['eps'])}" for row in self.summary["robust"]]
         return f"Run({self.folder.path}: {', '.join([f'{clean} of {total} correct', *left])})"
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def attacks(self) -> pd.DataFrame:
-        """One row per sample, attack, norm and eps: whether it was fooled, and at which distance."""
+        """One row per sample, attack, norm and eps: whether the attack succeeded, and at which distance."""
         return self.folder.table("attacks")
 
     @property
     def certificates(self) -> pd.DataFrame:
-        """One row per sample, certificate and norm: the radius inside which nothing changes the answer."""
+        """One row per sample, certificate and norm: the radius within which no perturbation changes the prediction."""
         return self.folder.table("certificates")
 
     @property
@@ -87,23 +87,23 @@ def evaluate(
 ) -> Run:
     """Evaluate a classifier on images and write the run folder `out`.
 
-    model, data: as `load_model` and `load_data` give them, or what these take: a module or a source by its words; a
-        source by its words or images (N, C, H, W) in [0, 1] with labels (N,).
+    model, data: as returned by `load_model` and `load_data`, or what these accept: a module or a specification; a
+        specification or images (N, C, H, W) in [0, 1] with labels (N,).
 
     Every sample gets its prediction, one row for each attack and eps, and a certified radius in every certified norm.
-    Nothing is written before the model's answers to all images were checked. A folder that holds an interrupted run
-    of the same model, data and settings is continued and ends as an unbroken one; of others it is refused, and
-    nothing in it changes, unless `overwrite` asks to begin again. Under torchrun the processes share the parts; the
-    result does not depend on how many. Images are read part by part, the next while this one is attacked, so the data
-    may be larger than the memory. With `cache`, bounds of an unchanged network are found again in the run folder and
-    in the user's cache, by a digest of the network, the settings and this version of the certifier.
+    Nothing is written before the model's outputs for all images have been checked. An interrupted run of the same
+    model, data and settings is continued, with the same result as an uninterrupted one; a folder with a different run
+    is refused and left unchanged, unless `overwrite` is set. Under torchrun the parts are split among the processes;
+    the result does not depend on their number. Images are read part by part, the next one while the current one is
+    attacked, so the data may be larger than memory. With `cache`, bounds of an unchanged network are reused from the
+    run folder and the user's cache, by a digest of the network, the settings and this version of the certifier.
 
-    require: thresholds such as "certified@l2:36/255>=0.5"; whether the run reaches them stands in its summary.
+    require: thresholds such as "certified@l2:36/255>=0.5"; the summary says whether the run meets them.
 
-    Raises: DataError or ModelError where model and data do not fit; StorageError where a file cannot be written (what
-    is finished stays, and the same call goes on from there); InputError where the folder belongs to another run or is
-    in use; SandwichViolationError where an adversarial example lies inside a certified radius (its part is
-    written first, the example among it, so that it can be looked at).
+    Raises: DataError or ModelError if model and data do not match; StorageError if a file cannot be written (finished
+        parts are kept, and the same call continues from there); InputError if the folder belongs to another run or is
+        in use; SandwichViolationError if an adversarial example lies inside a certified radius (its part, with the
+        example, is written first, so that it can be examined).
     """
     if not isinstance(settings, Settings):
         raise InputError(f"settings must be a robustres.Settings, got {type(settings).__name__}")
@@ -153,5 +153,5 @@ def attack(
     settings: Settings,
     **more: Any,
 ) -> Run:
-    """The right side of the sandwich alone: `evaluate` without certificates, for networks of any kind."""
+    """Only the right side of the sandwich: `evaluate` without certificates, for networks of any kind."""
     return evaluate(model, data, out, replace(settings, certify=False), **more)

@@ -13,13 +13,13 @@ from robustres.errors import RobustresError
 
 T = TypeVar("T")
 
-# How long a process waits for the slowest one. That a process died is noticed by torchrun, which ends the others.
+# How long a process waits for the slowest one. If a process dies, torchrun notices it and ends the others.
 PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Process `rank` of `world`; the first one also writes what belongs to the whole run."""
+    """Process `rank` of `world`; the first one also writes the files of the run as a whole."""
 
     rank: int = 0
     world: int = 1
@@ -30,11 +30,11 @@ class Shard:
         return self.rank == 0
 
     def own(self, parts: Sequence[range]) -> list[range]:
-        """Every world-th part, beginning with the rank-th; together the shards cover each part once."""
+        """Every world-th part, starting with the rank-th; together the shards cover each part once."""
         return list(parts[self.rank :: self.world])
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank; collective: every process must call it."""
+        """The values of all processes by rank; a collective operation: every process must call it."""
         if self.world == 1:
             return [value]
         values: list[T | None] = [None] * self.world
@@ -42,9 +42,10 @@ class Shard:
         return cast(list[T], values)
 
     def from_first(self, value: Callable[[], T]) -> T:
-        """What the first process computes, for all of them; collective: every process must call it.
+        """The result of a computation in the first process, in all processes; a collective operation: every process
+        must call it.
 
-        An error of this project there is everybody's.
+        A robustres error in the first process is raised in all of them.
         """
         if self.world == 1:
             return value()
@@ -61,14 +62,14 @@ class Shard:
         return cast(T, found[0])
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Wait until every process has called this."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def this_shard() -> Iterator[Shard]:
-    """The shard that torchrun's environment names (RANK, WORLD_SIZE); the whole where there is none."""
+    """The shard given by torchrun's environment (RANK, WORLD_SIZE), or the whole if there is none."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Shard()

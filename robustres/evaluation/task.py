@@ -1,4 +1,4 @@
-"""One process's share of an evaluation, step by step: clean answers, bounds, parts, diagnosis, summary."""
+"""One process's share of an evaluation, step by step: clean predictions, bounds, parts, diagnosis, summary."""
 
 import logging
 import math
@@ -30,19 +30,19 @@ from robustres.results import DIAGNOSED, RunFolder, sandwich_violations, typed_t
 
 log = logging.getLogger(__name__)
 
-# Images that the estimates from below start at.
+# Number of images at which the estimates from below start.
 STARTS = 9
-# Samples on which a run that goes on is compared with what it found before, and how far rounding on another machine
+# Number of samples on which a resumed run is compared with its earlier results, and how far rounding on another machine
 # may move a margin, relative to the largest.
 COMPARED, SAME_MARGIN = 8, 0.02
 
-# Told the stage, how much of it is done and how much there is in all.
+# Called with the stage, how much of it is done and how much there is in total.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is evaluated, how, by which of the processes, into which folder, and who is told of the progress.
+    """What is evaluated, how, by which process, into which folder, and the progress callback.
 
     module: in evaluation mode on `device`.
     """
@@ -56,13 +56,14 @@ class Task:
     progress: Progress
 
     def spans(self) -> list[range]:
-        """The parts of the samples that are this process's."""
+        """This process's parts of the samples."""
         return self.shard.own(spans_of(self.data, self.settings))
 
     def require_same_answers(self) -> None:
-        """InputError where the model answers the first images of a finished part otherwise than it did then.
+        """Raise InputError if the model's outputs for the first images of a finished part have changed.
 
-        The digest of a model is of its weights; this notices another architecture around the same weights.
+        The digest of a model covers its weights only; this check detects a different architecture with the same
+        weights.
         """
         span = next((span for span in self.spans() if usable(self.folder, part_name(span))), None)
         if span is None:
@@ -76,13 +77,15 @@ class Task:
         if bool((away > SAME_MARGIN * then.abs().nan_to_num(0).max().clamp(min=1)).any()):
             worst = int(away.argmax())
             raise InputError(
-                f"{self.folder.path} holds another run (the margin of sample {int(index[worst])} is "
+                f"{self.folder.path} contains a different run (the margin of sample {int(index[worst])} is "
                 f"{float(then[worst]):.6g} there, {float(now[worst]):.6g} now, with the same weights: the architecture "
-                "differs); choose another --out, or begin again with --overwrite"
+                "differs); choose another --out, or start over with --overwrite"
             )
 
     def clean_answers(self, spans: Sequence[range]) -> dict[range, Tensor]:
-        """Logits of the clean images of each part; ModelError where they are not finite and must be, in any process."""
+        """Logits of the clean images of each part; raises ModelError if they must be finite and are not, in any
+        process.
+        """
         logits: dict[range, Tensor] = {}
         for span, images in read_ahead(self._read, spans):
             self.progress("clean", len(logits), len(spans))
@@ -95,7 +98,7 @@ class Task:
         return logits
 
     def _say_doubts(self, logits: dict[range, Tensor]) -> None:
-        """Say in the log where the labels look as if they were not the model's."""
+        """Log a warning if the labels do not seem to match the model's outputs."""
         mine = [
             (self.data.labels[span.start : span.stop], rows.argmax(dim=1), rows.shape[1])
             for span, rows in logits.items()
@@ -107,7 +110,7 @@ class Task:
                 log.warning(doubt)
 
     def _require_finite(self, logits: dict[range, Tensor]) -> None:
-        """Stop every process, or say in the log how many samples will count as wrong, where logits are not finite."""
+        """If logits are not finite, stop every process, or log how many samples will count as misclassified."""
         mine = [i for span, rows in logits.items() for i in not_finite(rows, torch.arange(span.start, span.stop))]
         broken = [index for found in self.shard.gather(mine) for index in found]
         if not self.settings.keep_going:
@@ -116,7 +119,7 @@ class Task:
             log.warning("the logits of %d samples are not finite, first at sample %d", len(broken), min(broken))
 
     def bound(self, *, cache: bool) -> LipschitzReport | None:
-        """The bound of the network; where bounds are stored the first process computes it and the others find it."""
+        """The bound on the network; if bounds are stored, the first process computes it and the others read it."""
         if not self.settings.certify:
             return None
         self.progress("bound", 0, 1)
@@ -138,9 +141,9 @@ class Task:
     def finish(
         self, logits: dict[range, Tensor], attacks: Sequence[Attack], certificates: Sequence[Certificate]
     ) -> None:
-        """Attack, certify and write every part whose clean logits are given; they are forgotten on the way.
+        """Attack, certify and write every part whose clean logits are given, and release them on the way.
 
-        SandwichViolationError after a part with a violation was written.
+        Raises SandwichViolationError after a part with a violation was written.
         """
         total = len(self.spans())
         for span, images in read_ahead(self._read, list(logits)):
@@ -164,7 +167,7 @@ class Task:
         self.progress("attack and certify", total, total)
 
     def _counted(self, span: range, left: int, steps: int) -> Iterator[None]:
-        """Tell how many samples are done after each step of a part: those before it, and its own step by step."""
+        """Report how many samples are done after each step of a part."""
         total = sum(map(len, self.spans()))
         for step in range(1, steps + 1):
             self.progress("samples", total - left + len(span) * step // steps, total)
@@ -181,15 +184,15 @@ class Task:
         return KeptProofs(self.folder if self.settings.keep_certificates else None, step)
 
     def diagnose(self) -> None:
-        """Write what PGD's gradients look like, where that is asked for and not done yet."""
+        """Write the diagnosis of PGD's gradients, if it was requested and is not done yet."""
         if self.shard.first and self.settings.diagnose and not usable(self.folder, DIAGNOSED):
             rows = diagnosis_rows(self.module, self.data, self.settings, device=self.device)
             self.folder.finish_part(DIAGNOSED, {"diagnosis": typed_table("diagnosis", rows)})
 
     def summarise(self) -> dict[str, Any]:
-        """The summary, written by the first process when all have come here.
+        """The summary, written by the first process when all are done.
 
-        SandwichViolationError where any part, also one of an earlier attempt, holds a violation.
+        Raises SandwichViolationError if any part, including those of an earlier attempt, contains a violation.
         """
         self.shard.wait()
         summary = self.shard.from_first(self._sealed_summary)
@@ -203,7 +206,7 @@ class Task:
         return self.folder.write_summary()
 
     def _read(self, span: range) -> Tensor:
-        """The images of a part, in memory from which a GPU can fetch them by itself where there is one."""
+        """The images of a part, in pinned memory if a GPU is used."""
         images = self.data.batch(torch.arange(span.start, span.stop))
         return images.pin_memory() if self.device.type == "cuda" else images
 

@@ -1,4 +1,4 @@
-"""How long each attack and each certificate of a part takes."""
+"""Time taken by each attack and each certificate of a part."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(eq=False)
 class Timing:
-    """Wall seconds of the steps of one part, as rows of `robustres.results.TIMINGS`.
+    """Wall-clock seconds of the steps of one part, as rows of `robustres.results.TIMINGS`.
 
     first: index of the part's first sample. samples: how many it has.
     """
@@ -25,7 +25,7 @@ class Timing:
     ) -> Iterator[dict[str, Any]]:
         """Measure the body as one step; results are on the CPU when it ends, so that a GPU's work is counted.
 
-        Yields the row, for a body that learns the norm on the way.
+        Yields the row, for a body that determines the norm itself.
         """
         row: dict[str, Any] = {"first": self.first, "samples": self.samples, "side": side, "name": name}
         row |= {"norm": norm, "eps": eps}

@@ -1,4 +1,4 @@
-"""One instance of the verification competition: a network, a box of inputs, forbidden outputs."""
+"""One instance of the neural network verification competition: a network, a box of inputs, forbidden outputs."""
 
 import csv
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ RESTARTS, STEPS = 4, 40
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """result: "sat" where a forbidden output occurs, "unsat" where none can, "timeout" or "unknown" where neither is
-    shown. example: the input (n,) in float32 and the output, checked by onnxruntime; None unless sat."""
+    """result: "sat" if a forbidden output occurs, "unsat" if none can, "timeout" or "unknown" if neither is shown.
+    example: the input (n,) in float32 and the output, checked with onnxruntime; None unless sat.
+    """
 
     result: Literal["sat", "unsat", "unknown", "timeout"]
     example: tuple[Tensor, Tensor] | None = None
@@ -40,7 +41,7 @@ class Instance:
 def read_instances(path: Path) -> list[Instance]:
     """The instances in a file of the competition: lines `network,property,timeout`, paths relative to the file.
 
-    A file that does not exist as it is named but does with .gz is taken. DataError says which line is wrong.
+    If a file does not exist but does with the suffix .gz, that file is used. DataError says which line is wrong.
     """
     found = []
     try:
@@ -70,8 +71,8 @@ def _beside(path: Path, name: str) -> Path:
 def verify(network: Path, statement: Path, *, timeout: float) -> Verdict:
     """Decide one instance.
 
-    unsat is about the network in exact arithmetic; sat about the float32 answers of onnxruntime. timeout: in seconds, a
-    guide: what has begun is finished.
+    unsat refers to the network in exact arithmetic; sat to the float32 outputs of onnxruntime. timeout: in seconds,
+    approximate: a step that has begun is finished.
     """
     deadline = monotonic() + timeout
     try:

@@ -1,7 +1,7 @@
 """Properties in the format of the verification competition (VNN-LIB 1): a box of inputs and forbidden outputs.
 
-What is read: `declare-const X_i Real` and `Y_i`, `(assert (<= X_i number))` and `>=`, and about outputs comparisons of
-two outputs or of one and a number, alone or in `(or (and ...) ...)`. Anything else is refused.
+Supported are `declare-const X_i Real` and `Y_i`, `(assert (<= X_i number))` and `>=`, and, for outputs, comparisons of
+two outputs or of one output and a number, alone or in `(or (and ...) ...)`. Anything else is refused.
 """
 
 import gzip
@@ -28,7 +28,7 @@ class Property:
 
 
 def read_vnnlib(path: Path) -> Property:
-    """The property in a file, plain or compressed by gzip; DataError says what is not understood."""
+    """The property in a file, plain or compressed with gzip; DataError says what cannot be parsed."""
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
@@ -45,7 +45,7 @@ def _parsed(text: str) -> list[Any]:
             stack.append([])
         elif word == ")":
             if len(stack) == 1:
-                raise DataError("the property has a closing parenthesis too many")
+                raise DataError("the property has one closing parenthesis too many")
             stack[-2].append(stack.pop())
         else:
             stack[-1].append(word)
@@ -65,7 +65,7 @@ def _property(statements: list[Any]) -> Property:
         if statement[:1] == ["declare-const"]:
             continue
         if statement[:1] != ["assert"] or len(statement) != 2:
-            raise DataError(f"a property holds declare-const and assert, got {statement[:1]}")
+            raise DataError(f"a property consists of declare-const and assert, got {statement[:1]}")
         claim = statement[1]
         if claim[0] in ("<=", ">=") and len(claim) == 3 and str(claim[1]).startswith("X_"):
             place, value = _place(claim[1], inputs), _number(claim[2])
@@ -83,7 +83,7 @@ def _property(statements: list[Any]) -> Property:
     forbidden = tuple(_forbidden(case, outputs) for case in cases)
     low, high = (torch.tensor(side, dtype=torch.float64) for side in (lower, upper))
     if not both or bool((low > high).any()):
-        raise DataError("a property needs a box that is not empty and a condition on the outputs")
+        raise DataError("a property needs a non-empty box and a condition on the outputs")
     return Property(low, high, forbidden)
 
 
@@ -96,7 +96,7 @@ def _atoms(claim: list[Any]) -> list[Any]:
 
 
 def _forbidden(atoms: list[Any], outputs: int) -> Forbidden:
-    """left <= right as (left - right) y <= limit; a number on either side goes to the limit, rounded up."""
+    """left <= right as (left - right) y <= limit; a number on either side is moved to the limit, rounded up."""
     rows, limits = torch.zeros(len(atoms), outputs, dtype=torch.float64), torch.zeros(len(atoms), dtype=torch.float64)
     for place, (relation, first, second) in enumerate(atoms):
         smaller, larger = (first, second) if relation == "<=" else (second, first)
@@ -113,7 +113,7 @@ def _forbidden(atoms: list[Any], outputs: int) -> Forbidden:
 def _place(name: Any, count: int) -> int:
     digits = str(name)[2:]
     if not digits.isdigit() or int(digits) >= count:
-        raise DataError(f"the property speaks of {name}, which it does not declare")
+        raise DataError(f"the property refers to {name}, which it does not declare")
     return int(digits)
 
 
@@ -121,4 +121,4 @@ def _number(word: Any) -> float:
     try:
         return float(word)
     except (TypeError, ValueError) as error:
-        raise DataError(f"a number is expected in the property, got {word}") from error
+        raise DataError(f"expected a number in the property, got {word}") from error

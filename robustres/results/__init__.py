@@ -1,14 +1,14 @@
-"""The schema of a run's tables, the folder that holds them, and the summary that is made from them.
+"""The schema of a run's tables, the folder that contains them, and the summary made from them.
 
-A run folder holds
+A run folder contains
     run.json            the manifest: command, versions, hardware, seeds, hashes, every setting, the names of all parts
     parts/TABLE-*.parquet   the tables below, appended part by part, each part written atomically
-    parts/*.json        for each finished part, the run that it is of and the sha256 of its files
-    digest.json         of a finished run: one digest over run.json and all parts, and those that it is made of
-    timings/*.json      how long each attack and each certificate of a part took: the one thing that differs from run
-                        to run, and so kept apart from the tables, which are the same byte for byte
+    parts/*.json        for each finished part, the run to which it belongs and the sha256 of its files
+    digest.json         of a finished run: one digest of run.json and all parts, and the digests from which it is made
+    timings/*.json      time taken by each attack and each certificate of a part: the only thing that differs from run
+                        to run, and therefore kept separate from the tables, which are identical byte for byte
     summary.json        made from manifest and tables: the contract for scripts (reports/schema/summary.schema.json)
-Nothing here knows models, attacks or certificates: a report can be made again years later.
+Nothing here depends on models, attacks or certificates: a report can be rebuilt years later.
 """
 
 from robustres.results.archive import write_archive

@@ -1,4 +1,4 @@
-"""The adversarial examples of a run as one NumPy archive, for those who read no Parquet."""
+"""The adversarial examples of a run as one NumPy archive, for users who do not read Parquet."""
 
 import os
 import zipfile
@@ -18,9 +18,9 @@ COLUMNS = ("index", "attack", "norm", "eps")
 def write_archive(folder: RunFolder) -> Path:
     """Write adversarial.npz into the run's folder and return its path; one part of the run is in memory at a time.
 
-    images: (N, C, H, W) float32 in [0, 1], those of 8 bits as k / 255; index: (N,) of the samples; attack, norm: (N,)
-    texts; eps: (N,), NaN for attacks without one.
-    Raises InputError where the run stored no examples, StorageError where the file cannot be written.
+    images: (N, C, H, W) float32 in [0, 1], 8-bit images as k / 255; index: (N,) of the samples; attack, norm: (N,)
+        strings; eps: (N,), NaN for attacks without one.
+    Raises InputError if the run stored no examples, StorageError if the file cannot be written.
     """
     frames = [frame for frame, _ in folder.adversarial()]
     shapes = [images.shape for _, images in folder.adversarial()]
@@ -53,7 +53,7 @@ def _write(
     shape: tuple[int, ...],
     dtype: np.dtype[np.generic],
 ) -> None:
-    """One array, put together from parts along its first axis."""
+    """Write one array, concatenated from parts along its first axis."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_2_0(member, header)

@@ -1,4 +1,6 @@
-"""Whether rows read from a file can be what robustres wrote: columns, types, ranges, and no row twice."""
+"""Checks that rows read from a file can have been written by robustres: columns, types, ranges, and no duplicate
+rows.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from robustres.errors import InputError
 from robustres.results.schema import MOST_CLASSES, NETWORK, SMOOTHED, TABLES, typed_table
 from robustres.threat import ATTACK_NORMS
 
-# What no two rows of a table share.
+# Columns whose combination is unique in a table.
 _KEYS = {
     "samples": ["index"],
     "attacks": ["index", "attack", "norm", "eps"],
@@ -23,7 +25,7 @@ _KEYS = {
 
 
 def checked_rows(name: str, rows: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The rows with the columns and types of the table; InputError says what of them cannot be."""
+    """The rows with the columns and types of the table; InputError says what is impossible about them."""
     if name == "certificates" and "function" not in rows and "certificate" in rows:
         rows = _of_version_1(rows)
     if name == "blocks" and "floor" not in rows and "lower" in rows:
@@ -31,7 +33,7 @@ def checked_rows(name: str, rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     try:
         frame = typed_table(name, rows)
     except (InputError, TypeError, ValueError) as error:
-        raise _wrong(file, f"it is no table {name!r}: {error}") from error
+        raise _wrong(file, f"it is not a table {name!r}: {error}") from error
     for column, (holds, wanted) in _RULES.items():
         if column in TABLES[name] and len(frame) and not holds(frame[column]):
             raise _wrong(file, f"{column} must be {wanted}")
@@ -51,18 +53,19 @@ def checked_rows(name: str, rows: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def require_unique(name: str, frame: pd.DataFrame, folder: Path) -> None:
-    """InputError where two rows of a whole table are about the same."""
+    """Raise InputError if two rows of a whole table have the same key."""
     keys = _KEYS.get(name)
     if keys and (twice := frame.duplicated(keys)).any():
         first = frame.loc[twice, keys].iloc[0].to_dict()
         raise InputError(
-            f"{folder} holds two rows of table {name!r} for {first}; a part was copied: remove the copy, or evaluate "
+            f"{folder} contains two rows of table {name!r} for {first}; a part was copied: remove the copy, or "
+            "evaluate "
             "again with --overwrite"
         )
 
 
 def _of_version_1(rows: pd.DataFrame) -> pd.DataFrame:
-    """Version 1 had no column for the function; the name of a certificate began with `smoothed` where it was not the
+    """Version 1 had no column for the function; the name of a certificate began with `smoothed` if it was not for the
     network.
     """
     names = rows["certificate"].astype(str)
@@ -81,7 +84,7 @@ def _check_pixels(frame: pd.DataFrame, file: Path, sizes: dict[str, Any]) -> Non
 
 def _wrong(file: Path, what: str) -> InputError:
     return InputError(
-        f"{file} is damaged ({what}); evaluate again with the same command and --out: this part is computed anew"
+        f"{file} is damaged ({what}); evaluate again with the same command and --out: this part is computed again"
     )
 
 

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and text that no spreadsheet takes for a formula."""
+"""Files that are written completely or not at all, and text that no spreadsheet interprets as a formula."""
 
 import contextlib
 import json
@@ -10,17 +10,17 @@ import pandas as pd
 
 from robustres.errors import StorageError
 
-# What a spreadsheet takes for the beginning of a formula.
+# Characters that a spreadsheet interprets as the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def json_text(content: Any) -> str:
-    """JSON as robustres writes it: indented, without NaN or infinity, which its standard does not know."""
+    """JSON as robustres writes it: indented, without NaN or infinity, which the JSON standard lacks."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """CSV without the index; text that a spreadsheet would run as a formula, in cells and headers, begins with '.
+    """CSV without the index; text that a spreadsheet would run as a formula, in cells and headers, is prefixed with '.
 
     >>> csv_text(pd.DataFrame({"name": ["=1+1", "-3"], "x": [-1.5, 2.0]}))
     "name,x\\n'=1+1,-1.5\\n-3,2.0\\n"
@@ -31,7 +31,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """The value as it is, unless it is a text that begins like a formula and is no number."""
+    """The value unchanged, unless it is a string that begins like a formula and is not a number."""
     if not isinstance(value, str) or not value.startswith(_FORMULA):
         return value
     try:
@@ -42,9 +42,9 @@ def _harmless(value: Any) -> Any:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file appears complete or not at all, and survives a power cut once this returns.
+    """The file is written completely or not at all, and survives a power failure once this returns.
 
-    Raises StorageError, an OSError, where it cannot be written; then nothing has changed.
+    Raises StorageError, an OSError, if it cannot be written; then nothing has changed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -57,17 +57,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); make room or choose another folder, then run the same "
-            "command again: what was written is kept"
+            f"cannot write {path} ({error.strerror or error}); free some space or choose another folder, then run the "
+            "same command again: what was written is kept"
         ) from error
     finally:
-        # What kept the file from being written may keep it from being removed; the first error is the one to tell.
+        # The cause that prevented writing may also prevent removal; the first error is the one to report.
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, too: a rename is a change of the folder, not of the file."""
+    """Make the names in a folder durable as well: a rename changes the folder, not the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -24,10 +24,10 @@ from robustres.results.summary import summarise
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where one run's manifest and tables lie, and how they are read and written.
+    """The location of one run's manifest and tables, and how they are read and written.
 
-    Nothing in the folder is believed: names never become paths, and what is read is checked for its shape and for
-    being what was written.
+    Nothing in the folder is trusted: names never become paths, and everything that is read is checked for its structure
+    and against its digest.
     """
 
     path: Path
@@ -37,10 +37,10 @@ class RunFolder:
         write_atomically(self.path / "run.json", json_text(manifest).encode())
 
     def manifest(self) -> dict[str, Any]:
-        """Read run.json; InputError where the folder holds no run, or one that this version cannot read."""
+        """Read run.json; raises InputError if the folder contains no run, or one that this version cannot read."""
         file = self.path / "run.json"
         if not file.is_file():
-            raise InputError(f"{self.path} holds no run (no run.json); name a folder that robustres wrote")
+            raise InputError(f"{self.path} contains no run (no run.json); give a folder written by robustres")
         try:
             content = json.loads(file.read_text())
         except OSError as error:
@@ -50,31 +50,31 @@ class RunFolder:
         return checked_manifest(content, file)
 
     def parts(self) -> Parts:
-        """The parts of the tables, those that the manifest lists."""
+        """The parts of the tables that the manifest lists."""
         manifest = self.manifest() if (self.path / "run.json").is_file() else {}
         listed = manifest.get("parts")
         known = None if listed is None else frozenset([*listed, WHOLE, DIAGNOSED, TRAINING])
         return Parts(self.path / "parts", known, manifest.get("id"))
 
     def write_part(self, table: str, part: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
-        """Write one part of one table beside what is there; parts are read back in the order of their names."""
+        """Add one part of one table; parts are read back in the order of their names."""
         self.parts().write(part, {table: rows}, kept=True)
 
     def finish_part(self, part: str, tables: Mapping[str, pd.DataFrame | list[dict[str, Any]]]) -> None:
-        """Write this part of several tables, and last their digests, which say that the part is finished."""
+        """Write this part of several tables, and finally their digests, which mark the part as finished."""
         self.parts().write(part, dict(tables))
 
     def part(self, table: str, part: str) -> pd.DataFrame:
-        """One part of a table; InputError where its file is not what was written."""
+        """One part of a table; raises InputError if its file is not as it was written."""
         return self.parts().read(table, part)
 
     def write_timings(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep how long each step of a part took; rows as in TIMINGS."""
+        """Store the time taken by each step of a part; rows as in TIMINGS."""
         text = json_text([{**row, "eps": row["eps"] if math.isfinite(row["eps"]) else None} for row in rows])
         write_atomically(self.path / "timings" / f"{part}.json", text.encode())
 
     def timings(self) -> pd.DataFrame:
-        """Wall seconds of every attack and certificate by part; divided by `samples` they are seconds per sample."""
+        """Wall-clock seconds of every attack and certificate by part; divide by `samples` for seconds per sample."""
         rows: list[Any] = []
         for file in sorted((self.path / "timings").glob("*.json")):
             try:
@@ -87,13 +87,15 @@ class RunFolder:
         return pd.DataFrame(rows, columns=list(TIMINGS)).astype(TIMINGS) if rows else without_rows(TIMINGS)
 
     def remove_leftovers(self) -> None:
-        """Remove what processes that were killed while writing left behind; for whoever holds the folder alone."""
+        """Remove files left behind by processes that were killed while writing; only for the sole user of the
+        folder.
+        """
         for folder in (self.path, self.path / "parts", self.path / "timings", self.path / PROOFS):
             for file in folder.glob(".*.partial"):
                 file.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what an evaluation writes, the manifest first; other files stay."""
+        """Remove the files that an evaluation writes, the manifest first; other files are kept."""
         for name in ("run.json", "summary.json", SEAL, ARCHIVE):
             (self.path / name).unlink(missing_ok=True)
         Parts(self.path / "parts").clear()
@@ -102,29 +104,31 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def table(self, name: str) -> pd.DataFrame:
-        """All parts of a table in one frame; InputError where a file is not what was written, or lies here twice."""
+        """All parts of a table in one frame; raises InputError if a file is not as it was written, or exists twice."""
         frames = [frame for frame in self.parts().frames(name) if not frame.empty]
         whole = pd.concat(frames, ignore_index=True) if frames else empty_table(name)
         require_unique(name, whole, self.path)
         return whole
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table that reports read by name; InputError where one is about samples that the run does not have."""
+        """Every table that reports read, by name; raises InputError if one refers to samples that the run does not
+        have.
+        """
         tables = {name: self.table(name) for name in TABLES if name not in KEPT}
         samples = tables["samples"]["index"]
         for name in ("attacks", "certificates", "examples"):
             strange = tables[name].loc[~tables[name]["index"].isin(samples), "index"]
             if len(strange):
                 raise InputError(
-                    f"{self.path}: table {name!r} has rows of sample {strange.iloc[0]}, which table 'samples' does "
+                    f"{self.path}: table {name!r} has rows for sample {strange.iloc[0]}, which table 'samples' does "
                     "not have; evaluate again with --overwrite"
                 )
         return tables
 
     def adversarial(self) -> Iterator[tuple[pd.DataFrame, NDArray[np.float32]]]:
-        """Part by part: the rows of every adversarial example that was kept, and their images (N, C, H, W).
+        """Part by part: the rows of every stored adversarial example, and the images (N, C, H, W).
 
-        Empty where the run kept none (`save_examples`).
+        Empty if the run stored none (`save_examples`).
         """
         for frame in self.parts().frames("adversarial"):
             if len(frame):
@@ -150,19 +154,19 @@ class RunFolder:
         return self.path / PROOFS / f"{row['certificate']}-{row['norm']}-{row['index']:09d}.npz"
 
     def seal(self) -> str:
-        """Write digest.json, over the manifest and all parts as they are now; returns the digest."""
+        """Write digest.json, from the manifest and all parts as they are now; returns the digest."""
         return write_seal(self.path, self.parts())
 
     def unseal(self) -> None:
-        """Remove digest.json, before anything that it is over changes."""
+        """Remove digest.json, before anything that it covers changes."""
         (self.path / SEAL).unlink(missing_ok=True)
 
     def digest(self) -> str | None:
-        """The digest of a finished run, None of an unfinished one; InputError where a file was changed since."""
+        """The digest of a finished run, None for an unfinished one; raises InputError if a file has changed since."""
         return require_seal(self.path, self.parts())
 
     def write_summary(self) -> dict[str, Any]:
-        """Make summary.json from the manifest and the tables, and return it."""
+        """Write summary.json from the manifest and the tables, and return it."""
         summary = summarise(self.manifest(), self.tables())
         write_atomically(self.path / "summary.json", json_text(summary).encode())
         return summary

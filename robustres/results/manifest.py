@@ -1,4 +1,4 @@
-"""Whether a manifest is one that can be read: its version, and the shape of everything that readers ask of it."""
+"""Checks that a manifest can be read: its version, and the structure of all entries that readers use."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,14 @@ from robustres.threat import ATTACK_NORMS, NORMS
 
 
 def checked_manifest(content: Any, file: Path) -> dict[str, Any]:
-    """The manifest, if it has the shape of one; InputError names the entry that has not.
+    """The manifest, if it has a valid structure; InputError names the entry that does not.
 
-    Entries that are missing are the reader's business; entries that nobody knows are kept.
+    Missing entries are left to the reader; unknown entries are kept.
     """
     if not isinstance(content, dict):
-        raise InputError(f"{file} must hold a JSON object, found {_kind(content)}; name a folder that robustres wrote")
+        raise InputError(
+            f"{file} must contain a JSON object, found {_kind(content)}; give a folder written by robustres"
+        )
     version = content.get("schema_version", SCHEMA_VERSION)
     if version not in READABLE_VERSIONS or isinstance(version, bool):
         raise InputError(
@@ -77,12 +79,12 @@ def _attack(value: Any) -> bool:
 
 _TEXT = (_is(str), "text")
 _OBJECT = (_is(dict), "an object")
-# Every entry that a reader uses, an object before what stands in it: whether a value fits, and what it must be.
+# Every entry that a reader uses, an object before its entries: a check of the value, and what it must be.
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "id": _TEXT,
     "name": _TEXT,
     "created": _TEXT,
-    "command": (lambda value: isinstance(value, str) or _every(_is(str))(value), "text or a list of words"),
+    "command": (lambda value: isinstance(value, str) or _every(_is(str))(value), "a string or a list of strings"),
     "identity": _OBJECT,
     "model": _OBJECT,
     "model.source": _TEXT,
@@ -97,7 +99,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.sha256": _TEXT,
     "data.note": _TEXT,
     "data.classes": (_classes, f"a count of at most {MOST_CLASSES}"),
-    "data.class_names": (_every(_is(str)), "a list of texts"),
+    "data.class_names": (_every(_is(str)), "a list of strings"),
     "eps": (_budgets, f"an object of {', '.join(ATTACK_NORMS)} with lists of positive numbers"),
     "lipschitz": _OBJECT,
     "lipschitz.norm": (lambda value: value in NORMS, f"one of {', '.join(NORMS)}"),
@@ -105,7 +107,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lipschitz.lower": (_number, "a number"),
     "refused": (_every(_refusal), "a list of objects with path and operation"),
     "attacks": (_every(_attack), "a list of objects with a name"),
-    "require": (_every(_is(str)), "a list of texts"),
+    "require": (_every(_is(str)), "a list of strings"),
     "parts": (_every(_is(str)), "a list of names"),
     "samples": (_count, "a count"),
     "settings": _OBJECT,

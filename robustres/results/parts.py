@@ -1,4 +1,4 @@
-"""The parts of a run's tables: what their files are called, and the records that say what was written."""
+"""The parts of a run's tables: the names of their files, and the records of what was written."""
 
 import hashlib
 import io
@@ -19,18 +19,19 @@ from robustres.results.schema import TABLES, typed_table
 _PART = "[A-Za-z0-9]{1,40}"
 _RECORD = re.compile(rf"({_PART})\.json")
 _TABLE = re.compile(rf"({'|'.join(TABLES)})-({_PART})\.parquet")
-# Parts that are not about a span of samples, which a run may have besides those that its manifest lists.
+# Parts that do not refer to a span of samples, which a run may have besides those listed in its manifest.
 WHOLE, DIAGNOSED, TRAINING = "all", "diagnosed", "training"
 _RUN = "run"
-CURE = "evaluate again with the same command and --out: this part is computed anew"
+CURE = "evaluate again with the same command and --out: this part is computed again"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The folder of the parts. Only files that a part's record names are ever read, and only as they were written.
+    """The folder of the parts. Only files named in a part's record are ever read, and only if they are as they were
+    written.
 
-    path: the folder. listed: the names of the parts that may be here, None where the manifest does not say.
-    run: the id of the run, which stands in every record, so that no part of another run is taken for one of this.
+    path: the folder. listed: the names of the parts that may be here, None if the manifest does not list them.
+    run: the id of the run, which is in every record, so that a part of another run is not mistaken for one of this run.
     """
 
     path: Path
@@ -38,12 +39,12 @@ class Parts:
     run: str | None = None
 
     def write(self, part: str, tables: dict[str, pd.DataFrame | list[dict[str, Any]]], *, kept: bool = False) -> None:
-        """Write this part of several tables, and last the record with their digests: then the part is finished.
+        """Write this part of several tables, and finally the record with their digests: then the part is finished.
 
-        kept: whether the record keeps what it says of other tables.
+        kept: whether the record keeps its entries for other tables.
         """
         if not re.fullmatch(_PART, part):
-            raise InputError(f"a part's name has at most 40 letters and digits, got {part!r}")
+            raise InputError(f"the name of a part consists of at most 40 letters and digits, got {part!r}")
         digests = self.digests(part) if kept else {}
         for table, rows in tables.items():
             content: bytes = typed_table(table, rows).to_parquet(index=False)
@@ -55,15 +56,15 @@ class Parts:
         )
 
     def file(self, table: str, part: str) -> Path:
-        """Where this part of a table lies."""
+        """The file of this part of a table."""
         return self.path / f"{table}-{part}.parquet"
 
     def record(self, part: str) -> Path:
-        """Where the digests of a part's files lie."""
+        """The file with the digests of a part's files."""
         return self.path / f"{part}.json"
 
     def digests(self, part: str) -> dict[str, str]:
-        """The digest of every file of a finished part; nothing where it is not finished, or is of another run."""
+        """The digest of every file of a finished part; empty if it is not finished, or belongs to another run."""
         content = _read_record(self.record(part))
         if content.pop(_RUN, self.run) != self.run:
             return {}
@@ -72,26 +73,26 @@ class Parts:
         return content if fits else {}
 
     def damaged(self, part: str) -> list[Path]:
-        """The files of a finished part that are missing or not what was written."""
+        """The files of a finished part that are missing or not as they were written."""
         files = {self.path / name: digest for name, digest in self.digests(part).items()}
         return [file for file, digest in files.items() if not file.is_file() or sha256(file.read_bytes()) != digest]
 
     def names(self) -> list[str]:
-        """The finished parts in order; InputError where a file lies here that belongs to none of them."""
+        """The finished parts in order; raises InputError for a file here that belongs to none of them."""
         return list(self._finished())
 
     def read(self, table: str, part: str) -> pd.DataFrame:
-        """One part of a table, checked; InputError where it is not what was written."""
+        """One part of a table, checked; raises InputError if it is not as it was written."""
         return self._read(table, part, self.digests(part).get(self.file(table, part).name))
 
     def frames(self, table: str) -> Iterator[pd.DataFrame]:
-        """This table part by part."""
+        """This table, part by part."""
         for part, digests in self._finished().items():
             if (name := self.file(table, part).name) in digests:
                 yield self._read(table, part, digests[name])
 
     def clear(self) -> None:
-        """Remove every file that has the name of a part's; others stay."""
+        """Remove every file with the name of a part's file; others are kept."""
         for file in self._files():
             if _RECORD.fullmatch(file.name) or _TABLE.fullmatch(file.name):
                 file.unlink(missing_ok=True)
@@ -113,7 +114,7 @@ class Parts:
         return checked_rows(table, rows, file)
 
     def _finished(self) -> dict[str, dict[str, str]]:
-        """The digests of every finished part, after a look at whatever else lies here."""
+        """The digests of every finished part, after checking for other files."""
         files = self._files()
         records = [(match[1], file) for file in files if (match := _RECORD.fullmatch(file.name))]
         for part, file in records:
@@ -127,10 +128,10 @@ class Parts:
         for file in files:
             if file.suffix == ".parquet" and file.name not in known:
                 match = _TABLE.fullmatch(file.name)
-                if match is None or match[2] not in begun:  # else the run was cut off while it wrote this part
+                if match is None or match[2] not in begun:  # otherwise the run was interrupted while it wrote this part
                     raise InputError(
-                        f"{file} is not recorded by any part of this run (a copy that a file service made, or a part "
-                        "of another run); remove it"
+                        f"{file} is not recorded by any part of this run (a copy made by a file service, or a "
+                        "part of another run); remove it"
                     )
         return finished
 
@@ -139,7 +140,7 @@ class Parts:
 
 
 def _read_record(file: Path) -> dict[str, Any]:
-    """What a record says; nothing where there is none to be read, so that the part is made again."""
+    """The contents of a record; empty if none can be read, so that the part is computed again."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
@@ -148,5 +149,5 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 
 def sha256(content: bytes) -> str:
-    """The digest that stands in records."""
+    """The digest used in records."""
     return hashlib.sha256(content).hexdigest()

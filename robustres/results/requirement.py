@@ -1,4 +1,4 @@
-"""A threshold that a run must reach, for continuous integration: certified@l2:36/255>=0.5."""
+"""A threshold that a run must meet, for continuous integration: certified@l2:36/255>=0.5."""
 
 import math
 import re
@@ -17,8 +17,8 @@ CERTIFIED, ROBUST, CLEAN = "certified", "robust", "clean"
 class Requirement:
     """At least `share` of all samples must be `what`.
 
-    what: "clean" (answered correctly), "certified" (correct, and certified at eps by one certificate of the network),
-    "robust" (left by all attacks together), or the name of an attack or a certificate.
+    what: "clean" (classified correctly), "certified" (correct, and certified at eps by one certificate of the network),
+        "robust" (surviving all attacks together), or the name of an attack or a certificate.
     norm, eps: None for "clean".
 
     >>> Requirement.read("certified@l2:36/255>=0.5")
@@ -32,7 +32,7 @@ class Requirement:
 
     @staticmethod
     def read(text: str) -> "Requirement":
-        """From the words; InputError says what is wrong with them."""
+        """Parse a requirement; InputError says what is wrong with it."""
         found = _FORM.fullmatch(text)
         if found is None or (found["norm"] is None) != (found["what"] == CLEAN):
             raise InputError(
@@ -42,15 +42,15 @@ class Requirement:
         share = parse_number(found["share"].rstrip("% ")) / (100 if percent else 1)
         eps = None if found["eps"] is None else parse_number(found["eps"])
         if not 0 <= share <= 1:
-            raise InputError(f"the share in {text!r} must lie in 0 to 1, or be written in %")
+            raise InputError(f"the share in {text!r} must lie between 0 and 1, or be written in %")
         if found["norm"] not in (None, *ATTACK_NORMS) or (eps is not None and not (eps > 0 and math.isfinite(eps))):
             raise InputError(f"{text!r} needs a norm of {', '.join(ATTACK_NORMS)} and a positive eps")
         return Requirement(found["what"], found["norm"], eps, share)
 
     def met(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of the summary: the words, the share found, and whether it suffices.
+        """A row of the summary: the requirement, the share found, and whether it suffices.
 
-        What the run did not count cannot be met: its share is None.
+        A requirement on something that the run did not measure is not met: its share is None.
         """
         found = self._found(summary)
         return {"require": str(self), "share": found, "met": found is not None and found >= self.share}
@@ -78,7 +78,7 @@ class Requirement:
 
 
 def eps_words(eps: float) -> str:
-    """An eps as the short decimal or the fraction of 255 that it is.
+    """An eps as a short decimal or a fraction of 255.
 
     >>> eps_words(8 / 255), eps_words(0.25), eps_words(1 / 7)
     ('8/255', '0.25', '0.1429')

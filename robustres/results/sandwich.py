@@ -1,4 +1,4 @@
-"""The sandwich: no example that changes an answer lies inside a radius certified for that answer."""
+"""The sandwich: no example that changes a prediction lies inside a radius certified for that prediction."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,12 +12,12 @@ from robustres.results.schema import MEASURED_NORMS, NETWORK, empty_table
 
 
 def of_network(certificates: pd.DataFrame) -> pd.DataFrame:
-    """The radii of the network itself, which alone may be held against attacks on the network."""
+    """The radii of the network itself, the only ones that may be compared with attacks on the network."""
     return certificates[certificates["function"] == NETWORK]
 
 
 class Sandwich:
-    """The radii of a run, ready to be held against the examples of one attack after the other."""
+    """The radii of a run, prepared for comparison with the examples of one attack after the other."""
 
     def __init__(self, certificates: pd.DataFrame) -> None:
         self._certified = of_network(certificates)
@@ -27,16 +27,16 @@ class Sandwich:
         """Every pair of a certificate and an example of the same sample that lies inside the certified radius.
 
         An example counts when it changes the certified prediction; it is measured in the certificate's norm.
-        Radii of another function than the network are left out: the examples fool the network.
+        Radii of functions other than the network are excluded: the examples fool the network.
         """
         fooled = attacks[attacks["fooled"].to_numpy()]
-        # Almost always there are none in reach, so that no pairs need be made.
+        # There are almost never any within reach, so that no pairs need to be formed.
         near = np.logical_or.reduce([np.zeros(len(fooled), bool), *(reach.holds(fooled) for reach in self._reaches)])
         return _violations(fooled[near], self._certified) if near.any() else _no_violations().copy()
 
 
 def sandwich_violations(attacks: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
-    """The violations of a run, as `Sandwich` says."""
+    """The violations of a run, as defined by `Sandwich`."""
     return Sandwich(certificates).violations(attacks)
 
 
@@ -56,7 +56,7 @@ def _no_violations() -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class _Reach:
-    """In one norm, sample by sample: the largest radius, and the answer where all certificates agree on it.
+    """In one norm, sample by sample: the largest radius, and the prediction if all certificates agree on it.
 
     samples: (N,) ascending.
     """
@@ -69,7 +69,7 @@ class _Reach:
 
     @staticmethod
     def of(norm: Any, certificates: pd.DataFrame) -> "_Reach":
-        """From the certificates in this norm."""
+        """Build from the certificates in this norm."""
         samples, place = np.unique(certificates["index"].to_numpy(), return_inverse=True)
         prediction = certificates["prediction"].to_numpy()
         radius, unanimous = np.full(len(samples), -np.inf), np.full(len(samples), True)
@@ -80,7 +80,9 @@ class _Reach:
         return _Reach(norm, samples, radius, answer, unanimous)
 
     def holds(self, attacks: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which examples lie inside the radius and change an answer certified there; all violations are among them."""
+        """Which examples lie inside the radius and change a prediction certified there; all violations are among
+        them.
+        """
         index, norm = attacks["index"].to_numpy(), self.norm
         measured = attacks[norm] if norm in MEASURED_NORMS else attacks["distance"].where(attacks["norm"] == norm)
         found = np.searchsorted(self.samples, index).clip(max=len(self.samples) - 1)

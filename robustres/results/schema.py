@@ -12,14 +12,14 @@ from robustres.threat import Norm
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 
-# What a radius is about: the network itself, or another classifier that is made from it and named in its place.
+# The function to which a radius refers: the network itself, or another classifier derived from it, given by name.
 NETWORK = "network"
-# The name of the classifier that votes under noise starts so.
+# Prefix of the name of the classifier that votes under noise.
 SMOOTHED = "smoothed"
-# Nobody classifies into more; a number beyond it is damage.
+# No classifier has more classes; a larger number is damage.
 MOST_CLASSES = 1_000_000
 
-# Every example is measured in these norms, whatever the norm of its attack.
+# Every example is measured in these norms, whichever norm its attack used.
 MEASURED_NORMS: tuple[Norm, ...] = ("l2", "linf")
 
 # Rows of the table of attacks that no attack made: random corruptions of the same size, which show the average case.
@@ -36,9 +36,9 @@ TABLES: dict[str, dict[str, str]] = {
         "margin": "float64",
         "finite": "bool",
     },
-    # One row per sample, attack, norm and eps. distance: of the example found, infinite if none; 0 if misclassified
-    # from the start. eps is NaN for a minimum-norm attack. l2, linf: the same example measured in those norms.
-    # loss: largest other logit minus the label's at the example. verified: the model as given answered it again.
+    # One row per sample, attack, norm and eps. distance: of the example found, infinite if none; 0 if the clean image
+    # is misclassified. eps is NaN for a minimum-norm attack. l2, linf: the same example measured in those norms. loss:
+    # largest other logit minus the label's at the example. verified: the model as given was evaluated on it again.
     "attacks": {
         "index": "int64",
         "attack": "str",
@@ -54,9 +54,9 @@ TABLES: dict[str, dict[str, str]] = {
         "steps": "int64",
         "gradient_evaluations": "int64",
     },
-    # One row per sample, certificate and norm. function: which function the radius is of, NETWORK or another name.
-    # radius: 0 where nothing is certified. prediction: the answer that is certified, -1 where there is none.
-    # guarantee: "deterministic" or "probability 1 - DELTA". source: which bound gave the radius.
+    # One row per sample, certificate and norm. function: the function to which the radius refers, NETWORK or another
+    # name. radius: 0 if nothing is certified. prediction: the certified class, -1 if there is none.
+    # guarantee: "deterministic" or "probability 1 - DELTA". source: the bound that gave the radius.
     "certificates": {
         "index": "int64",
         "certificate": "str",
@@ -67,9 +67,9 @@ TABLES: dict[str, dict[str, str]] = {
         "source": "str",
         "guarantee": "str",
     },
-    # One row per block of the network, in order. textbook, joint: bounds (NaN where not computed); upper: the
-    # smallest valid bound, method says which; lower: an estimate from below; floor: no bound that knows only the range
-    # of the slopes can be lower (NaN where not sought), which says nothing about the block itself.
+    # One row per block of the network, in order. textbook, joint: bounds (NaN if not computed); upper: the smallest
+    # valid bound, named by method; lower: an estimate from below; floor: no bound that uses only the range of the
+    # slopes can be lower (NaN if not computed), which says nothing about the block itself.
     "blocks": {
         "name": "str",
         "kind": "str",
@@ -93,7 +93,7 @@ TABLES: dict[str, dict[str, str]] = {
         "suspicious": "bool",
         "verdict": "str",
     },
-    # One row per epoch of training, where the model was trained here.
+    # One row per epoch of training, if the model was trained by robustres.
     "training": {"epoch": "int64", "loss": "float64", "clean": "float64", "certified": "float64"},
     # A bounded number of samples for the gallery; pixels as float32 bytes in (C, H, W) order.
     "examples": {
@@ -107,8 +107,8 @@ TABLES: dict[str, dict[str, str]] = {
         "clean": "object",
         "adversarial": "object",
     },
-    # Every adversarial example, where they were asked for; too much for a page. pixels: "uint8" where the image is one
-    # of 8 bits (divide by 255), "float32" otherwise; image: their bytes in (C, H, W) order.
+    # Every adversarial example, if requested; too much for a page. pixels: "uint8" for an 8-bit image (divide by 255),
+    # "float32" otherwise; image: their bytes in (C, H, W) order.
     "adversarial": {
         "index": "int64",
         "attack": "str",
@@ -130,14 +130,14 @@ TABLES: dict[str, dict[str, str]] = {
         "sha256": "str",
     },
 }
-# Tables that no report reads, and the archive that is made of them.
+# Tables that no report reads, and the archive made from them.
 KEPT = ("adversarial", "proofs")
 ARCHIVE = "adversarial.npz"
 # The folder of the files that "proofs" lists.
 PROOFS = "certificates"
 
-# One row per part, attack or certificate, and norm: the wall time of its samples. No table of the run, since times
-# differ from run to run.
+# One row per part, attack or certificate, and norm: the wall-clock time of its samples. Not a table of the run, since
+# times differ from run to run.
 TIMINGS: dict[str, str] = {
     "first": "int64",
     "samples": "int64",
@@ -150,7 +150,7 @@ TIMINGS: dict[str, str] = {
 
 
 def empty_table(name: str) -> pd.DataFrame:
-    """The table without rows, its columns and types as in TABLES."""
+    """An empty table with columns and types as in TABLES."""
     return _empty(name).copy()
 
 
@@ -160,7 +160,7 @@ def _empty(name: str) -> pd.DataFrame:
 
 
 def without_rows(columns: Mapping[str, str]) -> pd.DataFrame:
-    """A frame with these columns and types."""
+    """An empty frame with these columns and types."""
     return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in columns.items()})
 
 

@@ -1,4 +1,4 @@
-"""The seal of a finished run: one digest over its manifest and all its parts, for whoever cites it."""
+"""The seal of a finished run: one digest of its manifest and all its parts, for citation."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def write_seal(path: Path, parts: Parts) -> str:
 
 
 def read_seal(path: Path) -> dict[str, Any] | None:
-    """The seal with `digest` and `files`, None where the run has none; InputError where it is damaged."""
+    """The seal with `digest` and `files`, None if the run has none; raises InputError if it is damaged."""
     file = path / NAME
     if not file.exists():
         return None
@@ -35,9 +35,9 @@ def read_seal(path: Path) -> dict[str, Any] | None:
 
 
 def require_seal(path: Path, parts: Parts) -> str | None:
-    """The digest of a finished run whose files are those that were sealed, None of an unfinished one.
+    """The digest of a finished run whose files are as they were sealed, None for an unfinished run.
 
-    InputError names the first file that was changed, added or lost since.
+    InputError names the first file that was changed, added or removed since.
     """
     seal = read_seal(path)
     if seal is None:
@@ -47,14 +47,14 @@ def require_seal(path: Path, parts: Parts) -> str | None:
         if seal["files"].get(name) != now.get(name):
             what = "was lost" if name not in now else "was added" if name not in seal["files"] else "was changed"
             raise InputError(
-                f"{path / name} {what} after the run had ended (digest.json says what it was); restore it, or begin "
-                "this run again with --overwrite"
+                f"{path / name} {what} after the run ended (digest.json has its original digest); restore it, or "
+                "start this run over with --overwrite"
             )
     return str(seal["digest"])
 
 
 def _sealed(parts: Parts) -> list[str]:
-    """The manifest and the record of every part, which holds the digests of its files."""
+    """The manifest and the record of every part, which contains the digests of its files."""
     return ["run.json", *(f"parts/{part}.json" for part in parts.names())]
 
 

@@ -1,4 +1,4 @@
-"""What a run comes to: the accuracies that its tables give."""
+"""The summary of a run: the accuracies computed from its tables."""
 
 import math
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from robustres.results.schema import AVERAGE_CASE, SCHEMA_VERSION
 def summarise(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The contract for scripts, from a run's manifest and tables. Accuracies are shares of all samples.
 
-    `manifest` must hold "model", "data", "lipschitz" (norm, upper, lower; None where refused), "eps" (norm -> list of
-    eps at which certificates are counted) and "refused" (list of path and operation).
+    `manifest` must contain "model", "data", "lipschitz" (norm, upper, lower; None if refused), "eps" (norm -> list of
+    eps at which certificates are evaluated) and "refused" (list of path and operation).
     """
     samples = tables["samples"].set_index("index")
     correct = samples["correct"]
@@ -46,10 +46,10 @@ def robust_mask(attacks: pd.DataFrame, correct: pd.Series, eps: float) -> pd.Ser
 
 
 def certified_mask(certificates: pd.DataFrame, labels: pd.Series, eps: float) -> pd.Series:
-    """Per sample: the label is the answer that is certified at eps (radius >= eps, radii being rounded down already).
+    """Per sample: the label is the class certified at eps (radius >= eps; radii are already rounded down).
 
-    Rows of one certificate and norm; labels by sample index. Where a certificate is of the network, its prediction is
-    the network's wherever its radius is positive, so that such a sample is correct as well.
+    Rows of one certificate and norm; labels by sample index. For a certificate of the network, the certified class is
+    the network's prediction whenever the radius is positive, so that such a sample is also correct.
     """
     rows = certificates.set_index("index").reindex(labels.index)
     return (rows["radius"] >= eps) & (rows["prediction"] == labels)
@@ -62,7 +62,7 @@ def _share(count: int, total: int) -> float:
 def _attack_rows(
     attacks: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
 ) -> list[dict[str, Any]]:
-    """Each attack at its eps; a minimum-norm attack (eps NaN) at every eps that is counted in its norm."""
+    """Each attack at its eps; a minimum-norm attack (eps NaN) at every eps that is evaluated in its norm."""
     rows = []
     groups: Any = attacks.groupby(["attack", "norm", "eps"], sort=True, dropna=False)
     for (attack, norm, eps), group in groups:
@@ -77,7 +77,7 @@ def _attack_rows(
 def _robust_rows(
     attacks: pd.DataFrame, correct: pd.Series, eps_by_norm: Mapping[str, list[float]]
 ) -> list[dict[str, Any]]:
-    """What all attacks together leave, at every eps of a norm up to the largest that was attacked."""
+    """The accuracy under all attacks together, at every eps of a norm up to the largest that was attacked."""
     rows = []
     for norm, counted in eps_by_norm.items():
         reach = largest_attacked_eps(attacks, norm)
@@ -111,7 +111,7 @@ def _certificate_rows(
 
 
 def block_records(blocks: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of the blocks' table as plain values, None where there is no number."""
+    """The rows of the table of blocks as plain values, None if there is no number."""
     return [
         {str(key): value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
         for row in blocks.to_dict(orient="records")

@@ -1,4 +1,4 @@
-"""Random changes of training images that keep their labels; every draw comes from the generator given."""
+"""Random label-preserving changes of training images; every draw comes from the given generator."""
 
 import math
 
@@ -28,7 +28,7 @@ def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Ten
         padded = functional.pad(images, (reach,) * 4)
         if images.is_cuda:
             images = _gathered(padded, moves, height, width)
-        else:  # whole rows are copied, which is several times faster than to gather pixels
+        else:  # whole rows are copied, which is several times faster than gathering pixels
             corners = zip(padded, *moves.tolist(), strict=True)
             images = torch.stack([image[:, top : top + height, left : left + width] for image, top, left in corners])
     if recipe.augmentation == "shift-flip":

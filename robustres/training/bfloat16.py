@@ -1,12 +1,12 @@
-"""Where products in bfloat16 are worth it."""
+"""Whether matrix products in bfloat16 are worthwhile."""
 
 import torch
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device has such products in hardware; a processor without them is slower in bfloat16.
+    """Whether the device has bfloat16 products in hardware; a processor without them is slower in bfloat16.
 
-    Every accelerator counts as one that has; of a processor torch says it, and one that it says nothing of has not.
+    Every accelerator is assumed to have them; for a processor torch reports it, and without a report none are assumed.
     """
     if torch.device(device).type != "cpu":
         return True

@@ -1,4 +1,4 @@
-"""Residual blocks brought below a budget, wherever they come from: the certifier's graph says where they are."""
+"""Brings residual blocks of any origin below a budget: the blocks are found in the certifier's graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Affine = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
 class Block:
     """A residual block S x + F(x) of a network, and the layers that shrink S and F.
 
-    projection: None where S is the identity, or nothing that can be shrunk.
+    projection: None if S is the identity, or cannot be shrunk.
     """
 
     view: ResidualView
@@ -39,8 +39,8 @@ class Block:
 def residual_blocks(network: nn.Module, input_shape: tuple[int, ...]) -> list[Block]:
     """The residual blocks of a network of linear maps, activations and sums.
 
-    Raises UnsupportedOperationError for operations that the certifier does not know, ModelError for a block whose
-    branch is not linear maps and activations in turn, or ends in no layer of its own.
+    Raises UnsupportedOperationError for operations that the certifier does not support, ModelError for a block whose
+    branch does not alternate linear maps and activations, or does not end in its own layer.
     """
     return [_block(network, view) for view in residual_views(network, input_shape)]
 
@@ -50,8 +50,8 @@ def shrink_blocks(
 ) -> None:
     """Shrink, in place, the branch of every residual block until its bound is at most `budget`.
 
-    Where a projection alone exceeds the budget, it is shrunk together with its branch by the same factor.
-    Raises InputError where a shortcut is the identity and the budget leaves no room for a branch.
+    If a projection alone exceeds the budget, it is shrunk together with its branch by the same factor.
+    Raises InputError if a shortcut is the identity and the budget leaves no room for a branch.
     """
     blocks = residual_blocks(network, input_shape)
     if not blocks:
@@ -63,7 +63,7 @@ def shrink_blocks(
 def require_blocks_below(
     network: nn.Module, input_shape: tuple[int, ...], budget: float, *, method: Literal["scale", "joint"]
 ) -> None:
-    """ModelError where a block of the network, as it is stored, is not proved to be below the budget."""
+    """Raise ModelError if a block of the network, as it is stored, is not proved to be below the budget."""
     for block in residual_blocks(network, input_shape):
         if (bound := block.bound(1.0, joint=method == "joint")) > budget:
             raise ModelError(
@@ -87,10 +87,10 @@ def _shrink(block: Block, budget: float, *, joint: bool) -> None:
 
 
 def _largest_share(bound: Callable[[float], float], floor: float, budget: float, *, steps: int = 4) -> float:
-    """A factor in (0, 1] on the branch at which the bound, computed there, is below the budget; 1 where it fits.
+    """A factor in (0, 1] on the branch for which the computed bound is below the budget; 1 if the branch fits.
 
-    False position: the constant is a convex function of the factor, so the chord lies above it and each guess is
-    nearly admissible. Every factor that is returned was tried, or is 0.
+    By the method of false position: the constant is a convex function of the factor, so the chord lies above it and
+    each guess is nearly admissible. Every factor that is returned was tested, or is 0.
     """
     limit = budget / (1 + STORAGE_SLACK)
     low, low_bound, high, high_bound = 0.0, floor, 1.0, bound(1.0)
@@ -129,7 +129,7 @@ def _last_layer(network: nn.Module, paths: tuple[str, ...]) -> Affine | None:
 
 
 def _multiply(layer: Affine, factor: float) -> None:
-    """Weight and bias, so that what the layer gives out is multiplied."""
+    """Multiply weight and bias, and thereby the layer's output."""
     with torch.no_grad():
         layer.weight.mul_(factor)
         if layer.bias is not None:

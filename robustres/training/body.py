@@ -1,7 +1,7 @@
 """The Lipschitz constant of everything before the head, as training needs it: a number to differentiate.
 
-By construction where the blocks are constrained; otherwise an estimate by warm-started power iteration, layer by
-layer, composed by the textbook bound of each block. It is never a certificate.
+Known by construction if the blocks are constrained; otherwise an estimate by warm-started power iteration, layer by
+layer, combined with the textbook bound of each block. It is never a certificate.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The parametrisation behind `enforce`: training goes on, and the operator norm never passes the budget."""
+"""The parametrisation behind `enforce`: training can continue, and the operator norm never exceeds the budget."""
 
 from torch import Tensor, nn
 
@@ -6,9 +6,9 @@ from robustres.models.constraints.operator_norm import Geometry, OperatorNorm
 
 
 class CappedNorm(nn.Module):
-    """W -> W min(1, budget / |W|), |W| the true operator norm: an estimate while training, a bound once settled.
+    """W -> W min(1, budget / |W|), |W| the true operator norm: an estimate during training, a bound once settled.
 
-    Dense weights (out, in) count as 1 x 1 convolutions.
+    Dense weights (out, in) are treated as 1 x 1 convolutions.
     """
 
     def __init__(self, geometry: Geometry, budget: float) -> None:

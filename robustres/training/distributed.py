@@ -1,4 +1,4 @@
-"""Several processes on one training run: started by torchrun, recognised by its environment."""
+"""Several processes for one training run: started by torchrun, detected by its environment variables."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is, of how many."""
+    """The rank of this process and the number of processes."""
 
     rank: int = 0
     size: int = 1

@@ -1,4 +1,4 @@
-"""Budgets for networks that exist already: every layer, or every residual block, brought below a Lipschitz constant."""
+"""Budgets for existing networks: every layer, or every residual block, is brought below a Lipschitz constant."""
 
 import copy
 import math
@@ -33,19 +33,20 @@ def enforce(
 ) -> nn.Module:
     """A copy of the network whose layers or residual blocks provably have a Lipschitz constant of at most `lipschitz`.
 
-    method: "spectral" divides the weight of each layer by what its true operator norm exceeds the budget; "clip" clips
-        the singular values of nn.Conv2d and nn.Linear instead, so that only the large ones change; "scale" shrinks the
-        branch of each residual block S x + F(x) until the textbook bound |S| + |F| fits; "joint" until the joint
-        bound fits, which shrinks it less. The blocks are found in the network's graph, whoever wrote it.
+    method: "spectral" divides the weight of each layer by the factor by which its true operator norm exceeds the
+        budget; "clip" clips the singular values of nn.Conv2d and nn.Linear instead, so that only the large ones change;
+        "scale" shrinks the branch of each residual block S x + F(x) until the textbook bound |S| + |F| fits; "joint"
+        until the joint bound fits, which shrinks it less. The blocks are found in the network's graph, whatever its
+        origin.
     input_shape: (C, H, W) of the images; the norm of a convolution depends on the size that it sees.
-    trainable: "spectral" as a parametrisation, so that training goes on below the budget (`materialise` at the end);
-        batch normalisation is then folded into the convolution before it, since training would change it.
-    The layers are found in the captured graph: whatever multiplies by weights, functional and subclassed layers, learnt
-    scales and transposed convolutions included. A scale or a batch normalisation right after a layer counts as a part
-    of it, elsewhere as a layer of its own. The result, as it is stored, is checked by the certifier.
-    The copy has the modules and the names of the original, batch normalisation included, and only weights differ
-    (weights that were parametrised or derived by hooks become plain): it is saved and loaded as the original is. The
-    copy is in evaluation mode. Applying it again changes nothing. The model given is left as it was.
+    trainable: apply "spectral" as a parametrisation, so that training can continue below the budget (`materialise` at
+        the end); batch normalisation is then folded into the preceding convolution, since training would change it.
+    The layers are found in the captured graph: all operations that multiply by weights, including functional and
+    subclassed layers, learnt scales and transposed convolutions. A scale or a batch normalisation directly after a
+    layer is part of that layer, elsewhere it is a separate layer. The result, as it is stored, is checked by the
+    certifier. The copy has the modules and the names of the original, batch normalisation included, and only weights
+    differ (weights that were parametrised or derived by hooks become plain): it is saved and loaded like the original.
+    The copy is in evaluation mode. Enforcing the same budget again changes nothing. The given model is left unchanged.
     Raises InputError for an impossible budget, ModelError naming a layer that cannot be brought below it,
     UnsupportedOperationError for a network that the certifier cannot read.
     """
@@ -80,7 +81,9 @@ def _enforced(
 
 
 def _trainable(network: nn.Module, input_shape: tuple[int, ...], budget: float) -> nn.Module:
-    """Every layer below the budget by a parametrisation; ModelError for a layer that has no plain module of its own."""
+    """Bring every layer below the budget by a parametrisation; raises ModelError for a layer without its own plain
+    module.
+    """
     places = folded_layers(network, input_shape)
     names = {module: name for name, module in network.named_modules()}
     covered = {f"{names[place.layer]}.weight".removeprefix(".") for place in places}
@@ -97,7 +100,7 @@ def _trainable(network: nn.Module, input_shape: tuple[int, ...], budget: float) 
 
 
 def _clipped(place: FoldedLayer, budget: float) -> Tensor:
-    """A folded weight below the budget: clipped, then divided by what its norm still exceeds it."""
+    """A folded weight below the budget: clipped, then divided by the factor by which its norm still exceeds it."""
     layer = place.folded
     layer.weight.data = clipped(layer, place.shape, budget)
     upper = spectral_norm(map_of(layer, place.shape)).upper
@@ -105,7 +108,7 @@ def _clipped(place: FoldedLayer, budget: float) -> Tensor:
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    """Without batch normalisation; ModelError where one cannot be folded away."""
+    """The network without batch normalisation; raises ModelError if one cannot be folded."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if not any(isinstance(module, norms) for module in network.modules()):
         return copy.deepcopy(network)
@@ -120,7 +123,7 @@ def _folded(network: nn.Module) -> nn.Module:
 
 
 def _geometry(layer: Layer, shape: tuple[int, ...]) -> Geometry:
-    """ModelError for the convolutions that a parametrisation does not cover."""
+    """Raise ModelError for convolutions that a parametrisation does not cover."""
     if isinstance(layer, nn.Linear):
         return Geometry((layer.in_features, 1, 1))
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"

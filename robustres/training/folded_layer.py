@@ -1,4 +1,4 @@
-"""Layers as a network applies them: the batch normalisation right after a convolution is a part of its map."""
+"""Layers as a network applies them: a batch normalisation directly after a convolution is part of its map."""
 
 import copy
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 class FoldedLayer:
     """A convolution or dense layer at one image size, with the batch normalisation that takes its output, if any.
 
-    shape: unbatched, of what it receives. The map is that of evaluation mode: row by row, the layer's weight times
-    gamma / sqrt(var + eps).
+    shape: of its input, unbatched. The map is that of evaluation mode: row by row, the layer's weight times gamma /
+        sqrt(var + eps).
     """
 
     layer: Layer
@@ -41,7 +41,7 @@ class FoldedLayer:
         return map_of(self.folded, self.shape)
 
     def replace(self, weight: Tensor) -> None:
-        """Store a weight of the folded form; a channel whose gain is 0 keeps its own, which nothing sees."""
+        """Store a weight given in folded form; a channel with gain 0 keeps its weight, which has no effect."""
         gains = self._gains()
         with torch.no_grad():
             seen = torch.where(gains == 0, self.layer.weight.double(), weight / gains.where(gains != 0, 1))

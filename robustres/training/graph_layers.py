@@ -1,7 +1,7 @@
-"""The layers of a network as its captured graph has them, whoever wrote them: whatever multiplies by weights.
+"""The layers of a network of any origin, from its captured graph: all operations that multiply by weights.
 
 A layer is an operation between the network's input and its output that multiplies by weights (a convolution, a matrix
-product, a scale), together with the scales and batch normalisations that take its result directly.
+product, a scale), together with the scales and batch normalisations that are applied directly to its result.
 """
 
 import operator
@@ -45,7 +45,7 @@ class GraphLayer:
     """A layer at the size of its input.
 
     constant: at or above its Lipschitz constant. weight: the name of the tensor to which its map is proportional, None
-    where there is none. shared: whether other parts of the layer carry weights of their own.
+        if there is none. shared: whether other parts of the layer have their own weights.
     """
 
     path: str
@@ -59,10 +59,10 @@ class GraphLayer:
 
 
 def bring_below(network: nn.Module, input_shape: tuple[int, ...], budget: float) -> None:
-    """Divide, in place, the weight of every layer by what its norm exceeds the budget.
+    """Divide, in place, the weight of every layer by the factor by which its norm exceeds the budget.
 
-    Raises ModelError naming a layer whose map is not proportional to a weight of its own, UnsupportedOperationError for
-    a network that the certifier cannot read.
+    Raises ModelError naming a layer whose map is not proportional to its own weight, UnsupportedOperationError for a
+    network that the certifier cannot analyse.
     """
     factors: dict[str, float] = {}
     for layer in graph_layers(network, input_shape):
@@ -101,7 +101,7 @@ def graph_layers(network: nn.Module, input_shape: tuple[int, ...]) -> list[Graph
 class _Chain:
     """Operations in a row that make one layer.
 
-    leading: what the layer's own module does to its input first, such as a padding that repeats pixels.
+    leading: operations that the layer's module applies to its input first, such as a padding that repeats pixels.
     """
 
     nodes: tuple[Node, ...]
@@ -109,7 +109,7 @@ class _Chain:
     leading: tuple[Node, ...]
 
     def constant(self) -> float:
-        """At or above the norm of the operations, and of them after what leads to them."""
+        """At or above the norm of the operations, and of their composition with the leading ones."""
         alone = spectral_norm(_map(self.nodes)).upper
         if all(isinstance(node.piece, Linear) and isinstance(node.piece.map, Identity) for node in self.leading):
             return alone
@@ -166,7 +166,7 @@ def _layers(order: list[Node], origins: "_Origins") -> Iterator[GraphLayer]:
 
 
 def _with_broadcast(node: Node, origins: "_Origins") -> tuple[Node, ...]:
-    """The node with what its own operation did to the input first."""
+    """The node with the broadcast that its operation applies to the input first."""
     nodes = [node]
     while nodes[0].inputs and origins.operation(nodes[0].inputs[0]) is origins.operation(node):
         nodes.insert(0, nodes[0].inputs[0])

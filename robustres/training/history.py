@@ -1,4 +1,4 @@
-"""What a training run leaves behind: one row per epoch, and which epoch was kept."""
+"""The history of a training run: one row per epoch, and which epoch was kept."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 class Epoch:
     """One row of the table "training". clean, certified: shares of the validation samples.
 
-    certified counts radii of at least the recipe's eps by the training-time estimate of the norms, NaN for networks
-    that are not constrained; what a report certifies comes from robustres.certify, never from here.
+    certified counts radii of at least the recipe's eps by the training-time estimate of the norms, NaN for
+    unconstrained networks; certified accuracies in reports come from robustres.certify, never from here.
     """
 
     epoch: int
@@ -19,7 +19,7 @@ class Epoch:
 
     @property
     def score(self) -> tuple[float, float]:
-        """What the epochs are compared by: certified accuracy where there is one, then clean accuracy."""
+        """The criterion by which epochs are compared: certified accuracy if available, then clean accuracy."""
         return (self.clean if self.certified != self.certified else self.certified, self.clean)
 
 

@@ -1,6 +1,7 @@
 """The attack inside adversarial training: a few projected gradient steps on any differentiable loss.
 
-Not one of robustres.attacks: those stop at the first success and verify it; training wants the worst point of the ball.
+This is not one of robustres.attacks: those stop at the first success and verify it; training needs the worst point of
+the ball.
 """
 
 from collections.abc import Callable

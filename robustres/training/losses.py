@@ -1,4 +1,4 @@
-"""What is minimised: one function per loss, all of (logits, labels, row distances, body, eps)."""
+"""The training losses: one function per loss, all with the arguments (logits, labels, row distances, body, eps)."""
 
 import torch
 from torch import Tensor
@@ -8,18 +8,19 @@ from robustres.training.margins import pairwise_radii
 
 
 def gloro(logits: Tensor, labels: Tensor, distances: Tensor, body: Tensor | float, eps: float) -> Tensor:
-    """Logits in which every other class gains what it could gain within eps; their cross-entropy is the loss.
+    """Logits in which every other class is raised by the most it could gain within eps; their cross-entropy is the
+    loss.
 
-    z_j + eps L |w_j - w_y| for j != y: the label wins these exactly where its certified radius exceeds eps (after
+    z_j + eps L |w_j - w_y| for j != y: the label is the largest exactly if its certified radius exceeds eps (after
     Leino, Wang and Fredrikson 2021, class by class as in their TRADES-like variant).
     """
     return logits + eps * body * distances
 
 
 def emma(logits: Tensor, labels: Tensor, distances: Tensor, body: Tensor | float, eps: float) -> Tensor:
-    """The same with a budget of each pair's own: its present radius, between 0 and eps (Hu et al. 2023, EMMA).
+    """The same with a separate budget for each pair: its current radius, between 0 and eps (Hu et al. 2023, EMMA).
 
-    A pair that is not yet certified is asked for no more than it has, so that hard samples do not drown the rest.
+    Of a pair that is not yet certified no more is demanded than it has, so that hard samples do not dominate the rest.
     """
     with torch.no_grad():
         budget = pairwise_radii(logits, labels, distances, body).clamp(0.0, eps)
@@ -38,7 +39,9 @@ def offset(logits: Tensor, labels: Tensor, distances: Tensor, body: Tensor | flo
 
 
 def annealed_cross_entropy(worst_logits: Tensor, labels: Tensor, temperature: float, power: float) -> Tensor:
-    """-(1 - p)^power log p, p the label's probability: samples that are won already weigh less (Lai et al. 2025)."""
+    """-(1 - p)^power log p, p the label's probability: confidently correct samples have less weight (Lai et al.
+    2025).
+    """
     log_p = functional.log_softmax(temperature * worst_logits, dim=1).gather(1, labels[:, None]).squeeze(1)
     return (-((1 - log_p.exp()) ** power) * log_p).mean()
 

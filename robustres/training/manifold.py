@@ -1,6 +1,7 @@
-"""Orthogonal matrices that are moved on their manifold instead of being computed from free matrices.
+"""Orthogonal matrices optimised on their manifold instead of being computed from free matrices.
 
-A Cayley map or a Cholesky factor costs more than the data, forwards and backwards. Here the matrix itself is the
+A Cayley map or a Cholesky factor costs more than the data, in the forward and the backward pass. Here the matrix itself
+is the
 parameter: the Euclidean gradient is projected onto the tangent space, Adam's moments are those of the projected
 entries, and the step is retracted by a polynomial; no system is solved and no gradient passes through a constraint
 (section 7 of the mathematics).
@@ -37,9 +38,9 @@ class Point:
 
 
 def enter_manifold(model: nn.Module) -> list[Point]:
-    """Make every orthogonal weight of the model its own parameter; the function that it computes is kept.
+    """Make every orthogonal weight of the model a parameter itself; the function that the model computes is unchanged.
 
-    The parametrisations stay where they are and pass the matrices through, until `leave_manifold`.
+    The parametrisations stay in place and pass the matrices through, until `leave_manifold`.
     """
     points = []
     for step, entry in _constraints(model):
@@ -62,7 +63,7 @@ def leave_manifold(model: nn.Module) -> None:
 
 
 def free_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights as they are once the manifold is left; the model stays where it is."""
+    """The weights as they will be after leaving the manifold; the model itself is not changed."""
     apart = copy.deepcopy(model)
     leave_manifold(apart)
     return dict(apart.state_dict())
@@ -91,7 +92,7 @@ def _newton_schulz(matrix: Tensor) -> Tensor:
 
 
 def _coarse(*matrices: Tensor) -> tuple[Tensor, ...]:
-    """In bfloat16, whose products cost a third where the processor has them."""
+    """In bfloat16, whose products cost a third if the processor supports them."""
     return tuple(matrix.to(torch.bfloat16) for matrix in matrices)
 
 
@@ -99,8 +100,8 @@ class ManifoldAdam(torch.optim.Optimizer):
     """Adam on rotations and isometries.
 
     A rotation Q moves by Q <- Q (I + D + D^2 / 2), D the skew-symmetric step; an isometry S (orthonormal rows, or
-    columns where it is tall) moves by S <- S + step and one Newton-Schulz step. Guaranteed: nothing about the distance
-    from the manifold beyond what the last `retract` leaves; whoever certifies bounds the stored matrix.
+    columns where it is tall) moves by S <- S + step and one Newton-Schulz step. The distance from the manifold is not
+    guaranteed beyond what the last `retract` leaves; the certifier bounds the norm of the stored matrix.
 
     lr: per step of the normalised gradient. betas: of the two moments. adaptive: False leaves the second moment out
     (momentum alone, scaled by the root mean square of the whole factor). coarse: gradients and steps, which are small

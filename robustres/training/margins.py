@@ -18,8 +18,8 @@ def row_distances(head: nn.Linear, labels: Tensor) -> Tensor:
 def pairwise_radii(logits: Tensor, labels: Tensor, distances: Tensor, body: Tensor | float = 1.0) -> Tensor:
     """(z_y - z_j) / (L |w_y - w_j|), (N, classes), infinite for j = y; negative where class j wins.
 
-    body: Lipschitz constant L of everything before the head. With an estimate of it these are no certificates: they
-    serve the loss and the choice of an epoch.
+    body: Lipschitz constant L of everything before the head. With an estimate of L these are not certificates: they
+        serve the loss and the selection of an epoch.
     """
     own = functional.one_hot(labels, logits.shape[1]).bool()
     margins = logits.gather(1, labels[:, None]) - logits

@@ -1,4 +1,4 @@
-"""Robustness in the middle of training, for a training loop of one's own and for Lightning."""
+"""Robustness during training, for your own training loop and for Lightning."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,17 +17,18 @@ from robustres.threat import ThreatModel
 
 
 class RobustnessMonitor:
-    """What a network certifies now: a dictionary of numbers for a logger, computed on a copy of the network.
+    """The certified accuracy of a network during training: a dictionary of numbers for a logger, computed on a copy of
+    the network.
 
-    images: (N, C, H, W) in [0, 1], labels: (N,). Take them from the validation split: what is watched during training
-        must not be the test set.
-    eps: radii in pixel units and `norm`, at which certified accuracy is counted.
+    images: (N, C, H, W) in [0, 1], labels: (N,). Take them from the validation split: the test set must not be
+        monitored during training.
+    eps: radii in pixel units and `norm`, at which certified accuracy is evaluated.
     joint: bound blocks jointly, which is tighter and takes seconds per block; False takes textbook bounds.
 
-    A call returns `clean`, for each eps `certified@NORM:EPS` (a lower bound of the accuracy under the best attack on
-    these images, deterministic), `lipschitz` (the l2 bound of the network), and `block/NAME` (the l2 bound of each
-    block). Where an operation has no bound, only `clean` is returned. Modes, gradients, buffers and the global random
-    state are left as they were.
+    A call returns `clean`, for each eps `certified@NORM:EPS` (a deterministic lower bound on the accuracy under the
+    best attack on these images), `lipschitz` (the l2 bound on the network), and `block/NAME` (the l2 bound on each
+    block). If an operation has no bound, only `clean` is returned. Modes, gradients, buffers and the global random
+    state are left unchanged.
 
     >>> monitor = RobustnessMonitor(torch.rand(4, 1, 2, 2), torch.zeros(4), eps=(0.1,))
     >>> sorted(monitor(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))))
@@ -79,11 +80,11 @@ def _share(mask: Tensor) -> float:
 def lightning_callback(
     monitor: RobustnessMonitor, *, every: int = 1, network: Callable[[Any], nn.Module] | None = None
 ) -> Any:
-    """A callback for the Trainer of Lightning that logs what the monitor measures at the end of training epochs.
+    """A callback for Lightning's Trainer that logs what the monitor measures at the end of training epochs.
 
-    every: measure after every so many epochs. network: takes the classifier out of the LightningModule, such as
-    `lambda module: module.model`; left out, the module itself is the classifier.
-    Raises MissingExtraError where Lightning is not installed.
+    every: number of epochs between measurements. network: takes the classifier out of the LightningModule, such as
+        `lambda module: module.model`; by default, the module itself is the classifier.
+    Raises MissingExtraError if Lightning is not installed.
     """
     if every < 1:
         raise InputError(f"every must be at least 1, got {every}")

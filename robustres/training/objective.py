@@ -1,4 +1,4 @@
-"""What one training step minimises, as a module: so that DistributedDataParallel sees every use of a parameter."""
+"""The objective of one training step, as a module, so that DistributedDataParallel sees every use of a parameter."""
 
 from collections.abc import Callable
 
@@ -25,9 +25,9 @@ WORST_LOGITS: dict[str, WorstLogits] = {
 
 
 class Objective(nn.Module):
-    """The recipe's loss of a batch, and what the validation split is judged by.
+    """The recipe's loss of a batch, and the measures for the validation split.
 
-    Raises InputError where the recipe's loss does not fit the model.
+    Raises InputError if the recipe's loss does not fit the model.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, image_shape: tuple[int, ...]) -> None:

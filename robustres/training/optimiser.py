@@ -1,4 +1,4 @@
-"""What moves the parameters: one optimiser for all of them, or a second one for those on the manifold."""
+"""The optimisers: one for all parameters, or a second one for those on the manifold."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from robustres.training.bfloat16 import multiplies_bfloat16
 from robustres.training.manifold import ManifoldAdam, enter_manifold, retract
 from robustres.training.recipe import Recipe
 
-AVERAGE_STEPS = 3  # Newton-Schulz steps that bring an average of near points back
+AVERAGE_STEPS = 3  # Newton-Schulz steps that bring an average of nearby points back
 
 
 class Optimiser:
@@ -45,7 +45,7 @@ class Optimiser:
                 group["lr"] = factor * rate
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for optimiser in self._optimisers:
             optimiser.zero_grad()
 
@@ -55,7 +55,7 @@ class Optimiser:
             optimiser.step()
 
     def retract(self) -> None:
-        """Bring the present values back onto the manifold, as the average of several points is not."""
+        """Bring the current values back onto the manifold, on which the average of several points does not lie."""
         for point in self._points:
             retract(point, AVERAGE_STEPS)
 

@@ -1,4 +1,4 @@
-"""A training run as a user describes it: which network and which recipe, from a file and from single settings."""
+"""A training run as described by a user: the network and the recipe, from a file and from individual settings."""
 
 import tomllib
 from dataclasses import dataclass, fields
@@ -20,10 +20,10 @@ from robustres.training.recipes import RECIPES
 
 @dataclass(frozen=True)
 class Plan:
-    """Network and recipe of one run. Exactly one of the first two says what is trained.
+    """Network and recipe of one run. Exactly one of the first two fields says what is trained.
 
     architecture: fields of `Architecture`; image_shape and classes may be left to the data.
-    source: a model that `load_model` knows, to be trained further.
+    source: a model for `load_model`, to be trained further.
     """
 
     architecture: dict[str, Any] | None
@@ -38,10 +38,10 @@ class Plan:
         std: tuple[float, ...] | None = None,
         download: bool = False,
     ) -> nn.Module:
-        """The network for these images, its normalisation (per channel) included; ModelError where they do not fit.
+        """The network for these images, its normalisation (per channel) included; raises ModelError if they do not fit.
 
-        Where the recipe has a layer_budget, every layer is brought below it and stays there while it is trained.
-        download: whether published weights that the source names may be fetched.
+        If the recipe has a layer_budget, every layer is brought below it and stays there during training.
+        download: whether published weights named by the source may be downloaded.
         """
         network = self._built(data, mean, std, download=download)
         if not self.recipe.layer_budget:
@@ -52,7 +52,7 @@ class Plan:
     def _built(
         self, data: ImageSet, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, download: bool
     ) -> nn.Module:
-        """The network as it is described or stored."""
+        """The network as described or stored."""
         if self.source is not None:
             module = load_model(self.source, mean=mean, std=std, input_shape=data.image_shape, download=download).module
             if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -82,11 +82,12 @@ class Plan:
 
 
 def plan_of(network: str | None, file: Path | None, settings: dict[str, Any]) -> Plan:
-    """The plan of a preset's name or a model's source, a TOML file, and single settings, the latter before the former.
+    """The plan from a preset's name or a model's source, a TOML file, and individual settings, later ones taking
+    precedence.
 
-    The file holds the fields of `Recipe`, at the top or in a table [recipe], and may name the network: `network = NAME`
-    or a table [architecture] with the fields of `Architecture`. Where no file is given, a preset brings the recipe of
-    its name, if there is one. Raises InputError for what is unknown, missing or contradictory.
+    The file contains the fields of `Recipe`, at the top level or in a table [recipe], and may name the network:
+    `network = NAME` or a table [architecture] with the fields of `Architecture`. Without a file, a preset uses the
+    recipe of its name, if there is one. Raises InputError for unknown, missing or contradictory settings.
     """
     written = _read(file) if file is not None else {}
     named, architecture = written.pop("network", None), written.pop("architecture", None)

@@ -1,4 +1,4 @@
-"""The state of a run after each epoch, in one file that appears complete or not at all."""
+"""The state of a run after each epoch, in one file that is written completely or not at all."""
 
 import io
 import pickle
@@ -27,7 +27,9 @@ def has_state(folder: str | Path) -> bool:
 
 
 def load_best(model: nn.Module, folder: str | Path) -> int:
-    """Give the model the best weights so far of a run that is still going on or was cut off; returns their epoch."""
+    """Load into the model the best weights so far of a run that is in progress or was interrupted; returns their
+    epoch.
+    """
     file = Path(folder) / FILE
     if not file.is_file():
         raise InputError(f"{folder} holds no run; its first epoch may not have ended yet")
@@ -38,9 +40,9 @@ def load_best(model: nn.Module, folder: str | Path) -> int:
 
 
 def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of an interrupted run, None where there is none; InputError where it belongs to another run.
+    """The state of an interrupted run, None if there is none; raises InputError if it belongs to another run.
 
-    identity: what decides the run (recipe, data, architecture); differences are named.
+    identity: what determines the run (recipe, data, architecture); differences are named.
     """
     file = folder / FILE
     if not file.is_file():

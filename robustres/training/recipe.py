@@ -1,4 +1,4 @@
-"""Everything that decides a training run, in one frozen description that can be written as TOML."""
+"""Everything that determines a training run, in one frozen description that can be written as TOML."""
 
 import math
 import tomllib
@@ -24,18 +24,19 @@ class Recipe:
 
     loss: "clean" cross-entropy; "adversarial" (cross-entropy on PGD examples) or "trades"; or a certified margin loss,
         "emma", "gloro", "offset" or "annealing", see robustres.training.losses.
-    eps: radius in pixel units: of the inner attack (in `norm`), or the l2 radius that the margin losses ask for and at
-        which certified accuracy is counted. It is reached linearly over the share `eps_warmup` of all steps.
+    eps: radius in pixel units: of the inner attack (in `norm`), or the l2 radius for which the margin losses demand a
+        margin and at which certified accuracy is evaluated. It is reached linearly over the share `eps_warmup` of all
+        steps.
     attack_steps: of the inner attack. trades_beta: weight of the TRADES term.
     temperature: factor on the logits inside the margin losses' cross-entropy. annealing: power of (1 - p_label) in
         the loss "annealing". lipschitz_weight: of log L in the loss, L as `bound` says, for ordinary networks.
     bound: the estimate L of the Lipschitz constant in margin losses: "blocks", the product of the blocks' norms before
         the head, for networks of this package; or "whole", of all layers at once, for any network of linear layers,
         activations and sorts.
-    budget: the eps that a margin loss asks for, where it is not the `eps` that is counted; 0 asks for `eps`.
-    optimiser: "nadam", "adamw", or "manifold": orthogonal matrices are moved on their manifold by Adam with
+    budget: the eps for which a margin loss demands a margin, if it differs from the evaluated `eps`; 0 means `eps`.
+    optimiser: "nadam", "adamw", or "manifold": orthogonal matrices are optimised on their manifold by Adam with
         `manifold_learning_rate`, everything else by NAdam; biases with `bias_learning_rate` (0: as the rest).
-    learning_rate: the largest, after a linear warm-up over `warmup` (share of all steps) and before a cosine to 0.
+    learning_rate: the peak, after a linear warm-up over `warmup` (share of all steps) and before a cosine decay to 0.
     ema: decay per step of the averaged weights that are validated and kept; 0 keeps the weights themselves.
     augmentation: "shift" moves images by up to `shift` pixels, "shift-flip" also mirrors them; "jitter" turns,
         stretches, shears and moves them by a little: `jitter` times 15 degrees, a tenth, a fifth, and one pixel.
@@ -44,9 +45,9 @@ class Recipe:
     keep: the "best" epoch on the validation split, or the "last": where that split is so small that the best of many
         epochs is a matter of luck.
     mixed_precision: the forward pass of training in bfloat16 where autocast allows, and the steps on the manifold; on
-        processors that have no such products everything stays in float32. Never used for certifying.
-    layer_budget: the largest operator norm of every layer of an ordinary network, kept by `enforce` while it is
-        trained; 0 leaves the layers free.
+        processors without such products everything stays in float32. Never used for certifying.
+    layer_budget: the largest operator norm of every layer of an ordinary network, maintained by `enforce` during
+        training; 0 leaves the layers free.
     """
 
     loss: LossName = "clean"
@@ -111,7 +112,7 @@ class Recipe:
 
     @property
     def certified(self) -> bool:
-        """Whether the loss is about certified margins, so that certified accuracy is counted."""
+        """Whether the loss uses certified margins, so that certified accuracy is evaluated."""
         return self.loss in CERTIFIED_LOSSES
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Recipes that go with the presets of robustres.models, by the same names."""
+"""Recipes for the presets of robustres.models, under the same names."""
 
 from robustres.training.recipe import Recipe
 

@@ -10,12 +10,13 @@ ROUNDS = 10
 
 
 def clipped(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], budget: float) -> Tensor:
-    """The weight with singular values of at most about `budget`; for a convolution the exact bound is up to the caller.
+    """The weight with singular values of at most about `budget`; for a convolution the caller must enforce the exact
+    bound.
 
-    A convolution is clipped frequency by frequency on a torus and then cropped to its support, in turns: projections
-    on two sets, the second of which leaves the first slightly. Strides go by phases: on every s-th pixel in each
-    direction the convolution is one of stride 1 of s^2 times the channels. Groups are clipped each on its own; a
-    dilated kernel has the symbols of the kernel, at multiples of the frequencies.
+    A convolution is alternately clipped frequency by frequency on a torus and cropped to its support: projections onto
+    two sets, the second of which slightly leaves the first. Strides are handled by phases: on every s-th pixel in each
+    direction the convolution is one of stride 1 with s^2 times the channels. Groups are clipped separately; a dilated
+    kernel has the symbols of the kernel, at multiples of the frequencies.
     """
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""Epochs as curves in TensorBoard, where that extra is installed."""
+"""Epochs as curves in TensorBoard, if that extra is installed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -44,11 +44,11 @@ def train(
     model: any classifier for "clean", "adversarial" and "trades"; for the certified margin losses a `ResidualNet` (also
         inside `Normalised`), or with the recipe's `bound` "whole" any network of linear layers, activations and sorts.
         It is moved to `device` and left in evaluation mode.
-    train_set, validation_set: image sets, or images and labels at hand as `load_data` takes them.
-    folder: where the state is kept after each epoch. A run that was killed continues from there and ends with the
-        same weights as an unbroken one (on a CPU, bit for bit).
+    train_set, validation_set: image sets, or images and labels in memory as accepted by `load_data`.
+    folder: where the state is stored after each epoch. A run that was killed continues from there and ends with the
+        same weights as an uninterrupted one (on a CPU, bit for bit).
     on_epoch: called after each epoch, for a progress bar or `tensorboard_logger`; in the first process only.
-    Under torchrun every batch is shared among the processes.
+    Under torchrun every batch is split among the processes.
     Deterministic on a CPU: the same model, data and recipe give the same weights.
     Raises InputError where model, loss or an interrupted run do not fit, ModelError where the loss is not finite.
     """

@@ -123,7 +123,7 @@ def test_an_attack_runs_under_no_grad_and_inference_mode(small: Case) -> None:
         (lambda x, y: (x, torch.eye(4)[y].long()), r"y.argmax\(dim=1\)"),
         (lambda x, y: (x[0], y[0]), r"x\[None\]"),
         (lambda x, y: (["a"], y), "images must be a tensor, an array or a list of numbers, got list"),
-        (lambda x, y: (x.permute(0, 2, 3, 1).numpy(), y), "last axis looks like the channels"),
+        (lambda x, y: (x.permute(0, 2, 3, 1).numpy(), y), "last axis looks like the channel axis"),
         (lambda x, y: (x, y + 3), "outside the model's 4 classes"),
         (lambda x, y: (x, y - 9), "outside the model's 4 classes"),
     ],

@@ -161,7 +161,7 @@ def test_signs_of_masked_gradients_are_printed_one_by_one(capsys: pytest.Capture
     ]
     print_diagnosis(typed_table("diagnosis", rows))
     assert capsys.readouterr().out.splitlines() == [
-        "pgd at linf 0.3: signs of masked gradients, its share is too high",
+        "pgd at linf 0.3: signs of masked gradients, its robust accuracy is too high",
         "  Random search does better.",
         "apgd at linf 0.1: no sign of masked gradients",
     ]

@@ -182,7 +182,7 @@ def test_ctrl_c_leaves_a_run_that_the_named_command_finishes(
         patch.setattr("robustres.evaluation.task.evaluated_part", interrupt)
         assert run([*words, "--overwrite"], monkeypatch) == 130
     said = capfd.readouterr().err
-    assert f"go on with robustres {' '.join(words)}\n" in said
+    assert f"continue with robustres {' '.join(words)}\n" in said
     assert not (tmp_path / "summary.json").exists()
     assert run(words, monkeypatch) == 0
     assert (tmp_path / "summary.json").exists()

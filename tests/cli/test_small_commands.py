@@ -137,7 +137,7 @@ def test_an_error_that_is_not_ours_says_so_and_exits_3(
     assert run(["data", "digits"], monkeypatch) == 3
     said = capsys.readouterr().err
     assert "KeyError" in said
-    assert "this is a defect of robustres, please report it" in said
+    assert "this is a bug in robustres, please report it" in said
     assert "Traceback" not in said
     monkeypatch.setenv("ROBUSTRES_TRACEBACK", "1")
     assert run(["data", "digits"], monkeypatch) == 3

@@ -54,9 +54,9 @@ def test_what_is_at_hand_gives_the_same_images(given: Any) -> None:
     [
         (None, "got NoneType"),
         ((X, 3), "labels must be int64"),
-        ((X, torch.eye(3)[Y]), r"of one-hot rows take labels.argmax\(1\)"),
+        ((X, torch.eye(3)[Y]), r"for one-hot rows take labels.argmax\(1\)"),
         ((X, Y[:, None]), r"take labels\[:, 0\]"),
-        (((X * 65535).numpy().astype("u2"), Y), "divide them by the value that stands for white, such as 255 or 65535"),
+        (((X * 65535).numpy().astype("u2"), Y), "divide them by the value of white, such as 255 or 65535"),
         ((X, Y > 0), "got bool"),
         ((["a"], [1]), "images must be a tensor, an array or a list of numbers"),
         ((X.permute(0, 2, 3, 1).numpy(), Y), r"images.transpose\(0, 3, 1, 2\)"),
@@ -100,7 +100,7 @@ def test_a_module_exported_for_one_image_is_evaluated_and_a_quantised_one_gets_a
     run = evaluate(exported, (X, Y), tmp_path / "run", Settings(eps={"l2": (0.1,)}, attacks=("fgsm",)))
     assert len(run.certificates) == len(run.attacks) == 5
     fixed = torch.export.export(_Fixed(model).eval(), (X[:1],)).module()
-    with pytest.raises(RobustresError, match=r"cannot take images|depends on"):
+    with pytest.raises(RobustresError, match=r"cannot process images|depends on"):
         attack(fixed, (X, Y), tmp_path / "fixed", Settings(eps={"l2": (0.1,)}, attacks=("fgsm",)))
 
 

@@ -95,7 +95,7 @@ def test_colours_of_16_bits_and_enormous_images_are_refused_before_they_are_deco
     (tmp_path / "cat").mkdir()
     deep = b"".join(b"\0" + GENERATOR.integers(0, 65536, (3, 3)).astype(">u2").tobytes() for _ in range(3))
     (tmp_path / "cat" / "0.png").write_bytes(png(3, 3, bits=16, kind=2, rows=deep))
-    with pytest.raises(DataError, match="colours of 16 bits"):
+    with pytest.raises(DataError, match="16-bit colours"):
         load_data(f"folder:{tmp_path}")
     (tmp_path / "cat" / "0.png").write_bytes(png(9000, 9000, bits=8, kind=0, rows=b"0"))
     with pytest.raises(DataError, match="9000 x 9000 pixels"):
@@ -105,7 +105,7 @@ def test_colours_of_16_bits_and_enormous_images_are_refused_before_they_are_deco
 def test_labels_are_bounded_before_names_are_made(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.zeros((2, 4, 4, 1), np.uint8))
     np.save(tmp_path / "labels.npy", np.array([0, 2**32 - 1], dtype=np.uint32))
-    with pytest.raises(DataError, match="sample 1 has label 4294967295; labels count the classes from 0"):
+    with pytest.raises(DataError, match="sample 1 has label 4294967295; labels number the classes from 0"):
         load_data(f"npy:{tmp_path}")
     with pytest.raises(DataError, match="label 1099511627776"):
         load_data((torch.zeros(1, 1, 2, 2), torch.tensor([2**40])))

@@ -51,7 +51,7 @@ def test_a_limit_takes_the_first_samples_and_never_more_than_there_are() -> None
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda x: x * 2 - 1, "look normalised already"),
+        (lambda x: x * 2 - 1, "look already normalised"),
         (lambda x: x * 255, "divide by 255"),
         (lambda x: x.half(), "must be float32 or float64"),
         (lambda x: x[0], r"shape \(N, C, H, W\)"),

@@ -83,13 +83,13 @@ def test_class_names_come_from_a_file_beside_the_arrays(tmp_path: Path) -> None:
     ("images", "labels", "sentence"),
     [
         (np.zeros((2, 4, 4), np.uint8), np.array([0, 1]), r"must have shape \(N, H, W, C\)"),
-        (np.zeros((2, 3, 8, 8), np.uint8), np.array([0, 1]), r"move them by images.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((2, 4, 4, 1), np.uint8), np.array([0.0, 1.0]), "must hold integers"),
+        (np.zeros((2, 3, 8, 8), np.uint8), np.array([0, 1]), r"move it with images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 4, 4, 1), np.uint8), np.array([0.0, 1.0]), "must be integers"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.array([0]), "2 images but 1 labels"),
         (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, np.int64), "there are no images"),
-        (np.zeros((2, 4, 4, 1), np.int32), np.array([0, 1]), "must hold uint8"),
+        (np.zeros((2, 4, 4, 1), np.int32), np.array([0, 1]), "must be uint8"),
         (np.full((2, 4, 4, 1), np.nan), np.array([0, 1]), "image 0 holds a NaN"),
-        (np.full((2, 4, 4, 1), -1.5), np.array([0, 1]), "look normalised already"),
+        (np.full((2, 4, 4, 1), -1.5), np.array([0, 1]), "look already normalised"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.array([0, -1]), "outside the classes"),
     ],
 )
@@ -146,7 +146,7 @@ def test_unusable_image_folders_are_refused_in_one_sentence(tmp_path: Path) -> N
     with pytest.raises(DataError, match="has no class folders"):
         load_data(f"folder:{tmp_path}")
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="contains no images"):
         load_data(f"folder:{tmp_path}")
     (tmp_path / "a" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="cannot read the image"):

@@ -120,7 +120,7 @@ def test_splits_are_named_with_the_seed_of_their_draw(tmp_path: Path) -> None:
 
 def test_a_digest_that_is_expected_and_not_met_is_refused() -> None:
     pixels = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(DataError, match="expected 0000; the data has changed or was damaged: fetch it again"):
+    with pytest.raises(DataError, match="expected 0000; the data has changed or was damaged: download it again"):
         ImageSet(pixels, torch.tensor([0]), ("a",), "here", sha256="0000")
 
 
@@ -132,7 +132,7 @@ def test_unusable_archives_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .* as a NumPy archive"):
         load_data(f"npz:{file}")
     np.savez(file, x=PIXELS)
-    with pytest.raises(DataError, match="has no array test_images, which the test split needs, but x"):
+    with pytest.raises(DataError, match="has no array test_images, which the test split needs, only x"):
         load_data(f"npz:{file}")
     np.savez(file, images=PIXELS, labels=np.array([{}] * 6, dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="cannot read"):
@@ -152,13 +152,13 @@ def test_unusable_saved_data_sets_are_refused_in_one_sentence(tmp_path: Path) ->
     spec = write_saved(tmp_path)
     info = json.loads((tmp_path / "dataset_info.json").read_text())
     for features, sentence in (
-        ({"label": info["features"]["label"]}, "exactly one column must hold images"),
+        ({"label": info["features"]["label"]}, "exactly one column must contain images"),
         ({"image": {"_type": "Image"}, "coarse": {"_type": "Value"}}, "rename it to `label`"),
     ):
         (tmp_path / "dataset_info.json").write_text(json.dumps({"features": features}))
         with pytest.raises(DataError, match=sentence):
             load_data(spec)
-    with pytest.raises(DataError, match="must hold an integer for every image"):
+    with pytest.raises(DataError, match="must contain an integer for every image"):
         load_data(write_saved(tmp_path, label=[0, 1, None, 0, 1, 2]))
     with pytest.raises(DataError, match=r"image 0 of .* is not stored in the data set"):
         load_data(write_saved(tmp_path, image=[{"bytes": None, "path": "/etc/passwd"}] * 6))

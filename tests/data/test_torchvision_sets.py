@@ -56,16 +56,16 @@ def test_a_changed_file_is_refused_before_it_is_opened(cifar: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100"])
 def test_a_missing_set_is_not_fetched_and_the_cure_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs the folder that holds"):
+    with pytest.raises(DataError, match="needs the folder that contains"):
         load_data(name)
-    with pytest.raises(DataError, match="ask for the download with --download"):
+    with pytest.raises(DataError, match="download them with --download"):
         load_data(name, root=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_download_without_a_connection_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(DataError, match=r"cannot fetch mnist .*this needs a connection") as refusal:
+    with pytest.raises(DataError, match=r"cannot download mnist .*this needs a connection") as refusal:
         load_data("mnist", root=tmp_path, download=True)
     assert "\n" not in str(refusal.value)
 

@@ -16,7 +16,7 @@ def test_another_order_that_explains_the_answers_is_named() -> None:
     labels = torch.arange(100) % 10
     order = torch.randperm(10, generator=generator)
     (sentence,) = doubts(a_set(labels, 10), labels, order[labels], 10)
-    assert "100% would be if the classes stood in another order" in sentence
+    assert "100% would be with the classes in another order" in sentence
     assert not doubts(a_set(labels, 10), labels, labels, 10)
     assert not doubts(a_set(labels, 10), labels, torch.randint(10, (100,), generator=generator), 10)
     assert not doubts(a_set(labels, 10), labels, torch.zeros(100, dtype=torch.int64), 10)

@@ -60,7 +60,7 @@ def test_a_full_disk_is_named_and_the_same_call_goes_on_from_there(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"No space left.*make room"):
+    with pytest.raises(StorageError, match=r"No space left.*free some space"):
         evaluate(model, data, tmp_path / "cut", SETTINGS)
     monkeypatch.setattr(os, "fsync", real)
     left = tables(tmp_path / "cut")
@@ -192,7 +192,7 @@ def test_a_manifest_changed_after_the_end_is_refused_by_the_same_call(
     evaluate(model, data, tmp_path, SETTINGS)
     manifest = RunFolder(tmp_path).manifest()
     RunFolder(tmp_path).write_manifest({**manifest, "lipschitz": {"norm": "l2", "upper": 1.0, "lower": 1.0}})
-    with pytest.raises(InputError, match="changed after the run had ended"):
+    with pytest.raises(InputError, match="changed after the run ended"):
         evaluate(model, data, tmp_path, SETTINGS)
     evaluate(model, data, tmp_path, SETTINGS, overwrite=True)
     assert RunFolder(tmp_path).digest() is not None

@@ -142,7 +142,7 @@ def test_changed_tables_are_refused(run: Path) -> None:
     rows = RunFolder(run).part("certificates", "000000000")
     rows["radius"] *= 1.5
     RunFolder(run).write_part("certificates", "000000000", rows)
-    with pytest.raises(InputError, match="was changed after the run had ended"):
+    with pytest.raises(InputError, match="was changed after the run ended"):
         recheck(run)
 
 

@@ -192,7 +192,7 @@ def test_another_architecture_around_the_same_weights_is_refused(
     evaluate(model, data, tmp_path / "run", SETTINGS)
     changed = load_model(nn.Sequential(*model.module.children(), nn.Softplus()), input_shape=data.image_shape)
     assert changed.sha256 == model.sha256
-    with pytest.raises(InputError, match=r"another run \(the margin of sample .* architecture"):
+    with pytest.raises(InputError, match=r"different run \(the margin of sample .* architecture"):
         evaluate(changed, data, tmp_path / "run", SETTINGS)
     evaluate(changed, data, tmp_path / "run", SETTINGS, overwrite=True)
 

@@ -85,7 +85,7 @@ def deepen(file: Path) -> None:
         (truncate, "as safetensors"),
         (remove_description, "beside the weights"),
         (lambda file: file.with_suffix(".json").write_text("{"), "as JSON"),
-        (lambda file: file.with_suffix(".json").write_text("[1]"), "no description of a network"),
+        (lambda file: file.with_suffix(".json").write_text("[1]"), "not a description of a network"),
         (lambda file: describe(file, version=99), "version 99"),
         (lambda file: describe(file, architecture=None), "has no architecture"),
         (widen, "has shape"),
@@ -135,7 +135,7 @@ def test_an_unknown_source_is_answered_with_the_known_ones(spec: str) -> None:
 
 
 def test_a_model_that_does_not_classify_these_images_is_refused() -> None:
-    with pytest.raises(ModelError, match="cannot take images of shape"):
+    with pytest.raises(ModelError, match="cannot process images of shape"):
         load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), input_shape=(3, 4, 4))
     with pytest.raises(ModelError, match="must return logits of shape"):
         load_model(nn.Flatten(0), input_shape=(3, 4, 4))

@@ -43,7 +43,7 @@ def test_what_nobody_said_is_missing_and_what_was_said_is_shown(tmp_path: Path, 
     assert "Digits on &lt;forms&gt;" in page
     with pytest.raises(InputError, match="no statement 'colour'"):
         read_statements({"colour": "blue"})
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="non-empty"):
         read_statements({"property": " "})
 
 
@@ -73,5 +73,5 @@ def test_the_command_writes_it(tmp_path: Path, write_run: Any, capsys: pytest.Ca
     assert (folder / "auditor.html").is_file()
     with pytest.raises(InputError, match="run or auditor"):
         commands(["report", str(folder), "--format", "poem"], standalone_mode=False)
-    with pytest.raises(InputError, match="belongs to"):
+    with pytest.raises(InputError, match="requires --format auditor"):
         commands(["report", str(folder), "--statements", str(tmp_path)], standalone_mode=False)

@@ -106,7 +106,7 @@ def test_runs_on_other_images_are_compared_without_a_test(
     cells = [cell for m in compare_measures(runs, list(map(per_sample, runs))) for cell in m.cells if cell]
     assert all(cell.p is None for cell in cells)
     html = write_comparison({"a": folders["plain"], "b": other}, tmp_path / "out").read_text()
-    assert "not made on the same images" in html
+    assert "did not use the same images" in html
 
 
 def test_the_best_stands_in_bold_in_every_format(out: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_sealed_run_has_a_digest_and_a_report(folder: Path) -> None:
 
 
 MANIFESTS: list[tuple[Any, str]] = [
-    ([], "must hold a JSON object"),
+    ([], "must contain a JSON object"),
     ({"schema_version": 99}, "schema version 99"),
     ({"schema_version": "2"}, "schema version '2'"),
     ({"eps": {"/../../victim": [0.1]}}, "eps must be an object of l2, linf, l1"),
@@ -76,7 +76,7 @@ def test_a_changed_bound_is_not_accepted(folder: Path) -> None:
     manifest = json.loads((folder / "run.json").read_text())
     manifest["lipschitz"]["upper"] = 1.0
     (folder / "run.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"run\.json was changed after the run had ended"):
+    with pytest.raises(InputError, match=r"run\.json was changed after the run ended"):
         write_report(folder)
 
 
@@ -147,7 +147,7 @@ def test_values_that_cannot_be_are_named(
 
 
 def test_a_figure_has_no_path_for_a_name() -> None:
-    with pytest.raises(InputError, match="becomes that of a file"):
+    with pytest.raises(InputError, match="may only contain letters"):
         Figure("sandwich-/../../victim", "", "", "", {}, [], "")
 
 

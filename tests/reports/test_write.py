@@ -137,7 +137,7 @@ def test_a_manifest_that_says_next_to_nothing_is_enough(tmp_path: Path, write_ru
 def test_a_run_without_rows_gets_a_report_that_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     RunFolder(folder).write_manifest({})
-    assert "holds no samples" in write_report(folder).read_text()
+    assert "contains no samples" in write_report(folder).read_text()
 
 
 def test_a_refused_network_is_named_with_its_operation(tmp_path: Path, write_run: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_violated_sandwich_is_a_defect_in_red(tmp_path: Path, write_run: Any) 
 
 
 def test_a_folder_without_a_run_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="contains no run"):
         write_report(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The residual blocks by name: the one place that a new block is added to."""
+"""The residual blocks by name: the only place where a new block has to be registered."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,12 +39,12 @@ BLOCKS: dict[str, Callable[[Site], nn.Module]] = {
     "joint": JointBlock,
     "textbook": TextbookBlock,
 }
-# Blocks whose layers are not constrained: their stem and head are not either.
+# Blocks whose layers are unconstrained; neither are their stem and head constrained.
 ORDINARY = frozenset({"plain", "residual", "preactivation", "highway"})
 
 
 def make_block(name: str, site: Site) -> nn.Module:
-    """The block of that name at that place; ModelError lists the known names."""
+    """The block of that name at that site; ModelError lists the known names."""
     if name not in BLOCKS:
         raise ModelError(f"block must be one of {', '.join(BLOCKS)}, got {name!r}")
     return BLOCKS[name](site)

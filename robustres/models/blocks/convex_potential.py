@@ -1,4 +1,4 @@
-"""Gradient steps on a convex potential: residual blocks that are non-expansive because of what they are."""
+"""Gradient steps on a convex potential: residual blocks that are non-expansive by construction."""
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class UnitRows(nn.Module):
         return weight
 
     def settle(self, weight: Tensor) -> None:
-        """Make room for the rounding of the stored kernel, so that its norm is at most 1."""
+        """Allow for the rounding of the stored kernel, so that its norm is at most 1."""
         self.shrink.fill_(1 - STORAGE_SLACK)
 
 
@@ -46,9 +46,9 @@ class ConvexPotentialBlock(nn.Module):
     """x - 2 W^T relu(W x + b) with |W| <= 1: a gradient step of length 2 on a convex, 1-smooth potential.
 
     Lipschitz bound: max(1, 2 |W|^2 - 1), so 1 for |W| <= 1: the Jacobian is I - 2 W^T D W with D in [0, 1], whose
-    eigenvalues lie in [1 - 2 |W|^2, 1]. How W is kept below 1 makes the two published forms: by its operator norm
-    (CPL, Meunier et al. 2022) or by rows (SLL, Araujo et al. 2023; their T^-1 is absorbed in W, relu being
-    positively homogeneous).
+    eigenvalues lie in [1 - 2 |W|^2, 1]. The two published forms differ in how |W| is kept below 1: by its operator norm
+    (CPL, Meunier et al. 2022) or by rows (SLL, Araujo et al. 2023; their T^-1 is absorbed in W, relu being positively
+    homogeneous).
     """
 
     budget = 1.0
@@ -71,17 +71,17 @@ class ConvexPotentialBlock(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """max(1, 2 |W|^2 - 1) of the present weights on features of that shape."""
+        """max(1, 2 |W|^2 - 1) for the current weights on features of that shape."""
         norm = norm_of(self.inner, input_shape)
         upper = max(1.0, 2 * norm.upper**2 * (1 + 1e-15) - 1 + 1e-15)
         return Bound(0.0, upper, "convex potential", norm.guarantee, norm.seconds)
 
 
 def cpl_block(site: Site) -> ConvexPotentialBlock:
-    """The form kept by its operator norm, estimated while training."""
+    """The form constrained by its operator norm, estimated during training."""
     return ConvexPotentialBlock(site, UnitNorm(Geometry(site.shape, padding=site.kernel // 2)))
 
 
 def sll_block(site: Site) -> ConvexPotentialBlock:
-    """The form kept by rows, with learnt weights q."""
+    """The form constrained by rows, with learnt weights q."""
     return ConvexPotentialBlock(site, UnitRows(site.channels))

@@ -20,7 +20,7 @@ class EulerBlock(ScaledBlock):
 class InvertibleBlock(EulerBlock):
     """x + c F(x) with |F| <= 1 and c < 1: invertible (i-ResNet, Behrmann et al. 2019).
 
-    Lipschitz bound: 1 + c |V| |W| upwards; distances shrink at most by 1 - c |V| |W| (`lower_bound`).
+    Lipschitz bound: 1 + c |V| |W|; distances shrink at most by the factor 1 - c |V| |W| (`lower_bound`).
     """
 
     def __init__(self, site: Site) -> None:
@@ -32,7 +32,7 @@ class InvertibleBlock(EulerBlock):
         """The x with block(x) = y, by the fixed-point iteration x <- y - c F(x), which contracts by c.
 
         tolerance: on the largest residual |x + c F(x) - y| of any sample; the error of x is at most that / (1 - c).
-        Raises ModelError where it is not reached, as in float32 with a tolerance below its rounding.
+        Raises ModelError if it is not reached, for example in float32 with a tolerance below its rounding error.
         """
         x = y
         for _ in range(most_steps):

@@ -1,4 +1,4 @@
-"""The highway block, for comparison: its gate multiplies the input, so nothing bounds it globally."""
+"""The highway block, for comparison: its gate multiplies the input, so it has no global Lipschitz bound."""
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class HighwayBlock(nn.Module):
         return out
 
     def bound_on_ball(self, input_shape: tuple[int, ...], radius: float) -> Bound:
-        """A bound of the Lipschitz constant among inputs with |x| <= radius.
+        """A bound on the Lipschitz constant over inputs with |x| <= radius.
 
-        At fixed gates the block is a coordinatewise mean of H and the identity, so it expands at most by
-        sqrt(|W|^2 + 1); moving the gates adds |G| / 4 times the largest coordinate of H(x) - x, at most
+        With fixed gates the block is a coordinatewise convex combination of H and the identity, so it expands at most
+        by sqrt(|W|^2 + 1); the change of the gates adds |G| / 4 times the largest coordinate of H(x) - x, at most
         |act(b)| + |W| radius + radius.
         """
         if not radius > 0:

@@ -24,10 +24,10 @@ class JointBlock(nn.Module):
     """s (x + V relu(W x + b) + c) with s = 1 / L and L the joint bound of x + V relu(W x + b).
 
     L^2 = lambda_max(I + B (2T - V^T V)^-1 B^T), B = V + W^T T, holds for every T > 0 with 2T - V^T V > 0 (slopes of
-    relu in [0, 1]). So log T is a parameter like any other, one number per hidden channel, and the loss itself makes
-    the bound tight. While training L is evaluated frequency by frequency at this T; `settle_scale` replaces it by the
+    relu in [0, 1]). So log T is an ordinary parameter, one number per hidden channel, and minimising the loss makes the
+    bound tight. During training L is evaluated frequency by frequency at this T; `settle_scale` replaces it by the
     certifier's proved bound. Starts at V = -W^T T, where B = 0 and L = 1: a convex potential block, from which W and V
-    move apart freely.
+    can then deviate freely.
     """
 
     scale: Tensor
@@ -61,7 +61,7 @@ class JointBlock(nn.Module):
         return out
 
     def training_bound(self) -> Tensor:
-        """L at the present T, differentiable in W, V and T; T is enlarged in place where it is not admissible."""
+        """L at the current T, differentiable in W, V and T; T is enlarged in place if it is not admissible."""
         shape, padding = self.site.shape, ((self.site.kernel // 2,) * 2,) * 2
         layers = tuple(Convolution(layer.weight, shape, padding=padding) for layer in (self.inner, self.outer))
         block = ResidualBlock(Identity(shape), layers, (SLOPES,))
@@ -78,14 +78,14 @@ class JointBlock(nn.Module):
         raise ModelError("the joint bound of a block is not finite; lower the learning rate")
 
     def settle_scale(self) -> None:
-        """Divide by the certifier's bound from now on; nothing changes where that is so already."""
+        """Divide by the certifier's bound from now on; no effect if this has been done already."""
         if self.settled:
             return
         self.settled.fill_(True)
         self.scale.fill_(1 / (self._unscaled_bound(self.site.shape).upper * (1 + STORAGE_SLACK)))
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """s L of the present weights on features of that shape."""
+        """s L for the current weights on features of that shape."""
         found = self._unscaled_bound(input_shape)
         scale = float(self.scale)
         upper = rounded_up(scale * found.upper, 2)
@@ -98,10 +98,10 @@ class JointBlock(nn.Module):
 
 
 class TextbookBlock(JointBlock):
-    """s (x + V relu(W x + b) + c) with s = 1 / (1 + |V| |W|): the same block kept by the textbook bound.
+    """s (x + V relu(W x + b) + c) with s = 1 / (1 + |V| |W|): the same block constrained by the textbook bound.
 
-    For comparison: the triangle inequality assumes that shortcut and branch stretch the same direction, so the scale
-    is smaller than it need be, and training pays for it.
+    For comparison: the triangle inequality assumes that shortcut and branch stretch the same direction, so the scale is
+    smaller than necessary, which costs accuracy.
     """
 
     def __init__(self, site: Site) -> None:

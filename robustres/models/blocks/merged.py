@@ -1,4 +1,4 @@
-"""What the blocks act(x + W x) share: branch and shortcut are one linear map, kept by how W is parametrised."""
+"""Base of the blocks act(x + W x): branch and shortcut are one linear map, constrained by the parametrisation of W."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,7 +10,7 @@ from robustres.models.constraints.activations import activation
 
 
 def convolved(convolution: nn.Module, x: Tensor) -> Tensor:
-    """The convolution of x; in training as one matrix product where the window is the whole image.
+    """The convolution of x; in training as one matrix product if the window is the whole image.
 
     On a CPU that is several times faster than a convolution of one position, forwards and backwards.
     """
@@ -24,7 +24,7 @@ def convolved(convolution: nn.Module, x: Tensor) -> Tensor:
 
 
 class MergedBlock(nn.Module):
-    """act(x + W x) with |I + W| <= 1; children say which convolution W is and parametrise its weight."""
+    """act(x + W x) with |I + W| <= 1; subclasses define the convolution W and parametrise its weight."""
 
     budget = 1.0
 
@@ -38,5 +38,5 @@ class MergedBlock(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|I + W| of the present weights on features of that shape."""
+        """|I + W| for the current weights on features of that shape."""
         return residual_norm_of(self.branch, input_shape)

@@ -1,4 +1,4 @@
-"""The blocks that everybody uses: without and with a shortcut. Nothing limits their Lipschitz constant."""
+"""The standard blocks, without and with a shortcut. Nothing limits their Lipschitz constant."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from robustres.models.constraints.activations import activation
 
 
 def _convolution(site: Site, channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Convolution with zero padding that keeps the size (or halves it), then batch normalisation where asked for."""
+    """Convolution with zero padding that keeps the size (or halves it), then batch normalisation if requested."""
     layers: list[nn.Module] = [
         nn.Conv2d(channels, out_channels, site.kernel, stride, site.kernel // 2, bias=not site.batch_norm)
     ]
@@ -26,7 +26,7 @@ def _branch(site: Site) -> nn.Sequential:
 
 
 def _shortcut(site: Site) -> nn.Module:
-    """The identity, or a strided 1 x 1 projection where the block halves the image."""
+    """The identity, or a strided 1 x 1 projection if the block halves the image."""
     if site.stride == 1:
         return nn.Identity()
     return nn.Conv2d(site.channels, site.channels * site.stride, 1, site.stride)
@@ -68,7 +68,7 @@ class ResidualBlock(nn.Module):
 class PreActivationBlock(nn.Module):
     """S x + V act(W act(x)), the pre-activation block of He et al. (2016b).
 
-    Lipschitz bound: |S| + |V| |W|, since the first activation stands on the branch alone.
+    Lipschitz bound: |S| + |V| |W|, since the first activation is on the branch only.
     """
 
     def __init__(self, site: Site) -> None:

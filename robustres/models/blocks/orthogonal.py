@@ -25,28 +25,28 @@ class Factor:
 class LiesOnManifold(Protocol):
     """A parametrisation whose tensor may itself be orthogonal: training can move it there (`training.manifold`).
 
-    on_manifold: whether the tensor is to be taken as it is instead of being made orthogonal.
+    on_manifold: whether the tensor is used as it is instead of being orthogonalised.
     """
 
     on_manifold: bool
 
     def to_manifold(self, weight: Tensor) -> Tensor:
-        """The orthogonal tensor that gives what the free tensor `weight` gives."""
+        """The orthogonal tensor that yields the same weight as the free tensor `weight`."""
         ...
 
     def from_manifold(self, weight: Tensor) -> Tensor:
-        """A free tensor that gives what the orthogonal one gives."""
+        """A free tensor that yields the same weight as the orthogonal one."""
         ...
 
     def factors(self, weight: Tensor) -> tuple[Factor, ...]:
-        """The orthogonal matrices that the tensor holds."""
+        """The orthogonal matrices contained in the tensor."""
         ...
 
 
 def orthonormal_rows(matrix: Tensor) -> Tensor:
-    """L^-1 W for a matrix W and the Cholesky factor L of W W^T: orthonormal rows, or columns where W is tall.
+    """L^-1 W for a matrix W and the Cholesky factor L of W W^T: orthonormal rows, or columns if W is tall.
 
-    A ridge of 1e-6 of the mean square of a row keeps the factor well conditioned; with it no singular value passes 1.
+    A ridge of 1e-6 of the mean square of a row keeps the factor well conditioned; with it no singular value exceeds 1.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthonormal_rows(matrix.T).T
@@ -57,7 +57,8 @@ def orthonormal_rows(matrix: Tensor) -> Tensor:
 class _OrthonormalRows(torch.autograd.Function):
     """The same with a gradient of two products and one triangular system, L^-T (G - (P + P^T) Q).
 
-    P is the lower triangle of G Q^T with half its diagonal, G the gradient of Q = L^-1 W; the ridge counts as constant.
+    P is the lower triangle of G Q^T with half its diagonal, G the gradient of Q = L^-1 W; the ridge is treated as
+    constant.
     """
 
     @staticmethod
@@ -82,7 +83,7 @@ class _OrthonormalRows(torch.autograd.Function):
 
 
 class SemiOrthogonal(nn.Module):
-    """Kernels (out, in, k, k) whose matrix (out, in k k) has orthonormal rows, or columns where it is tall.
+    """Kernels (out, in, k, k) whose matrix (out, in k k) has orthonormal rows, or columns if it is tall.
 
     By `orthonormal_rows` (Hu et al. 2023b). For a convolution whose windows do not overlap
     (stride k, or k = 1) this matrix is the operator on every window, so its norm is exactly 1 up to rounding.
@@ -116,7 +117,7 @@ class SemiOrthogonal(nn.Module):
         return (Factor(slice(0, rows), "rotation" if rows == columns else "isometry"),)
 
     def settle(self, weight: Tensor) -> None:
-        """Make room for the rounding of the stored kernel, so that its norm is at most 1."""
+        """Allow for the rounding of the stored kernel, so that its norm is at most 1."""
         self.shrink.fill_(1 - STORAGE_SLACK)
 
 
@@ -160,15 +161,15 @@ class CayleyMinusIdentity(nn.Module):
         return (Factor(slice(0, len(weight)), "rotation"),)
 
     def settle(self, weight: Tensor) -> None:
-        """Make room for the rounding of the stored kernel, so that |I + W| is at most 1."""
+        """Allow for the rounding of the stored kernel, so that |I + W| is at most 1."""
         self.shrink.fill_(1 - STORAGE_SLACK)
 
 
 class OrthogonalBlock(MergedBlock):
-    """act(x + W x + b) with I + W orthogonal: a linear residual that turns but never stretches nor shrinks.
+    """act(x + W x + b) with I + W orthogonal: a linear residual that rotates but never stretches or shrinks.
 
     Lipschitz constant: exactly 1 (an orthogonal map, then an activation of slope at most 1). W is a 1 x 1
-    convolution, so the block mixes channels; give it whole patches as channels through the stem's stride.
+    convolution, so the block mixes channels; use the stem's stride to turn whole patches into channels.
     """
 
     def __init__(self, site: Site) -> None:

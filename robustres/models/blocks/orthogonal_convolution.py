@@ -20,12 +20,12 @@ TURN = 0.3
 class OrthogonalMinusIdentity(nn.Module):
     """A 3 x 3 kernel W such that I + W is an orthogonal convolution (Xiao et al. 2018; Li et al. 2019).
 
-    For a projection P the kernel of two taps (P, I - P) is orthogonal: it moves the part I - P of the channels by one
-    pixel and mixes nothing. I + W composes four of them, two along each axis, and an orthogonal matrix on the channels.
-    On a torus it is orthogonal exactly; zeros around the image make it a part of that map, of norm at most 1.
-    Each P projects onto half of the channels, so their number is even. No norm is estimated and no power is iterated:
-    the cost is that of a few matrix products of channels x channels.
-    The unconstrained tensor, (3 C, C), holds the matrix (C rows) and one half-height frame for each projection.
+    For a projection P the kernel of two taps (P, I - P) is orthogonal: it moves the component I - P of the channels by
+    one pixel and mixes nothing else. I + W composes four of them, two along each axis, and an orthogonal matrix on the
+    channels. On a torus it is orthogonal exactly; with zero padding it is a submatrix of that map, with norm at most 1.
+    Each P projects onto half of the channels, so their number is even. No norm is estimated and no power iteration is
+    needed: the cost is that of a few products of channels x channels matrices. The unconstrained tensor, (3 C, C),
+        contains the matrix (C rows) and one half-height frame for each projection.
     """
 
     shrink: Tensor
@@ -50,9 +50,9 @@ class OrthogonalMinusIdentity(nn.Module):
         return self.shrink * kernel - centre
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """A start near an orthogonal map of each pixel: the two steps along an axis nearly undo each other.
+        """An initial value near an orthogonal map of each pixel: the two steps along an axis nearly cancel.
 
-        The kernel given only says how many channels there are: not every kernel has a preimage.
+        The given kernel only determines the number of channels: not every kernel has a preimage.
         """
         channels = self.channels
         rows = [nn.init.orthogonal_(weight.new_empty(channels, channels))]
@@ -77,7 +77,7 @@ class OrthogonalMinusIdentity(nn.Module):
         return (Factor(first, "rotation"), *(Factor(rows, "isometry") for rows in frames))
 
     def settle(self, weight: Tensor) -> None:
-        """Make room for the rounding of the stored kernel, so that |I + W| is at most 1."""
+        """Allow for the rounding of the stored kernel, so that |I + W| is at most 1."""
         self.shrink.fill_(1 - STORAGE_SLACK)
 
 
@@ -89,7 +89,7 @@ def _composed(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Te
 class OrthogonalConvolutionBlock(MergedBlock):
     """act(x + W x + b) with I + W an orthogonal 3 x 3 convolution: it mixes neighbours and never stretches or shrinks.
 
-    Lipschitz constant: at most 1, and 1 for what does not touch the border.
+    Lipschitz constant: at most 1, and exactly 1 for features away from the border.
     """
 
     def __init__(self, site: Site) -> None:

@@ -48,7 +48,7 @@ class ScaledBlock(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|alpha| + |beta| |V| |W| of the present weights on features of that shape."""
+        """|alpha| + |beta| |V| |W| for the current weights on features of that shape."""
         return textbook_bound(float(self.alpha), float(self.beta), self.branch[0], self.branch[2], input_shape)
 
 
@@ -104,6 +104,6 @@ class LearnableScaledBlock(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|alpha| + |beta| |V| |W| of the present weights on features of that shape."""
+        """|alpha| + |beta| |V| |W| for the current weights on features of that shape."""
         alpha, beta = self.shares.tolist()
         return textbook_bound(alpha, beta, self.branch[0], self.branch[2], input_shape)

@@ -1,6 +1,6 @@
-"""Shift, mix, fold: blocks for images that lose nothing, neither at borders nor in the activation.
+"""Shift, mix, fold: blocks for images that lose no information, neither at the borders nor in the activation.
 
-While training, the images of a batch lie innermost in memory, (C, H, W, N) behind the usual (N, C, H, W): a shift is
+During training, the images of a batch are innermost in memory, (C, H, W, N) behind the usual (N, C, H, W): a shift is
 then a contiguous copy and a layer one matrix product. In evaluation mode the same functions are plain operations.
 """
 
@@ -18,16 +18,16 @@ from robustres.models.blocks.site import Site
 from robustres.models.blocks.stated import norm_of
 from robustres.models.constraints.activations import HalfAbs, activation
 
-START = 0.01  # size of the random rotation that a block starts with
+START = 0.01  # size of the random rotation with which a block is initialised
 SHIFTS = ((1, 1), (1, -1), (2, 1), (2, -1))  # unbatched axis and direction, an eighth of the channels each
 
 
 class ShiftBlock(nn.Module):
     """act(Q shift(x) + B): Q orthogonal over the channels, B a learnt bias for every coordinate.
 
-    An eighth of the channels each (rounded down) moves by one pixel up, down, left and right, round the image; B
-    carries the position, which the circular shift forgets. Lipschitz constant: exactly 1, since every factor before
-    the activation is orthogonal (after LipNeXt, Hu, Hu and Fredrikson 2026).
+    An eighth of the channels each (rounded down) moves by one pixel up, down, left and right, circularly; B carries the
+    position, which a circular shift does not preserve. Lipschitz constant: exactly 1, since every factor before the
+    activation is orthogonal (after LipNeXt, Hu, Hu and Fredrikson 2026).
     """
 
     budget = 1.0
@@ -53,7 +53,7 @@ class ShiftBlock(nn.Module):
         return mixed_innermost(matrix, inner.flatten(1), self.bias, inner.shape[1:3], self.activation)
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|Q| of the present weights; a shift is a permutation."""
+        """|Q| for the current weights; a shift is a permutation."""
         return norm_of(self.mix, input_shape)
 
 
@@ -111,7 +111,7 @@ def mixed_innermost(matrix: Tensor, columns: Tensor, bias: Tensor, size: Any, ac
 
 
 class _MixedInnermost(torch.autograd.Function):
-    """matrix columns + bias, then |.| on the first `half` rows: a product and as few passes as there can be."""
+    """matrix columns + bias, then |.| on the first `half` rows: a product and as few passes as possible."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, columns: Tensor, bias: Tensor, half: int) -> Tensor:
@@ -128,7 +128,7 @@ class _MixedInnermost(torch.autograd.Function):
         matrix, columns, signs = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         if len(signs):
-            gradient = gradient.clone()  # one's own, to change in place
+            gradient = gradient.clone()  # a fresh tensor, which may be changed in place
             gradient[: len(signs)].mul_(signs)
         shape, kind = ctx.bias
         positions = shape[1:].numel()
@@ -176,12 +176,12 @@ class ShiftTransition(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|W| of the present weights on features of that shape."""
+        """|W| for the current weights on features of that shape."""
         return norm_of(self.convolution, input_shape)
 
 
 class OrthogonalDense(nn.Module):
-    """act(W x + b) on vectors, W a matrix with orthonormal rows, or columns where it is tall. Lipschitz constant: 1."""
+    """act(W x + b) on vectors, W a matrix with orthonormal rows, or columns if it is tall. Lipschitz constant: 1."""
 
     budget = 1.0
 
@@ -196,5 +196,5 @@ class OrthogonalDense(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|W| of the present weights."""
+        """|W| for the current weights."""
         return norm_of(self.layer, input_shape)

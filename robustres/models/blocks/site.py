@@ -1,4 +1,4 @@
-"""Where a block stands in a network: what every block is built from."""
+"""The site of a block in a network: the arguments from which every block is built."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from robustres.models.constraints.activations import ActivationName
 
 @dataclass(frozen=True)
 class Site:
-    """The features that a block receives and what it may use.
+    """The features that a block receives and the settings it may use.
 
     channels, size: of the incoming features, (C, H, W) with size = (H, W). kernel: side of the convolutions, odd.
-    stride: 2 where an ordinary block halves the image and doubles the width. scale: the step or the share of the
-    branch, for the blocks that have one.
+    stride: 2 if an ordinary block halves the image and doubles the width. scale: the step or the share of the branch,
+        for the blocks that have one.
     """
 
     channels: int

@@ -1,4 +1,4 @@
-"""What the blocks say about themselves: bounds of their present weights, from the certifier's norms."""
+"""The bounds that the blocks state about themselves: for their current weights, from the certifier's norms."""
 
 from torch import nn
 
@@ -16,7 +16,7 @@ def map_of(layer: nn.Module, input_shape: tuple[int, ...]) -> LinearMap:
         return Dense(layer.weight.detach())
     if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
         raise ModelError(
-            f"only nn.Linear and nn.Conv2d with padding in numbers have a map here, got {type(layer).__name__}"
+            f"only nn.Linear and nn.Conv2d with numeric padding are supported here, got {type(layer).__name__}"
         )
     return Convolution(
         layer.weight.detach(),
@@ -45,7 +45,7 @@ def textbook_bound(
 ) -> Bound:
     """|alpha| + |beta| |V| |W| for a branch V act(W x) of slopes in [0, 1] between layers of one size.
 
-    The lower end is 0: nothing is attained by the triangle inequality alone.
+    The lower end is 0: the triangle inequality alone proves no lower bound.
     """
     first, second = norm_of(inner, input_shape), norm_of(outer, input_shape)
     upper = rounded_up(abs(alpha) + abs(beta) * first.upper * second.upper, 4)

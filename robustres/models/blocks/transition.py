@@ -1,4 +1,4 @@
-"""From one image size to half of it between constrained blocks, without stretching anything."""
+"""Halves the image size between constrained blocks, without stretching distances."""
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -14,7 +14,7 @@ from robustres.models.constraints.activations import activation
 class Transition(nn.Module):
     """act(W x + b), W a 2 x 2 convolution of stride 2 with orthonormal rows: (C, H, W) to (g C, H/2, W/2).
 
-    growth: g from 1 to 4; at 4 nothing is lost, W being an orthogonal matrix on each window.
+    growth: g from 1 to 4; at 4 no information is lost, since W is an orthogonal matrix on each window.
     Lipschitz constant: 1, since the windows do not overlap, so that W acts on each of them as one matrix (4 C to g C).
     """
 
@@ -24,7 +24,8 @@ class Transition(nn.Module):
         super().__init__()
         if any(side % 2 for side in site.size):
             raise ModelError(
-                f"constrained blocks downsample images of even sides only, got {site.size[0]} x {site.size[1]}; change "
+                f"constrained blocks can only downsample images with even sides, got {site.size[0]} x {site.size[1]}; "
+                "change "
                 "downsample or the stem's stride"
             )
         self.convolution = nn.Conv2d(site.channels, growth * site.channels, 2, 2)
@@ -36,5 +37,5 @@ class Transition(nn.Module):
         return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """|W| of the present weights on features of that shape."""
+        """|W| for the current weights on features of that shape."""
         return norm_of(self.convolution, input_shape)

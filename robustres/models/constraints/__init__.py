@@ -1,1 +1,1 @@
-"""What keeps a layer non-expansive."""
+"""Constraints that keep a layer non-expansive."""

@@ -38,9 +38,10 @@ class MaxMin(nn.Module):
 
 
 class _SortedPairs(torch.autograd.Function):
-    """The same with a gradient in three passes over the features instead of eight: training's most frequent memory use.
+    """The same function with a gradient in three passes over the features instead of eight, since this dominates the
+    memory traffic of training.
 
-    Where a pair is equal its gradient goes straight through; torch.maximum would halve it.
+    For a pair of equal values the gradient passes unchanged; torch.maximum would halve it.
     """
 
     generate_vmap_rule = True
@@ -84,7 +85,7 @@ class HalfAbs(nn.Module):
 
 
 class _HalfAbs(torch.autograd.Function):
-    """The same in one pass in each direction, in whatever layout the features have."""
+    """The same function in one pass in each direction, in whatever memory layout the features have."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

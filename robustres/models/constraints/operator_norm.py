@@ -1,8 +1,8 @@
 """Convolutions kept non-expansive by dividing by their true operator norm, as parametrisations of the kernel.
 
-While training the norm is an estimate by warm-started power iteration on the operator itself (zero padding, stride and
-image size included; not the reshaped kernel's norm, which is far off). `settle` replaces it by a bound: that is what
-`materialise` calls, and only then is the constraint a guarantee.
+During training the norm is an estimate by warm-started power iteration on the operator itself (including zero padding,
+stride and image size; not the norm of the reshaped kernel, which is far off). `settle`, which `materialise` calls,
+replaces it by a bound; only then is the constraint guaranteed.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Bound
 
-# Storing a kernel in float32 moves its norm by less than this share; settled norms are enlarged by it.
+# Storing a kernel in float32 changes its norm by less than this fraction; settled norms are enlarged by it.
 STORAGE_SLACK = 1e-5
 
 
 def full_precision(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """The method outside autocast: norms and orthogonality need more than bfloat16."""
+    """Run the method outside autocast: norms and orthogonality need more precision than bfloat16."""
 
     @wraps(function)
     def outside(module: Any, weight: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def full_precision(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a kernel is applied to: (C, H, W) of the features, stride and zero padding on both sides."""
+    """The geometry to which a kernel is applied: (C, H, W) of the features, stride and zero padding on both sides."""
 
     in_shape: tuple[int, int, int]
     stride: int = 1
@@ -61,7 +61,7 @@ class Geometry:
 
 
 class OperatorNorm(nn.Module):
-    """The norm of [I +] conv(weight): a running estimate while training, a bound once settled.
+    """The norm of [I +] conv(weight): a running estimate during training, a bound once settled.
 
     residual: whether the identity is added to the convolution. steps: power iterations per training step.
     """
@@ -92,7 +92,7 @@ class OperatorNorm(nn.Module):
         return estimate
 
     def warm_up(self, weight: Tensor, steps: int = 20) -> None:
-        """Run the iteration before training starts, so that a fresh network is close to its constraint already."""
+        """Run the iteration before training starts, so that a new network is already close to its constraint."""
         with torch.no_grad():
             for _ in range(steps):
                 image = self._adjoint_map(weight, self._forward_map(weight, self.vector))
@@ -100,7 +100,7 @@ class OperatorNorm(nn.Module):
             self.norm.copy_(self._forward_map(weight, self.vector).norm().clamp_min(1e-12))
 
     def bound(self, weight: Tensor) -> Bound:
-        """The true norm, held between an estimate and a bound."""
+        """The true norm, enclosed by an estimate and a bound."""
         return spectral_norm(self.linear_map(weight))
 
     def linear_map(self, weight: Tensor) -> LinearMap:

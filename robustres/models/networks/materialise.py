@@ -1,4 +1,6 @@
-"""From a network in training to plain weights: every parametrisation settled on a bound, evaluated and removed."""
+"""Converts a network in training to plain weights: every parametrisation is settled on a bound, evaluated and
+removed.
+"""
 
 import copy
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +26,7 @@ class SettlesOn(Protocol):
 
 @runtime_checkable
 class SettlesItself(Protocol):
-    """A block that divides by a bound of its own, estimated while training."""
+    """A block that divides by its own bound, which is estimated during training."""
 
     def settle_scale(self) -> None:
         """Rely on a bound from now on."""
@@ -49,10 +51,10 @@ def settle(model: nn.Module) -> None:
 
 
 def materialise(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose weights are plain tensors: what is saved, certified and shipped.
+    """A copy in evaluation mode whose weights are plain tensors, for saving, certifying and deploying.
 
-    Parametrised weights are evaluated in float64 after `settle`; every tensor has the type that it had before, so that
-    a network of several types stays one. The model given is left as it was.
+    Parametrised weights are evaluated in float64 after `settle`; every tensor keeps its type, also in a network with
+    several types. The given model is left unchanged.
     """
     plain = without_guards(with_plain_weights(copy.deepcopy(model, _derived(model)))).eval()
     if not any(isinstance(part, SettlesItself) or parametrize.is_parametrized(part) for part in plain.modules()):
@@ -67,7 +69,7 @@ def materialise(model: nn.Module) -> nn.Module:
 
 
 def _derived(model: nn.Module) -> dict[int, Any]:
-    """For a copy: weights that hooks computed from others, without their history, which cannot be copied."""
+    """For a copy: weights computed by hooks from others, detached from their history, which cannot be copied."""
     attributes = (value for part in model.modules() for value in part.__dict__.values())
     return {
         id(value): value.detach().clone()
@@ -77,7 +79,7 @@ def _derived(model: nn.Module) -> dict[int, Any]:
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:
-    """The model given, its weights that hooks derive (weight_norm, spectral_norm, pruning) as plain parameters."""
+    """The given model, with weights derived by hooks (weight_norm, spectral_norm, pruning) as plain parameters."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if not isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
@@ -104,7 +106,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
 
 
 def _forget_storage(module: nn.Module, owner: Any) -> None:
-    """Remove what translates the tensors of a state_dict for one that derives weights from them."""
+    """Remove the hooks that translate the tensors of a state_dict for a module that derives weights from them."""
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
         for key, hook in list(hooks.items()):
             if getattr(getattr(hook, "hook", hook), "fn", None) is owner:
@@ -112,12 +114,12 @@ def _forget_storage(module: nn.Module, owner: Any) -> None:
 
 
 def plain_names(model: nn.Module) -> list[str]:
-    """The names of the weights that the model has once none of them is derived from others; it is left as it is."""
+    """The names of the model's weights once none of them is derived from others; the model is left unchanged."""
     return list(plainly(copy.deepcopy(model, _derived(model))).state_dict())
 
 
 def plainly(model: nn.Module) -> nn.Module:
-    """The model given, every weight that hooks or parametrisations derive replaced by its present value."""
+    """The given model, with every weight derived by hooks or parametrisations replaced by its current value."""
     return without_parametrisations(with_plain_weights(model))
 
 
@@ -126,10 +128,10 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def without_parametrisations(model: nn.Module) -> nn.Module:
-    """The model given, every parametrised tensor replaced by its present value as a plain parameter.
+    """The given model, with every parametrised tensor replaced by its current value as a plain parameter.
 
-    Not `parametrize.remove_parametrizations`: it deletes the property from a class that a deep copy shares with its
-    original, and so breaks the other of the two.
+    `parametrize.remove_parametrizations` is not used: it deletes the property from a class that a deep copy shares with
+    its original, and so breaks the other one.
     """
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):

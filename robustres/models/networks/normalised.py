@@ -22,7 +22,7 @@ def normalised(
     if mean is not None and std is None:
         raise ModelError(
             f"mean was given without std; give the std that the network was trained with as well, or std of "
-            f"{','.join(['1'] * len(mean))} where it only subtracts the mean"
+            f"{','.join(['1'] * len(mean))} if it only subtracts the mean"
         )
     if std is None:
         return model
@@ -38,7 +38,7 @@ class Normalised(nn.Module):
     """model((x - mean) / std) for images x (N, C, H, W) in [0, 1].
 
     mean, std: one number per channel (or one for all); std > 0.
-    dtype: in which the images are normalised, that in which the model takes them.
+    dtype: the type in which the images are normalised, the one in which the model takes them.
     """
 
     mean: Tensor

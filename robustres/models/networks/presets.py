@@ -1,4 +1,4 @@
-"""Networks by name: sizes that were tried, for the demo and for a first run on one's own data."""
+"""Networks by name: tested sizes, for the demo and for a first run on your own data."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ _DIGITS: dict[str, Any] = {"image_shape": (1, 8, 8), "classes": 10, "stem_kernel
 _COLOUR: dict[str, Any] = {"image_shape": (3, 32, 32), "classes": 10, "stem_kernel": 5, "stem_stride": 2}
 # The families by size: tiny for the digits; small has about 0.8 million parameters, for 32 x 32 colour images; large
 # has the convolutions of published networks (L12W256 of Hu et al. 2023; 50 of width 90, the large SLL of Araujo et al.
-# 2023, for the others), without the dense layers behind them. A joint block holds two layers.
+# 2023, for the others), without the dense layers after them. A joint block has two layers.
 FAMILIES: dict[str, Architecture] = {
     "liresnet-tiny": Architecture("linear", 4, 128, activation="maxmin", **_DIGITS),
     "cpl-tiny": Architecture("cpl", 4, 128, **_DIGITS),
@@ -45,7 +45,7 @@ FAMILIES: dict[str, Architecture] = {
     "sll-large": Architecture("sll", 50, 90, pool=8, **_COLOUR),
     "joint-large": Architecture("joint", 25, 90, pool=8, **_COLOUR),
 }
-# For one core of a CPU: most parameters stand where few positions see them.
+# For one CPU core: most parameters are in layers with few positions.
 CIFAR: dict[str, Architecture] = {
     "liresnet-cifar10": Architecture(
         "linear", 3, 96, (3, 32, 32), 10, activation="maxmin", stem_kernel=4, stem_stride=4, downsample=(2,)

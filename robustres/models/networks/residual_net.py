@@ -24,19 +24,19 @@ from robustres.models.constraints.operator_norm import Geometry, UnitNorm
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to build a network again.
+    """Everything needed to rebuild a network.
 
     block: a name of robustres.models.BLOCKS. depth: number of blocks. width: channels after the stem.
     image_shape: (C, H, W). classes: number of logits.
     kernel: side of the blocks' convolutions, odd. activation: "relu", "maxmin", "half-abs" or "identity".
     stem_kernel, stem_stride: of the first convolution; a stride above 1 makes patches.
     downsample: the positions of blocks that see the image halved and twice the width: an ordinary block does so itself,
-        before a constrained one stands a `Transition`. growth: the factor of the width at each of these transitions, 1
-        to 4; left out, 2 at each.
-    widths: channels after each transition of a network of shift blocks, in place of `growth`; there a position in
+        a constrained one is preceded by a `Transition`. growth: the factor of the width at each of these transitions, 1
+        to 4; 2 by default.
+    widths: channels after each transition of a network of shift blocks, instead of `growth`; there a position in
         `downsample` may equal `depth`, for a transition after the last block.
     dense: widths of orthogonal layers on the flattened features, before the head.
-    pool: side to which the features are average-pooled before the head; None flattens them as they are.
+    pool: side to which the features are average-pooled before the head; None only flattens them.
     head: "free", or "normalised" for rows of norm 1 (last-layer normalisation, Singla et al. 2022), so that each
         margin changes at most by sqrt(2) per unit of input.
     batch_norm: in ordinary blocks. scale: step or share of the branch, for the blocks that have one.
@@ -86,7 +86,7 @@ class Architecture:
 
     @property
     def stem_padding(self) -> int:
-        """Zeros on each side: none for patches, else what keeps the size at stride 1."""
+        """Zeros on each side: none for patches, otherwise as many as keep the size at stride 1."""
         return 0 if self.stem_kernel == self.stem_stride else self.stem_kernel // 2
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
-        """The inverse of `as_dict`, also from JSON (lists become tuples); ModelError where it does not fit."""
+        """The inverse of `as_dict`, also from JSON (lists become tuples); raises ModelError for invalid values."""
         try:
             settings: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
@@ -159,7 +159,9 @@ class ResidualNet(nn.Module):
 
     @property
     def budget(self) -> float:
-        """Lipschitz constant that the parametrisations guarantee for all before the head; infinite where none does."""
+        """Lipschitz constant that the parametrisations guarantee for everything before the head; infinite without
+        constraints.
+        """
         return math.prod(getattr(block, "budget", math.inf) for block in self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +169,7 @@ class ResidualNet(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees (N, features)."""
+        """The input of the head, (N, features)."""
         convolution, act = self.stem
         out: Tensor = self.pool(self.blocks(act(convolved(convolution, x))))
         flat: Tensor = self.dense(out.flatten(1))

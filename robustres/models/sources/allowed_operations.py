@@ -1,7 +1,7 @@
-"""The operations of ATen that a file may use: what image classifiers compute going forward, and nothing that draws.
+"""The ATen operations that a file may use: the forward operations of image classifiers, without random numbers.
 
-Every one of them checks its arguments against the tensors that it gets. Operations that do not (the backward ones take
-indices as they come), that write where they are told, draw random numbers, or touch files are not among them.
+Every one of them checks its arguments against the tensors that it receives. Operations that do not (the backward ones
+do not check indices), that write to given locations, draw random numbers, or access files are excluded.
 """
 
 LAYERS = """
@@ -46,7 +46,7 @@ MAKING = """
     clone contiguous detach alias lift_fresh_copy lift_fresh positive to _to_copy type_as float double half int long
     bool one_hot
 """
-# About sizes and plain numbers, as TorchScript writes them.
+# On sizes and plain numbers, as TorchScript writes them.
 NUMBERS = """
     size sym_size numel sym_numel dim stride len Int IntImplicit Float FloatImplicit Bool ScalarImplicit item
     __getitem__ __contains__ __is__ __isnot__ __not__ __and__ __or__ append extend insert list format warn
@@ -56,6 +56,6 @@ ALLOWED = frozenset(" ".join((LAYERS, POOLING, ELEMENTWISE, SHAPE, MAKING, NUMBE
 
 
 def is_allowed(name: str, overload: str = "") -> bool:
-    """Whether a file may use aten.NAME.OVERLOAD; in-place forms count as what they compute."""
+    """Whether a file may use aten.NAME.OVERLOAD; in-place forms are treated like the out-of-place ones."""
     base = name if name.startswith("_") or not name.endswith("_") else name.removesuffix("_")
     return (name in ALLOWED or base in ALLOWED) and "out" not in overload.split("_")

@@ -1,4 +1,4 @@
-"""Files that cannot be judged by reading alone are first tried in a process of their own, which may die for it."""
+"""Files that cannot be judged by reading alone are first tried in a separate process, which may crash without harm."""
 
 import contextlib
 import json
@@ -13,17 +13,17 @@ from robustres.errors import ModelError
 
 # What the trial may take: seconds of the processor and bytes, beside the file's own size several times over.
 SECONDS, MEMORY, COPIES = 30, 2**31, 4
-# Seconds on the clock, for a machine that is busy with other things; no network can sleep.
+# Wall-clock seconds, for a busy machine; no network can sleep.
 PATIENCE = 240
 ANSWER = "answer of the trial: "
 
 
 def tried_apart(path: Path, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """A shape (C, H, W) of images on which the network in a file ran; None where none was given and none found.
+    """A shape (C, H, W) of images on which the network in a file ran; None if none was given and none was found.
 
-    The file is a program of torch.export (.pt2) or TorchScript. The limits of memory and of the processor are those of
-    POSIX (Linux; macOS does not hold the one of memory); elsewhere the clock ends what takes too long.
-    Raises ModelError where the trial says why the file cannot be used, takes too long or too much, or dies.
+    The file is a program of torch.export (.pt2) or TorchScript. The limits on memory and CPU time are those of POSIX
+    (Linux; macOS does not enforce the memory limit); elsewhere a wall-clock limit applies.
+    Raises ModelError if the trial reports that the file cannot be used, exceeds its limits, or crashes.
     """
     state = path.stat()
     return _tried(path.resolve(), state.st_mtime_ns, state.st_size, input_shape)
@@ -44,7 +44,8 @@ def _tried(path: Path, changed: int, size: int, input_shape: tuple[int, ...] | N
     if not said:
         raise ModelError(
             f"a trial run ended with code {done.returncode}: it computes for more than {SECONDS} seconds, needs more "
-            f"than {MEMORY >> 30} GiB, or is damaged so that torch crashes"
+            "than "
+            f"{MEMORY >> 30} GiB, or is damaged so that torch crashes"
         )
     answer: dict[str, Any] = json.loads(said[-1].removeprefix(ANSWER))
     if answer["error"] is not None:
@@ -53,7 +54,7 @@ def _tried(path: Path, changed: int, size: int, input_shape: tuple[int, ...] | N
 
 
 def limit_this_process(size: int) -> None:
-    """Cap the memory and the time of this process, from what it has used so far, for a file of so many bytes."""
+    """Limit the memory and the time of this process, beyond what it has used so far, for a file of this many bytes."""
     try:
         import resource
     except ImportError:  # not POSIX
@@ -65,12 +66,14 @@ def limit_this_process(size: int) -> None:
     mapped = Path("/proc/self/statm")
     used = int(mapped.read_text().split()[0]) * resource.getpagesize() if mapped.exists() else 0
     largest = used + MEMORY + COPIES * size
-    with contextlib.suppress(ValueError, OSError):  # a system that knows this limit in name only
+    with contextlib.suppress(ValueError, OSError):  # a system that does not implement this limit
         resource.setrlimit(resource.RLIMIT_AS, (largest, largest))
 
 
 def answered(path: Path, input_shape: tuple[int, ...] | None) -> dict[str, Any]:
-    """What a trial of this file says: {"error": why it cannot be used, or None; "shape": on which images it ran}."""
+    """The result of a trial of this file: {"error": why it cannot be used, or None; "shape": the image shape on which
+    it ran}.
+    """
     from robustres.models.sources.exported_program import run_program
     from robustres.models.sources.torchscript import reason_of, run_script
 

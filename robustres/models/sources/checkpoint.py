@@ -1,4 +1,6 @@
-"""Networks on disk: weights as safetensors, and the architecture beside them as JSON. Reading never executes code."""
+"""Networks on disk: the weights as safetensors, and the architecture as JSON in the same folder. Reading never executes
+code.
+"""
 
 import json
 from dataclasses import dataclass
@@ -22,14 +24,14 @@ SLACK, MOST_PIXELS, MOST_VALUES = 4, 2**14, 2**30
 
 @dataclass(frozen=True)
 class Description:
-    """What the JSON beside the weights says: how to build the network that they fit."""
+    """The contents of the JSON file next to the weights: how to build the network that they fit."""
 
     architecture: Architecture
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
     def build(self) -> nn.Module:
-        """The network with plain, meaningless weights."""
+        """The network with plain, uninitialised weights."""
         network = without_parametrisations(ResidualNet(self.architecture))
         return network if self.mean is None or self.std is None else Normalised(network, self.mean, self.std)
 
@@ -45,9 +47,9 @@ class Description:
 
     @classmethod
     def from_json(cls, values: Any) -> "Description":
-        """The inverse of `to_json`; ModelError where the JSON is no description."""
+        """The inverse of `to_json`; raises ModelError if the JSON is not a description."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ModelError(f"the JSON is no description of a network (its format must be {FORMAT!r})")
+            raise ModelError(f"the JSON is not a description of a network (its format must be {FORMAT!r})")
         if values.get("version") != VERSION:
             raise ModelError(f"the description has version {values.get('version')}, this robustres reads {VERSION}")
         statistics = values.get("normalisation") or {}
@@ -58,10 +60,11 @@ class Description:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
-    """Write PATH (.safetensors) and its JSON; a network in training is materialised first. Returns the weights' path.
+    """Write PATH (.safetensors) and its JSON; a network in training is materialised first. Returns the path of the
+    weights.
 
-    model: a `ResidualNet`, or one inside `Normalised`. Other modules have no description: give them to `load_model`
-    through a factory of yours instead.
+    model: a `ResidualNet`, or one inside `Normalised`. Other modules have no description: load them with `load_model`
+        through your own factory instead.
     """
     file = Path(path).with_suffix(".safetensors")
     network = model.model if isinstance(model, Normalised) else model
@@ -81,7 +84,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
 
 
 def load_checkpoint(path: str | Path) -> nn.Module:
-    """The network that `save_checkpoint` wrote, in evaluation mode; ModelError, one sentence, for anything else."""
+    """The network written by `save_checkpoint`, in evaluation mode; raises ModelError for anything else."""
     file = Path(path)
     if not file.is_file():
         raise ModelError(f"there is no checkpoint {file}; check the path")
@@ -111,8 +114,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Fill the model; ModelError names the first tensors that are missing, too many, of another shape or not finite.
 
-    How many batches a batch normalisation has seen plays no role for what the network answers: files of old versions
-    and converted ones do not say it.
+    The number of batches that a batch normalisation has seen does not affect the outputs: files of old versions and
+    converted ones do not contain it.
     """
     expected = model.state_dict()
     counts = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}

@@ -1,9 +1,9 @@
-"""Networks that `torch.export.save` wrote (.pt2), read without `torch.export.load`.
+"""Networks written by `torch.export.save` (.pt2), read without `torch.export.load`.
 
 That function unpickles, evaluates expressions and guards written as Python, and loads compiled libraries found in the
-archive. Here the description of the graph is read as JSON and the weights as plain numbers; whatever needs more is
-refused. The first run is in a process of its own, with limits of memory and time. The format is that of torch 2.8 and
-later (archive version 1).
+archive. Here the description of the graph is read as JSON and the weights as plain numbers; anything else is refused.
+The first run is in a separate process, with limits on memory and time. The format is that of torch 2.8 and later
+(archive version 1).
 """
 
 import json
@@ -41,10 +41,10 @@ MEMORY_FORMATS: Mapping[int, torch.memory_format] = {
     4: torch.preserve_format,
 }
 STRIDED = 7
-# Arguments that stand in the JSON as they are.
+# Arguments stored in the JSON directly.
 PLAIN = frozenset({"as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string", "as_int_lists"})
 KEYWORD = 2
-# Pixels of an image that is made up as a check.
+# Limit on the pixels of a random image used as a check.
 LARGEST_PROBE = 2**20
 LARGEST_BATCH = 2**8
 
@@ -52,7 +52,7 @@ LARGEST_BATCH = 2**8
 def load_exported(path: Path) -> nn.Module:
     """The network in a .pt2 file, in evaluation mode; nothing in the file is executed but its tensor operations.
 
-    Raises ModelError where the file is damaged, is not one network from images to logits, was exported in training
+    Raises ModelError if the file is damaged, is not one network from images to logits, was exported in training
     mode, or needs an operation that is not of ATen.
     """
     module, _, _ = _opened(path)
@@ -80,7 +80,8 @@ def run_program(path: Path, input_shape: tuple[int, ...] | None = None) -> tuple
 
 def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...], torch.dtype]:
     """The network, the sizes of its images, the batch's None where it may be any, and their type; nothing of it has
-    run."""
+    run.
+    """
     if not path.is_file():
         raise ModelError(f"there is no file {path}; check the path")
     archive = Archive(path, KIND)

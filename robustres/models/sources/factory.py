@@ -1,4 +1,4 @@
-"""Networks that the user's own code builds: the one source of models that executes code, and only when named."""
+"""Networks built by the user's own code: the only source of models that executes code, and only on request."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from robustres.errors import ModelError
 
 
 def call_factory(module_name: str, call: str) -> nn.Module:
-    """Import `module_name`, with the working directory on the path as `python -m` has it, and call the factory.
+    """Import `module_name`, with the working directory on the path, as for `python -m`, and call the factory.
 
     call: a dotted name, optionally with keyword arguments that are Python literals: `build` or `build(width=32)`.
     """

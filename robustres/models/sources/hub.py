@@ -1,4 +1,4 @@
-"""Networks on the Hugging Face hub, through the hub's own client and its cache. Nothing from the hub is executed."""
+"""Networks on the Hugging Face hub, through the hub's client and its cache. Nothing from the hub is executed."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from robustres.models.sources.checkpoint import load_checkpoint
 from robustres.models.sources.transformers_classifier import transformers_network
 from robustres.models.sources.weights_file import load_weights
 
-# Weights as timm stores them, the one that needs no unpickling first.
+# Weights as timm stores them; the file that needs no unpickling comes first.
 REACHING = frozenset(
     ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
 )
@@ -28,7 +28,7 @@ def hub_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     writes it). The normalisation that the last two state becomes part of the network. Code in a repository is never
     run; other networks are refused.
     weights: a file to use instead of the repository's.
-    download: whether the client may ask the hub; without it only its cache on this machine is read.
+    download: whether the client may contact the hub; otherwise only its cache on this machine is read.
     """
     repository = _Folder(name) if Path(name).is_dir() else _Repository(name, download)
     if repository.file("model.json") is not None and weights is None:
@@ -128,7 +128,7 @@ class _Repository:
         self._hub, self._name, self._download = huggingface_hub, name, download
 
     def file(self, file: str) -> Path | None:
-        """Where the file lies; None where the repository has none, or none is in the cache."""
+        """The path of the file; None if the repository has none, or none is in the cache."""
         errors = self._hub.errors
         try:
             return Path(self._hub.hf_hub_download(self._name, file, local_files_only=not self._download))
@@ -147,7 +147,7 @@ class _Repository:
             raise ModelError(f"cannot fetch hf:{self._name} ({_line(error)}); is this machine online?") from error
 
     def required(self, file: str) -> Path:
-        """The same; ModelError where it is missing."""
+        """The same; raises ModelError if it is missing."""
         found = self.file(file)
         if found is None and self._download:
             raise ModelError(f"hf:{self._name} has no {file}; it is not a network that can be loaded by name")

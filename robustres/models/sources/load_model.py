@@ -28,9 +28,9 @@ TORCH_FILES = frozenset({".pt", ".pth", ".bin", ".ts", ".torchscript"})
 class LoadedModel:
     """A network ready to be attacked and certified.
 
-    module: in evaluation mode, normalisation included. source: the words it was asked for with.
-    sha256: digest of all weights and buffers by name. parameters: number of trainable numbers. note: what is to be
-    known about how it was read, such as the batch size for which an ONNX file was exported.
+    module: in evaluation mode, normalisation included. source: the specification with which it was loaded.
+    sha256: digest of all weights and buffers by name. parameters: number of trainable numbers. note: remarks on how it
+        was read, such as the batch size for which an ONNX file was exported.
     """
 
     module: nn.Module
@@ -51,7 +51,8 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     download: bool = False,
 ) -> LoadedModel:
-    """A classifier of images in [0, 1], from a file, by the name of a published network, from a factory, or at hand.
+    """A classifier of images in [0, 1], from a file, by the name of a published network, from a factory, or a given
+    module.
 
     spec: a checkpoint `FILE.safetensors` (with FILE.json), `FILE.onnx`, `FILE.pt2` (torch.export), TorchScript as
         `FILE.pt` or .pth, an nn.Module, or a network by name: `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME` or
@@ -59,7 +60,7 @@ def load_model(
         `package.module:factory(width=32, pretrained=False)` (imported and called). Each may be followed by `@FILE`, a
         state_dict as .pt, .pth or .safetensors, which replaces the weights.
         Only a factory executes code that is not part of an installed library; opening a file never does.
-    download: whether published weights may be fetched when they are not on this machine.
+    download: whether published weights may be downloaded if they are not on this machine.
     mean, std: the normalisation that the network expects, per channel and in units of pixels in [0, 1]; it becomes part
         of the network. A std alone divides only; a mean alone is refused. Published weights bring their own, which the
         note says.
@@ -85,7 +86,7 @@ def weights_digest(module: nn.Module) -> str:
     """sha256 over name, type, shape and content of every parameter and buffer."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if not isinstance(tensor, Tensor):  # what a quantised layer keeps beside its weights
+        if not isinstance(tensor, Tensor):  # what a quantised layer stores besides its weights
             digest.update(f"{name} {tensor!r}".encode())
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -94,12 +95,12 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor stands for, as an ordinary one."""
+    """The numbers that a tensor represents, as an ordinary tensor."""
     return tensor.dequantize() if tensor.is_quantized else tensor.detach()
 
 
 def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.Module:
-    """The model of a spec; what stands after an @ is a file of weights for it."""
+    """The model of a spec; the part after an @ is a file of weights for it."""
     source, at, weights = spec.partition("@")
     file = Path(weights) if at else None
     readers: dict[str, Callable[[Path], nn.Module]] = {
@@ -128,7 +129,7 @@ def _read(spec: str, download: bool, input_shape: tuple[int, ...] | None) -> nn.
 
 
 def _torch_file(file: Path, input_shape: tuple[int, ...] | None) -> nn.Module:
-    """TorchScript; ModelError for the other things that have the same endings."""
+    """A TorchScript file; raises ModelError for other files with the same extensions."""
     if not file.is_file():
         raise ModelError(f"there is no file {file}; check the path")
     if is_torchscript(file):
@@ -140,7 +141,7 @@ def _torch_file(file: Path, input_shape: tuple[int, ...] | None) -> nn.Module:
 
 
 def _one_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """A random image (1, *input_shape), float32, where the module's tensors lie."""
+    """A random image (1, *input_shape), float32, on the device of the module's tensors."""
     place = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     return torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(place)
 
@@ -154,7 +155,7 @@ def _pass_one_image(module: nn.Module, input_shape: tuple[int, ...], source: str
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{source} cannot take images of shape {tuple(input_shape)}: {reason}") from error
+        raise ModelError(f"{source} cannot process images of shape {tuple(input_shape)}: {reason}") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ModelError(f"{source} must return logits of shape (N, classes) with at least 2 classes, got {got}")

@@ -1,4 +1,4 @@
-"""A network back on disk in the form that `load_model` reads again, whatever it came from."""
+"""Writes a network to disk in the form that `load_model` reads, whatever its origin."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from robustres.results import write_atomically
 
 
 def save_model(model: nn.Module, folder: Path | str, *, source: str | None = None) -> str:
-    """Write model.safetensors into the folder and return what `load_model` is to be given for it.
+    """Write model.safetensors into the folder and return the specification with which `load_model` loads it.
 
     model: a `ResidualNet` (also inside `Normalised`), saved with its architecture as a checkpoint; or any network whose
-        names and shapes of weights are those of `load_model(source)`, so that SOURCE@FILE loads it. Then the
-        normalisation is not in the file and has to be given again.
-    Raises ModelError where the weights would not fit.
+        weights have the same names and shapes as those of `load_model(source)`, so that SOURCE@FILE loads it. In the
+        latter case the normalisation is not in the file and has to be given again.
+    Raises ModelError if the weights would not fit.
     """
     folder = Path(folder)
     network = model.model if isinstance(model, Normalised) else model

@@ -1,8 +1,8 @@
-"""TorchScript files, which a language of their own describes; it is read before it runs, and rewritten in ATen.
+"""TorchScript files: the script is inspected before it runs, and rewritten as ATen operations.
 
 `torch.jit.load` interprets TorchScript, never Python; but TorchScript has operations on files and may run some of its
-code while it is loaded. Archives that do so are refused: by their text before torch sees it, and by the graph of the
-network, in which every call is resolved, before that runs. The first run is in a process of its own.
+code while it is loaded. Archives that do so are refused: based on their text before torch reads it, and on the graph of
+the network, in which every call is resolved, before it runs. The first run is in a separate process.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # In the archive's code: what runs while it is loaded, and operations on files.
 HOSTILE_CODE = re.compile(r"\b(?:__setstate__|save|from_file)\b")
-# What a script may consist of beside operations of ATen: numbers and lists, branches and loops, and assertions.
+# What a script may contain besides ATen operations: numbers and lists, branches and loops, and assertions.
 PRIMITIVES = frozenset(
     (
         *(
@@ -67,7 +67,7 @@ LISTS = frozenset({"prim::ListConstruct", "prim::TupleConstruct"})
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with TorchScript's code in it; opening it this far executes nothing."""
+    """Whether a file is an archive with TorchScript code; opening it to this point executes nothing."""
     try:
         return any(name.startswith("code/") for name in Archive(path, "TorchScript").names)
     except ModelError:
@@ -77,10 +77,10 @@ def is_torchscript(path: Path) -> bool:
 def load_torchscript(path: Path, input_shape: tuple[int, ...] | None = None) -> nn.Module:
     """The network in a TorchScript file, in evaluation mode, rewritten as ATen operations, which can be certified.
 
-    The rewritten one must answer random images as the script does. A script that cannot be rewritten (it branches or
-    loops) stays as it is: it can be attacked, and the certifier refuses it.
-    input_shape: (C, H, W) of the images; where it is not given, one is sought on which the script runs.
-    Raises ModelError where the file is damaged, does more than compute with tensors, or does not end.
+    The rewritten network must give the same outputs on random images as the script. A script that cannot be rewritten
+    (because it branches or loops) is kept: it can be attacked, and the certifier refuses it.
+    input_shape: (C, H, W) of the images; if it is not given, a shape on which the script runs is searched for.
+    Raises ModelError if the file is damaged, does more than compute with tensors, or does not terminate.
     """
     _require_harmless_code(path)
     unreadable = Archive(path, "TorchScript").unreadable

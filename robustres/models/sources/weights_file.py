@@ -1,4 +1,4 @@
-"""Plain files of weights for a network that something else builds. Reading them never executes code."""
+"""Plain weight files for a network that is built elsewhere. Reading them never executes code."""
 
 import logging
 import re
@@ -18,25 +18,26 @@ from robustres.models.sources.checkpoint import load_tensors, read_tensors
 
 log = logging.getLogger(__name__)
 
-# What stands in the names of weights where a network was wrapped for several GPUs or compiled, wholly or in parts.
+# Prefixes in the names of weights of a network that was wrapped for several GPUs or compiled, wholly or in parts.
 WRAPPERS = frozenset({"module", "_orig_mod"})
-# What an averaged copy counts beside its weights.
+# Counters that an averaged copy has besides its weights.
 COUNTERS = frozenset({"n_averaged"})
-# Names that training scripts give to averaged copies and helpers: taken where the file has no other weights that fit.
+# Names that training scripts give to averaged copies and helpers: used if the file has no other weights that fit.
 SECOND_CHOICE = ("ema", "average", "avg", "swa", "teacher", "momentum", "target", "best")
-# How torch names what its reader of plain weights refuses.
+# How torch reports what its reader of plain weights refuses.
 UNPICKLED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 DEEPEST = 4  # dictionaries inside dictionaries
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Fill the module from a .safetensors file or what torch.save wrote (.pt, .pth), exactly; else ModelError.
+    """Fill the module from a .safetensors file or a file written by torch.save (.pt, .pth), exactly; otherwise raise
+    ModelError.
 
-    The weights may lie in dictionaries inside the file, as training scripts keep them ({"net": ..., "epoch": 3}), and
-    their names may carry what a wrapper put there (`module.`, `_orig_mod.`, `model.`). Of several sets that fit, the
-    one that is no averaged copy is taken, which the log says. Where the module derives weights from others (weight
+    The weights may be in dictionaries inside the file, as training scripts store them ({"net": ..., "epoch": 3}), and
+    their names may have the prefix of a wrapper (`module.`, `_orig_mod.`, `model.`). Of several sets that fit, the one
+    that is not an averaged copy is used, which is logged. If the module derives weights from others (weight
     normalisation, pruning, parametrisations) and the file has the plain ones, as `save_model` writes them, the module
-    keeps those.
+    uses those.
     """
     if not file.is_file():
         raise ModelError(f"there is no weights file {file}; check the path")
@@ -57,7 +58,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def _fitting(found: Mapping[str, Mapping[str, Tensor]], expected: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Those of the sets of weights, by their place in the file, that have these names, under them."""
+    """The sets of weights, by their place in the file, that have these names."""
     named = {place: _by_expected_name(tensors, expected) for place, tensors in found.items()}
     return {place: tensors for place, tensors in named.items() if tensors is not None}
 

@@ -1,4 +1,4 @@
-"""Published networks by name, with weights that are on this machine already, or fetched where that is asked for."""
+"""Published networks by name, with weights that are already on this machine, or downloaded on request."""
 
 from collections.abc import Callable
 from pathlib import Path
