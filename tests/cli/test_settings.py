@@ -77,7 +77,7 @@ def test_a_threshold_is_a_gate_with_a_line_in_summary_and_report(call, tmp_path:
         (("--require", "certified@l2:0.3>=0.5"), "does not evaluate; it evaluates l2:0.1, l2:36/255"),
         (("--require", "certified>=0.5"), "a requirement is WHAT@NORM:EPS>=SHARE"),
         (("--require", "certified@l2:0.1>=2"), "must lie between 0 and 1"),
-        (("--attack-setting", "apgd.steps=200"), "settings of 'apgd', which is not among the attacks"),
+        (("--attack-setting", "apgd.steps=200"), "settings for 'apgd', which is not among the attacks"),
         (("--fast", "--attack-setting", "pgd.stepz=200"), "no setting 'stepz'"),
         (("--attack-setting", "steps"), "must be ATTACK.SETTING=VALUE"),
         (("--attacks", "pgdd"), "unknown attack 'pgdd'"),
