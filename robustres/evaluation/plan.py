@@ -26,7 +26,10 @@ def planned_attacks(settings: "Settings") -> list[Attack]:
     InputError for an unknown name, setting or norm of an attack, and for two attacks with the same name.
     """
     attacks = [attack for entry in settings.attacks for attack in _attacks(entry, settings)]
-    named = {entry for entry in settings.attacks if isinstance(entry, str)} | {"pgd"}  # also run by the diagnosis
+    named = {entry for entry in settings.attacks if isinstance(entry, str)}
+    if settings.diagnose and "pgd" not in named:  # the diagnosis runs it: its settings are checked like an attack's
+        named.add("pgd")
+        _attacks("pgd", settings)
     if unused := sorted(settings.attack_settings.keys() - named):
         raise InputError(f"there are settings for {unused[0]!r}, which is not among the attacks")
     _require_names([(attack.name, attack.threat) for attack in attacks], "attacks")

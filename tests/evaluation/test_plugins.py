@@ -131,7 +131,9 @@ def test_certificates_that_contradict_each_other_are_a_defect(
     ("settings", "match"),
     [
         ({"attacks": ("pgdd",)}, "unknown attack 'pgdd'"),
-        ({"attack_settings": {"pgd": {"stepz": 3}}}, "no setting 'stepz'"),
+        ({"attacks": ("pgd",), "attack_settings": {"pgd": {"stepz": 3}}}, "no setting 'stepz'"),
+        ({"diagnose": 5, "attack_settings": {"pgd": {"stepz": 3}}}, "no setting 'stepz'"),
+        ({"attack_settings": {"pgd": {"steps": 3}}}, "not among the attacks"),
         ({"attack_settings": {"apgd": {"steps": 3}}}, "not among the attacks"),
         ({"attacks": (object(),)}, "an attack is a name, or an object"),
         ({"attacks": ("nowhere:Mine",)}, "cannot import nowhere:Mine"),
