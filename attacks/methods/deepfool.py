@@ -17,8 +17,8 @@ from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.attacks.search.targets import TowardsTargets, aims
 
 
-class _DeepFool(TowardsTargets, MinimumNormSearch):
-    """Restart r walks to the boundary with the r-th most likely wrong class; the nearest end counts."""
+class BoundaryWalk(TowardsTargets, MinimumNormSearch):
+    """Restart r walks to the boundary with the r-th of the targets (N, T)."""
 
     def __init__(self, problem: Problem, settings: "DeepFool", targets: Tensor) -> None:
         super().__init__(problem, steps=settings.steps, stops_inside=True)
@@ -26,6 +26,10 @@ class _DeepFool(TowardsTargets, MinimumNormSearch):
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return self.lead(logits, slots)
+
+
+class _DeepFool(BoundaryWalk):
+    """A walk ends where it crosses the boundary; the nearest end counts."""
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         return super().move(slots, logits, loss, gradient) | torch.isfinite(slots["best_distance"])
@@ -60,5 +64,8 @@ class DeepFool(Attack):
         self.require_counts("steps", "targets")
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _DeepFool(problem, self, aims(problem, clean, self.targets))
+        search = self._walk(problem, aims(problem, clean, self.targets))
         engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)
+
+    def _walk(self, problem: Problem, targets: Tensor) -> BoundaryWalk:
+        return _DeepFool(problem, self, targets)

@@ -5,37 +5,26 @@ of DeepFool has crossed the boundary, its move is projected onto the gradient at
 there until a projected point itself is across: SDF(infinity, 1) of the paper.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustres.attacks.base.attack import Attack
-from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
-from robustres.attacks.search import engine
+from robustres.attacks.methods.deepfool import BoundaryWalk, DeepFool
 from robustres.attacks.search.engine import Slots
-from robustres.attacks.search.minimum_norm import MinimumNormSearch
-from robustres.attacks.search.targets import TowardsTargets, aims
 from robustres.threat import Norm
 
 
-class _SuperDeepFool(TowardsTargets, MinimumNormSearch):
-    """Restart r walks to the boundary with the r-th most likely wrong class; the nearest point across it counts."""
-
-    def __init__(self, problem: Problem, settings: "SuperDeepFool", targets: Tensor) -> None:
-        super().__init__(problem, steps=settings.steps, stops_inside=True)
-        self.targets, self.overshoot = targets, settings.overshoot
+class _SuperDeepFool(BoundaryWalk):
+    """A walk goes on from the projection of each end; the nearest point across the boundary counts."""
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
         slots["projected"] = torch.zeros_like(slots["sample"], dtype=torch.bool)  # what the points are
-
-    def loss(self, logits: Tensor, slots: Slots) -> Tensor:
-        return self.lead(logits, slots)
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         arrived = slots["projected"] & torch.isfinite(slots["away"])
@@ -55,7 +44,7 @@ class _SuperDeepFool(TowardsTargets, MinimumNormSearch):
 
 
 @dataclass(frozen=True)
-class SuperDeepFool(Attack):
+class SuperDeepFool(DeepFool):
     """Walk onto the linearised boundary, project the move onto the normal there, and so on until both agree; l2.
 
     One walk per class, for the `targets` most likely wrong classes (or towards the caller's target alone). With eps =
@@ -65,18 +54,7 @@ class SuperDeepFool(Attack):
     """
 
     kind: ClassVar[str] = "superdeepfool"
-    minimum_norm: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
 
-    _: KW_ONLY
-    steps: int = 20
-    targets: int = 9
-    overshoot: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_counts("steps", "targets")
-
-    def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _SuperDeepFool(problem, self, aims(problem, clean, self.targets))
-        engine.run(problem, search, ledger=ledger, restarts=search.targets.shape[1], batch_size=self.batch_size)
+    def _walk(self, problem: Problem, targets: Tensor) -> BoundaryWalk:
+        return _SuperDeepFool(problem, self, targets)

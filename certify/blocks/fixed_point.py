@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
+from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer
 from robustres.certify.graph.network import Linear, Merge, Node, Source
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Composition, LinearMap, as_rows
@@ -26,7 +26,6 @@ from robustres.certify.maps.linear_map import Composition, LinearMap, as_rows
 OVER = 0.8  # over-relaxation, from step
 OVER_FROM = 6
 LOOK = 10  # steps between two looks at how much the size still grows
-TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,12 +166,9 @@ class _Iteration:
         layer = self.layers.get(node)
         if isinstance(layer, SectorLayer):
             middle, reach = self.half[node]
-            z = layer.mixed(as_rows(inputs[0]))
-            size = layer.over_ties((z * (reach > 0)).square().sum(0)).clamp_min(TINY).sqrt()
+            rows, answers[node], size = layer.answer(as_rows(inputs[0]), middle, reach, self.g[node])
             sizes[node] = size.detach()
-            answers[node] = (reach * self.g[node]).detach().requires_grad_(True)
-            w = middle * z + size[layer.tie] * answers[node]
-            answer: Tensor = layer.mixed(w, back=True).reshape(-1, *node.shape)
+            answer: Tensor = rows.reshape(-1, *node.shape)
             return answer
         if isinstance(layer, BoundedLayer):
             lengths = layer.lengths(inputs).clamp_min(TINY)

@@ -18,6 +18,8 @@ from robustres.certify.maps.linear_map import Shape
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.maps.sector import Slopes, sector
 
+TINY = 1e-30
+
 Sharing = Literal["neuron", "channel", "layer"]
 SlopeIntervals = Mapping[Node, tuple[Tensor, Tensor]]
 
@@ -50,6 +52,18 @@ class SectorLayer:
         matrix = self.mixing.to(rows.dtype)
         image = rows.reshape(len(rows), self.shape[0], rows.shape[1] // self.shape[0])
         return ((matrix.T if back else matrix) @ image).flatten(1)
+
+    def answer(self, rows: Tensor, middle: Tensor, reach: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What differences `rows` (r, N) may become in low rank: middle z + |z| steer (see `fixed_point`).
+
+        middle, reach: (N,) the middle slopes and half the widths, of the precision of the rows. direction: (r, N), of
+        norm 1 over the copies. |z| is taken over the r copies and each tie, of the neurons whose slopes differ.
+        Returns the answer (r, N), steer = reach direction as a leaf to differentiate by, and |z| (ties,).
+        """
+        z = self.mixed(rows)
+        size = self.over_ties((z * (reach > 0)).square().sum(0)).clamp_min(TINY).sqrt()
+        steer = (reach * direction).detach().requires_grad_(True)
+        return self.mixed(middle * z + size[self.tie] * steer, back=True), steer, size
 
     def over_ties(self, squares: Tensor) -> Tensor:
         """The sums (ties,) of numbers (N,) over each tie."""

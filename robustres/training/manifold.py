@@ -1,8 +1,7 @@
 """Orthogonal matrices optimised on their manifold instead of being computed from free matrices.
 
 A Cayley map or a Cholesky factor costs more than the data, in the forward and the backward pass. Here the matrix itself
-is the
-parameter: the Euclidean gradient is projected onto the tangent space, Adam's moments are those of the projected
+is the parameter: the Euclidean gradient is projected onto the tangent space, Adam's moments are those of the projected
 entries, and the step is retracted by a polynomial; no system is solved and no gradient passes through a constraint
 (section 7 of the mathematics).
 """

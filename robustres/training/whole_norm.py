@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from robustres.certify.blocks.increments import SectorLayer, increments
+from robustres.certify.blocks.increments import SectorLayer, increments, on_device
 from robustres.certify.graph.capture import Captured, call, device_of, operation_of
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.reading import read_network
@@ -53,7 +53,7 @@ class WholeNorm(nn.Module):
         x = torch.randn(copies, *image_shape, generator=draw)
         self.register_buffer("change", (x / x.norm()).to(device))
         for place, layer in enumerate(self._graph.layers):
-            g = torch.randn(copies, len(layer.tie), generator=draw).to(device)
+            g = torch.randn(copies, len(layer.sector.tie), generator=draw).to(device)
             self.register_buffer(f"direction{place}", layer.unit(g))
         self.settle(FIRST_SWEEPS)
 
@@ -115,31 +115,22 @@ class WholeNorm(nn.Module):
 class _Layer:
     """A layer of sectors with its numbers in single precision: the middle slope and half the width of every neuron."""
 
-    def __init__(self, sector: SectorLayer, device: torch.device) -> None:
+    def __init__(self, sector: SectorLayer) -> None:
         self.sector = sector
-        self.middle = ((sector.lower + sector.upper) / 2).to(device, torch.float32)
-        self.reach = ((sector.upper - sector.lower) / 2).to(device, torch.float32)
-        self.tie = sector.tie.to(device)
-        self.free = bool((self.reach > 0).all())
+        self.middle = ((sector.lower + sector.upper) / 2).float()
+        self.reach = ((sector.upper - sector.lower) / 2).float()
 
     def unit(self, g: Tensor) -> Tensor:
         """Each tie's direction with norm 1 over the copies."""
         largest = g.abs().amax().clamp_min(TINY)
         g = g / largest
-        return g / self.over_ties(g.square().sum(0)).clamp_min(TINY).sqrt()
-
-    def over_ties(self, squares: Tensor) -> Tensor:
-        """For every neuron the sum of numbers (N,) over its tie."""
-        return squares if self.sector.ties == len(self.tie) else self.sector.over_ties(squares)[self.tie]
+        return g / self.sector.over_ties(g.square().sum(0)).clamp_min(TINY).sqrt()[self.sector.tie]
 
     def answer(self, entered: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """What the layer answers to differences: the middle slope, and |z| times half the width along the direction."""
-        z = self.sector.mixed(as_rows(_difference(entered)))
-        squares = z.square() if self.free else z.square() * (self.reach > 0)
-        size = self.over_ties(squares.sum(0)).clamp_min(TINY).sqrt()
-        steer = (self.reach * direction).detach().requires_grad_(True)
-        w = self.sector.mixed(self.middle * z + size * steer, back=True)
-        return _with_zero(w.reshape(len(z), *entered.shape[1:])), steer
+        """What the layer answers to differences, and what steers it along the direction: a leaf of the graph."""
+        given = as_rows(_difference(entered))
+        rows, steer, _ = self.sector.answer(given, self.middle, self.reach, direction)
+        return _with_zero(rows.reshape(len(rows), *entered.shape[1:])), steer
 
 
 class _Graph:
@@ -153,14 +144,15 @@ class _Graph:
         self.at: dict[fx.Node, int] = {}
         self.entering: list[fx.Node] = []
         for piece, layer in increments(output.ordered()).items():
-            if not isinstance(layer, SectorLayer):
+            placed = on_device(layer, device)
+            if not isinstance(placed, SectorLayer):
                 raise InputError(
                     "a loss under the whole network's bound knows activations and sorts, not the operation "
                     f"{operation_of(piece.origin)} at {piece.path or 'the top of the network'}; replace it, or train "
                     "with bound = 'blocks'"
                 )
             self.at[piece.origin] = len(self.layers)
-            self.layers.append(_Layer(layer, device))
+            self.layers.append(_Layer(placed))
             self.entering.append(piece.inputs[0].origin)
         names = {value.data_ptr(): name for name, value in _tensors(captured.module).items() if value.numel()}
         self.weights = {
