@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from robustres.errors import MissingExtraError, ModelError
 from robustres.models.networks.normalised import Normalised
 from robustres.models.sources.checkpoint import load_checkpoint
+from robustres.models.sources.described import described_network, said_by
 from robustres.models.sources.transformers_classifier import transformers_network
-from robustres.models.sources.weights_file import load_weights
 
 # Weights as timm stores them; the file that needs no unpickling comes first.
 REACHING = frozenset(
@@ -82,17 +81,7 @@ def _timm_network(name: str, config: dict[str, Any], weights: Path) -> nn.Module
         )
         return network
 
-    try:
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in build().parameters())
-        if size > weights.stat().st_size:
-            raise ModelError(f"hf:{name} describes a network of {size} weights, more than its file has bytes")
-        model = build()
-    except ModelError:
-        raise
-    except Exception as error:  # of timm, over whatever the file says
-        raise ModelError(f"timm cannot build the {config['architecture']!r} of hf:{name} ({_line(error)})") from error
-    load_weights(model, weights)
+    model = described_network(name, "timm", config["architecture"], build, weights)
     statistics = config.get("pretrained_cfg", config)
     mean, std = statistics.get("mean"), statistics.get("std")
     return model if mean is None or std is None else Normalised(model, mean, std)
@@ -135,7 +124,7 @@ class _Repository:
         except errors.LocalEntryNotFoundError as error:
             if self._download:
                 raise ModelError(
-                    f"cannot reach the hub for hf:{self._name} ({_line(error)}); connect this machine, or fetch the "
+                    f"cannot reach the hub for hf:{self._name} ({said_by(error)}); connect this machine, or fetch the "
                     "repository elsewhere and copy it into the hub's cache"
                 ) from error
             return None
@@ -144,7 +133,7 @@ class _Repository:
         except errors.EntryNotFoundError:
             return None
         except (errors.HfHubHTTPError, OSError, ValueError) as error:
-            raise ModelError(f"cannot fetch hf:{self._name} ({_line(error)}); is this machine online?") from error
+            raise ModelError(f"cannot fetch hf:{self._name} ({said_by(error)}); is this machine online?") from error
 
     def required(self, file: str) -> Path:
         """The same; raises ModelError if it is missing."""
@@ -157,7 +146,3 @@ class _Repository:
                 "--download (download=True)"
             )
         return found
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from robustres.errors import MissingExtraError, ModelError
+from robustres.models.sources.described import said_by
 from robustres.models.sources.weights_file import load_weights
 
 # Where RobustBench itself keeps what it has fetched, below the working directory.
@@ -28,7 +29,7 @@ def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Mod
         if find_spec("robustbench") is None:
             raise MissingExtraError("loading a network of RobustBench", "robustbench") from error
         raise ModelError(
-            f"RobustBench cannot be imported ({_line(error)}); install what it needs with: "
+            f"RobustBench cannot be imported ({said_by(error)}); install what it needs with: "
             "pip install 'robustres[robustbench]'"
         ) from error
     dataset, threat, entry = _entry(name, model_dicts)
@@ -36,7 +37,7 @@ def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Mod
         try:
             model: nn.Module = entry["model"]()
         except Exception as error:  # of the constructors of some hundred authors
-            raise ModelError(f"RobustBench cannot build {name} ({_line(error)})") from error
+            raise ModelError(f"RobustBench cannot build {name} ({said_by(error)})") from error
         load_weights(model, weights)
         return model
     file = FOLDER / dataset / threat / f"{name.rpartition('/')[2]}.pt"
@@ -48,7 +49,7 @@ def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Mod
     try:
         loaded: nn.Module = load_model(name.rpartition("/")[2], FOLDER, dataset, threat)
     except Exception as error:  # of the download, the unpickler, or the constructors
-        raise ModelError(f"RobustBench cannot load {name} ({_line(error)}); is this machine online?") from error
+        raise ModelError(f"RobustBench cannot load {name} ({said_by(error)}); is this machine online?") from error
     return loaded
 
 
@@ -66,7 +67,3 @@ def _entry(name: str, zoo: Any) -> tuple[str, str, Any]:
         near = get_close_matches(model, models, n=1, cutoff=0.0)
         raise ModelError(f"RobustBench has no {model!r} for {dataset}/{threat}; did you mean {', '.join(near)}?")
     return dataset, threat, models[model]
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

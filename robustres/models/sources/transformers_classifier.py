@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from robustres.errors import MissingExtraError, ModelError
 from robustres.models.networks.normalised import Normalised
-from robustres.models.sources.weights_file import load_weights
+from robustres.models.sources.described import described_network
 
 # Settings that would make transformers run code of a repository, compile kernels or read other files.
 REACHING = frozenset(
@@ -64,20 +63,9 @@ def transformers_network(name: str, config: Mapping[str, Any], images: Mapping[s
     def build() -> nn.Module:
         described = AutoConfig.for_model(kind, **settings)
         network: nn.Module = AutoModelForImageClassification.from_config(described, attn_implementation="eager")
-        return network
+        return network.float()
 
-    try:
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in build().parameters())
-        if size > weights.stat().st_size:
-            raise ModelError(f"hf:{name} describes a network of {size} weights, more than its file has bytes")
-        model = build().float()
-    except ModelError:
-        raise
-    except Exception as error:  # of transformers, over whatever the file says
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"transformers cannot build the {kind!r} of hf:{name} ({reason})") from error
-    load_weights(model, weights)
+    model = described_network(name, "transformers", str(kind), build, weights)
     return _normalised(name, Logits(model), images)
 
 

@@ -1,0 +1,35 @@
+"""Networks that another library builds from a description in a repository, filled with the weights beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustres.errors import ModelError
+from robustres.models.sources.weights_file import load_weights
+
+
+def described_network(name: str, library: str, kind: str, build: Callable[[], nn.Module], weights: Path) -> nn.Module:
+    """The network that `build` makes, in its own precision, with the weights of the file.
+
+    name: of the repository; library, kind: what builds it, and what it calls this network. Nothing is allocated for a
+    description that is larger than its weights. Raises ModelError where it cannot be built as described.
+    """
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in build().parameters())
+        if size > weights.stat().st_size:
+            raise ModelError(f"hf:{name} describes a network of {size} weights, more than its file has bytes")
+        model = build()
+    except ModelError:
+        raise
+    except Exception as error:  # of the library, over whatever the file says
+        raise ModelError(f"{library} cannot build the {kind!r} of hf:{name} ({said_by(error)})") from error
+    load_weights(model, weights)
+    return model
+
+
+def said_by(error: Exception) -> str:
+    """The first line of what an error says, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
