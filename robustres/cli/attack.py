@@ -1,6 +1,6 @@
 """`robustres attack`: only the right side of the sandwich."""
 
-from robustres.cli import options
+from robustres.cli import options, values
 from robustres.cli.run import run_and_report
 
 
@@ -20,6 +20,6 @@ def attack(
     from robustres.evaluation import Settings
 
     settings = Settings(
-        eps=options.budgets(norm, eps), certify=False, **attacking.settings(), **running.settings()
+        eps=values.budgets(norm, eps), certify=False, **attacking.settings(), **running.settings()
     )  # fmt: skip
     run_and_report(model, data, settings, source, running, npz=attacking.save_npz)

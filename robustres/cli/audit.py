@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustres.cli import console, options
+from robustres.cli import console, options, values
 from robustres.cli.run import slug
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def audit(
     require_own(folder, ("audit.json", "audit.csv"), marker="audit.json", entry="claims")
     table = _claims(claimed_lipschitz, claims)
     search = Search(seconds=seconds, seed=seed)
-    where = options.pick_device(device)
+    where = values.pick_device(device)
     loaded, shape, images = source.load_with_shape(model, data, input_shape)
     with console.progress_bar(quiet=json) as progress:
         claimed = len(table or ()) or 1

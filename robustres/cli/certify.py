@@ -1,6 +1,6 @@
 """`robustres certify`: only the left side of the sandwich."""
 
-from robustres.cli import options
+from robustres.cli import options, values
 from robustres.cli.run import run_and_report
 
 
@@ -19,6 +19,6 @@ def certify(
     """
     from robustres.evaluation import Settings
 
-    counted = options.budgets(norm, eps, certified=True)
+    counted = values.budgets(norm, eps, certified=True)
     settings = Settings(eps=counted, attacks=(), **bounding.settings(running.seed), **running.settings())
     run_and_report(model, data, settings, source, running, cache=bounding.cache)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustres.cli import console
-from robustres.cli.options import Device, Json, Seed, pick_device
+from robustres.cli.options import Device, Json, Seed
+from robustres.cli.values import pick_device
 
 if TYPE_CHECKING:
     from robustres.threat import Norm

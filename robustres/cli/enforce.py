@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustres.cli import console, options
+from robustres.cli import console, options, values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def enforce(
     from robustres.training import enforce as run_enforcement
 
     require_own(out, ("enforce.json", "model.safetensors", "model.json"), marker="enforce.json", entry="lipschitz")
-    where = options.pick_device(device)
+    where = values.pick_device(device)
     loaded, images = source.load(model, data)
     with console.progress_bar(quiet=json) as progress:
         progress("enforce", 0, 1)
@@ -51,7 +51,7 @@ def enforce(
             loaded.module, lipschitz=lipschitz, input_shape=images.image_shape, method=method  # type: ignore[arg-type]
         )  # fmt: skip
         progress("enforce", 1, 1)
-        facts, limits = {}, options.thoroughness(joint, effort)
+        facts, limits = {}, values.thoroughness(joint, effort)
         for step, (name, network) in enumerate((("before", loaded.module), ("after", enforced))):
             progress("accuracy and bound", step, 2)
             facts[name] = {

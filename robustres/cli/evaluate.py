@@ -1,6 +1,6 @@
 """`robustres evaluate`: attack and certify a model on data, and write the report."""
 
-from robustres.cli import options
+from robustres.cli import options, values
 from robustres.cli.run import run_and_report
 
 
@@ -27,7 +27,7 @@ def evaluate(
     from robustres.evaluation import Settings
 
     settings = Settings(
-        eps=options.budgets(norm, eps),
+        eps=values.budgets(norm, eps),
         **attacking.settings(),
         **bounding.settings(running.seed),
         **running.settings(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustres.cli import console, options
+from robustres.cli import console, options, values
 from robustres.cli.run import bound as rounded_up
 from robustres.cli.run import estimate
 
@@ -58,7 +58,7 @@ def lipschitz(
             _require_names(loaded.module, shape, [name for name, _ in suppositions])
         blocks = partial(progress, "blocks")
         starts = None if images is None else images.spaced(STARTS)
-        limits = options.thoroughness(joint, effort) | {"whole_effort": whole_effort}
+        limits = values.thoroughness(joint, effort) | {"whole_effort": whole_effort}
         report = bound(loaded.module, shape, images=starts, domain=domain, progress=blocks, **limits)  # type: ignore[arg-type]
         supposed = [report.what_if(name, factor) for name, factor in suppositions]
     if json:

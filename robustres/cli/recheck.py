@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from robustres.cli import console
-from robustres.cli.options import DATA_FORMS, Device, Download, Json, pick_device
+from robustres.cli.options import DATA_FORMS, Device, Download, Json
 from robustres.cli.replay import Words
+from robustres.cli.values import pick_device
 
 Images = Annotated[
     str | None,

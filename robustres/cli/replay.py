@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from robustres.cli import console
-from robustres.cli.options import Device, Download, Json, pick_device
+from robustres.cli.options import Device, Download, Json
+from robustres.cli.values import pick_device
 
 Words = Annotated[
     str | None, typer.Argument(help="The model, as for `evaluate`; default: the one in the run's manifest.")

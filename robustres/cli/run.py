@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from robustres.cli import console
-from robustres.cli.options import Running, Source, pick_device
+from robustres.cli.options import Running, Source
+from robustres.cli.values import pick_device
 
 if TYPE_CHECKING:
     import pandas as pd

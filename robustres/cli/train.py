@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustres.cli import console, options
+from robustres.cli import console, options, values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,7 +148,7 @@ class RecipeOptions:
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, as `plan_of` accepts them."""
-        settings = asdict(self) | {"eps": options.number(self.eps)}
+        settings = asdict(self) | {"eps": values.number(self.eps)}
         return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -205,7 +205,7 @@ def train(
     plan = plan_of(network, recipe, settings.given())
     _refuse_to_overwrite(out, resume=resume)
     images = parts.load(data)
-    model = plan.build(images[0], download=parts.download, **options.statistics(mean, std))
+    model = plan.build(images[0], download=parts.download, **values.statistics(mean, std))
     try:
         history = _run(model, images, plan, out, device=device, log=tensorboard, quiet=json)
     except KeyboardInterrupt:
@@ -257,7 +257,7 @@ def _run(
                 curves(epoch)
 
         return run_training(
-            model, *data, plan.recipe, device=options.pick_device(device), folder=out, on_epoch=show
+            model, *data, plan.recipe, device=values.pick_device(device), folder=out, on_epoch=show
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustres.cli.main import app
-from robustres.cli.options import attack_setting
+from robustres.cli.values import attack_setting
 from robustres.errors import InputError
 from robustres.results import Requirement, RunFolder
 
