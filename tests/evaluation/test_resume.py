@@ -338,7 +338,7 @@ def test_a_smoothed_classifier_has_rows_of_its_own_and_stays_out_of_the_sandwich
 def test_a_minimum_norm_attack_runs_once_and_serves_every_eps(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, eps={"l2": (0.25, 0.5)}, attacks=("fmn",))
+    settings = replace(SETTINGS, eps={"l2": (0.25, 0.5)}, attacks=("fmn",), attack_settings={})
     run = evaluate(model, data.first(16), tmp_path / "run", settings)
     rows = run.folder.table("attacks")
     assert len(rows) == 16
