@@ -6,7 +6,7 @@ from robustres.attacks.base.result import AttackResult
 
 
 def accuracy_curve(result: AttackResult, eps: Sequence[float]) -> list[float]:
-    """Share of samples without an example within each eps: an upper bound of the robust accuracy there.
+    """Share of samples without an example within each eps: an upper bound on the robust accuracy there.
 
     Use the result of a minimum-norm attack (ldn, fab, deepfool, fmn; sigma-zero in l0) with an unbounded threat: one
     run serves every eps. Samples that were misclassified from the start are at distance 0 and count as not robust.

@@ -1,7 +1,8 @@
 """Diagnosis of gradient masking: does the attack's failure mean that the model is robust?
 
 The checks follow Athalye, Carlini and Wagner 2018 ("Obfuscated gradients") and Carlini et al. 2019 ("On evaluating
-adversarial robustness"): each compares the attack with something that, on an honest model, cannot do better.
+adversarial robustness"): each compares the attack with another procedure that should not do better unless gradients are
+masked.
 """
 
 import math
@@ -25,12 +26,12 @@ from robustres.threat import ThreatModel, widest
 # Beyond this margin the gradient of cross-entropy underflows in float32; below this standard deviation of the logits
 # cross-entropy hardly depends on the image.
 SATURATED, FLAT = 88.0, 0.01
-TOLERATED = 0.05  # share of samples (or gradients) up to which a check is taken as chance
+TOLERATED = 0.05  # share of samples (or gradients) up to which a deviation is attributed to chance
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What every check looks at: the attack's own result and how to run another attack on the same samples.
+    """The input of every check: the result of the attack, and how to run another attack on the same samples.
 
     logits: (N, K) of the images; labels: (N,).
     """
@@ -58,8 +59,8 @@ def diagnose(
 ) -> Diagnosis:
     """Check whether `attack` was misled by masked gradients on images x (N, C, H, W) with labels y (N,).
 
-    result: of the attack on these samples; it is run if not given. queries: of the black-box comparison per sample.
-    Costs about ten runs of a 20-step PGD plus the queries. Raises InputError for an unbounded threat.
+    result: of the attack on these samples; the attack is run if not given. queries: of the black-box attack, per
+    sample. Costs about ten runs of a 20-step PGD plus the queries. Raises InputError for an unbounded threat.
     """
     if not math.isfinite(attack.threat.eps):
         raise InputError("a diagnosis needs a finite eps; give the attack a threat with the eps in question")
@@ -85,7 +86,7 @@ def _share(mask: Tensor) -> float:
 
 
 def _finding(check: str, value: float, bad: str, good: str, *, samples: Tensor) -> Finding:
-    """One sample alone is never a reason, however few there are."""
+    """A single sample never makes a check suspicious, however few samples there are."""
     suspicious = value > TOLERATED and int(samples.sum()) > 1
     return Finding(check, value, suspicious, bad if suspicious else good)
 
@@ -96,7 +97,7 @@ def _pgd(subject: _Subject, *, steps: int, loss: LossName = "ce", eps: float | N
     return PGD(
         threat,
         steps=steps,
-        schedule="cosine",  # never gives up early: what it leaves is not laid to the model by mistake
+        schedule="cosine",  # never stops early, so a survivor is not due to the schedule
         loss=loss,
         seed=attack.seed,
         batch_size=attack.batch_size,
@@ -119,21 +120,21 @@ def _zero_gradients(subject: _Subject) -> tuple[Finding, Tensor]:
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """The model's answers to the images, once the attack has found it fit to be asked."""
+    """The logits at the images; the attack has checked the model before."""
     run = taking(model, x)
     with torch.no_grad(), untouched(model), random_state_kept():
         return torch.cat([run(part.clone()) for part in torch.split(x, batch_size)]).float()
 
 
 def _logit_scale(subject: _Subject) -> tuple[Finding, Tensor]:
-    """Not a failure of attacks that change to the margin, as ours do, but one of plain cross-entropy."""
+    """Affects attacks on plain cross-entropy, not those that switch to the margin loss as ours do."""
     lead = -margin(subject.logits, subject.labels)
     mask = (lead > SATURATED) | (subject.logits.std(dim=1) < FLAT)
     bad = (
         f"The logits of {_share(mask):.0%} of the samples are so large or so small that cross-entropy has no usable "
         "gradient: attacks that follow it alone fail here; use strong, or another loss than cross-entropy"
     )
-    good = "The logits are of a size at which cross-entropy has a gradient."
+    good = "The logits are of a size at which cross-entropy has a usable gradient."
     return _finding("logit_scale", _share(mask), bad, good, samples=mask), mask & ~subject.result.fooled
 
 
@@ -163,8 +164,7 @@ def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
     )
     missed = subject.missed_by_attack(subject.run(square))
     bad = (
-        f"Random search without gradients fools {_share(missed):.0%} of the samples that the attack did not: "
-        "the gradients are masked"
+        f"Random search without gradients fools a further {_share(missed):.0%} of the samples: the gradients are masked"
     )
     return _finding(
         "black_box", _share(missed), bad, "Random search without gradients does no better.", samples=missed
@@ -177,11 +177,11 @@ def _unbounded(subject: _Subject) -> tuple[Finding, Tensor]:
     attacks = [_pgd(subject, steps=20, loss=loss, eps=whole) for loss in ("ce", "margin")]
     left = torch.stack([~subject.run(replace(a, step_size=0.1 * whole)).fooled for a in attacks]).all(dim=0)
     bad = (
-        f"Free to change every pixel, PGD still leaves {_share(left):.0%} of the samples: following the gradient does "
+        f"PGD with an unbounded eps still leaves {_share(left):.0%} of the samples: following the gradient does "
         "not work on this model"
     )
     return _finding(
-        "unbounded_eps", _share(left), bad, "Free to change every pixel, PGD fools every sample.", samples=left
+        "unbounded_eps", _share(left), bad, "PGD with an unbounded eps fools every sample.", samples=left
     ), left
 
 
@@ -190,5 +190,5 @@ def _more_steps(subject: _Subject) -> tuple[Finding, Tensor]:
     missed = subject.missed_by_attack(subject.run(_pgd(subject, steps=max(5 * steps, 50))))
     bad = f"Five times as many steps fool {_share(missed):.0%} more of the samples: the attack had not converged"
     return _finding(
-        "more_steps", _share(missed), bad, "Five times as many steps hardly find more.", samples=missed
+        "more_steps", _share(missed), bad, "Five times as many steps find hardly any more.", samples=missed
     ), missed

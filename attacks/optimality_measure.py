@@ -1,9 +1,10 @@
-"""How near the best of all attacks each one comes, at equal cost: the measure of AttackBench (Cinà et al. 2024).
+"""How close each attack comes to the best of all attacks at equal cost: the measure of AttackBench (Cinà et al. 2024).
 
-An attack's robustness curve says which share of the samples has no example within eps. The best curve belongs to the
-nearest example that any of the attacks found. Local optimality is 1 minus the area between the two, over the area
-between the clean accuracy and the best curve, up to the eps at which the best curve falls to 0: 1 for an attack that is
-the best on every sample, 0 for one that finds nothing. Optimality is its mean over networks.
+An attack's robustness curve is the share of the samples for which it finds no example within eps, as a function of eps.
+The best curve uses the nearest example found by any of the attacks. Local optimality is 1 minus the area between the
+two curves divided by the area between the clean accuracy and the best curve, up to the eps at which the best curve
+falls to 0: 1 for an attack that is the best on every sample, 0 for one that finds nothing. Optimality is the mean over
+networks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,12 @@ class BudgetSpentError(Exception):
 
 
 class Metered(nn.Module):
-    """A model for attacks on one image: counts its forward and backward evaluations, keeps the nearest example met.
+    """A model for attacks on one image that counts its evaluations and keeps the nearest example it was shown.
 
-    x: (1, C, H, W) the image in [0, 1]; label: its class; budget: evaluations of both kinds together. An image of a
-    batch counts as one evaluation. Where too few are left for a call, and for its gradient where one can be asked for,
-    it raises BudgetSpentError. Only images in [0, 1] count as examples; every one does that the attack shows to the
-    model, whatever the attack returns.
+    x: (1, C, H, W) the image in [0, 1]; label: its class; budget: evaluations of both kinds together. Each image of a
+    batch counts as one evaluation. If too few are left for a call, including its gradient where one can be requested,
+    BudgetSpentError is raised. Only images in [0, 1] count as examples; every one that the attack evaluates counts,
+    whatever the attack returns.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, label: int, norm: Norm, budget: int) -> None:
@@ -63,11 +64,11 @@ def nearest_within(
     norm: Norm,
     budget: int,
 ) -> Tensor:
-    """The distance (N,) of the nearest example that an attack meets within the budget, image by image; float64.
+    """The distance (N,) of the nearest example that an attack evaluates within the budget, image by image; float64.
 
-    attack: called as attack(model, image, label) with one image (1, C, H, W) and its label (1,); what it returns is not
-    looked at. budget: forward and backward evaluations per image, together. Infinite where no example was met, 0 where
-    the model is wrong about the image itself.
+    attack: called as attack(model, image, label) with one image (1, C, H, W) and its label (1,); its return value is
+    ignored. budget: forward and backward evaluations per image, together. Infinite where no example was found, 0 where
+    the image itself is misclassified.
     """
     if budget < 1:
         raise InputError(f"the budget must be at least one evaluation, got {budget}")
@@ -86,7 +87,7 @@ def nearest_within(
 
 
 def local_optimality(distances: Mapping[str, Tensor]) -> dict[str, float]:
-    """For every attack, from its distances (N,) on the same samples of one network: 1 is best, see above.
+    """Local optimality of every attack, from its distances (N,) on the same samples of one network; 1 is best.
 
     >>> local_optimality({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0, torch.inf])})
     {'a': 1.0, 'b': 1.0}
@@ -94,7 +95,7 @@ def local_optimality(distances: Mapping[str, Tensor]) -> dict[str, float]:
     {'a': 1.0, 'b': 0.5}
     """
     if len({len(values) for values in distances.values()}) != 1:
-        raise InputError("the attacks must have been run on the same samples; give each as many distances")
+        raise InputError("the attacks must have been run on the same samples; give equally many distances for each")
     values = torch.stack([one.to(torch.float64) for one in distances.values()])
     best = values.amin(dim=0)
     counted = torch.isfinite(best) & (best > 0)
@@ -103,7 +104,7 @@ def local_optimality(distances: Mapping[str, Tensor]) -> dict[str, float]:
     whole = (last - best).sum()
     if not bool(whole > 0):
         raise InputError(
-            "the nearest examples of all samples are equally far, so that no curve can be compared; use more"
+            "the nearest examples of all samples are equally far, so the curves cannot be compared; use more samples"
         )
     shares = 1 - (values - best).sum(dim=1) / whole
     return dict(zip(distances, shares.tolist(), strict=True))
@@ -112,6 +113,6 @@ def local_optimality(distances: Mapping[str, Tensor]) -> dict[str, float]:
 def optimality(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Mean local optimality of every attack over networks, each a mapping from the attack's name to its distances."""
     if not networks or any(set(one) != set(networks[0]) for one in networks):
-        raise InputError("every network must have been attacked by the same attacks, and there must be one at least")
+        raise InputError("give at least one network; every network must have been attacked by the same attacks")
     local = [local_optimality(distances) for distances in networks]
     return {name: sum(shares[name] for shares in local) / len(local) for name in networks[0]}

@@ -34,12 +34,12 @@ _SHARED = {field.name for field in fields(Attack)}
 
 
 def attack_names() -> tuple[str, ...]:
-    """The names of our own attacks; besides, `make_attack` knows torchattacks:NAME."""
+    """The names of the built-in attacks; `make_attack` also accepts torchattacks:NAME."""
     return tuple(_ATTACKS)
 
 
 def attack_class(name: str) -> type[Attack]:
-    """The class of the attack of that name; InputError for an unknown name."""
+    """The class of the attack with this name; raises InputError for an unknown name."""
     if name.startswith(PREFIX):
         return Torchattacks
     if name not in _ATTACKS:
@@ -48,7 +48,7 @@ def attack_class(name: str) -> type[Attack]:
 
 
 def make_attack(name: str, threat: ThreatModel, **settings: Any) -> Attack:
-    """The attack of that name with its settings; InputError names what is unknown.
+    """The attack with this name and these settings; raises InputError for an unknown name or setting.
 
     >>> make_attack("pgd", ThreatModel("linf", 8 / 255), steps=50).name
     'pgd'

@@ -1,1 +1,1 @@
-"""What every attack is, and what it is given and returns."""
+"""The base class of attacks, their input and their result."""

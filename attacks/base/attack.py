@@ -1,4 +1,4 @@
-"""What every attack is: frozen settings, called on a model and images."""
+"""The base class of attacks: frozen settings that are called on a model and images."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from robustres.precision import taking
 from robustres.threat import NORMS, Norm, ThreatModel
 
 Precision = Literal["model", "bfloat16"]
-PROBED = 8  # images on which a model is tried before an attack
+PROBED = 8  # number of images on which the model is checked before an attack
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,17 @@ class Attack(ABC):
     """Settings that all attacks share.
 
     threat: norm and eps in pixel units.
-    seed: of every random number; each also depends on the sample's index and the restart.
-    batch_size: how many samples the model sees at once.
-    precision: of the search: the model's own, or bfloat16 autocast. Every success is verified in the model's own.
-    allow_training_mode: attack a model that is in training mode as it is, instead of refusing it.
+    seed: of all random numbers; each also depends on the sample's index and the restart.
+    batch_size: number of samples on which the model is run at once.
+    precision: of the search, either the model's own or bfloat16 autocast. Every success is verified in the model's own.
+    allow_training_mode: attack a model in training mode as it is instead of refusing it.
 
-    Of each kind: `norms` it is defined for; whether it `follows_gradients`; whether it is a `minimum_norm` attack: it
-    looks for the nearest example instead of any within eps, so that one run with an unbounded threat serves every eps.
+    Each class states the `norms` for which it is defined, whether it `follows_gradients`, and whether it is a
+    `minimum_norm` attack, which searches for the nearest example instead of any example within eps, so that one run
+    with an unbounded threat serves every eps.
 
-    A call leaves the model as it was (modes of every module, gradients, buffers) and the global random state too,
-    also when it ends in an error.
+    A call leaves the model (the modes of its modules, gradients, buffers) and the global random state as they were,
+    even if it raises.
     """
 
     kind: ClassVar[str]
@@ -55,7 +56,7 @@ class Attack(ABC):
 
     @property
     def name(self) -> str:
-        """The name that `make_attack` knows it by."""
+        """The name of the attack in `make_attack`."""
         return self.kind
 
     def __post_init__(self) -> None:
@@ -79,18 +80,18 @@ class Attack(ABC):
 
         indices: (N,) global sample numbers for the random numbers; 0, 1, ... if not given.
         targets: (N,) classes to reach; without them any wrong answer counts.
-        clean: (N, K) this model's logits at x, where they are known already; the first few are compared with the model.
+        clean: (N, K) this model's logits at x, if already known; the first few are compared with the model.
 
-        The model is run as it is: where it takes images of another floating type (model.half(), model.double()), it
-        gets them cast, and that cast is a part of the function that is attacked.
+        The model is run as it is: if it takes images of another floating type (model.half(), model.double()), they are
+        cast, and the cast is part of the function under attack.
 
-        Raises: DataError for images or labels that cannot be right, ModelError for a model in training mode, on another
-        device than the images, with outputs of the wrong shape, that answers at random, or whose answer to an image
-        depends on the others of its batch. Warns where the model has no gradients to follow.
+        Raises: DataError for invalid images or labels; ModelError for a model that is in training mode, is on another
+        device than the images, returns outputs of the wrong shape, answers at random, or whose answer to an image
+        depends on the other images of its batch. Warns if the model has no gradients to follow.
 
-        Where the accelerator's memory does not suffice for the gradients of a batch, the search goes on with half of
-        it; where it does not elsewhere, the attack begins again with half the batch size. Neither changes a result;
-        torch.OutOfMemoryError where one sample does not fit.
+        If the gradients of a batch do not fit into the accelerator's memory, the search continues with half the batch;
+        if another part does not fit, the attack restarts with half the batch size. Neither changes the result. Raises
+        torch.OutOfMemoryError if a single sample does not fit.
         """
         attack = self
         x, y = images_tensor(x), labels_tensor(y)
@@ -133,14 +134,14 @@ class Attack(ABC):
             return ledger.result(self.batch_size)
 
     def _clean(self, problem: Problem, known: Tensor | None) -> Tensor:
-        """Logits (N, K) at the images: those that are known, or the model's answers."""
+        """Logits (N, K) at the images: the known ones if given, else those of the model."""
         if known is None:
             return problem.answers_in_batches(problem.x, self.batch_size)
         preflight.check_output(known, len(problem.x))
         return known.detach().to(problem.x.device)
 
     def _try_out(self, problem: Problem, probe: Tensor, answers: Tensor, clean: Tensor) -> None:
-        """Whether the model is a function of one image, and has gradients for those who follow them."""
+        """Check that the model is a function of one image and, for attacks that follow gradients, has gradients."""
         if not self.allow_training_mode:
             preflight.check_function(problem.answers, probe, answers, clean, roundoff=problem.roundoff())
         if self.follows_gradients:
@@ -148,19 +149,19 @@ class Attack(ABC):
             preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])
 
     def require_counts(self, *names: str) -> None:
-        """InputError unless each of these settings is at least 1."""
+        """Raise InputError unless each of these settings is at least 1."""
         for name in names:
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
 
     def require_budget(self) -> None:
-        """InputError where the threat is unbounded but the attack needs an eps."""
+        """Raise InputError if the threat is unbounded although the attack needs an eps."""
         if not math.isfinite(self.threat.eps):
             raise InputError(f"{self.name} needs a finite eps; for the nearest example use ldn, fab or deepfool")
 
     @abstractmethod
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        """Enter adversarial examples of the problem into the ledger; `clean` are the logits at x."""
+        """Record adversarial examples of the problem in the ledger; `clean` are the logits at x."""
 
     def _problem(
         self, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor | None, targets: Tensor | None
@@ -183,7 +184,7 @@ class Attack(ABC):
 
 @contextmanager
 def _nothing_changed(model: nn.Module) -> Iterator[None]:
-    """The model's parameters frozen inside; model and random state as before on exit."""
+    """Freeze the model's parameters; restore the model and the random state on exit."""
     with torch.inference_mode(False), random_state_kept(), untouched(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)

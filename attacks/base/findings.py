@@ -1,4 +1,4 @@
-"""What a diagnosis of gradient masking says: one finding per check, and a verdict in plain words."""
+"""The result of a diagnosis of gradient masking: one finding per check, and a verdict in plain words."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. value: a share of samples (or of gradients); suspicious: whether it speaks for masked gradients."""
+    """One check. value: a share of samples (or of gradients); suspicious: whether it indicates masked gradients."""
 
     check: str
     value: float
@@ -18,7 +18,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks of one attack. suspicious_samples: (N,) bool, those whose robustness some check contradicts."""
+    """All checks of one attack. suspicious_samples: (N,) bool, samples whose robustness is contradicted by a check."""
 
     attack: str
     norm: str
@@ -28,7 +28,7 @@ class Diagnosis:
 
     @property
     def suspicious(self) -> bool:
-        """Whether any check speaks for masked gradients."""
+        """Whether any check indicates masked gradients."""
         return any(finding.suspicious for finding in self.findings)
 
     @property
@@ -40,7 +40,7 @@ class Diagnosis:
         return f"Do not trust the robust accuracy of {self.attack}: its gradients mislead it ({reasons})."
 
     def __str__(self) -> str:
-        """The verdict, and every check with a mark where it speaks for masked gradients."""
+        """The verdict and every check, marked where it indicates masked gradients."""
         lines = [f"{'!' if finding.suspicious else ' '} {finding.verdict}" for finding in self.findings]
         return "\n".join([self.verdict, *lines])
 

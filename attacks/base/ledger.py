@@ -1,4 +1,4 @@
-"""The best that is known for every sample so far, and how an example enters: moved into the ball, then verified."""
+"""The best result known so far for every sample; examples are moved into the ball and verified before they enter."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from robustres.numerics import distance
 
 
 class Ledger:
-    """Per sample of a problem: the best image, whether it fools the model, and what was spent."""
+    """For each sample of a problem: the best image, whether it fools the model, and the cost."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -22,22 +22,22 @@ class Ledger:
         self.prediction = problem.classes.clone()
         self.loss = torch.full((count,), -torch.inf, dtype=problem.dtype, device=device)
         self.nonfinite = torch.zeros_like(self.fooled)
-        self._noted = torch.zeros_like(self.fooled)  # whose example only the search has evaluated so far
+        self._noted = torch.zeros_like(self.fooled)  # samples whose best image only the search has evaluated
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
         self.steps, self.gradients, self.evaluations, self.zero_gradients = (zeros.clone() for _ in range(4))
 
     def count(self, samples: Tensor, **spent: Tensor) -> None:
-        """Add what was spent on the samples (B,), which may repeat: steps, evaluations, gradients, zero_gradients."""
+        """Add to the counts of the samples (B,), which may repeat: steps, evaluations, gradients, zero_gradients."""
         for name, number in spent.items():
             getattr(self, name).index_add_(0, samples, number)
 
     def record_clean(self, logits: Tensor) -> None:
-        """Enter the model's answers to the unchanged images: those already wrong are at distance 0."""
+        """Record the logits at the unchanged images: those already misclassified are at distance 0."""
         everyone = torch.arange(len(self.fooled), device=self.fooled.device)
         self._enter(everyone, self.problem.x, logits)
 
     def offer(self, samples: Tensor, points: Tensor) -> Tensor:
-        """Move points (B, ...) into the ball, run the model as given, enter what is better; returns fooled (B,)."""
+        """Move points (B, ...) into the ball, run the model as given, record improvements; return fooled (B,)."""
         x = self.problem.x[samples]
         points = ball.retract(points.to(x.dtype), x, self.low[samples], self.high[samples], self.problem.threat)
         logits = self.problem.answers(points)
@@ -45,7 +45,7 @@ class Ledger:
         return self.problem.succeeded(logits, self.problem.classes[samples])
 
     def note(self, samples: Tensor, points: Tensor, margin: Tensor) -> None:
-        """Keep misses (B, ...) that come closer to a success than what is kept; `margin` (B,) is the search's."""
+        """Keep misses (B, ...) that are closer to a success than those kept; `margin` (B,) is that of the search."""
         better = (margin > self.loss[samples]) & ~self.fooled[samples]
         better = self._best_of_each(samples, margin, better)
         chosen = samples[better]
@@ -54,7 +54,7 @@ class Ledger:
         self._noted[chosen] = True
 
     def result(self, batch_size: int) -> AttackResult:
-        """What is known now, after the misses that only the search has seen: every entry is the model's own answer."""
+        """The result, after evaluating the model as given on misses that only the search has evaluated."""
         for rest in in_parts((self._noted & ~self.fooled).nonzero().flatten(), batch_size):
             self.loss[rest] = -torch.inf
             self.offer(rest, self.examples[rest])
@@ -94,7 +94,7 @@ class Ledger:
         self.count(samples, evaluations=torch.ones_like(samples))
 
     def _best_of_each(self, samples: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """The entries of the mask (B,) with the largest value among those of the same sample, the first of equals."""
+        """The entries of the mask (B,) with the largest value for their sample; the first one in case of ties."""
         chosen = mask.nonzero().flatten()
         ranked = chosen[value[chosen].sort(stable=True, descending=True).indices]
         first = torch.full_like(self.steps, len(mask))

@@ -1,4 +1,4 @@
-"""What must hold before an attack starts; every message names the cure."""
+"""Checks of the model and the data before an attack; every message says how to fix the problem."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from robustres.threat import ThreatModel, require_width
 
 
 def check_types(model: object) -> None:
-    """Refuse what is no module, before anything else is asked of it."""
+    """Refuse anything that is not a module, before using it."""
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"the model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module's forward"
@@ -21,7 +21,7 @@ def check_types(model: object) -> None:
 
 
 def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-    """Shapes, range, labels, and eps against the resolution of the images' type."""
+    """Check shapes, range and labels, and eps against the resolution of the images' type."""
     if not x.is_floating_point():
         raise DataError(f"images must be floating point on [0, 1], got {x.dtype}; divide 8-bit images by 255")
     if y.shape != (len(x),) or y.is_floating_point():
@@ -39,7 +39,7 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     if low < 0 or high > 1:
         cure = "divide by 255" if high > 2 and low >= 0 else "undo the normalisation and make it part of the model"
         raise DataError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {cure}")
-    # Twice the spacing of numbers below 2: a smaller eps cannot be represented well there.
+    # Twice the spacing of numbers below 2: a smaller eps cannot be represented well.
     resolution = 2 * torch.finfo(x.dtype).eps
     if threat.eps < resolution:
         raise InputError(
@@ -49,17 +49,17 @@ def check_images(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
 
 
 def check_rounding(dtype: torch.dtype, threat: ThreatModel) -> None:
-    """Refuse an eps that the model cannot see, since it rounds its images by more."""
+    """Refuse an eps that is smaller than the rounding of the model's input."""
     rounding = torch.finfo(dtype).eps / 4  # of numbers just below 1
     if threat.eps < rounding:
         raise InputError(
-            f"eps {threat.eps:g} is below the rounding of {named(dtype)} ({rounding:.2g}), in which the model takes "
-            "its images; convert it by model.double(), or take a larger eps"
+            f"eps {threat.eps:g} is below the rounding of {named(dtype)} ({rounding:.2g}), the type of the model's "
+            "input; convert the model by model.double(), or take a larger eps"
         )
 
 
 def check_mode(model: nn.Module, *, allowed: bool) -> None:
-    """Refuse a model in training mode: dropout and batch statistics would be attacked instead of the classifier."""
+    """Refuse a model in training mode: dropout and batch statistics would change the function under attack."""
     if not allowed and (training := [name or "the model" for name, m in model.named_modules() if m.training]):
         raise ModelError(
             f"{training[0]} is in training mode ({len(training)} modules are); call model.eval() first, "
@@ -69,15 +69,15 @@ def check_mode(model: nn.Module, *, allowed: bool) -> None:
 
 @contextmanager
 def mismatch_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Inside, a model that fails on images of another device than its weights' is told from a broken one."""
+    """Explain errors of a model that is on another device than the images or has a fixed batch size."""
     try:
         yield
     except AssertionError as error:
         if "Guard failed" not in str(error):
             raise
         raise ModelError(
-            f"the module of an exported program only takes batches as it was exported with ({error}); give it to "
-            "load_model first, or export it with dynamic_shapes"
+            f"the module of an exported program only takes batches of the exported size ({error}); load it with "
+            "load_model, or export it with dynamic_shapes"
         ) from error
     except RuntimeError as error:
         weight = next((p for p in model.parameters() if p.is_floating_point()), x)
@@ -90,7 +90,7 @@ def mismatch_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def check_output(logits: object, count: int) -> None:
-    """Shape of the model's output for `count` images."""
+    """Check the shape of the model's output for `count` images."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
@@ -102,7 +102,7 @@ def check_output(logits: object, count: int) -> None:
 
 
 def check_classes(classes: int, y: Tensor, targets: Tensor | None) -> None:
-    """Range of the labels and targets."""
+    """Check the range of the labels and targets."""
     for name, values in (("label", y), ("target", targets)):
         if values is None:
             continue
@@ -116,7 +116,7 @@ def check_classes(classes: int, y: Tensor, targets: Tensor | None) -> None:
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse the outputs of a softmax: where it is sure, its gradients vanish and attacks look weaker than they are."""
+    """Refuse the output of a softmax: where it saturates, its gradients vanish and attacks fail."""
     sums = logits.double().sum(dim=1)
     if bool((logits >= 0).all() and (sums - 1).abs().max() < 1e-4):
         raise ModelError(
@@ -128,11 +128,11 @@ def check_logits(logits: Tensor) -> None:
 def check_function(
     run: Callable[[Tensor], Tensor], probe: Tensor, answers: Tensor, clean: Tensor, *, roundoff: float
 ) -> None:
-    """Refuse a model that is no function of one image at a time, by the first images and what it said of them.
+    """Refuse a model that is not a deterministic function of one image at a time, judged by the first images.
 
-    The first image is asked about once more between two others, in another batch at another place.
+    The first image is evaluated once more between two others, in another batch and at another position.
     answers, clean: (B, K) logits of the probe (B, C, H, W), from two calls; `clean` may be the caller's.
-    roundoff: relative spacing of the coarsest type in which the model computes; what rounding may do passes.
+    roundoff: relative spacing of the coarsest type in which the model computes; rounding differences are allowed.
     """
     among = _among_others(run, probe)
     among = answers[:1] if among is None else among
@@ -157,7 +157,7 @@ def check_function(
 
 
 def _among_others(run: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor | None:
-    """Logits (1, K) of the first image between a black and a white one; None for a model of fixed batches."""
+    """Logits (1, K) of the first image between a black and a white one; None for a model of fixed batch size."""
     first = probe[:1]
     try:
         return run(torch.cat([torch.zeros_like(first), first, torch.ones_like(first)]))[1:2]
@@ -166,14 +166,14 @@ def _among_others(run: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor | No
 
 
 def _difference(first: Tensor, second: Tensor, roundoff: float) -> float:
-    """The largest difference of two logits where it is more than rounding may make, else 0."""
+    """The largest difference between the logits if it exceeds what rounding can cause, else 0."""
     away = float((first - second).abs().nan_to_num(0, 0, 0).max())
     largest = max(1.0, float(first.abs().nan_to_num(0, 0, 0).max()))
     return away if away > max(1e-3, 8 * roundoff) * largest else 0.0
 
 
 def warn_without_gradients(gradient: Tensor) -> None:
-    """Say so where no logit depends differentiably on any pixel: the search would be blind."""
+    """Warn if no logit depends differentiably on any pixel, so that the search has nothing to follow."""
     if len(gradient) and not bool(gradient.any()):
         warnings.warn(
             f"the gradient of every logit is exactly zero at {len(gradient)} of the first images: the model is not "

@@ -1,4 +1,4 @@
-"""One attack's task: the model as given, the images, what counts as success; and the counted access to the model."""
+"""The task of an attack: the model as given, the images, the criterion of success, and access to the model."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,12 +15,12 @@ from robustres.threat import ThreatModel
 
 @dataclass
 class Problem:
-    """What is to be solved: for each image x (N, C, H, W) an allowed image that the model answers wrongly.
+    """Find, for each image x (N, C, H, W), an allowed image that the model misclassifies.
 
     classes: (N,) the labels, or the targets where `targeted`.
-    index: (N,) global sample numbers, from which the random numbers come.
+    index: (N,) global sample numbers, from which the random numbers are derived.
     search_dtype: precision of the search's forward and backward passes (autocast), None for the model's own.
-    writes: whether the model writes into the images that it is given; it then gets copies.
+    writes: whether the model modifies its input in place; it then receives copies.
     """
 
     model: nn.Module
@@ -35,20 +35,20 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of a search's points: the images' own; float32 for half precision, where the model gets them rounded."""
+        """Type of the points of a search: that of the images, or float32 if they are in half precision."""
         return torch.float32 if self.x.dtype in REDUCED else self.x.dtype
 
     @property
     def taken(self) -> torch.dtype:
-        """The type in which the model gets the images."""
+        """The type in which the model receives the images."""
         return self.model.dtype if isinstance(self.model, Taking) else self.x.dtype
 
     def roundoff(self) -> float:
-        """Relative spacing of numbers in the coarsest type among the images' and the model's."""
+        """Relative spacing of numbers in the coarsest type of the images and the model."""
         return max(torch.finfo(dtype).eps for dtype in (self.taken, *floating_types(self.model)))
 
     def first_answers(self, points: Tensor) -> Tensor:
-        """The same as `answers`, and notes whether the model writes into its images."""
+        """Like `answers`, and record whether the model modifies its input in place."""
         given = points.clone()
         version = given._version
         logits = self.answers(given)
@@ -63,7 +63,7 @@ class Problem:
         return logits
 
     def answers_in_batches(self, points: Tensor, batch_size: int) -> Tensor:
-        """The same, at most `batch_size` at once."""
+        """Like `answers`, at most `batch_size` points at once."""
         return torch.cat([self.answers(part) for part in in_parts(points, batch_size)])
 
     def search_answers(self, points: Tensor) -> Tensor:
@@ -95,15 +95,15 @@ class Problem:
         return -value if self.targeted else value
 
     def succeeded(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Whether the answer is wrong (or the target); never where a logit is not finite."""
+        """Whether the prediction is wrong (or the target); False where a logit is not finite."""
         return self.answered(logits, classes) & torch.isfinite(logits).all(dim=1)
 
     def answered(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Whether the answer is wrong (or the target), of finite logits."""
+        """Whether the prediction is wrong (or the target), for finite logits."""
         return (logits.argmax(dim=1) == classes) == self.targeted
 
     def run(self, points: Tensor) -> Tensor:
-        """The model as given on the points, which stay as they are."""
+        """The model as given on the points, which are left unchanged."""
         logits: Tensor = self.model(points.clone() if self.writes else points)
         return logits
 
@@ -114,15 +114,15 @@ class Problem:
 
 
 def in_parts(values: Tensor, size: int) -> list[Tensor]:
-    """The rows of (N, ...) in consecutive parts of at most `size`; none where there are no rows.
+    """The rows of (N, ...) in consecutive parts of at most `size`; an empty list if there are no rows.
 
-    `torch.split` gives one empty part then, and many models cannot be called with zero images.
+    In that case `torch.split` gives one empty part, and many models cannot be called with zero images.
     """
     return list(torch.split(values, size)) if len(values) else []
 
 
 def vanished(gradient: Tensor) -> Tensor:
-    """Which samples' gradients (N, ...) are exactly zero, (N,); looks at all pixels only where a few are zero."""
+    """Mask (N,) of the gradients (N, ...) that are exactly zero; inspects all pixels only where a few are zero."""
     flat = gradient.flatten(1)
     zero = ~flat[:, :: max(flat.shape[1] // 64, 1)].any(dim=1)
     if bool(zero.any()):

@@ -1,4 +1,4 @@
-"""What an attack returns: one entry per sample, in the order of the images given."""
+"""The result of an attack: one entry per sample, in the order of the given images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,20 +14,20 @@ from robustres.errors import InputError
 class AttackResult:
     """The outcome of one attack on N samples.
 
-    examples: (N, C, H, W), inside the closed eps-ball and [0, 1] when checked in float64. Where the attack failed it
-        is the tried image with the largest margin loss.
-    fooled: (N,) bool; the model, as given and in its own precision, answers the example wrongly (or with the target).
+    examples: (N, C, H, W), inside the closed eps-ball and [0, 1] when checked in float64. Where the attack failed, the
+    evaluated image with the largest margin loss.
+    fooled: (N,) bool; the model, as given and in its own precision, misclassifies the example (or predicts the target).
     distance: (N,) float64 in the threat's norm; infinite where not fooled, 0 where no change was needed.
-    prediction: (N,) int64, the model's answer to the example.
+    prediction: (N,) int64, the predicted class of the example.
     loss: (N,) margin loss of the example: largest other logit minus the label's (the target's minus the largest
-        other, if targeted); never negative where fooled, and 0 where the model resolves a tie wrongly.
+        other, if targeted); never negative where fooled, and 0 where a tie is resolved wrongly.
     verified: (N,) bool; the example was evaluated again on the model as given, after the last rounding.
     steps: (N,) int64, updates of the iterate, over all restarts.
-    gradient_evaluations: (N,) int64, how often a gradient was computed for this sample.
-    evaluations: (N,) int64, how often the model was run on this sample for any reason, gradients included.
-    zero_gradients: (N,) int64, how many of those gradients were exactly zero.
-    nonfinite: (N,) bool; the model answered NaN or infinity somewhere in the ball. Never counted as fooled.
-    diagnosis: what `diagnose` found about masked gradients, where it was asked.
+    gradient_evaluations: (N,) int64, number of gradients computed for this sample.
+    evaluations: (N,) int64, number of runs of the model on this sample for any reason, including gradients.
+    zero_gradients: (N,) int64, number of gradients that were exactly zero.
+    nonfinite: (N,) bool; the model returned NaN or infinity somewhere in the ball. Never counted as fooled.
+    diagnosis: the findings of `diagnose` about masked gradients, if it was run.
     """
 
     examples: Tensor
@@ -47,7 +47,7 @@ class AttackResult:
         return len(self.fooled)
 
     def __repr__(self) -> str:
-        """What a reader wants first; the tensors have their own names."""
+        """A short summary, without the tensors."""
         fooled = f"{len(self) - self.robust} of {len(self)} samples fooled"
         away = f", median distance {float(self.distance[self.fooled].median()):.4g}" if self.robust < len(self) else ""
         return f"AttackResult({fooled}{away}; {int(self.gradient_evaluations.sum())} gradients)"
@@ -63,13 +63,13 @@ class AttackResult:
         return replace(self, **moved)
 
     def select(self, index: Tensor) -> "AttackResult":
-        """The entries that `index` (bool mask or positions) picks."""
+        """The entries selected by `index` (bool mask or positions)."""
         chosen = {name: getattr(self, name)[index] for name in _PER_SAMPLE}
         return replace(self, **chosen, diagnosis=None)
 
     @staticmethod
     def concatenate(results: Sequence["AttackResult"]) -> "AttackResult":
-        """Results of consecutive batches as one."""
+        """The results of consecutive batches as one result."""
         if not results:
             raise InputError("there are no results to concatenate; give at least one")
         joined = {name: torch.cat([getattr(result, name) for result in results]) for name in _PER_SAMPLE}

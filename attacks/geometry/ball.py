@@ -1,8 +1,8 @@
-"""The set of allowed images, {x' : |x' - x| <= eps} and [0, 1]: projections, directions and starts for l2, linf and l1.
+"""The allowed images, {x' : |x' - x| <= eps} within [0, 1]: projections, directions and starts for l2, linf and l1.
 
-`project_` is what an iteration uses, in the images' own precision. `retract` is what a returned example passes
-through: afterwards the distance computed in float64 is at most eps, and every pixel lies in [0, 1]; in l0,
-where no iteration projects, the smallest changes are undone.
+Iterations use `project_`, in the precision of the images. Every returned example has passed through `retract`, after
+which the distance computed in float64 is at most eps and every pixel lies in [0, 1]; in l0, where iterations do not
+project, the smallest changes are undone.
 """
 
 import math
@@ -14,8 +14,8 @@ from robustres.attacks.geometry.randomness import normal, uniform
 from robustres.numerics import distance
 from robustres.threat import ThreatModel
 
-# A step in l1 moves this share of the pixels (Tramer and Boneh 2019 use the 99th percentile; 5 % keeps small images
-# moving).
+# Share of the pixels moved by a step in l1 (Tramer and Boneh 2019 use the 99th percentile; with 5 %, small images still
+# move).
 L1_SHARE = 0.05
 
 
@@ -36,7 +36,7 @@ def pixel_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
-    """Points of the ball near the given ones, whose memory may be used; `low` and `high` are `pixel_bounds` of x.
+    """Points of the ball near the given ones, whose memory may be reused; `low` and `high` are the `pixel_bounds` of x.
 
     linf: the nearest point. l1: the nearest point of the intersection of ball and box. l2: scaled into the ball, then
     clipped into the box, which keeps it in the ball.
@@ -55,9 +55,9 @@ def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threa
 def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, low <= d <= high}, low <= 0 <= high, in float64.
 
-    eps: one radius for all, or (N,). The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), cap_i being the
-    room on v_i's side and t >= 0 the multiplier of the ball. Its l1 norm is piecewise linear in t with breakpoints
-    |v_i| and |v_i| - cap_i: sorted once, the root is found exactly (Croce and Hein 2021, "Mind the box").
+    eps: one radius for all, or (N,). The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), where cap_i is the
+    room on the side of v_i and t >= 0 the multiplier of the ball. Its l1 norm is piecewise linear in t with breakpoints
+    |v_i| and |v_i| - cap_i, so sorting them once gives the exact root (Croce and Hein 2021, "Mind the box").
     """
     flat = v.detach().to(torch.float64).flatten(1)
     radius = torch.as_tensor(eps, dtype=torch.float64, device=v.device).reshape(-1, 1)
@@ -79,7 +79,7 @@ def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) ->
 
 
 def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
-    """Points moved into the ball so that the check in float64 holds; those inside already stay as they are."""
+    """Points moved into the ball such that the check in float64 holds; points already inside are unchanged."""
     if threat.norm == "linf":
         inside: Tensor = torch.clamp(points, low, high)
         return inside
@@ -97,7 +97,7 @@ def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threat
 
 
 def with_largest_changes(points: Tensor, x: Tensor, count: float | Tensor) -> Tensor:
-    """Points with only the `count` largest of their changes against x (N, ...), every other value as in x.
+    """Points that keep only their `count` largest changes from x (N, ...); every other value is that of x.
 
     count: one number for all, or (N,).
     """
@@ -110,7 +110,8 @@ def with_largest_changes(points: Tensor, x: Tensor, count: float | Tensor) -> Te
 def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
     """Steepest ascent direction of unit length in the norm; 0 where the gradient is 0.
 
-    l1: the sign on the share L1_SHARE of pixels with the largest gradient that can still move, each by equal parts.
+    l1: the sign of the gradient on the share L1_SHARE of the pixels with the largest gradient among those that can
+    still move, in equal parts.
     """
     if norm == "linf":
         return gradient.sign()
@@ -133,7 +134,8 @@ def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
 def random_start(keys: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
     """A random image of the ball for each sample, from the keys of `randomness.sample_keys`.
 
-    linf: uniform in the cube. l2: uniform in the ball. l1: uniform in the ball (exponential spacings). Then clipped.
+    linf: uniform in the cube. l2: uniform in the ball. l1: uniform in the ball (exponential spacings). All are then
+    clipped.
     """
     shape, dtype = tuple(x.shape[1:]), x.dtype
     if threat.norm == "linf":

@@ -1,15 +1,15 @@
-"""The smallest move onto a hyperplane inside the box [0, 1], exactly, for l2, linf and l1.
+"""The smallest move onto a hyperplane within the box [0, 1], computed exactly, for l2, linf and l1.
 
 Given x in the box, w and r: the d of least norm with <w, d> = r and 0 <= x + d <= 1; where none exists, the d that
-comes closest to the hyperplane. Only moves in the direction sign(r w_i) help, at most by the room there is:
+comes closest to the hyperplane. Only moves in the direction sign(r w_i) help, each limited by the room up to the box:
 
     linf  d_i = sign(r w_i) min(t, room_i)            t the root of sum |w_i| min(t, room_i) = |r|
     l2    d_i = sign(r w_i) min(t |w_i|, room_i)      t the root of sum |w_i| min(t |w_i|, room_i) = |r|
     l1    the pixels with the largest |w_i| move all the way, in turn, until r is reached
 
-For linf and l2 the left side is concave, increasing and piecewise linear in t. A line through two of its points, both
-left of the root, lies above it further right: the secant method started at 0 never passes the root, converges faster
-than linearly, and needs neither sorting nor the slope. (Masks over all pixels cost several times as much as sums here.)
+For linf and l2 the left-hand side is concave, increasing and piecewise linear in t. A line through two of its points
+left of the root lies above it further right, so the secant method started at 0 never overshoots the root, converges
+superlinearly, and needs neither sorting nor the slope. (Masks over all pixels cost several times as much as sums here.)
 """
 
 import torch
@@ -21,7 +21,7 @@ _SECANTS = 60
 def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, tolerance: float = 1e-6) -> Tensor:
     """The move d (N, ...) for images x (N, ...), normals w (N, ...) and gaps r (N,).
 
-    tolerance: how much of the gap may be missing, relative.
+    tolerance: the relative part of the gap that may remain.
     """
     flat = x.flatten(1)
     normal = w.flatten(1) * r.sign()[:, None]
@@ -34,7 +34,7 @@ def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, toleran
 
 
 def _sizes(room: Tensor, weight: Tensor, gap: Tensor, norm: str, tolerance: float) -> Tensor:
-    """min(t, room), in l2 min(t weight, room), with the t at which the sum over weight times it reaches the gap."""
+    """min(t, room), or min(t weight, room) in l2, where t solves <weight, result> = gap."""
     smallest = torch.finfo(room.dtype).tiny
     t = gap / (weight.sum(dim=1) if norm == "linf" else weight.square().sum(dim=1)).clamp(min=smallest)
     earlier, reached_earlier = torch.zeros_like(t), torch.zeros_like(t)

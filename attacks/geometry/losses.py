@@ -1,6 +1,6 @@
-"""What an attack maximises: functions of logits (N, K) and classes (N,), larger is worse for the model.
+"""The losses that attacks maximise: functions of logits (N, K) and classes (N,); larger is worse for the model.
 
-Untargeted, `classes` are the labels. Targeted losses are written for the target t: larger is closer to answering t.
+In untargeted losses `classes` are the labels; in targeted losses they are the targets, and larger is closer to them.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 LossName = Literal["ce", "margin", "dlr", "scaled-ce", "probability-margin"]
 Loss = Callable[[Tensor, Tensor], Tensor]
-SPREAD = 5.0  # standard deviation of a sample's logits in the losses that do not depend on the model's scale
+SPREAD = 5.0  # standard deviation of a sample's logits in the scale-invariant losses
 
 
 def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _others(logits: Tensor, classes: Tensor) -> Tensor:
-    """The logits with the class's own replaced by minus infinity."""
+    """The logits with that of the given class replaced by minus infinity."""
     return logits.scatter(1, classes[:, None], -torch.inf)
 
 
@@ -30,7 +30,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def smooth_margin(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-    """The margin with log sum exp(scale z_k) / scale in place of the largest other logit; scale (N,) is positive.
+    """The margin with the largest other logit replaced by log sum exp(scale z_k) / scale; scale (N,) is positive.
 
     Never below the margin, and above it by at most log(classes - 1) / scale.
     """
@@ -38,9 +38,9 @@ def smooth_margin(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, written as softplus(logsumexp of the others - own logit).
+    """Cross-entropy, computed as softplus(logsumexp of the other logits - logit of the label).
 
-    Equal to the usual form, but its gradient keeps its direction when the probability of the label rounds to 1.
+    Equal to the usual form, but the gradient keeps its direction when the probability of the label rounds to 1.
     """
     return softplus(torch.logsumexp(_others(logits, labels), dim=1) - _of_class(logits, labels))
 
@@ -48,7 +48,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020, equation 6): the margin over z_(1) - z_(3).
 
-    With two classes there is no third largest logit and the ratio would be constant: the margin is used then.
+    With two classes there is no third largest logit and the ratio would be constant, so the margin is used instead.
     """
     if logits.shape[1] < 3:
         return margin(logits, labels)
@@ -57,9 +57,9 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def of_equal_spread(logits: Tensor) -> Tensor:
-    """Each row times the factor, taken as a constant, that gives it the standard deviation SPREAD.
+    """Each row scaled, by a factor treated as constant, to the standard deviation SPREAD.
 
-    A loss of these is the same for a model whose logits are multiplied by any number: it neither saturates nor fades.
+    A loss of these logits is invariant to the scale of the model's logits: its gradient neither saturates nor vanishes.
     """
     spread = logits.detach().std(dim=1, keepdim=True)
     return logits * (SPREAD / spread.clamp(min=torch.finfo(logits.dtype).tiny))
@@ -76,9 +76,9 @@ def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted(loss: Loss) -> Loss:
-    """The loss of reaching the target instead of leaving the label.
+    """The targeted form of a loss: its negative at the target.
 
-    Its negative at the target: for the margin, the target's logit minus the largest other.
+    For the margin, this is the target's logit minus the largest other logit.
     """
 
     def towards(logits: Tensor, targets: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def difference(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Targeted difference of logits ratio (Croce and Hein 2020, equation 7).
 
-    (z_t - z_y) over z_(1) - (z_(3) + z_(4)) / 2; with fewer than four classes the last term uses what there is.
+    (z_t - z_y) over z_(1) - (z_(3) + z_(4)) / 2; with fewer than four classes the last term uses the logits that exist.
     """
     towards = difference(logits, labels, targets)
     if logits.shape[1] < 3:

@@ -1,8 +1,8 @@
-"""Random numbers that depend on (seed, sample index, restart, draw) and on nothing else.
+"""Random numbers that depend only on (seed, sample index, restart, draw).
 
 Counter-based: every number is a hash of its coordinates (the finaliser of SplitMix64; Steele, Lea and Flood 2014,
-"Fast splittable pseudorandom number generators"). So results do not depend on the batch size, on the order of the
-samples, on how they are shared among processes, or on the device; and no generator's state is touched.
+"Fast splittable pseudorandom number generators"). Results therefore do not depend on the batch size, the order of the
+samples, their distribution over processes, or the device, and no generator's state is touched.
 """
 
 import math
@@ -16,7 +16,7 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; torch's own is arithmetic."""
+    """Logical right shift; the shift of torch is arithmetic."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
@@ -54,7 +54,7 @@ def integers(keys: Tensor, high: Tensor | int, shape: tuple[int, ...] = (), *, d
 
 
 def words(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
-    """What `integers` is made of: numbers of 32 random bits, (N, *shape) int64."""
+    """The source of `integers`: numbers of 32 random bits, (N, *shape) int64."""
     return _shifted(_bits(keys, shape, draw), 32)
 
 

@@ -16,9 +16,9 @@ def window_index(batch: Tensor, top: Tensor, left: Tensor, channels: int, side: 
 
 
 def window_positions(batch: Tensor, top: Tensor, left: Tensor, shape: tuple[int, ...], side: int) -> Tensor:
-    """The same pixels (B, C, side, side) as positions in all images (N, *shape) laid end to end, for take and put_.
+    """The same pixels (B, C, side, side) as positions in the flattened images (N, *shape), for `take` and `put_`.
 
-    Two to three times as fast as the four indices for windows of a few pixels.
+    Two to three times as fast as the four index tensors for windows of a few pixels.
     """
     channels, height, width = shape
     along = torch.arange(side, device=top.device)

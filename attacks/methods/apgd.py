@@ -26,7 +26,7 @@ ENOUGH_INCREASES = 0.75  # share of the updates between two checkpoints that mus
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
-    """The ages at which progress is judged: intervals fall from 22 % of the steps by 3 % each, down to 6 %.
+    """The ages at which progress is judged: the intervals shrink from 22 % of the steps by 3 % each, down to 6 %.
 
     >>> checkpoints(100)
     (22, 41, 57, 70, 80, 87, 93, 99)
@@ -50,7 +50,7 @@ class AutoPgd(GradientSearch):
         previous = 0
         for age in checkpoints(steps):
             ages[age], previous = age - previous, age
-        self.interval = ages.to(problem.x.device)  # updates since the last checkpoint, 0 at ages that are none
+        self.interval = ages.to(problem.x.device)  # updates since the last checkpoint, 0 at ages that are no checkpoint
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
@@ -79,7 +79,7 @@ class AutoPgd(GradientSearch):
         target = torch.addcmul(points, direction, per_sample(slots["size"], points))
         target = ball.project_(target, slots["x"], slots["low"], slots["high"], threat)
         share = per_sample(torch.where(slots["age"] > 0, MOMENTUM, 1.0).to(points.dtype), points)
-        moved = torch.lerp(points, target, share)  # of fresh slots, previous is points: they have no momentum
+        moved = torch.lerp(points, target, share)  # in new slots `previous` is `points`: no momentum
         moved.add_(points - slots["previous"], alpha=1 - MOMENTUM)
         slots["previous"] = points
         slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
@@ -101,7 +101,7 @@ class AutoPgd(GradientSearch):
         slots["loss_at_checkpoint"] = torch.where(first, slots["best_loss"], slots["loss_at_checkpoint"])
 
     def _checkpoint(self, slots: Slots, gradient: Tensor) -> Tensor:
-        """Halve the step and go back to the best point where progress has stalled; returns the gradient to follow."""
+        """Halve the step and go back to the best point where progress has stalled; return the gradient to follow."""
         interval = self.interval[slots["age"]]
         judged = interval > 0
         if not bool(judged.any()):

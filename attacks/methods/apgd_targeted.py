@@ -18,7 +18,7 @@ from robustres.attacks.search.targets import TowardsTargets, likely_targets, ref
 
 
 class _Towards(TowardsTargets, AutoPgd):
-    """Any wrong answer is a success, not the target's alone."""
+    """Any wrong answer is a success, not only the target."""
 
     def __init__(self, problem: Problem, settings: "APGDTargeted", targets: Tensor) -> None:
         super().__init__(problem, steps=settings.steps, seed=settings.seed, loss="dlr")
@@ -47,7 +47,7 @@ class _SparseTowards(_Towards, SparseAutoPgd):
 
 
 def search(problem: Problem, settings: "APGDTargeted", targets: Tensor) -> Search:
-    """The search towards each of the targets (N, T), in its form for the norm."""
+    """The search towards each of the targets (N, T), in the form for the norm of the threat."""
     kind = _SparseTowards if problem.threat.norm == "l1" else _Towards
     return kind(problem, settings, targets)
 
@@ -56,8 +56,8 @@ def search(problem: Problem, settings: "APGDTargeted", targets: Tensor) -> Searc
 class APGDTargeted(Attack):
     """Auto-PGD on the targeted difference-of-logits ratio, for `targets` wrong classes in turn, most likely first.
 
-    targets: how many classes to aim at; at most classes - 1 are.
-    steps: updates per class. give_up: leave a class early when its loss cannot be expected to get there.
+    targets: how many classes to aim at, at most classes - 1.
+    steps: updates per class. give_up: abandon a class early when its loss is not expected to become positive.
     """
 
     kind: ClassVar[str] = "apgd-t"

@@ -1,8 +1,8 @@
-"""Random corruptions of the size of an attack's ball: the average case beside the worst one.
+"""Random corruptions of the size of an attack's ball: the average case beside the worst case.
 
-Each draws one image per sample, at distance eps where the box allows it, and asks the model once. What it leaves is no
-measure of robustness: it is what a report needs to show how far the worst case lies from what chance does. Kinds after
-Hendrycks and Dietterich (2019), scaled to the threat's norm and eps instead of to a severity.
+Each draws one image per sample, at distance eps where the box allows it, and evaluates the model once. The accuracy
+under corruption is not a measure of robustness: reports use it to show how far the worst case is from the random case.
+The kinds follow Hendrycks and Dietterich (2019), scaled to the threat's norm and eps instead of a severity.
 """
 
 import io
@@ -25,11 +25,11 @@ from robustres.errors import DataError
 from robustres.numerics import distance
 
 JPEG_QUALITY = 10
-BISECTIONS = 40  # of the factor that gives a corruption its size
+BISECTIONS = 40  # of the factor that scales a corruption to distance eps
 
 
 class Corruption(Attack):
-    """One corrupted image per sample, at distance eps or, where the corruption has no such image, as far as it goes."""
+    """One corrupted image per sample, at distance eps or, if the corruption has no such image, as far as it goes."""
 
     follows_gradients: ClassVar[bool] = False
 
@@ -39,7 +39,7 @@ class Corruption(Attack):
 
     @abstractmethod
     def changes(self, x: Tensor, keys: Tensor) -> tuple[Tensor, float]:
-        """What the corruption does to images (B, C, H, W), and how many times it may be scaled up at most."""
+        """The change of images (B, C, H, W) by the corruption, and the largest factor by which it may be scaled up."""
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         refuse_targeted(problem, self.name)
@@ -50,7 +50,7 @@ class Corruption(Attack):
             ledger.offer(rows, self._of_size(x, change, most).to(problem.dtype))
 
     def _of_size(self, x: Tensor, change: Tensor, most: float) -> Tensor:
-        """Images x + t change, cut to [0, 1], with the largest t up to `most` for which they lie within eps."""
+        """Images x + t change, clipped to [0, 1], with the largest t up to `most` for which they lie within eps."""
         low, high = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.full((len(x),), most).to(x)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
@@ -61,7 +61,7 @@ class Corruption(Attack):
 
 @dataclass(frozen=True)
 class GaussianNoise(Corruption):
-    """Independent normal noise on every channel value, scaled to distance eps: the average case."""
+    """Independent normal noise on every channel value, scaled to distance eps: an average case."""
 
     kind: ClassVar[str] = "gaussian-noise"
 
@@ -72,7 +72,7 @@ class GaussianNoise(Corruption):
 
 @dataclass(frozen=True)
 class LowContrast(Corruption):
-    """Every channel moved towards its mean over the image, until distance eps: the average case."""
+    """Every channel moved towards its mean over the image until distance eps: an average case."""
 
     kind: ClassVar[str] = "low-contrast"
 
@@ -82,7 +82,7 @@ class LowContrast(Corruption):
 
 @dataclass(frozen=True)
 class JPEG(Corruption):
-    """What JPEG compression of quality 10 does to the image, as much of it as lies within eps: the average case."""
+    """The change by JPEG compression of quality 10, scaled down to lie within eps where necessary: an average case."""
 
     kind: ClassVar[str] = "jpeg"
 

@@ -1,8 +1,8 @@
 """Decoupled direction and norm (Rony et al. 2019): the nearest example in l2 with few gradients.
 
 Two changes to the published attack, each measured to find nearer examples with the same number of gradients: the
-radius's relative change falls along a cosine as the step length does, and the logits are scaled to a given spread
-before the cross-entropy, which makes the attack indifferent to the scale of a model's logits.
+relative change of the radius falls along a cosine as the step length does, and the logits are scaled to a given spread
+before the cross-entropy, which makes the attack invariant to the scale of the model's logits.
 """
 
 import math
@@ -23,7 +23,7 @@ from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.errors import InputError
 from robustres.threat import Norm
 
-LAST_STEP, LAST_GAMMA = 0.01, 0.01  # what the step length and the radius's relative change fall to
+LAST_STEP, LAST_GAMMA = 0.01, 0.01  # final step length and final relative change of the radius
 
 
 class _Ddn(MinimumNormSearch):
@@ -57,7 +57,7 @@ class _Ddn(MinimumNormSearch):
 
 @dataclass(frozen=True)
 class DDN(Attack):
-    """Steps of decreasing length on a sphere whose radius shrinks where the model is fooled and grows elsewhere.
+    """Steps of decreasing length on a sphere whose radius shrinks while the model is fooled and grows otherwise.
 
     With eps = math.inf the nearest example found is returned; with a finite eps only one inside the ball counts.
 

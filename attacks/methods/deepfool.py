@@ -18,7 +18,7 @@ from robustres.attacks.search.targets import TowardsTargets, aims
 
 
 class BoundaryWalk(TowardsTargets, MinimumNormSearch):
-    """Restart r walks to the boundary with the r-th of the targets (N, T)."""
+    """Restart r moves to the boundary with the r-th of the targets (N, T)."""
 
     def __init__(self, problem: Problem, settings: "DeepFool", targets: Tensor) -> None:
         super().__init__(problem, steps=settings.steps, stops_inside=True)
@@ -29,7 +29,7 @@ class BoundaryWalk(TowardsTargets, MinimumNormSearch):
 
 
 class _DeepFool(BoundaryWalk):
-    """A walk ends where it crosses the boundary; the nearest end counts."""
+    """A search ends where it crosses the boundary; the nearest end point counts."""
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         return super().move(slots, logits, loss, gradient) | torch.isfinite(slots["best_distance"])
@@ -42,13 +42,13 @@ class _DeepFool(BoundaryWalk):
 
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """Linearise, step onto the boundary with some overshoot, until the answer changes; a fast, rough estimate.
+    """Linearise and step onto the boundary with some overshoot until the answer changes; a fast, rough estimate.
 
-    One walk per class, for the `targets` most likely wrong classes (or towards the caller's target alone), by exact
-    moves inside [0, 1] in the threat's norm. With eps = math.inf the nearest end is returned; with a finite eps only
-    one inside the ball counts.
+    One search per class, for the `targets` most likely wrong classes (or towards the caller's target alone), by exact
+    moves within [0, 1] in the threat's norm. With eps = math.inf the nearest end point is returned; with a finite eps
+    only one inside the ball counts.
 
-    steps: linearisations per class. overshoot: how far beyond the boundary a step goes, relative.
+    steps: linearisations per class. overshoot: how far a step goes beyond the boundary, relative to its length.
     """
 
     kind: ClassVar[str] = "deepfool"

@@ -20,9 +20,9 @@ class Ensemble(Attack):
     """APGD on cross-entropy, targeted APGD, targeted FAB and Square, with the published iteration counts.
 
     steps: of APGD, targeted APGD and FAB. queries: of Square. targets: classes aimed at, at most classes - 1.
-    exhaustive: spend every step of every attack, as published. False gives a search up once its progress, carried on,
-        would not arrive (see `search.success_forecast`): faster, by a heuristic that may miss an example.
-    In l1, where Square is not defined here, the first three run.
+    exhaustive: spend every step of every attack, as published. False abandons a search once its extrapolated progress
+        falls short (see `search.success_forecast`): faster, but this heuristic may miss an example.
+    In l1, where Square is not defined here, only the first three run.
     """
 
     kind: ClassVar[str] = "ensemble"

@@ -4,9 +4,9 @@ Each step linearises the boundary between the label and one other class, moves o
 current point and from the image, and takes a weighted mean that is biased towards the image. From an adversarial
 point it first goes back towards the image.
 
-One difference to the published loop: the gradient at the point just tested is used for the step that follows, also
-after going back, where the published loop runs the model once more for the gradient there; the hyperplane is that of
-the tested point. So an iteration costs one gradient instead of a gradient and a forward pass.
+One difference from the published loop: the gradient at the point just tested is used for the next step even after going
+back, whereas the published loop runs the model once more to obtain the gradient there; the hyperplane is that of the
+tested point. An iteration thus costs one gradient instead of a gradient and a forward pass.
 """
 
 import math
@@ -27,17 +27,17 @@ from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.attacks.search.targets import TowardsTargets, aims
 
-TOLERANCE = 1e-3  # of the projections, relative; the overshoot is fifty times as large
-ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, way back, largest weight of the image's own projection
-CACHED = 2**18  # numbers: so many pixels at once are projected on a CPU
+TOLERANCE = 1e-3  # relative, of the projections; the overshoot is fifty times as large
+ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, step back to the image, largest weight of the image's projection
+CACHED = 2**18  # pixel values that are projected at once on a CPU
 
 
 class BoundarySearch(MinimumNormSearch):
-    """The published loop on one difference of logits; children say on which."""
+    """The published loop on one difference of logits, which subclasses define."""
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x = slots["x"]
-        # A processor's cache holds few images: a whole batch's projections would run at the speed of the memory.
+        # A processor's cache holds few images: projecting a whole batch at once would run at the speed of main memory.
         rows = max(CACHED // x[0].numel(), 1) if x.device.type == "cpu" else len(x)
         parts = (torch.split(values, rows) for values in (x, slots["points"], hit, loss, gradient))
         return torch.cat([self._step(*part) for part in zip(*parts, strict=True)])
@@ -79,15 +79,15 @@ class FabSearch(TowardsTargets, BoundarySearch):
 
 @dataclass(frozen=True)
 class FAB(Attack):
-    """Seeks the nearest example, towards `targets` wrong classes in turn; a sample is fooled when one lies within eps.
+    """Search for the nearest example towards `targets` wrong classes in turn; an example within eps is a success.
 
-    Where the caller names the targets, it seeks the nearest image that is answered with its target.
+    If the caller names the targets, the search is for the nearest image that the model answers with its target.
 
-    With eps = math.inf it is a minimum-norm attack: every class is tried and the nearest example returned. With a
+    With eps = math.inf it is a minimum-norm attack: every class is tried and the nearest example is returned. With a
     finite eps a sample retires as soon as an example lies in the ball.
 
-    steps: linearisations per class. targets: how many classes to aim at; at most classes - 1 are. give_up: leave a
-    class early when the distance cannot be expected to fall to eps.
+    steps: linearisations per class. targets: how many classes to aim at, at most classes - 1. give_up: abandon a class
+    early when the distance is not expected to fall to eps.
     """
 
     kind: ClassVar[str] = "fab"

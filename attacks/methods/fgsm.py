@@ -33,7 +33,7 @@ class _Fgsm(GradientSearch):
 class FGSM(Attack):
     """One step of length eps along the steepest direction, from the image itself.
 
-    loss: "ce", "margin", "dlr", or, blind to the scale of the logits, "scaled-ce" or "probability-margin".
+    loss: "ce", "margin", "dlr", or one of the scale-invariant losses "scaled-ce" and "probability-margin".
     """
 
     kind: ClassVar[str] = "fgsm"

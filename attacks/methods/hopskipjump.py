@@ -1,9 +1,9 @@
 """HopSkipJump (Chen, Jordan and Wainwright 2020): the nearest example from the model's decisions alone.
 
-From a point just across the boundary, the decisions at random points around it tell the direction in which the
-boundary is left behind; a step along it, and a bisection back towards the image, lead to the next point. No logit and
-no gradient is used: this is what somebody can do who sees nothing but the answers. One difference to the published
-attack: an iteration begins at the nearest example found, not at the last one.
+From a point just across the boundary, the decisions at random points around it give an estimate of the gradient
+direction; a step along it and a bisection back towards the image lead to the next point. Neither logits nor gradients
+are used: the attacker sees only the predicted classes. One difference from the published attack: an iteration starts at
+the nearest example found, not at the last one.
 """
 
 import math
@@ -22,21 +22,21 @@ from robustres.attacks.search.targets import refuse_targeted
 from robustres.numerics import distance
 from robustres.threat import Norm
 
-STARTS = 20  # random images tried at most, as a first example
-BISECTION = 1e-3  # up to which share of the distance the boundary is bisected
-FIRST_RADIUS, LEAST_RADIUS = 0.1, 0.02  # of the probes, relative to the distance, at first and at last
-HALVINGS = 10  # of a step that is not across the boundary
+STARTS = 20  # largest number of random images tried as a first example
+BISECTION = 1e-3  # relative precision of the bisection to the boundary
+FIRST_RADIUS, LEAST_RADIUS = 0.1, 0.02  # of the probes, relative to the distance, at the start and at the end
+HALVINGS = 10  # of a step that does not cross the boundary
 
 
 class _Decisions:
-    """Which images of one sample are examples, by the model's answers, as long as queries are left."""
+    """Decides which images are examples for one sample, by the model's predictions, while queries are left."""
 
     def __init__(self, problem: Problem, sample: int, queries: int, batch_size: int) -> None:
         self.problem, self.batch_size, self.left = problem, batch_size, queries
         self.x, self.label = problem.x[sample : sample + 1], problem.classes[sample : sample + 1]
 
     def __call__(self, points: Tensor) -> Tensor:
-        """(B,) bool; points beyond the queries that are left are not asked about and count as no examples."""
+        """Mask (B,) of the points that are examples; points beyond the remaining queries count as none."""
         asked = points[: self.left].to(self.x.dtype)
         self.left -= len(asked)
         answers = [
@@ -47,7 +47,7 @@ class _Decisions:
 
 
 class _Walk:
-    """The walk along the boundary for one sample."""
+    """The search along the boundary for one sample."""
 
     def __init__(self, decide: _Decisions, key: Tensor, norm: str, probes: int) -> None:
         self.decide, self.key, self.norm, self.probes = decide, key, norm, probes
@@ -56,7 +56,7 @@ class _Walk:
         self.away = math.inf
 
     def start(self) -> None:
-        """A random image that is an example, moved back to the boundary."""
+        """Start at a random image that is an example, moved back to the boundary."""
         for _ in range(STARTS):
             noise = uniform(self.key, tuple(self.x.shape[1:]), draw=self._next_draw(), dtype=self.x.dtype)
             if bool(self.decide(noise)[0]):
@@ -64,7 +64,7 @@ class _Walk:
                 return
 
     def step(self, number: int) -> None:
-        """One iteration: probe around the point, step, bisect; keeps what is nearer."""
+        """One iteration: probe around the point, step, bisect; keep the nearer point."""
         assert self.point is not None
         direction = self._direction(self.point, max(FIRST_RADIUS / number, LEAST_RADIUS) * self.away, number)
         length = self.away / math.sqrt(number)
@@ -78,7 +78,7 @@ class _Walk:
             length /= 2
 
     def _direction(self, point: Tensor, radius: float, number: int) -> Tensor:
-        """Where the examples lie, from the decisions at random points around (equations 11 and 13)."""
+        """Estimated gradient direction, from the decisions at random points around the point (equations 11 and 13)."""
         count = min(int(self.probes * math.sqrt(number)), max(self.decide.left - HALVINGS, 1))
         keys, draw = self.key.expand(count), torch.arange(count, device=point.device) + self.draw
         self.draw += count
@@ -95,7 +95,7 @@ class _Walk:
         return ball.unit_direction(estimate, point, self.norm)
 
     def _bisected(self, across: Tensor) -> Tensor:
-        """An example between the image and one that lies across the boundary, close to the boundary."""
+        """An example close to the boundary, between the image and the point across it."""
         near, far, nearest = 0.0, 1.0, across
         if self.norm == "linf":
             far = float((across - self.x).abs().amax())
@@ -109,7 +109,7 @@ class _Walk:
         return nearest
 
     def _between(self, across: Tensor, share: float) -> Tensor:
-        """l2: on the line, at this share of it; linf: cut to this distance."""
+        """l2: the point at this share of the line; linf: the point clipped to this distance."""
         if self.norm == "linf":
             return torch.minimum(torch.maximum(across, self.x - share), self.x + share)
         return torch.lerp(self.x, across, share)
@@ -126,13 +126,13 @@ class _Walk:
 
 @dataclass(frozen=True)
 class HopSkipJump(Attack):
-    """Walks along the boundary by decisions alone, within a number of queries; l2 and linf.
+    """Search along the boundary by decisions alone, within a number of queries; l2 and linf.
 
     With eps = math.inf the nearest example found is returned; with a finite eps a sample retires once one lies inside
     the ball. A sample for which no random image is an example is left as it is.
 
-    queries: answers asked of the model per sample, besides those that every attack asks to try the model and to verify.
-    probes: decisions behind the first direction; those behind the n-th are sqrt(n) as many.
+    queries: model evaluations per sample, not counting those with which every attack checks the model and verifies.
+    probes: decisions used for the first direction; the n-th direction uses sqrt(n) times as many.
     """
 
     kind: ClassVar[str] = "hopskipjump"

@@ -2,15 +2,17 @@
 
 Our own attack, after DDN (Rony et al. 2019) and FMN (Pintor et al. 2021), with three differences:
 
-- The radius of the next point is where the loss, linearised at the present one, reaches the boundary in the next
-  direction, within limits that close along a cosine; theirs changes by a fixed factor, or halts at a first estimate.
-- The direction turns towards the steepest one of the norm itself, by a share that falls along a cosine, in l2 and linf
-  squared; the step of theirs has a length in pixel units that does not know how far the boundary is.
-- The gradients are shared by several searches that see the classes' logits more and less sharply, and so walk to
-  different parts of the boundary; the nearest end counts.
+- The radius of the next point is the distance, in the next direction, at which the loss linearised at the present point
+  reaches the boundary, within limits that tighten along a cosine; in DDN and FMN the radius changes by a fixed factor
+  or stays at a first estimate.
+- The direction turns towards the direction of steepest ascent in the norm itself, by a share that falls along a cosine
+  (squared in l2 and linf); in DDN and FMN the step has a length in pixel units that does not depend on the distance to
+  the boundary.
+- The gradients are divided among several searches with different smoothings of the largest other logit, which reach
+  different parts of the boundary; the nearest end point counts.
 
-The loss is the margin with the largest other logit smoothed, log sum exp(s z_k) / s, whose gradient points where that
-of the cross-entropy of the logits times s does.
+The loss is the margin with the largest other logit replaced by log sum exp(s z_k) / s, whose gradient has the direction
+of the gradient of the cross-entropy of the logits times s.
 """
 
 import math
@@ -32,14 +34,14 @@ from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.errors import InputError
 from robustres.threat import widest
 
-LAST_TURN = 0.01  # what the share of the steepest direction falls to
-FIRST_CHANGE, LAST_CHANGE = 0.5, 0.1  # the radius's largest relative change per step, at first and at last
-LEAST_CHANGE = 0.05  # its least one, in parts of the largest
-FIRST_OVERSHOOT, LAST_OVERSHOOT = 0.02, 5e-4  # how far beyond the linearised boundary a point goes, relative
+LAST_TURN = 0.01  # final share of the steepest direction
+FIRST_CHANGE, LAST_CHANGE = 0.5, 0.1  # largest relative change of the radius per step, at the start and at the end
+LEAST_CHANGE = 0.05  # smallest change, as a share of the largest
+FIRST_OVERSHOOT, LAST_OVERSHOOT = 0.02, 5e-4  # relative, beyond the linearised boundary
 
 
 class _Ldn(MinimumNormSearch):
-    """Restart r sees the logits `sharpness[r]` times as sharply as their spread at the images."""
+    """Restart r smooths the largest other logit at a scale of `sharpness[r]` over the spread of the clean logits."""
 
     apart = True
 
@@ -84,12 +86,12 @@ class _Ldn(MinimumNormSearch):
         return torch.addcmul(x, direction, per_sample(radius, x)).clamp_(0, 1)
 
     def _rise(self, gradient: Tensor, direction: Tensor) -> Tensor:
-        """How fast the loss rises in the direction (B,), not below a tiny positive number."""
+        """Directional derivative of the loss (B,), at least a tiny positive number."""
         rise: Tensor = torch.linalg.vecdot(gradient.flatten(1), direction.flatten(1)).clamp(min=1e-12)
         return rise
 
     def _radius(self, slots: Slots, reach: Tensor, hit: Tensor, fall: Tensor) -> Tensor:
-        """Where the linearised boundary is reached, within what is allowed: shorter after a hit, longer otherwise."""
+        """The radius at which the linearised boundary is reached, clamped to shrink after a hit, else to grow."""
         radius = slots["radius"]
         most = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * fall
         least = LEAST_CHANGE * most
@@ -102,7 +104,7 @@ class _Ldn(MinimumNormSearch):
 
 
 def _turned(delta: Tensor, gradient: Tensor, slots: Slots, turn: Tensor, norm: str) -> Tensor:
-    """The direction of delta turned towards the steepest one, of unit length in the norm."""
+    """The direction of delta turned towards the steepest direction, of unit length in the norm."""
     steepest, share = ball.unit_direction(gradient, slots["points"], norm), per_sample(turn, delta)
     if norm == "l2":
         return ball.unit_direction(torch.lerp(ball.unit_direction(delta, delta, norm), steepest, share), delta, norm)
@@ -111,7 +113,7 @@ def _turned(delta: Tensor, gradient: Tensor, slots: Slots, turn: Tensor, norm: s
 
 
 def _slope_l1(points: Tensor, delta: Tensor, gradient: Tensor) -> Tensor:
-    """How fast the loss rises with the l1 norm (B,): as the mean of delta's pixels, at most as the steepest to move."""
+    """Slope of the loss in the l1 norm (B,): its mean over delta, at most that of the steepest movable pixel."""
     room = torch.where(gradient > 0, 1 - points, points)
     steepest = (gradient.abs() * (room > 1e-3)).flatten(1).amax(dim=1).clamp(min=1e-12)
     length = delta.flatten(1).abs().sum(dim=1)
@@ -121,13 +123,15 @@ def _slope_l1(points: Tensor, delta: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LDN(Attack):
-    """Points beyond the linearised boundary, in directions that turn ever less; several searches share the gradients.
+    """Points just beyond the linearised boundary, in directions that turn less and less; several searches share the
+    steps.
 
     With eps = math.inf the nearest example found is returned; with a finite eps a sample retires once an example lies
     inside the ball.
 
-    steps: gradients per sample, of all searches together. sharpness: one search for each number, the standard deviation
-    to which it scales a sample's clean logits; a low one weighs all classes, a high one follows the nearest alone.
+    steps: gradients per sample, of all searches together. sharpness: one search per number, the standard deviation to
+    which it scales a sample's clean logits; a low value weighs all classes, a high value follows the nearest class
+    alone.
 
     >>> from robustres.threat import ThreatModel
     >>> LDN(ThreatModel("l2", math.inf), steps=45).shares
@@ -147,7 +151,7 @@ class LDN(Attack):
             raise InputError(f"sharpness must be one or several positive numbers, got {self.sharpness}")
         self.require_counts("steps")
         if self.steps < len(self.sharpness):
-            raise InputError(f"{len(self.sharpness)} searches need as many steps at least, got {self.steps}")
+            raise InputError(f"{len(self.sharpness)} searches need at least as many steps, got {self.steps}")
 
     @property
     def shares(self) -> tuple[int, ...]:

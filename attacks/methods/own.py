@@ -1,4 +1,4 @@
-"""Images of anybody's making as an attack, with the guarantees of every other: they are moved, verified and counted."""
+"""A user's own attack, with the guarantees of every other: its images are moved into the ball, verified and counted."""
 
 import inspect
 from collections.abc import Callable
@@ -19,9 +19,10 @@ from robustres.errors import InputError
 class OwnAttack(Attack):
     """An attack that proposes images: `propose(model, x, y)` returns (N, C, H, W), or something that has `examples`.
 
-    What it proposes is moved into the ball and evaluated again on the model as given, so a mistake in it costs
-    strength and never a true result. Where it takes an argument `indices`, it gets the samples' numbers in their data
-    set, by which random numbers should be drawn so that results do not depend on the batch.
+    The proposed images are moved into the ball and evaluated again on the model as given; a mistake in `propose` can
+    weaken the attack but never make its result wrong. If `propose` takes an argument `indices`, it receives the
+    samples' numbers in their data set; random numbers should be drawn from these, so that results do not depend on the
+    batch.
     called: its name in tables.
 
     >>> from robustres.threat import ThreatModel

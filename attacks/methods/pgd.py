@@ -22,8 +22,8 @@ from robustres.attacks.search.gradient import GradientSearch
 from robustres.errors import InputError
 
 Schedule = Literal["adaptive", "cosine", "constant"]
-# Adaptive schedule: how many times progress is judged, after how many steps at the earliest, and how many times its
-# present speed a search is given credit for; the factors that cut the cap when success is out of reach, and when the
+# Adaptive schedule: how many times progress is judged, the smallest number of steps in between, and the multiple of its
+# present speed credited to a search; the factors by which the cap is divided when success is out of reach, and when the
 # iterates repeat.
 WINDOWS, LEAST_WINDOW, SAFETY = 12, 3, 1.5
 HOPELESS_CUT, CLOSED_CUT = 4.0, 2.0
@@ -51,7 +51,7 @@ class _Pgd(GradientSearch):
         return slots["age"] + 1 >= self.settings.steps
 
     def start(self, slots: Slots, number: Tensor) -> Tensor:
-        """A random point of each ball, another one for each number (B,)."""
+        """A random point of each ball, a different one for each number (B,)."""
         keys = sample_keys(self.settings.seed, slots["index"], number)
         return ball.random_start(keys, slots["x"], slots["low"], slots["high"], self.problem.threat)
 
@@ -82,8 +82,8 @@ class AdaptivePgd(_UntilClosed):
     """Steps that decay along half a cosine, under a cap that is lowered whenever the search stalls.
 
     A search stalls when the best margin, extrapolated from its recent progress, would not become positive in the
-    remaining steps, or when its iterates repeat; in the latter case it continues from a new random point, if it started
-    at one. After its first stall a search maximises the margin instead of cross-entropy, which leads elsewhere.
+    remaining steps, or when its iterates repeat; in the latter case it continues from a new random point if it started
+    at one. After its first stall a search maximises the margin instead of cross-entropy, which takes a different path.
     """
 
     def begin(self, slots: Slots) -> None:
@@ -117,7 +117,7 @@ class AdaptivePgd(_UntilClosed):
         return given_up | (slots["age"] + 1 >= self.settings.steps)
 
     def progress(self, slots: Slots) -> Tensor:
-        """What must become positive (B,): the best margin so far."""
+        """The value that must become positive, (B,): the best margin so far."""
         return slots["kept_margin"]
 
     def _start_anew(self, slots: Slots, closed: Tensor) -> None:
@@ -134,18 +134,18 @@ class PGD(Attack):
     steps: updates per restart.
     step_size: length of the first step in pixel units; None ties it to eps and steps (see `step_length`).
     schedule: "adaptive", "cosine" or "constant", see below.
-    restarts: how often a sample that was not fooled starts again from another point.
+    restarts: number of searches for a sample that is not fooled, each from another point.
     random_start: start at a random point of the ball instead of at the image.
-    loss: "ce", "margin", "dlr", or, blind to the scale of the logits, "scaled-ce" or "probability-margin".
+    loss: "ce", "margin", "dlr", or one of the scale-invariant losses "scaled-ce" and "probability-margin".
 
-    Schedules. cosine: steps fall to 0 along half a cosine; every search that finds nothing spends all its steps.
-    constant: one length; a search ends early when its point, or its last two points, repeat exactly, because nothing
-    new can follow: the result is the same as with all steps. adaptive: the cosine, with a cap that halves
-    where the points repeat (the search then goes on from a new random point), and falls to a quarter where the best
-    margin, at one and a half times its recent progress, would not arrive in the steps that remain. A search that stalls
-    in either way goes on with the margin loss, and ends when the cap falls below a tenth of the first step. The
-    forecast is a heuristic: it saves most of the gradients spent on samples that survive, and may miss an example that
-    the cosine finds; the margin loss finds many that cross-entropy does not.
+    Schedules. cosine: step lengths fall to 0 along half a cosine; a search that finds nothing uses all its steps.
+    constant: one step length; a search ends early when its point, or its last two points, repeat exactly, because
+    nothing new can follow: the result is the same as with all steps. adaptive: the cosine with a cap, which is halved
+    when the points repeat (the search then continues from a new random point), and divided by four when the best margin
+    would not become positive in the remaining steps even at one and a half times its recent rate of progress. A search
+    that stalls in either way continues with the margin loss, and ends when the cap falls below a tenth of the first
+    step. The forecast is a heuristic: it saves most of the gradients spent on samples that survive, but may miss an
+    example that the cosine schedule finds; the margin loss finds many that cross-entropy does not.
     """
 
     kind: ClassVar[str] = "pgd"
@@ -171,11 +171,11 @@ class PGD(Attack):
 
     @property
     def step_length(self) -> float:
-        """The first step: as set, or else what its schedule asks for.
+        """Length of the first step: as set, or else the default of the schedule.
 
-        adaptive and cosine: eps, so that most samples that fall at all fall in the first few steps; the sum of the
-        cosine's steps is eps * steps / 2. constant: 2.5 eps / steps (Madry et al.), which can cross the ball from any
-        start.
+        adaptive and cosine: eps, so that most samples that can be fooled are fooled in the first few steps; the lengths
+        of the cosine schedule sum to eps * steps / 2. constant: 2.5 eps / steps (Madry et al.), which can cross the
+        ball from any start.
         """
         if self.step_size is not None:
             return self.step_size
@@ -183,7 +183,7 @@ class PGD(Attack):
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         closing = {"adaptive": AdaptivePgd, "constant": _UntilClosed}
-        # A model that may draw random numbers answers differently at a point that it has seen before.
+        # A model that draws random numbers may answer differently at a point visited before.
         kind = _Pgd if self.allow_training_mode else closing.get(self.schedule, _Pgd)
         search = kind(problem, self)
         engine.run(problem, search, ledger=ledger, restarts=self.restarts, batch_size=self.batch_size)

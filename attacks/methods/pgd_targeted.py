@@ -1,4 +1,4 @@
-"""PGD's adaptive search towards one wrong class after another; part of the strong ensemble."""
+"""Adaptive PGD towards one wrong class after another; part of the strong ensemble."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from robustres.attacks.search.targets import TowardsTargets
 
 
 class TowardsClass(TowardsTargets, AdaptivePgd):
-    """Restart r raises the lead of the r-th target over the label; any wrong answer is a success.
+    """Restart r maximises the lead of the r-th target over the label; any wrong answer is a success.
 
-    A search whose lead, at one and a half times its recent progress, would not become positive shortens its steps and
-    soon ends: a class that is out of reach costs about twelve gradients of fifty.
+    A search whose lead would not become positive even at one and a half times its recent rate of progress shortens its
+    steps and soon ends: a class that is out of reach costs about twelve of fifty gradients.
     """
 
     def __init__(self, problem: Problem, settings: PGD, targets: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""Sigma-zero (Cinà et al. 2025): the example with the fewest changed channel values, by gradients.
+"""Sigma-zero (Cinà et al. 2025): the example with the fewest changed channel values, found by gradients.
 
-The number of changed values has no gradient; sum d_i^2 / (d_i^2 + sigma), which approaches it as sigma falls, has one.
-Steps descend the hinge of the margin plus this sum over the number of values, along gradients scaled to a largest entry
-of 1, with lengths that fall along a cosine; after each, changes below a threshold are undone. The threshold rises where
-the model is fooled and falls elsewhere.
+The number of changed values has no useful gradient; the smooth sum d_i^2 / (d_i^2 + sigma), which approaches it as
+sigma tends to 0, does. The attack descends the hinge loss of the margin plus this sum divided by the number of values,
+along gradients scaled to a largest entry of 1, with step lengths that fall along a cosine; after each step, changes
+below a threshold are undone. The threshold rises while the model is fooled and falls otherwise.
 """
 
 import math
@@ -23,7 +23,7 @@ from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.errors import InputError
 from robustres.threat import Norm
 
-LAST_STEP = 0.1  # of the first step: what the step length falls to
+LAST_STEP = 0.1  # final step length, as a share of the first
 
 
 class _SigmaZero(MinimumNormSearch):
@@ -56,11 +56,11 @@ class SigmaZero(Attack):
     """Gradient steps on the margin and on a smooth count of the changed values; small changes are undone at each.
 
     Distances count the channel values that differ. With eps = math.inf the example with the fewest is returned; with a
-    finite eps a sample retires once an example with so few is found.
+    finite eps a sample retires once an example with at most eps is found.
 
-    steps: gradients per sample. step_size: largest change of a value in the first step. sigma: how small a change still
-    counts, squared. threshold: below which changes are undone at first; threshold_step: its change per step, relative
-    to the step length.
+    steps: gradients per sample. step_size: largest change of a value in the first step. sigma: square of the smallest
+    change that still counts. threshold: initial threshold below which changes are undone; threshold_step: its change
+    per step, relative to the step length.
     """
 
     kind: ClassVar[str] = "sigma-zero"

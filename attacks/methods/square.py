@@ -1,7 +1,7 @@
-"""Square attack (Andriushchenko et al. 2020): random search with square patches, no gradient.
+"""Square attack (Andriushchenko et al. 2020): random search with square patches, without gradients.
 
 Each proposal changes one square window of the image and is kept if the margin loss does not fall. The windows shrink
-by a fixed schedule. What it finds where gradient attacks fail is the mark of masked gradients.
+according to a fixed schedule. Examples found where gradient attacks fail are a sign of masked gradients.
 """
 
 import math
@@ -22,7 +22,7 @@ from robustres.attacks.search import success_forecast as prospects
 from robustres.attacks.search.engine import Search, Slots
 from robustres.threat import Norm
 
-BLOCK = 32  # proposals whose random words are computed at once
+BLOCK = 32  # number of proposals whose random words are computed at once
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share of pixels, in a search of 10,000 steps
 
 
@@ -78,7 +78,7 @@ class SquareSearch(Search):
         return slots["best"], slots["best_loss"]
 
     def _draw(self, slots: Slots) -> None:
-        """Random words for the next proposals of those who have used theirs up: a corner, for l2 two, and signs."""
+        """Draw random words for the proposals of slots that have used theirs up: a corner (two for l2) and signs."""
         if len(due := (slots["age"] % BLOCK == 0).nonzero().flatten()):
             draws = slots["age"][due, None] + torch.arange(1, BLOCK + 1, device=due.device)
             keys = slots["keys"][due, None].expand_as(draws)
@@ -107,16 +107,16 @@ class SquareSearch(Search):
 
 
 def _by_side(sides: Tensor) -> list[tuple[Tensor, int]]:
-    """The slots that have each side of the window: positions and side."""
+    """The slots grouped by the side of their window: pairs of positions and side."""
     return [((sides == side).nonzero().flatten(), side) for side in sorted(set(sides.tolist()))]
 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Random search on the margin loss; needs answers only, no gradients.
+    """Random search on the margin loss; needs only the logits, no gradients.
 
     steps: proposals, each one forward pass. first_share: share of the pixels that the first windows cover.
-    restarts: independent searches. give_up: stop early when the margin cannot be expected to close.
+    restarts: independent searches. give_up: stop early when the margin is not expected to close.
     """
 
     kind: ClassVar[str] = "square"

@@ -1,7 +1,7 @@
-"""Starts and proposals of the Square attack in l2: the window's norm is moved about, the image's stays eps.
+"""Starts and proposals of the Square attack in l2: norm moves between windows while the total norm stays eps.
 
-Andriushchenko et al. 2020, algorithm 3 and section 3.3: a proposal takes the mass of one window, adds what the ball
-still allows, and gives it to another window in the shape of two pyramids of opposite sign.
+Andriushchenko et al. 2020, algorithm 3 and section 3.3: a proposal takes the norm of one window, adds the unused part
+of eps, and assigns it to another window in the shape of two pyramids of opposite sign.
 """
 
 import torch
@@ -47,7 +47,7 @@ def start_l2(keys: Tensor, x: Tensor, eps: float) -> Tensor:
 
 
 def propose_l2(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: int, problem: Problem) -> Tensor:
-    """New points (B, C, H, W): the norm of a second window, and what is left of eps, moves into the first one.
+    """New points (B, C, H, W): the norm of the second window, and the unused part of eps, moves into the first one.
 
     corners: (B, 4) rows and columns of the two windows; signs: (B, C) of the new pattern.
     """

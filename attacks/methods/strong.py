@@ -1,10 +1,12 @@
-"""The strong ensemble: what the standard one finds, and more, for a fraction of its passes.
+"""The strong ensemble: finds at least what the standard ensemble finds, for a fraction of its passes.
 
-Three ideas make it cheap. Most samples that fall at all fall to PGD's adaptive search in a few steps. A class that
-looks far out of reach to first order is not aimed at. And what is spent on a sample follows what is known of it: only
-one whose best margin came near zero gets further rounds, only one whose gradients mislead gets many random queries.
+Three ideas make it cheap. Most samples that can be fooled are fooled by PGD's adaptive search within a few steps.
+Classes that are far out of reach to first order are skipped. And the effort spent on a sample depends on what is known
+about it: only samples whose best margin came near zero get further rounds, and only samples whose gradients mislead get
+many random queries.
 
-No loss here depends on the scale of the logits, so a model times 100 or 1/100 gets the same verdicts.
+No loss here depends on the scale of the logits, so a model whose logits are multiplied by 100 or 1/100 gets the same
+verdicts.
 """
 
 import math
@@ -30,12 +32,12 @@ from robustres.attacks.search.engine import Search
 from robustres.attacks.search.targets import likely_targets
 from robustres.errors import InputError
 
-LOSSES: tuple[LossName, ...] = ("scaled-ce", "probability-margin", "margin")  # of the rounds in turn
-BETWEEN_SEEDS = 7919  # the rounds' seeds are so far apart that those of two runs do not meet
-# Steps along linearised boundaries towards the nearest classes: they get through ripples in which PGD is lost.
+LOSSES: tuple[LossName, ...] = ("scaled-ce", "probability-margin", "margin")  # of successive rounds
+BETWEEN_SEEDS = 7919  # far enough apart that the seeds of two runs do not overlap
+# Steps along linearised boundaries towards the nearest classes: they cross ripples of the loss that trap PGD.
 FAB_STEPS, FAB_CLASSES = 20, 2
-# Signs of gradients that mislead: a class looks nearer than this times eps to first order, but was not reached; random
-# search raises the margin above what gradients reached by this share of the clean one.
+# Signs of misleading gradients: a class is nearer than this times eps to first order but was not reached; or random
+# search raises the margin above the best of the gradient attacks by more than this share of the clean margin.
 TOO_NEAR, RAISED = 0.5, 0.1
 
 
@@ -43,13 +45,13 @@ TOO_NEAR, RAISED = 0.5, 0.1
 class Strong(Attack):
     """Adaptive PGD on three losses, APGD, FAB, targeted PGD and APGD towards classes within reach, then random search.
 
-    steps: of every PGD search; APGD takes twice as many. rounds: of untargeted PGD (in l1 of APGD) from new starts.
-    targets: how many of the most likely wrong classes are considered. reach: those are aimed at whose first-order
-        distance is at most this many times eps.
-    contested: a sample gets further rounds where the best margin came to this share of the clean one, or closer.
-    queries: of random search for every sample left. masked_queries: where gradients mislead (most are zero, a class
-        looks near but is not reached, or random search does better).
-    Where the caller names targets, the searches are for these alone. In l1 there is no random search.
+    steps: of every PGD search; APGD takes twice as many. rounds: of untargeted PGD (in l1: APGD) from new starts.
+    targets: how many of the most likely wrong classes are considered. reach: only classes whose first-order distance is
+        at most this many times eps are aimed at.
+    contested: a sample gets further rounds if its best margin came within this share of the clean margin.
+    queries: of random search for every remaining sample. masked_queries: the same for samples whose gradients mislead
+        (most are zero, a class is near to first order but not reached, or random search does better).
+    If the caller names targets, the searches aim at these alone. In l1 there is no random search.
     """
 
     kind: ClassVar[str] = "strong"
@@ -96,21 +98,21 @@ class Strong(Attack):
             self._random_search(problem, ledger, margins, misled)
 
     def _classes(self, problem: Problem, ledger: Ledger, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """The classes to aim at (N, T), nearest first, and how far away they look; the caller's where there are any."""
+        """The classes to aim at (N, T), nearest first, and their first-order distances; or the caller's targets."""
         if problem.targeted:
             return problem.classes[:, None], torch.full((len(clean), 1), math.inf, device=clean.device)
         likely = likely_targets(clean, problem.classes, self.targets)
         return nearest_first(likely, class_distances(problem, ledger, likely, self.batch_size))
 
     def _random_search(self, problem: Problem, ledger: Ledger, margins: Tensor, misled: Tensor) -> None:
-        """A few queries for everybody who is left, many where gradients mislead."""
+        """A few queries for every remaining sample, many for those whose gradients mislead."""
         reached = ledger.loss.clone()
         few, many = (Square(self.threat, steps=n, **self._shared()) for n in (self.queries, self.masked_queries))
         self._run(ledger, SquareSearch(problem, few), torch.ones_like(ledger.steps))
         self._run(ledger, SquareSearch(problem, many), misled | (ledger.loss > reached - RAISED * margins))
 
     def _untargeted(self, problem: Problem, number: int) -> Search:
-        """The search of a round: PGD's adaptive one, in l1 APGD, whose sparse steps find far more there."""
+        """The search of a round: adaptive PGD, or in l1 APGD, whose sparse steps find far more there."""
         return self._apgd(problem, number) if self.threat.norm == "l1" else AdaptivePgd(problem, self._pgd(number))
 
     def _apgd(self, problem: Problem, number: int) -> Search:
@@ -119,7 +121,7 @@ class Strong(Attack):
         return kind(problem, steps=2 * self.steps, seed=settings.seed, loss=settings.loss)
 
     def _pgd(self, number: int) -> PGD:
-        """The settings of PGD's searches in a round."""
+        """The settings of the PGD searches of a round."""
         shared = self._shared() | {"seed": self.seed + BETWEEN_SEEDS * number}
         return PGD(self.threat, steps=self.steps, loss=LOSSES[number % len(LOSSES)], **shared)
 

@@ -1,8 +1,9 @@
 """SuperDeepFool (Abdollahpoorrostam et al. 2023): DeepFool, turned to the boundary's normal.
 
-The example nearest to an image lies along the boundary's normal there, which DeepFool's does not. So each time a walk
-of DeepFool has crossed the boundary, its move is projected onto the gradient at that point, and the walk goes on from
-there until a projected point itself is across: SDF(infinity, 1) of the paper.
+The nearest example to an image lies in the direction of the boundary's normal at that example; DeepFool's example in
+general does not. So each time DeepFool has crossed the boundary, its displacement is projected onto the gradient at
+that point, and DeepFool continues from there until a projected point itself lies across the boundary: SDF(infinity, 1)
+of the paper.
 """
 
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from robustres.threat import Norm
 
 
 class _SuperDeepFool(BoundaryWalk):
-    """A walk goes on from the projection of each end; the nearest point across the boundary counts."""
+    """DeepFool continues from the projection of each point across the boundary; the nearest such point counts."""
 
     def begin(self, slots: Slots) -> None:
         super().begin(slots)
-        slots["projected"] = torch.zeros_like(slots["sample"], dtype=torch.bool)  # what the points are
+        slots["projected"] = torch.zeros_like(slots["sample"], dtype=torch.bool)  # whether the points are projections
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         arrived = slots["projected"] & torch.isfinite(slots["away"])
@@ -45,12 +46,12 @@ class _SuperDeepFool(BoundaryWalk):
 
 @dataclass(frozen=True)
 class SuperDeepFool(DeepFool):
-    """Walk onto the linearised boundary, project the move onto the normal there, and so on until both agree; l2.
+    """Step onto the linearised boundary, project the displacement onto the normal, and repeat until both agree; l2.
 
-    One walk per class, for the `targets` most likely wrong classes (or towards the caller's target alone). With eps =
-    math.inf the nearest example met is returned; with a finite eps only one inside the ball counts.
+    One search per class, for the `targets` most likely wrong classes (or towards the caller's target alone). With eps =
+    math.inf the nearest example found is returned; with a finite eps only one inside the ball counts.
 
-    steps: gradients per class. overshoot: how far beyond the boundary a step goes, relative.
+    steps: gradients per class. overshoot: how far a step goes beyond the boundary, relative to its length.
     """
 
     kind: ClassVar[str] = "superdeepfool"

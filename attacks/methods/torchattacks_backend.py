@@ -24,7 +24,7 @@ from robustres.errors import InputError, MissingExtraError
 PREFIX = "torchattacks:"
 TEN_CLASSES = ("JSMA",)  # they aim at (label + 1) % 10
 NORM_NAMES = {"linf": "Linf", "l2": "L2"}
-# The norm of the ball that an attack with a parameter eps, but none called norm, means; linf for all others.
+# The norm of the ball of attacks that take eps but no norm; linf for all others.
 OTHER_BALLS = {"PGDL2": "l2", "PGDRSL2": "l2"}
 
 
@@ -36,7 +36,8 @@ def torchattacks_names() -> tuple[str, ...]:
 
 
 def _package() -> Any:
-    """torchattacks, an extra: it pins an old release of requests, which many environments cannot have."""
+    """The torchattacks package, an extra because it pins an old release of requests with which many packages
+    conflict."""
     try:
         import torchattacks
     except ImportError as error:
@@ -62,9 +63,9 @@ class _Counted(nn.Module):
 class Torchattacks(Attack):
     """The attack `method` of torchattacks, with its own arguments in `arguments`.
 
-    Where the class takes eps (or max_epsilon), norm, seed or n_classes and `arguments` does not set them, they come
-    from the threat, the seed and the model. An attack without an eps counts only where its example, moved into the
-    ball, still fools the model.
+    If the class takes eps (or max_epsilon), norm, seed or n_classes and `arguments` does not set them, they come from
+    the threat, the seed and the model. The example of an attack without an eps counts only if it still fools the model
+    after it has been moved into the ball.
     """
 
     kind: ClassVar[str] = "torchattacks"
@@ -134,7 +135,7 @@ class Torchattacks(Attack):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Every global generator seeded inside; Python's and NumPy's as before on exit (torch's: the caller's guard)."""
+    """Seed every global generator; restore those of Python and NumPy on exit (the caller's guard restores torch's)."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

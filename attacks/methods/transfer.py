@@ -1,4 +1,4 @@
-"""Transfer: examples that were made for another model, verified on this one (Papernot et al. 2016)."""
+"""Transfer: examples found on another model, verified on this one (Papernot et al. 2016)."""
 
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
@@ -14,12 +14,12 @@ from robustres.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Transfer(Attack):
-    """Attacks a surrogate and shows its examples to the model: what somebody can do who has another network.
+    """Attack a surrogate and try its examples on the model: a threat model in which the attacker has another network.
 
-    The surrogate's own answers are attacked, also where they are wrong. The model is asked once per sample, and no
-    gradient of it is used; `steps` and `gradient_evaluations` of the result are the surrogate's.
+    The surrogate's own predictions are attacked, even where they are wrong. The model is evaluated once per sample, and
+    its gradients are not used; `steps` and `gradient_evaluations` of the result are those on the surrogate.
 
-    surrogate: a classifier with the model's classes. attack: what is run on it, with this threat.
+    surrogate: a classifier with the model's classes. attack: the attack on it, with the same threat.
 
     >>> from robustres.attacks import PGD
     >>> from robustres.threat import ThreatModel
@@ -55,7 +55,7 @@ class Transfer(Attack):
                 answers = self.surrogate(images)
             if answers.shape != (len(rows), clean.shape[1]):
                 raise InputError(
-                    f"the surrogate must answer with {clean.shape[1]} logits per image as the model does, got "
+                    f"the surrogate must return {clean.shape[1]} logits per image as the model does, got "
                     f"{tuple(answers.shape)} for {len(rows)} images"
                 )
             targets = problem.classes[rows] if problem.targeted else None

@@ -1,1 +1,1 @@
-"""What iterative searches share."""
+"""The common parts of iterative searches."""

@@ -1,4 +1,4 @@
-"""How far away each wrong class looks to first order: the order in which to aim at classes, and which to leave out."""
+"""First-order distance of each wrong class: which classes to aim at, and in which order."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from robustres.numerics import distance
 def class_distances(problem: Problem, ledger: Ledger, targets: Tensor, batch_size: int) -> Tensor:
     """Estimates (N, T) of the distance at which each of the targets (N, T) overtakes the label, in the threat's norm.
 
-    That of the nearest image of [0, 1] at which their difference, linearised at the image, is zero. Infinite for
-    samples that are fooled already, and where there is no such image. Costs a gradient per sample and target.
+    It is the distance of the nearest image in [0, 1] at which the difference of the two logits, linearised at the
+    image, is zero. Infinite for samples that are already fooled, and if there is no such image. Costs one gradient per
+    sample and target.
     """
     away = torch.full(targets.shape, torch.inf, dtype=torch.float64, device=targets.device)
     left = (~ledger.fooled).nonzero().flatten()
@@ -39,7 +40,7 @@ def _distance(problem: Problem, rows: Tensor, lead: Tensor, gradient: Tensor) ->
 
 
 def nearest_first(targets: Tensor, away: Tensor) -> tuple[Tensor, Tensor]:
-    """The targets (N, T) and their distances by the latter, smallest first.
+    """The targets (N, T) and their distances, sorted by distance in ascending order.
 
     >>> order, away = nearest_first(torch.tensor([[7, 8, 9]]), torch.tensor([[0.3, 0.1, 5.0]]))
     >>> order.tolist()

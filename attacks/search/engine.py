@@ -1,13 +1,13 @@
-"""The loop that every iterative attack shares: an active set that is refilled from a queue.
+"""The loop of every iterative attack: an active set that is refilled from a queue.
 
-A batch holds slots, each working on one (sample, restart). A slot that found something, or whose search is over,
-leaves the batch at once and its place is taken by the next sample in the queue, so the batch stays full while there is
-work. Those who left wait until there are enough of them for one run of the model as given: what it confirms is entered
-and retired, a slot whose find it does not confirm resumes where it stopped. A sample whose restart failed goes to the
-end of the queue with the next restart; two restarts of one sample never run at the same time, so the outcome does not
-depend on the batch size. Where the restarts are `apart`, all but the first run side by side instead, each to its own
-end: they fill the batch, and again its size decides nothing. Where the memory does not suffice for a batch, half of
-its slots wait as they are, and batches stay that small.
+A batch holds slots, each working on one (sample, restart). A slot that has found a candidate, or whose search is over,
+leaves the batch at once and the next sample in the queue takes its place, so the batch stays full as long as there is
+work. The slots that have left wait until there are enough of them for one run of the model as given: confirmed examples
+are recorded and their slots retired, while a slot whose candidate is not confirmed resumes where it stopped. A sample
+whose restart failed goes to the end of the queue with its next restart; two restarts of one sample never run at the
+same time, so the outcome does not depend on the batch size. If the restarts are `apart`, all but the first run in
+parallel instead, each to its own end; they fill the batch, and again its size does not affect the outcome. If a batch
+does not fit into memory, half of its slots wait unchanged, and later batches keep the smaller size.
 """
 
 from abc import ABC, abstractmethod
@@ -22,12 +22,13 @@ from robustres.attacks.base.problem import Problem, in_parts, vanished
 
 
 class Slots(dict[str, Tensor]):
-    """The state of a batch of running searches: tensors by name, all with the slots as first dimension.
+    """The state of a batch of running searches: named tensors whose first dimension is the slot.
 
-    Always there: sample (position in the problem), restart, index, x, low, high, classes, age (updates so far),
-    points (what the model sees next), runs (of the model), stuck (whether the last gradient was exactly zero), zeros
-    (how many were) and, where misses are kept, the nearest one as `kept` with its margin. Everything else belongs to
-    the search. The tensors belong to the slots: `drop` writes into them, so a search stores none that it shares.
+    Always present: sample (position in the problem), restart, index, x, low, high, classes, age (updates so far),
+    points (the next input of the model), runs (of the model), stuck (whether the last gradient was exactly zero), zeros
+    (how many gradients were) and, if misses are kept, the nearest one as `kept` with its margin. All other entries
+    belong to the search. The slots own their tensors: `drop` writes into them, so a search must not store a tensor that
+    it shares.
     """
 
     @property
@@ -35,12 +36,12 @@ class Slots(dict[str, Tensor]):
         return len(self["sample"])
 
     def taken(self, keep: Tensor) -> "Slots":
-        """The slots that the mask or the positions pick."""
+        """The slots selected by a mask or by positions."""
         positions = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         return Slots({name: values.index_select(0, positions) for name, values in self.items()})
 
     def parted(self, first: Tensor) -> tuple["Slots", "Slots"]:
-        """The slots in the mask and the others; where these are all of one kind, nothing is copied."""
+        """The slots in the mask, and the others; nothing is copied if all of them fall on one side."""
         if bool(first.all()):
             return Slots(self), self.split(0)[0]
         return self.taken(first), self.taken(~first)
@@ -57,7 +58,7 @@ class Slots(dict[str, Tensor]):
         return first, Slots({name: values[count:] for name, values in self.items()})
 
     def drop(self, gone: Tensor) -> None:
-        """Remove the slots in the mask: the last ones move into the gaps, so that only few rows are copied."""
+        """Remove the slots in the mask: the last slots move into the gaps, so that few rows are copied."""
         count = self.count - int(gone.sum())
         gaps = gone[:count].nonzero().flatten()
         movers = count + (~gone[count:]).nonzero().flatten()
@@ -68,12 +69,12 @@ class Slots(dict[str, Tensor]):
 
 
 class Search(ABC):
-    """One way of searching, for many samples at once: where to start, what to maximise, how to move.
+    """A search over many samples at once: where to start, what to maximise, how to move.
 
     uses_gradient: whether `move` needs a gradient; `loss` is then differentiated at `points`.
-    keeps_misses: whether the engine keeps the points nearest to a success, which must then always be in the ball.
-    minimises: whether further restarts are of use for a sample that is fooled already.
-    apart: whether a sample that survives its first restart runs all others, which then need not wait for each other.
+    keeps_misses: whether the engine keeps the points nearest to a success, which must then always lie in the ball.
+    minimises: whether further restarts are useful for a sample that is already fooled.
+    apart: whether a sample that survives its first restart runs all others, which then do not wait for each other.
     """
 
     uses_gradient: ClassVar[bool] = True
@@ -83,35 +84,35 @@ class Search(ABC):
 
     @abstractmethod
     def begin(self, slots: Slots) -> None:
-        """Add the search's own state to fresh slots, `points` among it."""
+        """Add the state of the search, including `points`, to new slots."""
 
     @abstractmethod
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
-        """What to maximise, (B,), from the logits (B, K) at `points`."""
+        """The value to maximise, (B,), from the logits (B, K) at `points`."""
 
     def worth_offering(self, slots: Slots, hit: Tensor) -> Tensor:
-        """Which of the slots (B,) whose points fool the model are offered to the ledger and, confirmed, retired."""
+        """Mask (B,) of the slots, among those that fool the model, to offer to the ledger and retire once confirmed."""
         return hit
 
     @abstractmethod
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Update the state and `points`; returns a mask (B,) of the slots that have ended.
+        """Update the state and `points`; return a mask (B,) of the slots that have ended.
 
         The `points` of a slot that ends are offered to the model once more, without a gradient.
         """
 
     def nearest_miss(self, slots: Slots) -> tuple[Tensor, Tensor] | None:
-        """Points (B, ...) and margins (B,) of slots that have ended, kept where nothing better is known."""
+        """Points (B, ...) and margins (B,) of slots that have ended, kept if nothing better is known."""
         return (slots["kept"], slots["kept_margin"]) if self.keeps_misses else None
 
 
 def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int | Tensor, batch_size: int) -> None:
-    """Search for every sample that the ledger does not hold as fooled yet, and enter what is found there.
+    """Search for every sample that is not yet fooled according to the ledger, and record the examples found there.
 
-    restarts: how many searches a sample gets, one number for all or (N,); a sample with none is left out.
+    restarts: number of searches per sample, one number for all or (N,); samples with 0 are skipped.
 
-    Those whose answers are the least sure come first: most of their searches are short, so that the long ones run side
-    by side to their ends instead of a few of them going on in a batch that is nearly empty.
+    The samples with the least confident predictions come first: most of their searches are short, so the long searches
+    run side by side to the end instead of a few of them continuing in a nearly empty batch.
     """
     count = torch.full_like(ledger.steps, restarts) if isinstance(restarts, int) else restarts
     samples = (~ledger.fooled & (count > 0)).nonzero().flatten()
@@ -130,12 +131,12 @@ def run(problem: Problem, search: Search, *, ledger: Ledger, restarts: int | Ten
 def _drain(
     problem: Problem, search: Search, ledger: Ledger, work: list[tuple[int, int]], restarts: Tensor, batch_size: int
 ) -> None:
-    """Search for all pairs of sample and restart, and where they fail for those that follow, up to `restarts` (N,)."""
+    """Run all pairs of sample and restart and, where they fail, the next restarts, up to `restarts` (N,)."""
     queue = deque(work)
     slots = _fresh(problem, search, ledger, queue, batch_size)
     nobody, _ = slots.split(0)
     left = paused = nobody
-    idle = 0  # places in the batch times updates for which they stood empty, since they were last filled
+    idle = 0  # empty places in the batch, summed over the updates since it was last filled
     while slots.count:
         if (evaluated := _evaluated_where_it_fits(problem, search, slots)) is None:
             torch.cuda.empty_cache()
@@ -159,7 +160,7 @@ def _drain(
 
 
 def _evaluated_where_it_fits(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The same as `_evaluated`, None where the memory does not suffice for so many slots, which are then unchanged."""
+    """Like `_evaluated`, but None if so many slots do not fit into memory; the slots are then unchanged."""
     try:
         return _evaluated(problem, search, slots)
     except torch.OutOfMemoryError:
@@ -171,9 +172,9 @@ def _evaluated_where_it_fits(problem: Problem, search: Search, slots: Slots) -> 
 def _stepped(
     problem: Problem, search: Search, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor
 ) -> Slots | None:
-    """One move of every slot; takes out of the batch, and returns, those that found something or ended.
+    """Move every slot once; remove from the batch, and return, those that found a candidate or ended.
 
-    They carry `offered`, the points to verify: what they found or else where they ended, `hit`, `over` and `finite`.
+    They carry `offered` (the points to verify: the candidate, or else the last point), `hit`, `over` and `finite`.
     """
     finite = torch.isfinite(logits).all(dim=1)
     answered = problem.answered(logits, slots["classes"]) & finite
@@ -208,7 +209,7 @@ def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, 
 
 
 def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
-    """Keep the points in the mask `miss` that come closer to a success than all before."""
+    """Keep the points in the mask `miss` that are closer to a success than all previous ones."""
     better = miss & (margin > slots["kept_margin"])
     if bool(better.all()):
         slots["kept"].copy_(slots["points"])
@@ -221,11 +222,11 @@ def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
 def _settled(
     search: Search, ledger: Ledger, left: Slots, restarts: Tensor, batch_size: int
 ) -> tuple[Slots, list[tuple[int, int]]]:
-    """Verify and retire those who left the batch; returns the slots to resume and the restarts that remain to do."""
+    """Verify and retire the slots that left the batch; return the slots to resume and the restarts still to run."""
     fooled = _confirmed(ledger, left, left["offered"], left["finite"], batch_size)
     found = left["hit"] & fooled
     ended = left["over"] & ~found
-    # A find that was not confirmed, at the end of the search: what the last step led to has not been looked at yet.
+    # The candidate was not confirmed and the search is over: the points after the last step are still unverified.
     _confirmed(ledger, left, left["points"], ended & left["hit"] & left["finite"], batch_size)
     retired, resumed = left.parted(found | ended)
     again = _retire(search, ledger, retired, found[found | ended], restarts)
@@ -235,7 +236,7 @@ def _settled(
 
 
 def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch_size: int) -> Tensor:
-    """Which of the slots in the mask have points that fool the model as given, (B,); what does is entered."""
+    """Mask (B,) of the slots in `mask` whose points fool the model as given; those points are recorded."""
     fooled = torch.zeros_like(mask)
     for part in in_parts(mask.nonzero().flatten(), batch_size):
         fooled[part] = ledger.offer(slots["sample"][part], points[part])
@@ -243,7 +244,7 @@ def _confirmed(ledger: Ledger, slots: Slots, points: Tensor, mask: Tensor, batch
 
 
 def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restarts: Tensor) -> list[tuple[int, int]]:
-    """Enter what the slots have spent and the misses they kept; returns the restarts that are left."""
+    """Record the cost of the slots and the misses they kept; return the remaining restarts."""
     samples, ended = slots["sample"], ~found
     gradients = slots["runs"] * search.uses_gradient
     updates = slots["age"] - found.to(torch.int64)  # the success was found before the last update
@@ -256,7 +257,7 @@ def _retire(search: Search, ledger: Ledger, slots: Slots, found: Tensor, restart
 
 
 def _fresh(problem: Problem, search: Search, ledger: Ledger, queue: deque[tuple[int, int]], room: int) -> Slots:
-    """Slots for the next samples of the queue, as many as there is room for."""
+    """New slots for the next samples in the queue, as many as there is room for."""
     work = [queue.popleft() for _ in range(min(room, len(queue)))]
     sample = torch.tensor([s for s, _ in work], dtype=torch.int64, device=problem.x.device)
     slots = Slots(

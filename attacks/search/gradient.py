@@ -1,8 +1,8 @@
-"""Searches that follow a gradient, with the switch to the margin loss where the gradient is exactly zero.
+"""Searches that follow a gradient and switch to the margin loss where the gradient is exactly zero.
 
 Cross-entropy saturates: with logits scaled by 100 the gradient in float32 is exactly zero for most samples, and an
-attack that stays there reports robustness that is not there. Such a sample changes to the margin loss at the same
-point; this costs one gradient evaluation and no step.
+attack that stays there reports robustness that does not exist. Such a sample switches to the margin loss at the same
+point, at the cost of one gradient evaluation and no step.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from robustres.attacks.search.engine import Search, Slots
 
 
 class GradientSearch(Search):
-    """A search that maximises a loss by its gradient; children say how to step."""
+    """A search that maximises a loss by its gradient; subclasses define the step."""
 
     def __init__(self, problem: Problem, loss: LossName) -> None:
         chosen = losses.LOSSES[loss]
@@ -48,8 +48,8 @@ class GradientSearch(Search):
         return over & ~switched
 
     def switched(self, slots: Slots, mask: Tensor) -> None:
-        """Forget what was measured in the former loss, for the slots in the mask that just changed to the margin."""
+        """Discard the values of the former loss for the slots in the mask, which have just switched to the margin."""
 
     @abstractmethod
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Move `points` along the gradient; returns the mask of slots that have ended."""
+        """Move `points` along the gradient; return the mask of slots that have ended."""

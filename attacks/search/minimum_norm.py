@@ -1,4 +1,4 @@
-"""What minimum-norm searches share: keep the nearest adversarial point met, return it at the end."""
+"""The common part of minimum-norm searches: keep the nearest adversarial point visited and return it at the end."""
 
 import math
 from abc import abstractmethod
@@ -11,9 +11,9 @@ from robustres.attacks.search.engine import Search, Slots
 
 
 class MinimumNormSearch(Search):
-    """A search over all of [0, 1] for the nearest example; children say how to move.
+    """A search over all of [0, 1] for the nearest example; subclasses define the moves.
 
-    Where the threat has a finite eps and `stops_inside`, a sample retires once an example lies in the ball.
+    Where the threat has a finite eps and `stops_inside`, a sample retires as soon as an example lies in the ball.
     """
 
     keeps_misses = False
@@ -27,7 +27,7 @@ class MinimumNormSearch(Search):
         slots["points"] = slots["x"].clone()
         slots["best"] = slots["x"].clone()
         slots["best_distance"] = torch.full_like(slots["sample"], torch.inf, dtype=slots["x"].dtype)
-        slots["away"] = slots["best_distance"].clone()  # of points that fool the model, infinite for others
+        slots["away"] = slots["best_distance"].clone()  # distance of points that fool the model, else infinite
 
     def loss(self, logits: Tensor, slots: Slots) -> Tensor:
         return self.problem.margin(logits, slots["classes"])
@@ -54,11 +54,11 @@ class MinimumNormSearch(Search):
         return over
 
     def limit(self, slots: Slots) -> int | Tensor:
-        """How many steps the slots take: all the same number, or each its own (B,)."""
+        """Number of steps: one number for all slots, or one per slot (B,)."""
         return self.steps
 
     def lengths(self, difference: Tensor) -> Tensor:
-        """Norm of each sample's difference (B,), in the search's own precision."""
+        """Norm of each sample's difference, (B,), in the precision of the search."""
         flat = difference.flatten(1)
         if self.problem.threat.norm == "linf":
             return torch.maximum(-flat.amin(dim=1), flat.amax(dim=1))  # much faster than aminmax and vector_norm
@@ -68,4 +68,4 @@ class MinimumNormSearch(Search):
 
     @abstractmethod
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Where to look next, from whether the points fool the model, and the loss there."""
+        """The next points to evaluate, given whether the present ones fool the model and the loss at them."""

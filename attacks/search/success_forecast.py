@@ -1,9 +1,9 @@
-"""When a search has no prospect of success left: the forecast behind `give_up` and PGD's adaptive schedule.
+"""When to abandon a search: the forecast behind `give_up` and PGD's adaptive schedule.
 
-The progress of a search is a number that must become positive. At regular marks its improvement since the last mark is
-extrapolated linearly over the steps that remain, times a safety factor. Searches slow down as they go, so a search
-that would not arrive at several times its present speed is given up. This is a heuristic: what it gives up might have
-succeeded.
+The progress of a search is a number that must become positive. At regular marks, its improvement since the previous
+mark is extrapolated linearly over the remaining steps and multiplied by a safety factor. Searches slow down over time,
+so one that would not succeed even at several times its present speed is abandoned. This is a heuristic: an abandoned
+search might have succeeded.
 """
 
 import torch
@@ -15,13 +15,13 @@ SAFETY = 4.0
 
 
 def begin(slots: Slots) -> None:
-    """Add what the forecast remembers to fresh slots."""
+    """Add the state of the forecast to new slots."""
     slots["mark"] = torch.full_like(slots["sample"], -torch.inf, dtype=torch.float64)
     slots["marked"] = torch.zeros_like(slots["sample"])
 
 
 def set_mark(slots: Slots, mask: Tensor, progress: Tensor) -> None:
-    """Measure what follows from here, for the slots in the mask; a progress of -inf makes the next mark a first one."""
+    """Restart the measurement for the slots in the mask; a progress of -inf makes the next mark count as the first."""
     slots["mark"] = torch.where(mask, progress.double(), slots["mark"])
     slots["marked"] = torch.where(mask, slots["age"] + 1, slots["marked"])
 
@@ -29,10 +29,10 @@ def set_mark(slots: Slots, mask: Tensor, progress: Tensor) -> None:
 def hopeless(
     slots: Slots, progress: Tensor, *, steps: int, marks: int, least: int = 1, safety: float = SAFETY
 ) -> Tensor:
-    """Mask (B,) of searches to give up; `progress` (B,) must become positive, `marks` are spread over all steps.
+    """Mask (B,) of searches to abandon; `progress` (B,) must become positive, and `marks` are spread over all steps.
 
-    least: the number of steps between two marks is no smaller. safety: how many times its present speed is allowed for.
-    The first mark is never a reason: it has nothing to compare with.
+    least: minimum number of steps between two marks. safety: the multiple of its present speed credited to a search. No
+    search is abandoned at its first mark, where there is nothing to compare with.
     """
     age = slots["age"] + 1
     taken = age - slots["marked"]

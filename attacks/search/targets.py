@@ -1,4 +1,4 @@
-"""Which wrong classes an attack aims at, and searches that aim at one after another."""
+"""Choice of target classes, and searches that aim at one target after another."""
 
 from typing import ClassVar
 
@@ -22,20 +22,20 @@ def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def aims(problem: Problem, clean: Tensor, count: int) -> Tensor:
-    """The classes to aim at one after another: the caller's target where there is one, else `likely_targets`."""
+    """The classes to aim at in turn: the caller's target if given, else `likely_targets`."""
     return problem.classes[:, None] if problem.targeted else likely_targets(clean, problem.classes, count)
 
 
 def refuse_targeted(problem: Problem, name: str) -> None:
-    """InputError where the caller gives targets to an attack that chooses its own."""
+    """Raise InputError if the caller gives targets to an attack that chooses its own."""
     if problem.targeted:
         raise InputError(
-            f"{name} chooses its own targets; for a target of yours use pgd, apgd, fab or ddn with targets="
+            f"{name} chooses its own targets; to choose the target yourself use pgd, apgd, fab or ddn with targets="
         )
 
 
 class TowardsTargets(Search):
-    """Restart r aims at the r-th of each sample's targets (N, restarts), kept in the slots; mixed into a search."""
+    """Mixin for searches: restart r aims at the r-th of each sample's targets (N, restarts), which the slots hold."""
 
     apart: ClassVar[bool] = True
     problem: Problem
@@ -46,7 +46,7 @@ class TowardsTargets(Search):
         super().begin(slots)  # type: ignore[safe-super]
 
     def lead(self, logits: Tensor, slots: Slots) -> Tensor:
-        """(B,) by how much the target leads the label, or every other class where the target is the caller's."""
+        """Lead of the target over the label, (B,), or over every other class if the caller chose the target."""
         if self.problem.targeted:
             return self.problem.margin(logits, slots["classes"])
         return losses.difference(logits, slots["classes"], slots["target"])

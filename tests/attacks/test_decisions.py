@@ -93,7 +93,7 @@ def test_a_transfer_that_cannot_be_is_refused(small: Case) -> None:
     with pytest.raises(InputError, match="must have the threat of the transfer"):
         Transfer(threat, surrogate=small.model, attack=PGD(ThreatModel("linf", 0.1)))
     surrogate = nn.Sequential(nn.Flatten(), nn.Linear(192, 7)).eval()
-    with pytest.raises(InputError, match="must answer with 4 logits per image"):
+    with pytest.raises(InputError, match="must return 4 logits per image"):
         Transfer(threat, surrogate=surrogate, attack=PGD(threat))(*small)
 
 

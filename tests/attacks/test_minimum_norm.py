@@ -173,5 +173,5 @@ def test_the_smooth_margin_lies_above_the_margin_by_its_stated_bound() -> None:
 def test_what_ldn_cannot_do_is_refused() -> None:
     with pytest.raises(InputError, match="sharpness must be one or several positive numbers"):
         LDN(ThreatModel("l2", math.inf), sharpness=())
-    with pytest.raises(InputError, match="2 searches need as many steps at least, got 1"):
+    with pytest.raises(InputError, match="2 searches need at least as many steps, got 1"):
         LDN(ThreatModel("l2", math.inf), steps=1)
