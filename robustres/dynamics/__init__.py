@@ -1,4 +1,4 @@
-"""robustres.dynamics: what residual connections do, claim by claim, on small networks and on a network at hand."""
+"""robustres.dynamics: claims about residual connections, tested on small networks and on a given network."""
 
 from robustres.dynamics.laboratory import DEMONSTRATIONS, NAMES, demonstrate, inspect_model
 from robustres.dynamics.measures.claim import Claim, Finding

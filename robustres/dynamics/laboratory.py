@@ -1,4 +1,4 @@
-"""Every claim by its name: shown on the built-in networks, or looked at on a network at hand."""
+"""All claims by name: demonstrated on the built-in networks, or examined on a given network."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -51,10 +51,10 @@ OBSERVATIONS: dict[str, Callable[[Dissection, ImageSet], Claim]] = {
 def demonstrate(
     names: Sequence[str] = NAMES, data: Parts | None = None, *, progress: Progress | None = None
 ) -> Iterator[Claim]:
-    """Show claims on the built-in networks, one after the other; InputError lists the names.
+    """Demonstrate claims on the built-in networks, one after another; InputError lists the known names.
 
-    data: images to train and to measure on, by default the embedded digits.
-    progress: told (name of a claim, 0, 1) when work on it begins, and (name, 1, 1) when it ends.
+    data: images for training and measurement, by default the embedded digits.
+    progress: called with (name of a claim, 0, 1) when work on it begins, and (name, 1, 1) when it ends.
     """
     if unknown := [name for name in names if name not in DEMONSTRATIONS]:
         raise InputError(f"no demonstration is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
@@ -64,11 +64,11 @@ def demonstrate(
 def inspect_model(
     model: nn.Module, data: ImageSet | Any, *, joint: bool = True, progress: Progress | None = None
 ) -> Iterator[Claim | tuple[str, str]]:
-    """Look at a network at hand, claim by claim; (name, reason) where it has nothing to show for one.
+    """Examine a given network, claim by claim; (name, reason) for a claim that does not apply to it.
 
-    joint: bound its blocks jointly, tighter and slower. progress: as in `demonstrate`, and before that told how many
-    of the network's pieces are bounded ("blocks"). Raises UnsupportedOperationError for a network that the certifier
-    cannot read; the model is left as it was.
+    joint: bound its blocks jointly, which is tighter and slower. progress: as in `demonstrate`; before that, it is
+    called with the number of the network's pieces that are bounded ("blocks"). Raises UnsupportedOperationError for a
+    network that the certifier does not support; the model is left as it was.
     """
     images = data if isinstance(data, ImageSet) else load_data(data)
     network = dissect(
@@ -82,7 +82,7 @@ def inspect_model(
 
 
 def _watched(name: str, work: Callable[[], Claim], progress: Progress | None) -> Claim:
-    """The claim that the work gives; when it begins and ends is told."""
+    """Run the work and return its claim, reporting its start and end."""
     tell = progress or (lambda stage, done, total: None)
     tell(name, 0, 1)
     claim = work()

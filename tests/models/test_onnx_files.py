@@ -181,14 +181,14 @@ def test_what_has_no_meaning_here_is_refused_by_name(tmp_path: Path, kind: str) 
 
 def test_operators_of_other_domains_and_sets_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, tiny([node("FusedConv", "x", domain="com.microsoft")], {}), "domain 'com.microsoft'")
-    refused(tmp_path, tiny([node("Relu", "x")], {}, opset=99), "operator set is 99; 7 to 25 are read")
+    refused(tmp_path, tiny([node("Relu", "x")], {}, opset=99), "operator set is 99; 7 to 25 are supported")
 
 
 def test_training_mode_and_files_without_a_graph_are_refused(tmp_path: Path) -> None:
     on = {"r": np.float32(0.5), "t": np.array(True)}
     refused(tmp_path, tiny([node("Dropout", "x", "r", "t")], on), "training mode")
     refused(tmp_path, b"", "holds no graph")
-    refused(tmp_path, tiny([node("Relu", "nowhere")], {}), "takes 'nowhere', which nothing before it gives")
+    refused(tmp_path, tiny([node("Relu", "nowhere")], {}), "takes 'nowhere', which no earlier node defines")
 
 
 def test_functions_of_a_file_are_unfolded_but_not_without_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""onnx's own tests of its operators: every one that concerns an operator that is read."""
+"""The node tests of the onnx package, for every supported operator."""
 
 import math
 from collections.abc import Iterator
@@ -21,28 +21,28 @@ from robustres.models.sources.onnx.graph import _Reader  # noqa: E402
 from robustres.models.sources.onnx.registry import OPERATORS  # noqa: E402
 from robustres.models.sources.onnx.traced import Known, Recorder, Traced  # noqa: E402
 
-# What an answer may say instead of a number, and why that is right.
+# Allowed messages of refusals, and the reason for each.
 REFUSALS = {
-    "that depends on the images": "a shape, axes or a weight computed from the image is no network of plain operations",
+    "that depends on the images": "a shape, axes or a weight computed from the image is not supported",
     "tf_crop_and_resize": "a region of interest has no counterpart in a classifier",
-    "gives further outputs that are used": "indices of pooling and masks of dropout are not covered",
-    "takes an extreme of no numbers": "images are not empty",
-    "is not among the operators": "an operator inside a function that is not read",
+    "has further outputs in use": "indices of pooling and masks of dropout are not supported",
+    "maximum or minimum of no numbers": "images are not empty",
+    "is not a supported operator": "an operator inside a function that is not supported",
     "larger than a transposed": "an output padded beyond what the transpose gives",
     "for more than a transposed convolution gives": "the same",
-    "according to the images": "a branch that depends on the image",
-    "batch_dims": "gathering in each image by itself",
-    "combines what it replaces": "scattering with a reduction",
-    "kind that is not read": "sequences, strings and sparse tensors",
+    "depending on the images": "a branch that depends on the image",
+    "batch_dims": "gathering in each image separately",
+    "uses a reduction": "scattering with a reduction",
+    "unsupported kind": "sequences, strings and sparse tensors",
     "tensor type": "types of fewer than 8 bits and strings",
-    "no list of whole numbers": "the same",
+    "not a list of integers": "the same",
 }
 TYPES = {np.dtype(kind) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
 
 
 @cache
 def cases() -> dict[str, list[Any]]:
-    """All tests of single operators, by the operators in them, that have arrays of types that torch computes with."""
+    """All single-operator tests with arrays of types that torch supports, grouped by operator."""
     from onnx.backend.test.loader import load_model_tests
 
     found: dict[str, list[Any]] = {}
@@ -60,7 +60,7 @@ def cases() -> dict[str, list[Any]]:
 
 
 def answers(case: Any, inputs: list[np.ndarray], *, traced: bool) -> Iterator[np.ndarray]:
-    """What the reader makes of a test: with all inputs known, or with those that are floating-point recorded."""
+    """The results of the reader for a test: with all inputs known, or with floating-point inputs recorded."""
     recorder = Recorder((2,))
     file = SimpleNamespace(path=Path("none"), functions={}, fixed_batch=None)
     reader = _Reader(file, recorder)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def answers(case: Any, inputs: list[np.ndarray], *, traced: bool) -> Iterator[np
 
 
 @pytest.mark.parametrize("kind", ["several", *sorted(OPERATORS)])
-def test_an_operator_answers_as_onnx_itself_expects(kind: str) -> None:
+def test_an_operator_gives_the_results_that_onnx_expects(kind: str) -> None:
     compared = 0
     for case in cases().get(kind, []):
         for traced in (False, True):

@@ -1,1 +1,1 @@
-"""The claims, shown on built-in networks."""
+"""The claims, demonstrated on built-in networks."""

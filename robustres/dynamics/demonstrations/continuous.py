@@ -30,11 +30,11 @@ NAMES = tuple(scheme.name for scheme in SCHEMES)
 
 
 def continuous(data: Parts | None = None, *, epochs: int = 8, samples: int = 100, eps: float = 0.5) -> Claim:
-    """Step sizes, schemes and spectra: of a linear field in closed form, and of one network trained on digits.
+    """Step sizes, schemes and spectra of a linear field in closed form, and of a network trained on digits.
 
     The frame has rows of four parts. "linear": scheme, h, radius (max |R(h lambda)|, exact), growth (measured).
     "spectrum": h, real, imaginary: eigenvalues of I + h A. "scheme": scheme, steps, h, deviation (largest distance of
-    the last state from a fine reference, measured), accuracy, upper (bound of the body's Lipschitz constant),
+    the last state from a fine reference, measured), accuracy, upper (bound on the Lipschitz constant of the body),
     certified (share correct with radius >= eps, from bounds), seconds. "trajectory": sample, label, time, first,
     second (principal components of the states).
     """
@@ -83,7 +83,7 @@ def _linear_rows(field: np.ndarray, steps: int = 60) -> list[dict[str, Any]]:
 
 
 def _step_matrix(scheme: Scheme, scaled: np.ndarray) -> np.ndarray:
-    """What one step does to a linear field: R(h A) through the stages."""
+    """The matrix of one step for a linear field: R(h A), computed through the stages."""
     size, stages = len(scaled), len(scheme.weights)
     system = np.eye(size * stages) - np.kron(np.array(scheme.matrix), scaled)
     inner = np.linalg.solve(system, np.kron(np.ones((stages, 1)), np.eye(size)))
@@ -112,7 +112,8 @@ def _scheme_rows(model: FlowNet, test: ImageSet, eps: float) -> list[dict[str, A
             states, owed = model.states(images)
             seconds = perf_counter() - start
             logits, upper = model.head(states[-1]), math.prod(model.step_uppers())
-            # The equations are solved up to a residual; with steps that contract, the state is off by their sum.
+            # The equations are solved up to a residual; since the steps contract, the error of the state is at most
+            # their sum.
             radius = (pairwise_reach(logits, model.head.weight) * (1 - 1e-9) - owed) / upper
             correct = logits.argmax(dim=1) == test.labels
             found.append(
@@ -264,7 +265,7 @@ def _spectrum_chart(spectrum: pd.DataFrame) -> Any:
 
 
 def trajectory_chart(paths: pd.DataFrame, width: int) -> Any:
-    """The paths of samples in the plane; a dot where they end."""
+    """Trajectories of samples in the plane, with a dot at the end."""
     base = alt.Chart(rows(paths[["sample", "label", "time", "first", "second"]]))
     place = {
         "x": alt.X("first:Q", title="first component", scale=alt.Scale(zero=False)),

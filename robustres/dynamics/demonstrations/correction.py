@@ -1,4 +1,4 @@
-"""The branch as a correction: blocks point at the remaining error, each adds margin, and most can be missed."""
+"""The branch as a correction: blocks point towards the remaining error, each adds margin, and most are dispensable."""
 
 import math
 from typing import Any
@@ -24,18 +24,20 @@ STATEMENT = (
 SOURCE = (
     "Veit, Wilber and Belongie 2016; Jastrzebski et al. 2018 (iterative inference); Huang et al. 2018 (BoostResNet)"
 )
-# A margin must exceed what removal can change by more than rounding.
+# A margin must exceed the largest change by removal by more than rounding.
 ROUNDING = 1 + 1e-9
 
 
 def correction(data: Parts | None = None, *, depth: int = 4, epochs: int = 12, samples: int = 360) -> Claim:
-    """Alignment, margin, early exits and removal of each block of a network at epochs 0, 1, a third and the last.
+    """Alignment, margin, early exits and removal of each block of a network, at epochs 0 and 1, after a third, and at
+    the end.
 
-    The frame has one row per epoch and block, all measured on test images: alignment, the mean of cos(F(x), t - x)
-    with t the mean last state of the sample's class over the training images; descent, the mean cosine with minus the
-    gradient of the early exit's loss; margin_gained, mean change of the true class's margin at the exit; exit_accuracy
-    after the block (the shared head on its output); accuracy_without the block; kept_without, share whose answer stays;
-    kept_proven, share for which a Lipschitz bound of what follows proves it (only at the last epoch).
+    The frame has one row per epoch and block, all measured on test images: alignment, the mean of cos(F(x), t - x),
+    where t is the mean last state of the sample's class over the training images; descent, the mean cosine with minus
+    the gradient of the early exit's loss; margin_gained, the mean change of the true class's margin at the exit;
+    exit_accuracy after the block (the shared head on its output); accuracy_without the block; kept_without, the share
+    whose prediction does not change; kept_proven, the share for which a Lipschitz bound of the following part proves
+    this (only at the last epoch).
     """
     parts = data or digits_parts()
     test = parts.test.first(samples)
@@ -117,7 +119,7 @@ def true_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def pairwise_reach(logits: Tensor, head: Tensor) -> Tensor:
-    """(N,): how far the state before a linear head (classes, D) must move, at least, before the answer changes."""
+    """(N,): smallest move of the state before a linear head (classes, D) that can change the prediction."""
     answer = logits.argmax(dim=1)
     gap = logits.gather(1, answer[:, None]) - logits
     distance = torch.linalg.vector_norm(head[answer][:, None] - head[None], dim=2)

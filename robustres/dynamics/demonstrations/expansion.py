@@ -1,4 +1,4 @@
-"""Jacobians: how far each block stretches real samples against its certificate, and what scaling its two sides does."""
+"""Jacobians: expansion of real samples by each block beside its certificate, and the effect of scaling its terms."""
 
 import math
 from collections.abc import Sequence
@@ -43,10 +43,10 @@ def expansion(
     """Jacobian norms of a trained network by block and sample, and a sweep of alpha and beta at two depths.
 
     The frame has rows of two parts. "block": block, sample, stretch (largest singular value of the block's Jacobian
-    there, an estimate of its constant from below), upper (joint bound), textbook (1 + K_F), grown and grown_upper (the
-    same for everything from the first state on). "sweep": alpha, beta, accuracy, certified (share correct with radius
-    >= eps, from bounds), upper (product over the blocks, bound), deep_accuracy (test accuracy of `deep` layers after a
-    short training; of a network whose outputs are not finite it is what its NaN answers get).
+    there, a lower estimate of its constant), upper (joint bound), textbook (1 + K_F), grown and grown_upper (the same
+    for everything from the first state on). "sweep": alpha, beta, accuracy, certified (share correct with radius >=
+    eps, from bounds), upper (product over the blocks, bound), deep_accuracy (test accuracy with `deep` layers after a
+    short training; NaN outputs count by the class that argmax gives).
     """
     parts = data or digits_parts()
     sizes: dict[str, Any] = {"inputs": parts.pixels, "classes": parts.classes}

@@ -1,4 +1,4 @@
-"""Gradient flow: what a shortcut does to the gradient on its way down through equal layers."""
+"""Gradient flow: the effect of a shortcut on the gradient through equal layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from robustres.dynamics.small_networks.parts import Parts, digits_parts
 from robustres.dynamics.small_networks.stack import StackSettings, stack
 
 DEPTHS = (10, 20, 50, 100, 200)
-# A gradient that loses or gains more than this factor through the depth is called vanishing or exploding.
+# A gradient that shrinks or grows by more than this factor over the depth is called vanishing or exploding.
 FACTOR = 1e3
 TITLE = "Shortcuts keep the gradient alive"
 STATEMENT = (
@@ -26,14 +26,14 @@ SOURCE = "He et al. 2016 (identity mappings); Balduzzi et al. 2017 (shattered gr
 
 
 def gradient_flow(data: Parts | None = None, *, depths: Sequence[int] = DEPTHS, samples: int = 64) -> Claim:
-    """Gradient of the loss at the first state over that at the last, by depth: plain, residual, residual with 1/L.
+    """Ratio of the loss gradient at the first state to that at the last, by depth: plain, residual, residual with 1/L.
 
     The frame has one row per network and depth: ratio (measured, root mean square over the samples), upper and lower
     (bounds of the ratio for any input: products of K_l, of 1 + beta K_l and of 1 - beta K_l), and the scalar models.
     """
     images = (data or digits_parts()).test.first(samples)
     pixels = images.images[0].numel()
-    # One seed: every network has the layers of the deepest one, as many of them as it is deep.
+    # One seed: every network consists of the first layers of the deepest one.
     branches = [layer.branch_upper() for layer in stack(StackSettings(depth=max(depths), inputs=pixels)).layers]  # type: ignore[operator]
     rows = []
     for depth in depths:
@@ -102,14 +102,14 @@ def _picture(frame: pd.DataFrame) -> Any:
 
 
 def gradient_norms(states: Sequence[Tensor], head: nn.Module, labels: Tensor) -> list[float]:
-    """Root mean square over the samples of the loss gradient's norm at every state."""
+    """Root mean square, over the samples, of the norm of the loss gradient at every state."""
     loss = functional.cross_entropy(head(states[-1]), labels, reduction="sum")
     gradients = torch.autograd.grad(loss, list(states))
     return [float(gradient.flatten(1).square().sum(dim=1).mean().sqrt()) for gradient in gradients]
 
 
 def _bounds(branches: Sequence[float], kind: str, beta: float) -> tuple[float, float]:
-    """What the ratio can be at least and at most, for any input and loss."""
+    """Lower and upper bound on the ratio, for any input and loss."""
     lower, upper = 1.0, 1.0
     for branch in branches:
         upper *= branch if kind == "plain" else 1 + beta * branch

@@ -1,4 +1,4 @@
-"""Information preservation: what survives of the input through the depth, and when a block can be run backwards."""
+"""Information preservation: how much of the input survives the depth, and when a block can be inverted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from robustres.dynamics.measures.jacobian import jacobians
 from robustres.dynamics.small_networks.parts import Parts, digits_parts
 from robustres.dynamics.small_networks.stack import Kind, Stack, StackSettings, stack
 
-# A singular value below this share of the largest counts as lost in single precision.
+# Singular values below this share of the largest are considered lost in single precision.
 RANK_TOLERANCE = 1e-6
 BRANCH_LIMIT = 0.8
 STATEMENT = (
@@ -31,11 +31,11 @@ TRAINED = ("plain, trained", "residual, trained")
 
 
 def information(data: Parts | None = None, *, depth: int = 8, epochs: int = 12, samples: int = 12) -> Claim:
-    """Singular values and rank of the map from the first state, by depth; and the inverse of contractive branches.
+    """Singular values and rank of the map from the first state, by depth, and the inverse for contractive branches.
 
     The frame has rows of three parts. "linear" (exact) and "trained" (median over samples, measured): smallest,
     largest, rank, size by position. "inverse": error (measured, largest over samples) and bound by iteration;
-    "invertible": per block the lower bound 1 - K_F and the smallest singular value met.
+    "invertible": for each block, the lower bound 1 - K_F and the smallest singular value found.
     """
     parts = data or digits_parts()
     train, test = parts.train, parts.test.first(samples)

@@ -1,4 +1,4 @@
-"""A second task without forgetting the first: adapters under a budget, and the samples that provably stay."""
+"""A second task without forgetting the first: adapters under a budget, and the predictions that provably stay."""
 
 import copy
 from collections.abc import Sequence
@@ -42,9 +42,10 @@ def second_task(
 
     The frame has one row per seed (of weights and of the order of samples) and method, measured on test images unless
     said otherwise: budget (of all adapters together, NaN for full fine-tuning); first_before, first and second,
-    accuracies of the tasks; kept, share of first-task answers that did not change; logit_change (largest met) and
-    logit_bound, e; kept_by_margin, share with margin > 2 e (bound); kept_proven, share whose state cannot reach a
-    change of the answer (bound, never smaller up to rounding); broken, samples that changed although they were proven.
+    accuracies of the tasks; kept, share of first-task predictions that did not change; logit_change (largest found) and
+    logit_bound, e; kept_by_margin, share with margin > 2 e (bound); kept_proven, share whose state provably cannot
+    reach a change of the prediction (bound, never smaller up to rounding); broken, number of samples that changed
+    despite the proof.
     """
     parts = data or digits_parts()
     half = parts.classes // 2
@@ -72,7 +73,7 @@ def second_task(
 
 
 def _frozen(first: Parts, epochs: int, temperature: float, seed: int) -> FlowNet:
-    """A network trained on the first task; h |W|^2 <= 1.9: steps contract, so that what an adapter adds cannot grow."""
+    """A network trained on the first task with h |W|^2 <= 1.9, so its steps contract and corrections cannot grow."""
     base = flow_net(first.pixels, first.classes, steps=2, seed=seed)
     fit(
         base,
@@ -89,7 +90,7 @@ def _frozen(first: Parts, epochs: int, temperature: float, seed: int) -> FlowNet
 def _rows(
     base: FlowNet, first: ImageSet, second: Parts, epochs: int, budgets: Sequence[float], seed: int
 ) -> list[dict[str, Any]]:
-    """One row per method, all from the same frozen network."""
+    """One row per method, all based on the same frozen network."""
     found = []
     for budget in budgets:
         adapted = _with_seed(seed, lambda b=budget: Adapted(copy.deepcopy(base), second.classes, budget=b))
@@ -137,7 +138,7 @@ def _adapted_row(adapted: Adapted, base: FlowNet, first: ImageSet, second: Image
 
 
 def _fine_tuned(base: FlowNet, first: ImageSet, second: Parts, epochs: int, seed: int) -> dict[str, Any]:
-    """Every weight free, a new head for the second task; the first task is asked through its old head."""
+    """Train all weights with a new head for the second task; the first task is evaluated with its old head."""
     tuned = copy.deepcopy(base).requires_grad_(True)
     old = tuned.head
     tuned.head = _with_seed(seed, lambda: nn.Linear(old.in_features, second.classes))

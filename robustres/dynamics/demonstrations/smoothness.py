@@ -1,4 +1,4 @@
-"""Smoothness: how much a block can roughen a path, and what the input gradient says about robustness."""
+"""Smoothness: how much a block can roughen a path, and what the input gradient implies about robustness."""
 
 import math
 from dataclasses import replace
@@ -38,20 +38,20 @@ NETWORKS = {
     "residual": StackSettings("residual", 4),
     "scaled": StackSettings("residual", 4, beta=0.25),
 }
-# Attacked budgets in pixel units; the smallest that fools bounds the true radius from above.
+# Budgets of the attack in pixel units; the smallest successful one is an upper bound on the true radius.
 LADDER = tuple(round(0.1 * 1.25**step, 4) for step in range(16))
 
 
 def smoothness(
     data: Parts | None = None, *, width: int = 32, epochs: int = 12, samples: int = 80, pairs: int = 24, steps: int = 12
 ) -> Claim:
-    """Total variation per block, and gradient against attacked distance per sample, for four kinds of networks.
+    """Total variation per block, and gradient and attacked distance per sample, for four kinds of networks.
 
     The frame has rows of two parts. "variation": network, block, path (number of the segment), branch, sum, lower and
-    upper bound, all over the variation of the block's input path. "sample": network, gradient (norm of the margin's
-    input gradient), first_order (margin / gradient, an estimate), attacked (distance of an example found, an upper
-    bound of the radius; infinite if none), certified (lower bound of the radius; for highway, which
-    has no constant on all inputs, from intervals on a ball within [0, 1]).
+    upper bound, all divided by the variation of the block's input path. "sample": network, gradient (norm of the
+    margin's input gradient), first_order (margin / gradient, an estimate), attacked (distance of an example found, an
+    upper bound of the radius; infinite if none), certified (lower bound on the radius; for highway networks, which have
+    no constant on all inputs, from intervals on a ball within [0, 1]).
     """
     parts = data or digits_parts()
     test = parts.test.first(samples)
@@ -93,7 +93,7 @@ def _variation_rows(name: str, model: Stack, starts: Tensor, ends: Tensor, point
 
 
 def variation_rows(path: Tensor, branch: Tensor) -> list[dict[str, Any]]:
-    """Per path: the variation of the branch and of the sum over that of the path, and the two bounds of the latter."""
+    """For each path: the variations of branch and sum, divided by that of the path, and the bounds of the latter."""
     own, added, total = (total_variation(values) for values in (path, branch, path + branch))
     return [
         {
@@ -108,7 +108,7 @@ def variation_rows(path: Tensor, branch: Tensor) -> list[dict[str, Any]]:
 
 
 def margin_gradients(model: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) the margin of the label, and (N,) the l2 norm of its gradient with respect to the pixels."""
+    """The margin of the label (N,), and the l2 norm (N,) of its gradient with respect to the pixels."""
     x = images.detach().requires_grad_()
     margin = true_margin(model(x), labels)
     gradient = torch.autograd.grad(margin.sum(), x)[0]
@@ -116,7 +116,7 @@ def margin_gradients(model: Any, images: Tensor, labels: Tensor) -> tuple[Tensor
 
 
 def attacked_distance(model: torch.nn.Module, data: ImageSet, dtype: torch.dtype, *, steps: int) -> Tensor:
-    """(N,): l2 distance of the nearest adversarial example PGD found on a ladder of budgets; infinite if none."""
+    """(N,): l2 distance of the nearest adversarial example that PGD found over the budgets; infinite if none."""
     best = torch.full((len(data),), math.inf, dtype=torch.float64)
     for eps in LADDER:
         open_ = torch.isinf(best).nonzero()[:, 0]

@@ -1,1 +1,1 @@
-"""What is measured on residual networks."""
+"""Measurements on residual networks."""

@@ -1,4 +1,4 @@
-"""Charts of the laboratory: Vega-Lite specifications without a theme: a page and a paper bring their own."""
+"""Charts of the laboratory: Vega-Lite specifications without a theme, which the page or the paper provides."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-# Told apart by everybody; the first two are always "plain" against "residual".
+# Distinguishable with colour vision deficiencies; the first two are always "plain" and "residual".
 COLOURS = ("#d9622b", "#2f6fb3", "#0f8a78", "#b0569b", "#b58900", "#5b8c2a", "#8a6fd1", "#76818e")
 GREY = "#76818e"
 DASHES = ([1, 0], [7, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3], [10, 2], [3, 1])
 
 
 def rows(frame: pd.DataFrame) -> alt.InlineData:
-    """The frame as data inside the chart; numbers that JSON does not know become null."""
+    """The frame as inline data of a chart; numbers that JSON cannot represent become null."""
     clean = frame.astype(object).where(frame.notna() & ~frame.isin([float("inf"), float("-inf")]), None)
     return alt.InlineData(values=[{str(k): _plain(v) for k, v in row.items()} for row in clean.to_dict("records")])
 
@@ -34,7 +34,7 @@ def lines(
     width: int = 460,
     height: int = 260,
 ) -> Any:
-    """One line per series, told apart by colour and by dashes."""
+    """One line per series, distinguished by colour and by dashes."""
     legend = alt.Legend(orient="bottom", title=None, columns=3, symbolType="stroke", symbolSize=300, labelLimit=260)
     shown = frame[frame[y] > 0] if y_log else frame
     axis = alt.Axis(format=y_format) if y_format else alt.Axis()
@@ -62,7 +62,7 @@ def lines(
 
 
 def _whole_axis(numbers: "pd.Series[Any]") -> alt.Axis:
-    """Ticks at whole numbers only: at each of them where they are few."""
+    """Ticks at whole numbers only, at each of them if there are few."""
     few = sorted({int(number) for number in numbers})
     return alt.Axis(values=few, format="d") if len(few) <= 12 else alt.Axis(tickMinStep=1, format="d")
 

@@ -1,4 +1,4 @@
-"""Any network that the certifier can read, cut at the values that every path shares: its states through the depth."""
+"""Any network that the certifier supports, cut at the values through which every path passes: its states by depth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from robustres.certify import LipschitzReport, NetworkView, lipschitz
 
 @dataclass(frozen=True, eq=False)
 class Dissection(NetworkView):
-    """A network as the sequence of its pieces, with the report that bounds them."""
+    """A network as a sequence of pieces, with the report of their bounds."""
 
     report: LipschitzReport
 
@@ -24,7 +24,7 @@ class Dissection(NetworkView):
         return lambda values: self.run(values, position, position + 1)
 
     def upper_from(self, position: int) -> float:
-        """A bound of the Lipschitz constant from state `position` to the logits."""
+        """A bound on the Lipschitz constant from state `position` to the logits."""
         product = 1.0
         for piece in self.pieces[position:]:
             product *= piece.upper
@@ -38,9 +38,9 @@ def dissect(
     joint: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dissection:
-    """Cut a model into its pieces and bound each; UnsupportedOperationError lists what the certifier cannot read.
+    """Cut a model into its pieces and bound each; UnsupportedOperationError lists unsupported operations.
 
-    progress: told how many pieces are bounded, and how many there are.
+    progress: called with the number of pieces bounded so far and the total number.
     """
     report = lipschitz(model, input_shape, joint=joint, progress=progress)
     view = report.view()

@@ -1,4 +1,4 @@
-"""A network at hand, stopped early: what it answers when its last residual blocks pass on their shortcuts alone."""
+"""Early exits of a given network: its logits when the last residual blocks are reduced to their shortcuts."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ from robustres.dynamics.measures.dissection import Dissection
 
 
 def leave(network: Dissection, values: Tensor, position: int) -> Tensor:
-    """Logits when the network stops at state `position` (N, ...): each residual block from there on passes on its
-    shortcut alone, everything else, the head included, stays as it is. Differentiable.
+    """Logits when the network stops at state `position` (N, ...): every later residual block is reduced to its
+    shortcut, and everything else, including the head, is unchanged. Differentiable.
     """
     for later in range(position, len(network.pieces)):
         if network.pieces[later].is_residual:
@@ -27,7 +27,7 @@ def exit_logits(network: Dissection, states: list[Tensor]) -> list[Tensor]:
 
 
 def exit_descent(network: Dissection, values: Tensor, position: int, labels: Tensor) -> Tensor:
-    """Minus the gradient of the cross-entropy of stopping at state `position`, with respect to that state (N, ...)."""
+    """Minus the gradient of the cross-entropy of the exit at state `position`, with respect to that state (N, ...)."""
     values = values.detach().requires_grad_()
     loss = functional.cross_entropy(leave(network, values, position), labels, reduction="sum")
     gradient: Tensor = torch.autograd.grad(loss, values)[0]

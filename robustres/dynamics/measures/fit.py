@@ -1,6 +1,6 @@
-"""The small training loop of the laboratory: cross-entropy, seeded, with a look at the network after every epoch.
+"""The small training loop of the laboratory: cross-entropy, seeded, with a callback after every epoch.
 
-The trainer of robustres.training stands on the same floor and does more than a demonstration needs.
+The trainer of robustres.training is on the same layer, so it cannot be imported here, and does more than is needed.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,9 +26,10 @@ def fit(
 ) -> None:
     """Train in place with Adam and a cosine schedule; deterministic on a CPU.
 
-    images (N, ...), labels (N,). temperature: factor on the logits inside the cross-entropy; large ones ask for small
-    margins only. parameters: what may move, by default everything. after_step: called after each update, for instance
-    to project weights back. on_epoch: called with 0 before the first epoch and with the epoch's number after each.
+    images (N, ...), labels (N,). temperature: factor on the logits in the cross-entropy; with a large factor, small
+    margins suffice. parameters: the parameters to train, by default all. after_step: called after each update, for
+    instance to project weights back. on_epoch: called with 0 before the first epoch and with its number after each
+    epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(images) // batch_size)
@@ -51,7 +52,7 @@ def fit(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of the images (N, ...) that the model answers with their label (N,)."""
+    """Share of the images (N, ...) that are classified as their label (N,)."""
     return share(model(images).argmax(dim=1) == labels)
 
 

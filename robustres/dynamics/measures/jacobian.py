@@ -1,4 +1,4 @@
-"""Jacobians at samples: whole where the state is small, and what products with them tell where it is not."""
+"""Jacobians at samples: full matrices for small states, Jacobian-vector products for large ones."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Larger states are not decomposed: their Jacobian would be a matrix of this many rows.
+# Jacobians of larger states are not decomposed.
 LARGEST_STATE = 1024
 
 Function = Callable[[Tensor], Tensor]
@@ -15,7 +15,7 @@ Function = Callable[[Tensor], Tensor]
 class SingularValues(NamedTuple):
     """Extreme singular values of Jacobians at samples, (N,) each.
 
-    exact: whether the Jacobians were decomposed; else `largest` is an estimate from below and `smallest` NaN.
+    exact: whether the Jacobians were decomposed; otherwise `largest` is a lower estimate and `smallest` is NaN.
     """
 
     largest: Tensor
@@ -24,7 +24,7 @@ class SingularValues(NamedTuple):
 
 
 def jacobians(function: Function, x: Tensor) -> Tensor:
-    """(N, outputs, inputs): the Jacobian of a function that treats the samples of x (N, ...) one by one.
+    """(N, outputs, inputs): the Jacobian of a function that acts on each sample of x (N, ...) separately.
 
     >>> jacobians(lambda x: 2 * x, torch.ones(1, 2))
     tensor([[[2., 0.],
@@ -39,7 +39,7 @@ def jacobians(function: Function, x: Tensor) -> Tensor:
 def extreme_singular_values(function: Function, x: Tensor, *, largest_state: int = LARGEST_STATE) -> SingularValues:
     """The largest and the smallest singular value of a function's Jacobian at every sample of x (N, ...).
 
-    largest_state: numbers in a state up to which the whole Jacobian is decomposed.
+    largest_state: size of a state up to which the full Jacobian is decomposed.
     """
     if x[0].numel() <= largest_state:
         values = torch.linalg.svdvals(jacobians(function, x))
@@ -48,10 +48,10 @@ def extreme_singular_values(function: Function, x: Tensor, *, largest_state: int
 
 
 def lanczos_largest(function: Function, x: Tensor, *, steps: int = 12, seed: int = 0) -> Tensor:
-    """(N,): an estimate from below of the largest singular value of a function's Jacobian at every sample of x.
+    """(N,): a lower estimate of the largest singular value of a function's Jacobian at every sample of x.
 
-    Lanczos' method on J^T J from a random start, all samples together, each basis orthogonalised twice against itself:
-    the largest Ritz value never exceeds the largest eigenvalue beyond rounding.
+    The Lanczos method on J^T J from a random start, for all samples together, with each basis vector orthogonalised
+    twice: the largest Ritz value never exceeds the largest eigenvalue, up to rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(x.shape, dtype=x.dtype, generator=generator).flatten(1)
@@ -67,7 +67,7 @@ def lanczos_largest(function: Function, x: Tensor, *, steps: int = 12, seed: int
         length = torch.linalg.vector_norm(image, dim=1)
         if step + 1 == steps:
             break
-        # An exhausted basis goes on with a vector of zeros, which adds zeros to the matrix.
+        # An exhausted basis continues with a zero vector, which adds zeros to the matrix.
         alive = length > 1e-12 * tridiagonal[:, 0, 0].abs().clamp_min(1e-300)
         following = torch.where(alive[:, None], image / length.clamp_min(1e-300)[:, None], 0.0)
         tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = torch.where(alive, length, 0.0)

@@ -1,4 +1,4 @@
-"""Scaling the two sides of every residual block of a network at hand: alpha S x + beta F(x), nothing retrained."""
+"""Scaling the two summands of every residual block of a given network: alpha S x + beta F(x), without retraining."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from robustres.dynamics.measures.dissection import Dissection
 from robustres.dynamics.measures.fit import share
 from robustres.numerics import round_radius_down, rounded_up
 
-# Taken off every margin: far more than float64 rounding of the logits, which the sweep does not track step by step.
+# Subtracted from every margin: far more than the float64 rounding of the logits, which the sweep does not track.
 ALLOWANCE = 1e-6
 
 
 def scaled_upper(row: BlockRow, alpha: float, beta: float) -> float:
-    """A bound of the Lipschitz constant of alpha S x + beta F(x) from the bounds of the block S x + F(x).
+    """A bound on the Lipschitz constant of alpha S x + beta F(x) from the bounds of the block S x + F(x).
 
-    The smallest of |alpha| |S| + |beta| K_F, |beta| K + |alpha - beta| |S| and |alpha| K + |beta - alpha| K_F, K
-    bounding the block: the three ways to write the sum.
+    The smallest of |alpha| |S| + |beta| K_F, |beta| K + |alpha - beta| |S| and |alpha| K + |beta - alpha| K_F, where K
+    is the bound of the block; they correspond to three ways of writing the sum.
 
     >>> row = BlockRow("b", "residual (identity)", 1.2, 1.0, "joint", shortcut=1.0, branch=0.9)
     >>> [round(scaled_upper(row, alpha, beta), 6) for alpha, beta in ((1, 1), (0.5, 1), (1, 0))]
@@ -53,8 +53,8 @@ def scaling_sweep(
     network: Dissection, data: ImageSet, scales: Sequence[tuple[float, float]], *, eps: float
 ) -> pd.DataFrame:
     """One row per (alpha, beta): accuracy (measured), upper (bound of the whole network), median_radius and certified
-    (share correct with l2 radius >= eps), from bounds. Nothing is retrained and no block is bounded anew: the bounds of
-    the network as it is are combined, so a fresh certificate of the scaled network can only be better.
+    (share correct with l2 radius >= eps), from bounds. Nothing is retrained and no block is bounded again: the bounds
+    of the unscaled network are combined, so a new certificate of the scaled network can only be better.
     """
     rows = []
     for alpha, beta in scales:
@@ -76,7 +76,7 @@ def scaling_sweep(
 
 
 def _bounds(network: Dissection, alpha: float, beta: float) -> tuple[float, float]:
-    """A bound of the scaled network, and of the factor by which scaling enlarges the bound of any part of it."""
+    """Bounds on the scaled network, and on the factor by which scaling enlarges the bound of any part of it."""
     upper, growth = 1.0, 1.0
     for piece in network.pieces:
         own = piece.upper
@@ -88,7 +88,7 @@ def _bounds(network: Dissection, alpha: float, beta: float) -> tuple[float, floa
 
 
 def _radii(network: Dissection, logits: Tensor, upper: float, growth: float) -> Tensor:
-    """(N,): radii from the margins of pairs of classes; the head's own rows where the network ends in a linear one."""
+    """(N,): radii from the margins of pairs of classes, using the rows of the head if it is linear."""
     answers = logits.argmax(dim=1)
     constants = logits.new_full(logits.shape, rounded_up(math.sqrt(2) * upper, 2))
     if (head := network.report.head) is not None and math.isfinite(growth):

@@ -1,4 +1,4 @@
-"""Runge-Kutta schemes as residual steps: forward and backward Euler, Heun, RK4, their stability and contractivity."""
+"""Runge-Kutta schemes as residual steps: forward and backward Euler, Heun, RK4; their stability and contractivity."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Scheme:
         return any(self.matrix[i][i] != 0 for i in range(len(self.weights)))
 
     def stability(self, z: np.ndarray) -> np.ndarray:
-        """R(z), what a step multiplies the solution of x' = lambda x by, z = h lambda (complex array)."""
+        """R(z), the factor of one step for x' = lambda x, with z = h lambda (complex array)."""
         a, b = np.array(self.matrix), np.array(self.weights)
         one = np.ones(len(b))
         return np.array(
@@ -40,11 +40,11 @@ class Scheme:
         ).reshape(np.shape(z))
 
     def contracts(self, step: float) -> bool:
-        """Whether a step provably brings no two points further apart, for fields f = -gradient of a convex function.
+        """Whether a step provably increases no distance between points, for fields f = -gradient of a convex function.
 
-        step: h times the gradient's Lipschitz constant K. With F_i, D_i the differences of f(Y_i) and Y_i, the squared
-        distance changes by 2 h sum b_i <F_i, D_i> - h^2 sum m_ij <F_i, F_j>, m_ij = b_i a_ij + b_j a_ji - b_i b_j, and
-        <F_i, D_i> <= -|F_i|^2 / K, so M + (2 / (h K)) diag(b) >= 0 suffices (Dahlquist and Jeltsch 1979).
+        step: h times the Lipschitz constant K of the gradient. With F_i, D_i the differences of f(Y_i) and Y_i, the
+        squared distance changes by 2 h sum b_i <F_i, D_i> - h^2 sum m_ij <F_i, F_j>, m_ij = b_i a_ij + b_j a_ji - b_i
+        b_j, and <F_i, D_i> <= -|F_i|^2 / K, so M + (2 / (h K)) diag(b) >= 0 suffices (Dahlquist and Jeltsch 1979).
 
         >>> FORWARD_EULER.contracts(1.99), FORWARD_EULER.contracts(2.01), BACKWARD_EULER.contracts(1e6)
         (True, False, True)
@@ -55,7 +55,7 @@ class Scheme:
         return bool(np.linalg.eigvalsh(form)[0] >= 1e-12)
 
     def upper(self, step: float) -> float:
-        """A bound of a step's Lipschitz constant for such a field: 1 where it contracts, else what the stages allow."""
+        """A bound on the Lipschitz constant of a step for such a field: 1 if it contracts, else the bound by stages."""
         if self.contracts(step):
             return 1.0
         if self.implicit:
@@ -81,7 +81,7 @@ SCHEMES = (FORWARD_EULER, BACKWARD_EULER, HEUN, RK4)
 
 
 class Stepped(NamedTuple):
-    """The state (N, D) after a step, and (N,) the residual of its equation (0 for explicit schemes)."""
+    """The state (N, D) after a step, and the residual (N,) of its equation (0 for explicit schemes)."""
 
     state: Tensor
     residual: Tensor
@@ -92,7 +92,7 @@ def advance(
 ) -> Stepped:
     """One step of size h from x (N, D).
 
-    slope: the Jacobians (N, D, D) of the field, which the implicit scheme's Newton iteration needs.
+    slope: the Jacobians (N, D, D) of the field, required by the Newton iteration of the implicit scheme.
     """
     if scheme.implicit:
         if slope is None:
@@ -111,7 +111,7 @@ def advance(
 
 
 def _backward(field: Field, slope: Callable[[Tensor], Tensor], x: Tensor, h: float, *, rounds: int = 100) -> Stepped:
-    """Solve y = x + h f(y) by Newton's iteration, every step halved until the residual falls."""
+    """Solve y = x + h f(y) by Newton's method, halving every step until the residual decreases."""
     eye = torch.eye(x.shape[1], dtype=x.dtype)
     y = x
     residual = y - x - h * field(y)

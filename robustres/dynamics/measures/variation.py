@@ -15,7 +15,7 @@ def segments(starts: Tensor, ends: Tensor, points: int) -> Tensor:
 
 
 def total_variation(path: Tensor) -> Tensor:
-    """(S,): the length of the polygon through path (S, points, ...), an estimate of the curve's from below.
+    """(S,): the length of the polygon through path (S, points, ...), a lower estimate of the length of the curve.
 
     >>> total_variation(torch.tensor([[[0.0], [1.0], [0.0]]])).item()
     2.0

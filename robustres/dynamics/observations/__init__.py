@@ -1,1 +1,1 @@
-"""The claims, looked at on one's own network."""
+"""The claims, examined on a given network."""

@@ -1,4 +1,4 @@
-"""The residual blocks of a network at hand as steps of an integrator, and the paths of samples through them."""
+"""The residual blocks of a given network as steps of an integrator, and the trajectories of samples through them."""
 
 import math
 from typing import Any
@@ -22,15 +22,16 @@ STATEMENT = (
 
 
 def continuous_of(network: Dissection, data: ImageSet, *, shown: int = 10) -> Claim:
-    """The residual blocks of a network at hand as steps: their relative size, spectrum, and the paths of samples.
+    """The residual blocks of a given network as steps: their relative size, spectrum, and the trajectories of samples.
 
     The frame has rows of "step" (block, size = mean |F(x)| / |x|, radius = largest |eigenvalue of I + J_F| at the first
-    image, NaN where the state is larger than 1,024) and "trajectory" through the longest run of blocks of one shape.
+    image, NaN if the state has more than 1,024 numbers) and "trajectory" through the longest run of blocks of one
+    shape.
     """
     states = network.states(data.images)
     same = [k for k in network.residual if states[k].shape == states[k + 1].shape]
     if not same:
-        raise InputError("no residual block of this network keeps its shape, so it is no sequence of steps")
+        raise InputError("no residual block of this network keeps its shape, so it is not a sequence of steps")
     steps = pd.DataFrame([_step_row(network, position, n, states[position]) for n, position in enumerate(same, 1)])
     shape = states[same[0]].shape
     kept = [state.flatten(1)[:shown] for state in states if state.shape == shape]

@@ -1,4 +1,4 @@
-"""What each residual block of a network at hand adds, where it points, and what its removal costs."""
+"""The contribution of each residual block of a given network: its size, its direction, and the cost of its removal."""
 
 import math
 from typing import Any
@@ -24,21 +24,19 @@ STATEMENT = (
 
 
 def correction_of(network: Dissection, data: ImageSet) -> Claim:
-    """What each residual block of a network at hand adds, where it points, and what removing it costs.
+    """The size and direction of each residual block's branch in a given network, and the cost of removing the block.
 
     The frame has one row per residual block, measured on the images unless said otherwise: size, mean |F(x)| / |x|;
-    alignment, mean cos(F(x), t - x) with t the same image's state after the last residual block of that stage, the
-    blocks whose states keep one shape: what the stage still adds (NaN where the shortcut is no identity, 1 for the
-    stage's last block by definition); descent, mean cosine with minus the gradient of the loss of stopping before the
-    block (NaN likewise); exit_accuracy and
-    margin_gained by stopping after the block (later blocks pass on their shortcuts, the head is unchanged);
-    accuracy_without and kept_without the block; kept_proven, share for which the bound of what follows proves that the
-    answer stays (a bound).
+    alignment, mean cos(F(x), t - x), where t is the state of the same image after the last residual block of the stage
+    (the blocks whose states have the same shape), so t - x is what the stage still adds (NaN if the shortcut is not the
+    identity, 1 for the last block of the stage by definition); descent, mean cosine with minus the gradient of the loss
+    when stopping before the block (NaN likewise); exit_accuracy and margin_gained when stopping after the block (later
+    blocks are reduced to their shortcuts, the head is unchanged); accuracy_without and kept_without the block;
+    kept_proven, the share for which the bound of the following part proves that the prediction does not change (a
+    bound).
     """
     if not network.residual:
-        raise InputError(
-            "this network has no residual block, so there is no branch to look at and nowhere to stop early"
-        )
+        raise InputError("this network has no residual block, so there is no branch to measure and no early exit")
     states = network.states(data.images)
     exits = exit_logits(network, states)
     frame = pd.DataFrame(
@@ -71,7 +69,7 @@ def correction_of(network: Dissection, data: ImageSet) -> Claim:
 
 
 def _direction(network: Dissection, states: list[Tensor], position: int, labels: Tensor) -> dict[str, float]:
-    """Size of the branch and its cosines with the remaining correction and with the descent of the exit's loss."""
+    """Size of the branch, and its cosines with the remaining correction and with descent of the exit's loss."""
     x = states[position]
     with torch.no_grad():
         branch = network.branch(position, x)
@@ -87,7 +85,7 @@ def _direction(network: Dissection, states: list[Tensor], position: int, labels:
 
 
 def _stage_end(network: Dissection, states: list[Tensor], position: int) -> int:
-    """The state after the last residual block that is reached from `position` without a change of shape."""
+    """The state after the last residual block that can be reached from `position` without a change of shape."""
     end = position + 1
     for later in range(position + 1, len(network.pieces)):
         if states[later + 1].shape != states[position].shape:
@@ -108,7 +106,7 @@ def _exit(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float]:
 def _removal(network: Dissection, states: list[Tensor], position: int, labels: Tensor) -> dict[str, float]:
     x, logits, last = states[position], states[-1], len(network.pieces)
     missing = network.run(network.skip(position, x), position + 1, last)
-    # Without a head to pair rows of, two logits move apart by at most sqrt(2) times the bound.
+    # Without a linear head whose rows could be paired, two logits move apart by at most sqrt(2) times the bound.
     change = math.sqrt(2) * network.upper_from(position + 1) * _length(network.branch(position, x)) * ROUNDING
     top = logits.topk(2, dim=1).values
     kept, proven = missing.argmax(dim=1) == logits.argmax(dim=1), top[:, 0] - top[:, 1] > change

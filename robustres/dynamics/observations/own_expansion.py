@@ -1,4 +1,4 @@
-"""How far the residual blocks of a network at hand stretch real samples, and what scaling their two sides does."""
+"""Expansion of real samples by the residual blocks of a given network, and the effect of scaling the two summands."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ STATEMENT = (
     "by beta at evaluation trades accuracy for certified radius. Nothing is retrained."
 )
 SCALES = ((1.0, 1.0), (1.0, 0.9), (1.0, 0.7), (1.0, 0.5), (1.0, 0.0), (0.9, 1.0), (0.9, 0.9))
-# Whole Jacobians of so many samples are decomposed up to this state; larger ones get Lanczos estimates.
+# Full Jacobians are decomposed for states up to this size; larger ones get Lanczos estimates.
 DECOMPOSED = LARGEST_STATE // 4
 LARGE_SAMPLES = 16
 
@@ -28,17 +28,17 @@ LARGE_SAMPLES = 16
 def expansion_of(
     network: Dissection, data: ImageSet, *, scales: Sequence[tuple[float, float]] = SCALES, eps: float | None = None
 ) -> Claim:
-    """Jacobian norms of the residual blocks of a network at hand, at real samples, and a sweep of alpha and beta.
+    """Jacobian norms of the residual blocks of a given network at real samples, and a sweep of alpha and beta.
 
-    The frame has rows of two parts. "block": block, name, sample, stretch (an estimate of the block's constant from
-    below; how it was found stands in `method`: "decomposed", or "Lanczos" for states larger than 256 numbers, at the
-    first 16 images), upper and textbook (bounds). "sweep": alpha, beta, accuracy (measured), upper, certified at `eps`
-    and median_radius (bounds), of the network as it is with every block alpha S x + beta F(x).
+    The frame has rows of two parts. "block": block, name, sample, stretch (a lower estimate of the block's constant),
+    method (how it was computed: "decomposed", or "Lanczos" for states larger than 256 numbers, at the first 16 images),
+    upper and textbook (bounds). "sweep": alpha, beta, accuracy (measured), upper, certified at `eps` and median_radius
+    (bounds), of the given network with every block replaced by alpha S x + beta F(x).
 
-    eps: l2 budget of `certified`; by default the median certified radius of the network as it is, to two digits.
+    eps: l2 budget of `certified`; by default the median certified radius of the unscaled network, to two digits.
     """
     if not network.residual:
-        raise InputError("this network has no residual block, so there is no I + J_F to look at")
+        raise InputError("this network has no residual block, so there is no I + J_F to measure")
     blocks = pd.DataFrame(_block_rows(network, data)).assign(part="block")
     if eps is None:
         eps = float(f"{scaling_sweep(network, data, [(1.0, 1.0)], eps=0.0)['median_radius'].iloc[0]:.2g}")

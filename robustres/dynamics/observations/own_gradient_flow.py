@@ -1,4 +1,4 @@
-"""Gradient flow through a network at hand: vanishing, exploding, or neither."""
+"""Gradient flow through a given network: vanishing, exploding, or neither."""
 
 import math
 from typing import Any
@@ -18,10 +18,10 @@ STATEMENT = (
 
 
 def gradient_flow_of(network: Dissection, data: ImageSet) -> Claim:
-    """The same through the pieces of a network at hand; says whether its gradient vanishes, explodes or does neither.
+    """Gradient flow through the pieces of a given network: whether the gradient vanishes, explodes or does neither.
 
-    The frame has one row per state: gradient (measured) and upper (a bound of it: the bound of the rest of the
-    network times the gradient at the logits).
+    The frame has one row per state: gradient (measured) and upper (a bound on it: the bound of the rest of the network
+    times the gradient at the logits).
     """
     state = data.images.double().requires_grad_()
     states = [state]

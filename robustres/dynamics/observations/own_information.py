@@ -1,4 +1,4 @@
-"""Which residual blocks of a network at hand are proven invertible, and what they do to real samples."""
+"""Which residual blocks of a given network are proven invertible, and their singular values at real samples."""
 
 import math
 from typing import Any
@@ -19,21 +19,22 @@ STATEMENT = (
     "A residual block whose branch has K_F < 1 is invertible for sure; singular values at samples show "
     "what the others do."
 )
-# Images at which states too large for a whole Jacobian are looked at.
+# Number of images used for states that are too large for a full Jacobian.
 LARGE_SAMPLES = 8
 
 
 def information_of(network: Dissection, data: ImageSet) -> Claim:
-    """Per residual block of a network at hand: K_F, whether that proves it invertible, singular values at samples.
+    """For each residual block of a given network: K_F, whether it proves the block invertible, singular values at
+    samples.
 
-    The frame has one row per residual block: branch and upper (bounds), lower (bound of the smallest singular value,
-    1 - K_F where the shortcut is the identity), size, method, smallest, largest, rank. method "decomposed": measured at
-    every image. "Lanczos", for states of more than 1,024 numbers: largest is an estimate from below at the first 8
-    images, and smallest and rank are not computed (NaN).
+    The frame has one row per residual block: branch and upper (bounds), lower (lower bound on the smallest singular
+    value, 1 - K_F if the shortcut is the identity), size, method, smallest, largest, rank. method "decomposed":
+    measured at every image. "Lanczos", for states of more than 1,024 numbers: largest is a lower estimate at the first
+    8 images, and smallest and rank are not computed (NaN).
     """
     states = network.states(data.images)
     if not network.residual:
-        raise InputError("this network has no residual block, so nothing is preserved by a shortcut")
+        raise InputError("this network has no residual block, so no shortcut preserves information")
     frame = pd.DataFrame([_row(network, position, states[position]) for position in network.residual])
     return Claim(
         "information",

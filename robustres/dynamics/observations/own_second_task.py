@@ -1,4 +1,4 @@
-"""What an adapter of a given size could do to the answers of a network at hand."""
+"""The effect that an adapter of a given size could have on the predictions of a given network."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ STATEMENT = (
 def second_task_of(
     network: Dissection, data: ImageSet, *, budgets: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0)
 ) -> Claim:
-    """What adapters of a given size could do to a network at hand: the samples that would keep their answer.
+    """The samples of a given network that keep their prediction under any adapter of a given size.
 
-    The frame has one row per place of the adapter (after which piece) and budget: kept_proven, the share of images
-    whose answer provably survives every correction of at most that norm there (bound; nothing is trained).
+    The frame has one row per position of the adapter (after which piece) and budget: kept_proven, the share of images
+    whose prediction provably survives every correction of at most that norm there (bound; nothing is trained).
     """
     logits = network.states(data.images)[-1]
     top = logits.topk(2, dim=1).values

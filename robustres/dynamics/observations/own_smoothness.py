@@ -1,4 +1,4 @@
-"""How rough the blocks of a network at hand make a path, and its input gradients beside its certificates."""
+"""Total variation through the blocks of a given network, and its input gradients beside its certificates."""
 
 from typing import Any
 
@@ -21,7 +21,8 @@ STATEMENT = (
 
 
 def smoothness_of(network: Dissection, data: ImageSet, *, points: int = 33, pairs: int = 6) -> Claim:
-    """The variation through each residual block of a network at hand, and its input gradients against its certificates.
+    """The total variation through each residual block of a given network, and its input gradients beside its
+    certificates.
 
     The frame has rows of "variation" (block, path, branch, sum, lower, upper) and "sample" (gradient, first_order,
     certified), as in `smoothness`.
@@ -46,7 +47,7 @@ def smoothness_of(network: Dissection, data: ImageSet, *, points: int = 33, pair
 
 
 def _variation_rows(network: Dissection, data: ImageSet, points: int, pairs: int) -> list[dict[str, Any]]:
-    """The variation through every residual block that keeps its shape."""
+    """The total variation through every residual block that keeps its shape."""
     path = segments(data.images[:pairs].double(), data.images[pairs : 2 * pairs].double(), points)
     states = network.states(path.flatten(0, 1))
     found: list[dict[str, Any]] = []
@@ -59,7 +60,7 @@ def _variation_rows(network: Dissection, data: ImageSet, points: int, pairs: int
 
 
 def _sample_rows(network: Dissection, data: ImageSet) -> list[dict[str, Any]]:
-    """The margin's input gradient and the certificate of every image."""
+    """The input gradient of the margin and the certificate for every image."""
     last = len(network.pieces)
     margin, gradient = margin_gradients(lambda x: network.run(x, 0, last), data.images.double(), data.labels)
     certified = certify(network.module, data.images, report=network.report).radius

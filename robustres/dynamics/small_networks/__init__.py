@@ -1,1 +1,1 @@
-"""The small networks that the claims are shown on."""
+"""The small networks on which the claims are demonstrated."""

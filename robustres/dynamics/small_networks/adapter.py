@@ -1,4 +1,4 @@
-"""Small corrections beside a frozen network, whose output cannot be larger than a budget."""
+"""Small corrections to a frozen network whose norm cannot exceed a budget."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from robustres.dynamics.small_networks.flow import FlowNet
 
 
 class Adapter(nn.Module):
-    """x -> g(x) scaled so that its norm is at most `budget`, for every x: g(x) = V tanh(U x + b), V = 0 at first."""
+    """x -> g(x) scaled so that its norm is at most `budget` for every x: g(x) = V tanh(U x + b), initially V = 0."""
 
     def __init__(self, size: int, hidden: int, budget: float) -> None:
         super().__init__()
@@ -25,8 +25,9 @@ class Adapter(nn.Module):
 class Adapted(nn.Module):
     """A frozen flow with an adapter after every step, and a second head for the second task.
 
-    budget: the most that all adapters together may move the last state, split evenly over the steps where none of
-    them expands. What an adapter adds, no later step enlarges beyond its bound: `reach` adds it all up.
+    budget: the largest distance by which all adapters together may move the last state, divided evenly over the steps
+    if none of them expands. No later step enlarges a correction by more than its bound; `reach` sums the resulting
+    bounds.
     """
 
     def __init__(self, base: FlowNet, classes: int, *, budget: float, hidden: int = 32) -> None:
@@ -37,7 +38,7 @@ class Adapted(nn.Module):
         self.second = nn.Linear(size, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The last state (N, D), which both heads read."""
+        """The last state (N, D), the input of both heads."""
         state, adapters = x.flatten(1), iter(self.adapters)
         for section in self.base.sections:
             for _ in range(self.base.steps):
@@ -51,12 +52,12 @@ class Adapted(nn.Module):
         return logits
 
     def first(self, x: Tensor) -> Tensor:
-        """Logits of the first task, by the frozen head."""
+        """Logits of the first task, from the frozen head."""
         logits: Tensor = self.base.head(self.features(x))
         return logits
 
     def reach(self) -> float:
-        """A bound of how far the adapters can move the last state, for every input."""
+        """A bound on the distance by which the adapters can move the last state, for every input."""
         moved = 0.0
         for upper, adapter in zip(self.base.step_uppers(), self.adapters, strict=True):
             assert isinstance(adapter, Adapter)

@@ -13,7 +13,7 @@ from robustres.guard import random_state_kept
 
 
 class Section(nn.Module):
-    """The field f(x) = -W^T tanh(W x + b): minus a convex function's gradient, so one-sided Lipschitz with mu <= 0."""
+    """The field f(x) = -W^T tanh(W x + b): minus the gradient of a convex function; one-sided Lipschitz, mu <= 0."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Section(nn.Module):
         return -torch.einsum("ki,nk,kj->nij", weight, derivative, weight)
 
     def upper(self) -> float:
-        """A bound of |W|^2, the field's Lipschitz constant."""
+        """A bound on |W|^2, the Lipschitz constant of the field."""
         return spectral_norm(Dense(self.linear.weight.detach()), lower_steps=1).upper ** 2 * (1 + 2**-50)
 
     def limit(self, largest: float) -> None:
@@ -40,7 +40,7 @@ class Section(nn.Module):
 
 
 def largest_singular_value(weight: Tensor) -> float:
-    """The spectral norm of a matrix: decomposed where it is small, else by ARPACK from a fixed start, to rounding."""
+    """The spectral norm of a matrix: by SVD if it is small, else by ARPACK from a fixed start, up to rounding."""
     if min(weight.shape) <= 128:
         return float(torch.linalg.matrix_norm(weight, 2))
     matrix = weight.detach().double().numpy()
@@ -48,9 +48,10 @@ def largest_singular_value(weight: Tensor) -> float:
 
 
 class FlowNet(nn.Module):
-    """Pixels (N, ...) as the state, `sections` fields one after the other for time 1 each, a linear head.
+    """Pixels (N, ...) as the state, `sections` successive fields for time 1 each, and a linear head.
 
-    scheme, steps: how each section is integrated, h = 1 / steps. Both may be changed at any time: the parameters stay.
+    scheme, steps: how each section is integrated, h = 1 / steps. Both may be changed at any time without affecting the
+    parameters.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class FlowNet(nn.Module):
         self.scheme, self.steps = scheme, steps
 
     def states(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """All states, the first and last included, and (N,) the sum of the residuals of implicit steps."""
+        """All states, including the first and the last, and the sum (N,) of the residuals of implicit steps."""
         states = [x.flatten(1)]
         owed = x.new_zeros(len(x))
         for section in self.sections:
@@ -79,7 +80,7 @@ class FlowNet(nn.Module):
         return logits
 
     def step_uppers(self) -> list[float]:
-        """A bound of the Lipschitz constant of every step, in order."""
+        """A bound on the Lipschitz constant of every step, in order."""
         return [self.scheme.upper(section.upper() / self.steps) for section in self.sections for _ in range(self.steps)]  # type: ignore[operator]
 
     def limit(self, largest: float) -> None:
@@ -89,7 +90,7 @@ class FlowNet(nn.Module):
 
 
 def flow_net(pixels: int, classes: int, *, sections: int = 2, steps: int = 4, seed: int = 0) -> FlowNet:
-    """The network with random weights drawn from `seed`; the global random state is kept."""
+    """The network with random weights drawn from `seed`; the global random state is unchanged."""
     with random_state_kept():
         torch.manual_seed(seed)
         return FlowNet(pixels, classes, sections=sections, steps=steps)

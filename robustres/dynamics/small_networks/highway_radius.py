@@ -1,10 +1,11 @@
-"""Certified radii of highway stacks: no constant holds on all inputs, but one does on the images near an image.
+"""Certified radii of highway stacks: no Lipschitz constant holds on all inputs, but one holds near a given image.
 
-On a ball around x, cut with [0, 1], intervals bound every state, hence the gates, their slopes and F(x) - x, hence the
-Jacobian diag(t) J_F + diag(1 - t) + diag((F - x) t') G of every layer. The interval product of the layers' Jacobians
-holds the gradient of every logit difference at every point of the ball, a convex set: along each segment the
-difference changes by at most R times the largest such gradient, so an answer stays within min(R, margin / gradient).
-(Interval arithmetic: Moore 1966; local Lipschitz constants by propagation: Weng et al. 2018, Fast-Lip.)
+On a ball around x, intersected with [0, 1], intervals bound every state, hence the gates, their slopes and F(x) - x,
+and hence the Jacobian diag(t) J_F + diag(1 - t) + diag((F - x) t') G of every layer. The interval product of the
+layers' Jacobians contains the gradient of every logit difference at every point of the ball. The ball is convex, so
+along each segment the difference changes by at most R times the largest such gradient, and the prediction does not
+change within min(R, margin / gradient). (Interval arithmetic: Moore 1966; local Lipschitz constants by propagation:
+Weng et al. 2018, Fast-Lip.)
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from robustres.dynamics.small_networks.stack import Layer, Stack
 from robustres.errors import InputError
 from robustres.numerics import round_radius_down
 
-# Every interval and norm is widened by this share: far beyond what float64 rounding does to a few hundred operations.
+# Every interval and norm is widened by this share, far more than the float64 rounding of a few hundred operations.
 WIDENING = 1e-9
 
 
@@ -42,12 +43,14 @@ def box(low: Tensor, high: Tensor) -> Box:
 
 
 def highway_radius(model: Stack, images: Tensor, *, rounds: int = 12) -> Tensor:
-    """(N,) float64, rounded down: no image in [0, 1] within this l2 distance gets another answer.
+    """(N,) float64, rounded down: no image in [0, 1] within this l2 distance is classified differently.
 
     model: a highway stack in float64. images: (N, ...) in [0, 1]. rounds: of the bisection for the best ball.
     """
     if model.settings.kind != "highway":
-        raise InputError(f"this certificate is for highway stacks, got {model.settings.kind}; use robustres.certify")
+        raise InputError(
+            f"this certificate is for highway stacks, got {model.settings.kind}; use robustres.certify instead"
+        )
     images = images.double()
     with torch.no_grad():
         states = model.states(images)
@@ -64,7 +67,7 @@ def highway_radius(model: Stack, images: Tensor, *, rounds: int = 12) -> Tensor:
 
 
 def _allowed(model: Stack, states: list[Tensor], logits: Tensor, ball: Tensor) -> Tensor:
-    """(N,): how far an image may move inside the ball before its margin can be used up."""
+    """(N,): the distance within the ball that an image must move before its margin can vanish."""
     answers, head = logits.argmax(dim=1), model.head.weight
     whole = jacobian_on_ball(model, states, ball)
     rows = head[answers][:, None] - head[None]
@@ -75,7 +78,8 @@ def _allowed(model: Stack, states: list[Tensor], logits: Tensor, ball: Tensor) -
 
 
 def jacobian_on_ball(model: Stack, states: list[Tensor], ball: Tensor) -> Box:
-    """Every Jacobian (N, width, pixels) of the last state at images in [0, 1] within `ball` of the given ones.
+    """Interval of the Jacobians (N, width, pixels) of the last state at images in [0, 1] within `ball` of the given
+    ones.
 
     states: x_0 .. x_depth of the images, each (N, width). ball: (N,) l2 distances.
     """
@@ -93,12 +97,12 @@ def jacobian_on_ball(model: Stack, states: list[Tensor], ball: Tensor) -> Box:
 
 
 def _through(layer: Layer, x: Box) -> tuple[Box, Box]:
-    """Every Jacobian (N, width, width) of the layer on the box, and the box of its outputs."""
+    """Interval of the Jacobians (N, width, width) of the layer on the box, and the box of its outputs."""
     gate = _affine(layer.gate.weight, layer.gate.bias, x)
     t = box(torch.sigmoid(gate.low), torch.sigmoid(gate.high))
     inner = _affine(layer.inner.weight, layer.inner.bias, x)
     branch = _affine(layer.outer.weight, None, box(inner.low.relu(), inner.high.relu()))
-    # relu's slope: 1 and 0 where the sign is known, between them elsewhere.
+    # Slope of relu: 1 or 0 where the sign is known, in between elsewhere.
     active = box((inner.low > 0).double(), (inner.high >= 0).double())
     v, w, g = layer.outer.weight, layer.inner.weight, layer.gate.weight
     turned = _matmul(Box(v * active.centre[:, None], v.abs() * active.radius[:, None]), Box(w, torch.zeros_like(w)))
@@ -111,7 +115,7 @@ def _through(layer: Layer, x: Box) -> tuple[Box, Box]:
 
 
 def _output(x: Box, t: Box, branch: Box) -> Box:
-    """t F + (1 - t) x lies between the two, and within what the product of intervals allows."""
+    """t F + (1 - t) x lies between F and x, and within the result of interval arithmetic."""
     mixed = _times(t, Box(branch.centre - x.centre, branch.radius + x.radius))
     low = torch.maximum(torch.minimum(branch.low, x.low), x.low + mixed.low)
     high = torch.minimum(torch.maximum(branch.high, x.high), x.high + mixed.high)
@@ -148,6 +152,6 @@ def _matmul(left: Box, right: Box) -> Box:
 
 
 def _row_norms(matrix: Box) -> Tensor:
-    """(N, rows): bounds of the l2 norm of every row."""
+    """(N, rows): bounds on the l2 norm of every row."""
     norms: Tensor = torch.linalg.vector_norm(matrix.centre.abs() + matrix.radius, dim=2) * (1 + WIDENING)
     return norms

@@ -1,4 +1,4 @@
-"""What a demonstration trains on and what it measures on."""
+"""The training and test images of a demonstration."""
 
 from dataclasses import dataclass
 
@@ -24,5 +24,5 @@ class Parts:
 
 
 def digits_parts() -> Parts:
-    """The embedded digits: what every demonstration uses unless it is given other data."""
+    """The embedded digits, the default data of every demonstration."""
     return Parts(load_data("digits", split="train"), load_data("digits"))

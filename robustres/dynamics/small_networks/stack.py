@@ -1,4 +1,4 @@
-"""Small networks of equal layers, plain, residual, scaled or highway: what the claims are shown on."""
+"""Small networks of equal layers (plain, residual, scaled or highway), on which the claims are demonstrated."""
 
 import math
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class StackSettings:
 
 
 def norm_upper(weight: Tensor) -> float:
-    """A bound of the largest singular value of a matrix."""
+    """A bound on the largest singular value of a matrix."""
     return spectral_norm(Dense(weight.detach()), lower_steps=1).upper
 
 
@@ -56,7 +56,7 @@ class Layer(nn.Module):
         self.outer = nn.Linear(settings.width, settings.width, bias=False)
         if settings.kind == "highway":
             self.gate = nn.Linear(settings.width, settings.width)
-            nn.init.constant_(self.gate.bias, -1.0)  # carries at first (Srivastava, Greff and Schmidhuber 2015)
+            nn.init.constant_(self.gate.bias, -1.0)  # initially carries (Srivastava, Greff and Schmidhuber 2015)
 
     def branch(self, x: Tensor) -> Tensor:
         """F(x) = V relu(W x + b)."""
@@ -72,11 +72,11 @@ class Layer(nn.Module):
         return gate * self.branch(x) + (1 - gate) * x
 
     def branch_upper(self) -> float:
-        """A bound of F's Lipschitz constant: the product of the two norms (the slopes of relu are at most 1)."""
+        """A bound on the Lipschitz constant of F: the product of the two norms (the slopes of relu are at most 1)."""
         return math.prod(norm_upper(layer.weight) for layer in (self.inner, self.outer)) * (1 + 2**-50)
 
     def upper(self) -> float:
-        """A bound of the layer's Lipschitz constant; infinite for a highway layer, which has none on all inputs."""
+        """A bound on the Lipschitz constant of the layer; infinite for highway layers, which have none globally."""
         if self.kind == "plain":
             return self.branch_upper()
         if self.kind == "highway":
@@ -86,7 +86,7 @@ class Layer(nn.Module):
         return joint_bound(shortcut, inner, Scaled(self.beta, outer)).upper
 
     def limit_branch(self, limit: float) -> None:
-        """Shrink both matrices, in place, to norms of at most sqrt(limit) each, so that K_F <= limit up to rounding."""
+        """Shrink both matrices in place to norms of at most sqrt(limit) each, so that K_F <= limit up to rounding."""
         with torch.no_grad():
             for layer in (self.inner, self.outer):
                 layer.weight.mul_((limit**0.5 / torch.linalg.matrix_norm(layer.weight, 2)).clamp(max=1.0))
@@ -118,7 +118,7 @@ class Stack(nn.Module):
 
 
 def stack(settings: StackSettings, *, seed: int = 0) -> Stack:
-    """The network with PyTorch's own random weights drawn from `seed`; the global random state is kept."""
+    """The network with PyTorch's default initialisation drawn from `seed`; the global random state is unchanged."""
     with random_state_kept():
         torch.manual_seed(seed)
         return Stack(settings)

@@ -1,1 +1,1 @@
-"""ONNX files, read operator by operator by their specification; nothing in a file is executed."""
+"""ONNX files, converted operator by operator according to the specification; nothing in a file is executed."""

@@ -1,4 +1,4 @@
-"""The attributes of a node as plain values of Python."""
+"""The attributes of a node as plain Python values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from robustres.errors import ModelError
 from robustres.models.sources.onnx.tensors import read_tensor
 
-# Codes of AttributeProto.AttributeType and the fields that hold the value.
+# Codes of AttributeProto.AttributeType and the fields that hold the values.
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def read_attributes(node: Any, folder: Path, outer: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and value of each; a subgraph stays as it is. outer: those of the function in which the node stands."""
+    """Attributes by name; subgraphs are unchanged. outer: the attributes of the function that contains the node."""
     found: dict[str, Any] = {}
     for entry in node.attribute:
         if entry.ref_attr_name:
@@ -40,4 +40,4 @@ def _value(entry: Any, folder: Path) -> Any:
         return [int(number) for number in entry.ints]
     if entry.type == STRINGS:
         return [text.decode(errors="replace") for text in entry.strings]
-    raise ModelError(f"has an attribute {entry.name} of a kind that is not read (type {entry.type})")
+    raise ModelError(f"has an attribute {entry.name} of an unsupported kind (type {entry.type})")

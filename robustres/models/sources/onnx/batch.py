@@ -1,7 +1,7 @@
-"""Files exported for one batch size: the number of images that stands in their shapes becomes that of the batch.
+"""Files exported for one batch size: the number of images in their shapes is replaced by that of the batch.
 
-Batches are always the outermost axis of what they are part of, in torch's order of numbers. So the side of a shape that
-holds the batch is found by counting: before it stand as many numbers as before the batch in the input.
+The batch is always the outermost axis of what it is part of, in torch's memory order. The axis of a shape that contains
+the batch is therefore found by counting: the same number of elements precedes it as precedes the batch in the input.
 """
 
 import math
@@ -17,11 +17,11 @@ from robustres.models.sources.onnx.traced import Dim, Known, Side, Traced, apply
 
 
 def reshaped(x: Traced, wanted: Sequence[Side], fixed: int) -> list[Side]:
-    """A shape for `fixed` images as one for any number."""
+    """Convert a shape for `fixed` images to one for any number."""
     places = [place for place, side in enumerate(x.shape) if isinstance(side, Dim)]
     if len(places) != 1 or any(isinstance(side, Dim) for side in wanted):
         return list(wanted)
-    own = tuple(x.shapes[0].shape)  # the first batch size is the fixed one
+    own = tuple(x.shapes[0].shape)  # index 0 is the fixed batch size
     sides = [int(side) for side in wanted]  # type: ignore[arg-type]
     rest = math.prod(side for side in sides if side != -1)
     sides = [math.prod(own) // max(rest, 1) if side == -1 else side for side in sides]
@@ -29,11 +29,13 @@ def reshaped(x: Traced, wanted: Sequence[Side], fixed: int) -> list[Side]:
         if math.prod(sides[:place]) == math.prod(own[: places[0]]) and side % fixed == 0:
             x.recorder.rewritten |= wanted[place] != -1
             return [*sides[:place], side_of(side // fixed * batch for batch in x.recorder.batches), *sides[place + 1 :]]
-    raise ModelError(f"has a shape for {fixed} images, {sides}, in which the batch cannot be told from the rest")
+    raise ModelError(
+        f"has a shape for {fixed} images, {sides}, in which the batch cannot be distinguished from the rest"
+    )
 
 
 def expanded(x: Traced, wanted: Sequence[Side], fixed: int) -> list[Side]:
-    """A shape to copy to, for any number of images."""
+    """The shape to expand to, for any number of images."""
     offset = len(wanted) - x.ndim
     result = list(wanted)
     for place, side in enumerate(x.shape):
@@ -44,7 +46,7 @@ def expanded(x: Traced, wanted: Sequence[Side], fixed: int) -> list[Side]:
 
 
 def side_by_side(call: Call, parts: list[Any], axis: int, fixed: int) -> list[Tensor]:
-    """Tensors that are put side by side, those for `fixed` images among them copied for every image."""
+    """Tensors to concatenate; those for `fixed` images are repeated for every image."""
     sides: list[Side] = list(parts[0].shape)
     for part in parts:
         for place, side in enumerate(part.shape):
@@ -58,7 +60,7 @@ def side_by_side(call: Call, parts: list[Any], axis: int, fixed: int) -> list[Te
             result.append(part)
             continue
         if len(lacking) > 1 or part.shape[lacking[0]] != fixed:
-            raise ModelError("puts tensors of different numbers of images side by side")
+            raise ModelError("concatenates tensors of different numbers of images")
         row = _one_row(call, position, part, lacking[0])
         call.recorder.rewritten = True
         result.append(apply(torch.broadcast_to, row, tuple(target)))
@@ -66,7 +68,7 @@ def side_by_side(call: Call, parts: list[Any], axis: int, fixed: int) -> list[Te
 
 
 def _one_row(call: Call, position: int, part: Any, axis: int) -> Any:
-    """What is the same for each of the fixed number of images."""
+    """The row that is the same for each of the fixed number of images."""
     if part.shape[axis] == 1:
         return part
     value = call.inputs[position]

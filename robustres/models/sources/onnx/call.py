@@ -1,4 +1,4 @@
-"""One node of an ONNX graph as an operator sees it: its attributes, its inputs, and whether they are known."""
+"""One node of an ONNX graph in the form passed to an operator: attributes, inputs, and whether the inputs are known."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ Input = Known | Traced | None
 class Call:
     """The arguments of an operator.
 
-    version: the operator set in which the form of the operator that applies was defined. outputs: which of the node's
-    outputs something uses. place: where every input is known, which batch size the result is asked for; None where the
-    operator is to be recorded. shapes_only: give known tensors without their numbers.
+    version: the operator set that defined the applicable version of the operator. outputs: which outputs of the node
+    are used. place: if every input is known, the index of the batch size for which the result is computed; None if the
+    operator is to be recorded. shapes_only: return known tensors without their values.
     """
 
     operator: str
@@ -46,7 +46,7 @@ class Call:
         return isinstance(self._input(position), Known)
 
     def tensor(self, position: int) -> Tensor:
-        """An input to compute with; a tensor of torch or a traced one, to which functions of torch apply alike."""
+        """An input to compute with, either a torch tensor or a traced one; torch functions apply to both."""
         value: Any = self._input(position)
         if isinstance(value, Traced):
             return value  # type: ignore[return-value]
@@ -54,11 +54,11 @@ class Call:
             tensor: Tensor = value.values[self.place]
             return tensor.to("meta") if self.shapes_only else tensor
         if not value.constant:
-            raise ModelError("computes with the number of images other than in a shape")
+            raise ModelError("uses the number of images in a computation other than a shape")
         return self.recorder.lift(value.values[0])  # type: ignore[return-value]
 
     def constant(self, position: int, what: str) -> Tensor:
-        """The numbers of an input that must not depend on the images or their number."""
+        """The values of an input that must not depend on the images or their number."""
         value = self._input(position)
         if not isinstance(value, Known):
             raise ModelError(f"has {what} that depends on the images")
@@ -69,7 +69,7 @@ class Call:
         return value.values[0]
 
     def operand(self, position: int, rank: int) -> Any:
-        """An input to combine with one of `rank` axes; a constant of one number as that number."""
+        """An input to combine with a tensor of `rank` axes; a constant with one element as a number."""
         value = self._input(position)
         if self.place is None and isinstance(value, Known) and value.constant:
             tensor = value.values[0]
@@ -78,38 +78,38 @@ class Call:
         return self.tensor(position)
 
     def by_batch(self, position: int) -> tuple[Tensor, ...] | None:
-        """The numbers of an input for each batch size, where they depend on it and nothing else."""
+        """The values of an input for each batch size, if they depend on nothing else."""
         value = self._input(position)
         return value.values if self.place is None and isinstance(value, Known) and not value.constant else None
 
     def ints(self, position: int, what: str) -> list[Side]:
-        """The whole numbers of an input that may depend on the number of images, not on the images."""
+        """The integers of an input that may depend on the number of images but not on the images."""
         value = self._input(position)
         if not isinstance(value, Known):
             raise ModelError(f"has {what} that depends on the images")
         if value.values[0].is_floating_point() or value.values[0].ndim > 1:
-            raise ModelError(f"has {what} that are no list of whole numbers")
+            raise ModelError(f"has {what} that are not a list of integers")
         if self.place is not None or value.constant:
             return [int(number) for number in value.values[self.place or 0].reshape(-1).tolist()]
         return [side_of(numbers) for numbers in zip(*(v.reshape(-1).tolist() for v in value.values), strict=True)]
 
     def static_ints(self, position: int, what: str) -> list[int]:
-        """The same, where they must not depend on the number of images."""
+        """Like `ints`, for integers that must not depend on the number of images."""
         numbers = self.ints(position, what)
         if any(isinstance(number, Dim) for number in numbers):
             raise ModelError(f"has {what} that depend on the number of images")
         return [int(number) for number in numbers]  # type: ignore[arg-type]
 
     def number(self, position: int, what: str) -> float | int:
-        """The one number of an input."""
+        """The single number of an input."""
         tensor = self.constant(position, what)
         if tensor.numel() != 1:
-            raise ModelError(f"has {what} of {tensor.numel()} numbers, where one is expected")
+            raise ModelError(f"has {what} of {tensor.numel()} numbers, expected one")
         number: float | int = tensor.item()
         return number
 
     def attribute(self, name: str, default: Any) -> Any:
-        """An attribute of the type of the default; ModelError where it has another."""
+        """An attribute of the type of the default; raises ModelError if it has another type."""
         value = self.attributes.get(name, default)
         if isinstance(default, float) and isinstance(value, int):
             value = float(value)
@@ -118,20 +118,20 @@ class Call:
         return value
 
     def ints_attribute(self, name: str) -> list[int] | None:
-        """A list of whole numbers, or None where the attribute is not given."""
+        """A list of integers, or None if the attribute is not given."""
         value = self.attributes.get(name)
         if value is not None and (not isinstance(value, list) or not all(isinstance(number, int) for number in value)):
-            raise ModelError(f"has an attribute {name} that is no list of whole numbers")
+            raise ModelError(f"has an attribute {name} that is not a list of integers")
         return value
 
     def axis(self, value: int, rank: int) -> int:
         """An axis counted from the front."""
         if not -rank <= value < max(rank, 1):
-            raise ModelError(f"has the axis {value}, and its input has {rank}")
+            raise ModelError(f"has the axis {value}, but its input has {rank} axes")
         return value % rank if rank else 0
 
     def module(self, module: nn.Module, on: Tensor | None = None) -> Tensor:
-        """A layer applied to the first input or to what was made of it, stored as its weight or node is named."""
+        """Apply a layer to the first input or to `on`; the layer is stored under the name of its weight or node."""
         value: Any = self.tensor(0) if on is None else on
         if isinstance(value, Traced):
             value = self.recorder.module(module.eval(), self.name, value)
@@ -141,12 +141,12 @@ class Call:
         return result
 
     def only_output(self) -> None:
-        """ModelError where outputs beside the first are used."""
+        """Raise ModelError if outputs other than the first are used."""
         if any(self.outputs[1:]):
-            raise ModelError("gives further outputs that are used, which are not covered")
+            raise ModelError("has further outputs in use, which are not supported")
 
     def whole_numbers(self, numbers: Sequence[Side], *, scalar: bool = False) -> Tensor | Known:
-        """Whole numbers as an operator's result."""
+        """Integers as the result of an operator."""
         counts = len(self.recorder.batches)
         rows = [[number.values[k] if isinstance(number, Dim) else number for number in numbers] for k in range(counts)]
         tensors = [torch.tensor(row[0] if scalar else row, dtype=torch.int64) for row in rows]
@@ -159,7 +159,7 @@ class Call:
     def _input(self, position: int) -> Known | Traced:
         value = self.inputs[position] if position < len(self.inputs) else None
         if value is None:
-            raise ModelError(f"has no input {position + 1}, which it needs")
+            raise ModelError(f"lacks the required input {position + 1}")
         return value
 
 

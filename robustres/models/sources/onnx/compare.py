@@ -1,4 +1,4 @@
-"""A network that was read, compared with onnxruntime on random inputs: nothing is trusted that was not compared."""
+"""Comparison of a converted network with onnxruntime on random inputs; every network is compared before it is used."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from robustres.errors import ModelError
 from robustres.models.sources.onnx.file import OnnxFile, first_line
 
-# By how much answers may differ, relative to 1 and the largest of them.
+# Largest allowed difference of logits, relative to the larger of 1 and the largest logit.
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-9}
-# Batch sizes; the images of all are different.
+# Batch sizes; all images are different.
 BATCHES = (1, 4, 2)
 
 
 def session_of(file: OnnxFile, shape: Sequence[int]) -> Any:
-    """The file in onnxruntime: those of its nodes that the answer needs, with the weights that were read."""
+    """The file as an onnxruntime session: only the nodes needed for the output, with the weights as converted."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -28,12 +28,13 @@ def session_of(file: OnnxFile, shape: Sequence[int]) -> Any:
     try:
         return onnxruntime.InferenceSession(file.plain(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"onnxruntime, with which the network is compared, refuses it: {first_line(error)}") from error
+        raise ModelError(f"onnxruntime, which is needed for the comparison, refuses it: {first_line(error)}") from error
 
 
 def require_same(module: nn.Module, session: Any, file: OnnxFile, shape: tuple[int, ...], work: float) -> None:
-    """ModelError unless both give the same logits, for batches of several sizes; reference for a fixed batch size: that
-    many images at a time."""
+    """Raise ModelError unless both give the same logits, for batches of several sizes.
+
+    If the file has a fixed batch size, onnxruntime runs that many images at a time."""
     generator = torch.Generator().manual_seed(0)
     for images in samples(shape, BATCHES if work < 1e11 else BATCHES[:1] + BATCHES[2:], generator):
         batch = images.to(file.dtype)
@@ -42,14 +43,16 @@ def require_same(module: nn.Module, session: Any, file: OnnxFile, shape: tuple[i
             with torch.no_grad():
                 answers = module(batch.clone())
         except Exception as error:
-            raise ModelError(f"the network read from it does not run: {first_line(error)}") from error
+            raise ModelError(f"the converted network does not run: {first_line(error)}") from error
         if answers.shape != expected.shape:
-            raise ModelError(f"it gives outputs {tuple(answers.shape)} here, {tuple(expected.shape)} in onnxruntime")
+            raise ModelError(
+                f"the converted network gives outputs {tuple(answers.shape)}, onnxruntime {tuple(expected.shape)}"
+            )
         require_close(answers, expected, file.dtype)
 
 
 def samples(shape: tuple[int, ...], sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    """Batches of images: in [0, 1], far outside it, and black and white ones."""
+    """Batches of images: in [0, 1], far outside of it, and black and white images."""
     found = []
     for place, size in enumerate(sizes):
         images = torch.rand(size, *shape, generator=generator)
@@ -61,7 +64,7 @@ def samples(shape: tuple[int, ...], sizes: Sequence[int], generator: torch.Gener
 
 
 def reference(session: Any, images: Tensor, fixed: int | None) -> Any:
-    """What onnxruntime answers, as many images at a time as the file is for."""
+    """The logits of onnxruntime, computed in batches of the file's batch size."""
     name = session.get_inputs()[0].name
     size = fixed or len(images)
     answers = []
@@ -78,7 +81,7 @@ def reference(session: Any, images: Tensor, fixed: int | None) -> Any:
 
 
 def require_close(answers: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """ModelError where the logits differ by more than rounding does."""
+    """Raise ModelError if the logits differ by more than rounding."""
     finite = expected[torch.isfinite(expected)].abs()
     scale = 1 + (float(finite.max()) if finite.numel() else 0.0)
     difference = torch.where(answers == expected, 0.0, (answers - expected).abs())
@@ -86,6 +89,6 @@ def require_close(answers: Tensor, expected: Tensor, dtype: torch.dtype) -> None
     deviation = float(torch.where(both, 0.0, difference).max()) if difference.numel() else math.inf
     if not deviation <= TOLERANCE[dtype] * scale:
         raise ModelError(
-            f"the network read from it deviates from onnxruntime by {deviation:.3g}; please report the file, and load "
+            f"the converted network deviates from onnxruntime by {deviation:.3g}; please report the file, and load "
             "the original through a factory"
         )

@@ -1,8 +1,8 @@
-"""Activations that a file spells out, found again: x sigmoid(x) is SiLU, whatever operators say it.
+"""Detection of activations that a file writes as several operators, such as x sigmoid(x) for SiLU.
 
-A value that depends on one other through functions of single numbers is itself a function of single numbers. It is
-worked out at many points and, where it is one of torch's activations there, that one takes its place: a product of two
-values has no bound for all inputs, SiLU has.
+A value that depends on one other value through elementwise functions is itself an elementwise function. It is evaluated
+at many points and, if it agrees with one of torch's activations there, replaced by it: a product of two values has no
+bound for all inputs, whereas SiLU has one.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-# Functions of single numbers of which activations are spelt.
+# The elementwise functions of which activations are composed.
 SCALAR: frozenset[Callable[..., Any]] = frozenset(
     {
         *(torch.add, torch.sub, torch.rsub, torch.mul, torch.div, torch.pow, torch.neg, torch.exp, torch.log),
@@ -34,7 +34,7 @@ LONGEST = 16
 
 
 def find_activations(graph: fx.Graph, root: nn.Module) -> None:
-    """Replace the last operation of every activation that is spelt out; what nothing else uses goes."""
+    """Replace the last operation of every composed activation, and remove operations that are no longer used."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and node.target in PRODUCTS and node.users:
@@ -51,7 +51,7 @@ def find_activations(graph: fx.Graph, root: nn.Module) -> None:
 def _activation(
     last: fx.Node, order: Mapping[fx.Node, int], root: nn.Module
 ) -> tuple[fx.Node, Callable[..., Tensor], Mapping[str, Any]] | None:
-    """What the value is an activation of, and which."""
+    """The argument of the activation that the value is, and the activation."""
     inside: list[fx.Node] = []
     border = {last}
     for _ in range(LONGEST):
@@ -71,7 +71,7 @@ def _activation(
 
 
 def _number(node: fx.Node, root: nn.Module) -> float | None:
-    """A constant of one number."""
+    """A constant with one element."""
     if node.op != "get_attr":
         return None
     path, _, name = str(node.target).rpartition(".")

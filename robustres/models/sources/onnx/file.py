@@ -1,4 +1,4 @@
-"""An ONNX file, opened: one graph from images to logits, its operators' versions, its weights and its functions."""
+"""An opened ONNX file: a graph from images to logits, the versions of its operators, its weights and its functions."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from torch import Tensor
 from robustres.errors import ModelError
 from robustres.models.sources.onnx.tensors import dtype_of, read_tensor, store_tensor
 
-# The operator sets whose specifications are read here.
+# The supported operator sets.
 OLDEST, NEWEST = 7, 25
 STANDARD = frozenset({"", "ai.onnx"})
-# Nodes of a network; published ones have a few thousand.
+# Largest number of nodes; published networks have a few thousand.
 MOST_NODES = 50_000
-# How deep functions and branches may be nested.
+# Largest nesting depth of functions and branches.
 DEEPEST = 16
-# protobuf itself writes no larger file.
+# protobuf cannot write larger files.
 LARGEST_FILE = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxFile:
-    """What a file says, with its sizes checked.
+    """The contents of a file, with its sizes checked.
 
-    images, logits: the names of the input and the output. dtype: of the images. sides: those of the input, the batch
-    first; None where the file leaves one open. functions: by domain and name.
+    images, logits: the names of the input and the output. dtype: of the images. sides: the sizes of the input, batch
+    first; None where the file leaves a size open. functions: by domain and name.
     """
 
     path: Path
@@ -42,11 +42,11 @@ class OnnxFile:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The one batch size that the file says it is for, if any."""
+        """The fixed batch size stated in the file, if any."""
         return self.sides[0]
 
     def plain(self) -> bytes:
-        """The file for onnxruntime: only the nodes that the answer needs, all weights inside."""
+        """The file for onnxruntime: only the nodes needed for the output, with all weights inside."""
         from onnx import ModelProto
 
         proto = ModelProto()
@@ -63,12 +63,12 @@ class OnnxFile:
         try:
             content: bytes = proto.SerializeToString()
         except Exception as error:
-            raise ModelError("its weights take more than 2 GiB, which cannot be compared with onnxruntime") from error
+            raise ModelError("its weights take more than 2 GiB, so it cannot be compared with onnxruntime") from error
         return content
 
 
 def needed(nodes: Any, wanted: Iterable[str]) -> list[tuple[Any, tuple[bool, ...]]]:
-    """The nodes on which `wanted` depends, in order, and which of their outputs are used."""
+    """The nodes on which `wanted` depends, in order, and which outputs of each are used."""
     names, found = set(wanted), []
     for node in reversed(nodes):
         used = tuple(name in names and name != "" for name in node.output)
@@ -79,7 +79,7 @@ def needed(nodes: Any, wanted: Iterable[str]) -> list[tuple[Any, tuple[bool, ...
 
 
 def used_names(node: Any, depth: int = 0) -> Iterator[str]:
-    """The names that a node takes, those of its branches included."""
+    """The names of the inputs of a node, including those of its branches."""
     yield from node.input
     for entry in node.attribute:
         if entry.HasField("g") and depth < DEEPEST:
@@ -89,23 +89,23 @@ def used_names(node: Any, depth: int = 0) -> Iterator[str]:
 
 
 def open_file(path: Path) -> OnnxFile:
-    """Read a file; ModelError where it is damaged, refers to files outside its folder or is no classifier."""
+    """Read a file; raises ModelError if it is damaged, refers to files outside its folder or is not a classifier."""
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
 
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ModelError(f"it has {path.stat().st_size} bytes and ONNX files at most {LARGEST_FILE}")
+            raise ModelError(f"it has {path.stat().st_size} bytes; ONNX files have at most {LARGEST_FILE}")
         proto = ModelProto.FromString(path.read_bytes())
     except (DecodeError, OSError, RuntimeError) as error:
-        raise ModelError(f"it is no ONNX file, or a damaged one: {first_line(error)}") from error
+        raise ModelError(f"it is not an ONNX file, or it is damaged: {first_line(error)}") from error
     graph = proto.graph
     if not graph.node or not graph.output:
         raise ModelError("it holds no graph")
     if len(graph.node) > MOST_NODES:
-        raise ModelError(f"it has {len(graph.node)} nodes; networks of up to {MOST_NODES} are read")
+        raise ModelError(f"it has {len(graph.node)} nodes; up to {MOST_NODES} are supported")
     if graph.sparse_initializer:
-        raise ModelError("it has sparse weights, which are not read here")
+        raise ModelError("it has sparse weights, which are not supported")
     weights = {tensor.name: read_tensor(tensor, path.parent) for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1 or len(graph.output) != 1:
@@ -126,16 +126,16 @@ def open_file(path: Path) -> OnnxFile:
 
 
 def opset_of(imports: Any) -> int:
-    """The version of the standard operators; ModelError outside what is read here."""
+    """The version of the standard operators; raises ModelError if it is not supported."""
     versions = [entry.version for entry in imports if entry.domain in STANDARD]
     if len(versions) != 1 or not OLDEST <= versions[0] <= NEWEST:
         said = ", ".join(str(version) for version in versions) or "none"
-        raise ModelError(f"its operator set is {said}; {OLDEST} to {NEWEST} are read: export it with one of them")
+        raise ModelError(f"its operator set is {said}; {OLDEST} to {NEWEST} are supported: export it with one of them")
     return int(versions[0])
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of bounded length."""
+    """The message of an error, in one line of bounded length."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
 
@@ -143,7 +143,7 @@ def first_line(error: BaseException) -> str:
 def _sides(value: Any) -> tuple[int | None, ...]:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not dtype_of(kind.elem_type).is_floating_point:
-        raise ModelError(f"its input {value.name!r} is no tensor of floating-point numbers, which images are")
+        raise ModelError(f"its input {value.name!r} is not a floating-point tensor, as images must be")
     sides = tuple(side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim)
     if len(sides) < 2 or any(side is not None and side < 0 for side in sides):
         raise ModelError(f"it takes inputs of shape {sides}; images (N, C, H, W) are needed")

@@ -1,4 +1,4 @@
-"""From the graph of an ONNX file to a graph of torch's operations: node by node, what is known worked out at once."""
+"""Conversion of an ONNX graph to a graph of torch operations, node by node; known values are computed at once."""
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from robustres.models.sources.onnx.registry import lookup
 from robustres.models.sources.onnx.tensors import read_tensor
 from robustres.models.sources.onnx.traced import Bounded, Known, Recorder, Traced
 
-# Batch sizes for which shapes are worked out; two would do for sides that grow with the batch, one more is the check.
+# Batch sizes for which shapes are computed; two determine a size that is linear in the batch, the third is a check.
 BATCHES = (2, 3, 5)
-# Numbers of a known tensor that depends on the batch size: shapes and places, and what is computed with them.
+# Largest number of elements of a known tensor that depends on the batch size: shapes, indices and results of these.
 LARGEST_SHAPE = 2**20
-# Numbers that may be worked out while the file is read, beside the weights in it.
+# Largest number of elements that may be computed while the file is read, in addition to its weights.
 LARGEST_KNOWN = 2**27
 Value = Known | Traced
 Scope = MutableMapping[str, Value]
@@ -36,7 +36,7 @@ Scope = MutableMapping[str, Value]
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """rewritten: whether a batch size that stands in the file was replaced. work: multiplications for one image."""
+    """rewritten: whether a batch size in the file was replaced. work: multiplications for one image."""
 
     module: fx.GraphModule
     rewritten: bool
@@ -44,9 +44,9 @@ class Conversion:
 
 
 def convert(file: OnnxFile, sides: tuple[int, ...], *, any_batch: bool = True) -> Conversion:
-    """The network of a file on images with these sides; ModelError names what cannot be read.
+    """The network of a file for images of these sizes; raises ModelError that names unsupported parts.
 
-    any_batch: for any number of images; otherwise for the number for which the file is.
+    any_batch: convert for any number of images, otherwise for the number stated in the file.
     """
     fixed = file.fixed_batch
     batches = BATCHES if fixed is None else tuple(dict.fromkeys((fixed, *BATCHES))) if any_batch else (fixed,)
@@ -61,19 +61,19 @@ def convert(file: OnnxFile, sides: tuple[int, ...], *, any_batch: bool = True) -
         raise ModelError("its output does not depend on the images")
     if logits.ndim != 2 or tuple(shape.shape[0] for shape in logits.shapes) != batches:
         shapes = " and ".join(str(tuple(shape.shape)) for shape in logits.shapes)
-        raise ModelError(f"it gives outputs {shapes} for {batches} images; logits (N, classes) are needed")
+        raise ModelError(f"its output has the shapes {shapes} for {batches} images; it must be logits (N, classes)")
     return Conversion(recorder.finish(logits), recorder.rewritten, recorder.work)
 
 
 class _Reader:
-    """Goes through graphs, the branches of `If` and the bodies of functions."""
+    """Converts graphs, the branches of `If` and the bodies of functions."""
 
     def __init__(self, file: OnnxFile, recorder: Recorder) -> None:
         self.file, self.recorder = file, recorder
         self.nodes = self.known = 0
 
     def add_weights(self, scope: Scope, weights: Mapping[str, Tensor]) -> None:
-        """Make tensors of the file known under their names."""
+        """Add tensors of the file to the scope under their names."""
         for name, tensor in weights.items():
             self.recorder.named(name, tensor, trainable=True)
             scope[name] = Known((tensor,) * len(self.recorder.batches))
@@ -81,13 +81,13 @@ class _Reader:
     def run(
         self, nodes: Any, wanted: Iterable[str], scope: Scope, opset: int, outer: Mapping[str, Any], *, depth: int
     ) -> None:
-        """Add the results of those nodes that `wanted` needs to the scope."""
+        """Add the results of the nodes needed for `wanted` to the scope."""
         if depth > DEEPEST:
             raise ModelError(f"its functions and branches are nested more than {DEEPEST} deep")
         for node, used in needed(nodes, wanted):
             self.nodes += 1
             if self.nodes > MOST_NODES:
-                raise ModelError(f"its functions unfold to more than {MOST_NODES} nodes")
+                raise ModelError(f"its functions expand to more than {MOST_NODES} nodes")
             try:
                 results = self._results(node, used, scope, opset, outer, depth)
             except ModelError as error:
@@ -105,7 +105,7 @@ class _Reader:
                 raise _placed(node, f"does not fit its inputs ({first_line(error)})") from error
             for name, value in zip(node.output, results, strict=False):
                 if name and name in scope:
-                    raise _placed(node, f"gives {name!r} a second time")
+                    raise _placed(node, f"defines {name!r} a second time")
                 if name:
                     scope[name] = value
 
@@ -115,12 +115,14 @@ class _Reader:
         attributes = read_attributes(node, self.file.path.parent, outer)
         for name in node.input:
             if name and name not in scope:
-                raise ModelError(f"takes {name!r}, which nothing before it gives")
+                raise ModelError(f"takes {name!r}, which no earlier node defines")
         inputs = [scope[name] if name else None for name in node.input]
         if (node.domain, node.op_type) in self.file.functions:
             return self._function(self.file.functions[node.domain, node.op_type], inputs, attributes, depth)
         if node.domain not in STANDARD:
-            raise ModelError(f"is an operator of the domain {node.domain!r}; only those of ONNX itself are read")
+            raise ModelError(
+                f"is an operator of the domain {node.domain!r}; only standard ONNX operators are supported"
+            )
         if node.op_type == "If":
             return self._branch(inputs, attributes, scope, opset, outer, depth)
         version, function = lookup(node.op_type, opset)
@@ -142,7 +144,7 @@ class _Reader:
         return item
 
     def _folded(self, function: Any, call: Call, node: Any) -> list[Value] | None:
-        """The results of an operator whose inputs are known; None where they are too large for each batch size."""
+        """The results of an operator whose inputs are known; None if they are too large to keep for each batch size."""
         counts = len(self.recorder.batches)
         constant = all(value.constant for value in call.inputs if isinstance(value, Known))
         places = range(1 if constant else counts)
@@ -154,7 +156,7 @@ class _Reader:
                 return None
             self.known += sum(shape.numel() for shape in shapes)
             if self.known > LARGEST_KNOWN:
-                raise ModelError(f"makes more than {LARGEST_KNOWN} numbers of constants together with those before it")
+                raise ModelError(f"brings the constants computed so far to more than {LARGEST_KNOWN} elements")
             made.append(_tuple(function(_at(call, place, shapes_only=False))))
         results: list[Value] = []
         for name, parts in zip(node.output, zip(*made, strict=True), strict=False):
@@ -162,7 +164,7 @@ class _Reader:
                 self.recorder.named(name, parts[0], trainable=False)
                 results.append(Known(parts * counts))
             elif len({part.shape for part in parts}) > 1:
-                if parts[0].dtype != torch.int64:  # copies for each image, which the network makes itself
+                if parts[0].dtype != torch.int64:  # copies for each image, which the network computes itself
                     return None
                 results.append(Known(tuple(parts)))
             else:
@@ -173,7 +175,7 @@ class _Reader:
     def _function(
         self, function: Any, inputs: list[Value | None], attributes: dict[str, Any], depth: int
     ) -> list[Value]:
-        """A function that the file defines, applied."""
+        """Apply a function defined in the file."""
         scope: Scope = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
         defaults = read_attributes(_Defaults(function.attribute_proto), self.file.path.parent, {})
         outer = {**defaults, **attributes}
@@ -192,7 +194,7 @@ class _Reader:
         """The branch of an `If` that is always taken."""
         condition = inputs[0] if inputs else None
         if not isinstance(condition, Known) or len({bool(value) for value in condition.values}) > 1:
-            raise ModelError("takes its branch according to the images, which is no network of plain operations")
+            raise ModelError("chooses its branch depending on the images, which is not supported")
         graph = attributes["then_branch" if bool(condition.values[0]) else "else_branch"]
         inner = dict(scope)
         self.add_weights(inner, {t.name: read_tensor(t, self.file.path.parent) for t in graph.initializer})
@@ -203,7 +205,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Defaults:
-    """A function's attributes with their defaults, in the form of a node."""
+    """The attributes of a function with their defaults, in the form of a node."""
 
     attribute: Any
 
@@ -221,12 +223,12 @@ def _tuple(result: Any) -> tuple[Any, ...]:
 
 def _given(scope: Scope, name: str) -> Value:
     if name not in scope:
-        raise ModelError(f"has a body that gives no {name!r}")
+        raise ModelError(f"has a body that does not define {name!r}")
     return scope[name]
 
 
 def _placed(node: Any, what: str) -> ModelError:
-    """An error with the node at which it arose."""
+    """An error that names the node at which it occurred."""
     kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     error = ModelError(f"its node {node.name or '/'.join(node.output)!r} ({kind}) {what}"[:600])
     error.placed = True  # type: ignore[attr-defined]
@@ -234,7 +236,7 @@ def _placed(node: Any, what: str) -> ModelError:
 
 
 def _stored_name(node: Any) -> str:
-    """Under which name a layer is stored: where its weight stands in the network that was exported, or its own."""
+    """The name under which a layer is stored: that of its weight in the exported network, or its own."""
     weight = node.input[1] if len(node.input) > 1 else ""
     if weight.endswith(".weight") and "::" not in weight and "/" not in weight:
         return str(weight.removesuffix(".weight"))

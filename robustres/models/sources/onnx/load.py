@@ -1,4 +1,4 @@
-"""An ONNX file as a PyTorch module that was compared with onnxruntime."""
+"""Load an ONNX file as a PyTorch module that has been compared with onnxruntime."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from robustres.errors import MissingExtraError, ModelError
 from robustres.models.sources.onnx.file import OnnxFile, open_file
 
-ADVICE = "if the file is whole, export the network again or load the original through a factory"
+ADVICE = "if the file is intact, export the network again or load the original through a factory"
 
 
 class ImageByImage(nn.Module):
-    """A network for one number of images, given as many at a time.
+    """A network of fixed batch size, run on batches of that size.
 
-    What its batch size is part of could not be told apart from the rest of the file.
+    Used if the batch size could not be distinguished from the other sizes in the file.
     """
 
     def __init__(self, network: nn.Module, size: int) -> None:
@@ -22,8 +22,8 @@ class ImageByImage(nn.Module):
         self.network, self.size = network, size
         self.note = f"exported for batches of {size}, run {size} at a time"
         self.no_certificate = (
-            f"an ONNX network of batches of {size}, whose batch cannot be told from its other sizes (export it with a "
-            "dynamic batch axis)"
+            f"an ONNX network of batches of {size}, whose batch cannot be distinguished from its other sizes "
+            "(export it with a dynamic batch axis)"
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -37,11 +37,10 @@ class ImageByImage(nn.Module):
 def load_onnx(path: Path, input_shape: tuple[int, ...] | None = None) -> nn.Module:
     """The network in an ONNX file, in evaluation mode, compared with onnxruntime on random images.
 
-    input_shape: (C, H, W) of the images, needed where the file leaves them open. A file for a fixed number of images
-    becomes one for any number where that is found to be the same; otherwise it runs that many images at a time. Which
-    of it happened is said by `note_of`.
-    Raises MissingExtraError without the extra `onnx`; ModelError where the file is damaged, refers to files outside its
-    folder, has an operator that is not read, or the network that was read answers differently.
+    input_shape: (C, H, W) of the images, needed if the file leaves them open. A file with a fixed batch size is
+    converted to any batch size if the results are the same; otherwise it runs in batches of that size. `note_of`
+    reports which. Raises MissingExtraError without the extra `onnx`; ModelError if the file is damaged, refers to files
+    outside its folder or has an unsupported operator, or if the converted network gives other logits.
     """
     try:
         import onnx  # noqa: F401
@@ -54,11 +53,11 @@ def load_onnx(path: Path, input_shape: tuple[int, ...] | None = None) -> nn.Modu
         file = open_file(path)
         return _network(file, _image_shape(file, input_shape))
     except ModelError as error:
-        raise ModelError(f"cannot read {path} as a network of ONNX: {error}; {ADVICE}") from error
+        raise ModelError(f"cannot read {path} as an ONNX network: {error}; {ADVICE}") from error
 
 
 def note_of(module: nn.Module) -> str:
-    """What is to be known about a network that was loaded from a file for one batch size; empty for all others."""
+    """A remark on a network loaded from a file with a fixed batch size; empty for all others."""
     said = getattr(module, "note", None) or getattr(module, "meta", {}).get("note", "")
     return said if isinstance(said, str) else ""
 
@@ -87,7 +86,7 @@ def _network(file: OnnxFile, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _image_shape(file: OnnxFile, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """(C, H, W), from the file where it says them."""
+    """(C, H, W), from the file if it states them."""
     sides = file.sides[1:]
     if given is not None and len(given) == len(sides):
         sides = tuple(own if own is not None else side for own, side in zip(sides, given, strict=True))

@@ -1,4 +1,4 @@
-"""The operators that are read, each with the versions of its specification that its function covers."""
+"""The supported operators, each with the versions of its specification that its function covers."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -14,8 +14,8 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Operator]] = {}
 def operator(name: str, *versions: int) -> Callable[[Operator], Operator]:
     """Register a function for an operator of ONNX.
 
-    versions: the operator sets in which the specification changed and which the function covers, from the one that
-    applies in set 7 on (or the first). The function gives one result or a tuple of them.
+    versions: the operator sets in which the specification changed and that the function covers, starting with the one
+    that applies in set 7 (or the first one). The function returns one result or a tuple of results.
     """
 
     def register(function: Operator) -> Operator:
@@ -28,9 +28,9 @@ def operator(name: str, *versions: int) -> Callable[[Operator], Operator]:
 
 
 def lookup(name: str, opset: int) -> tuple[int, Operator]:
-    """The version that applies in an operator set, and the function."""
+    """The version that applies in an operator set, and its function."""
     if name not in OPERATORS:
-        raise ModelError("is not among the operators that are read")
+        raise ModelError("is not a supported operator")
     versions, function = OPERATORS[name]
     place = bisect_right(versions, opset)
     if place == 0:
@@ -39,6 +39,6 @@ def lookup(name: str, opset: int) -> tuple[int, Operator]:
 
 
 def table() -> str:
-    """All operators as a table in Markdown."""
+    """All operators as a Markdown table."""
     rows = (f"| {name} | {', '.join(map(str, versions))} |\n" for name, (versions, _) in sorted(OPERATORS.items()))
     return "| operator | specifications |\n|---|---|\n" + "".join(rows)

@@ -1,4 +1,4 @@
-"""Tensors as ONNX files store them; their sizes are compared with what is there before anything is made of them."""
+"""Tensors as ONNX files store them; sizes are checked against the data in the file before anything is allocated."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustres.errors import ModelError
 
-# Codes of TensorProto.DataType, and the field that holds numbers of the type where they are not plain bytes.
+# Codes of TensorProto.DataType, and the field that holds the numbers if they are not stored as raw bytes.
 DTYPES: Mapping[int, tuple[torch.dtype, str]] = {
     1: (torch.float32, "float_data"),
     2: (torch.uint8, "int32_data"),
@@ -23,24 +23,24 @@ DTYPES: Mapping[int, tuple[torch.dtype, str]] = {
     11: (torch.float64, "double_data"),
     16: (torch.bfloat16, "int32_data"),
 }
-FLOAT_BITS = frozenset({torch.float16, torch.bfloat16})  # stored as whole numbers with the same bits
+FLOAT_BITS = frozenset({torch.float16, torch.bfloat16})  # stored as integers with the same bits
 EXTERNAL = 1
 LARGEST_RANK = 16
 
 
 def dtype_of(code: int) -> torch.dtype:
-    """The type with this code; ModelError for strings, complex numbers and types of fewer than 8 bits."""
+    """The torch type for this code; raises ModelError for strings, complex numbers and types of fewer than 8 bits."""
     if code not in DTYPES:
-        raise ModelError(f"the tensor type {code} of ONNX is not read here; export the network in float32")
+        raise ModelError(f"the tensor type {code} of ONNX is not supported; export the network in float32")
     return DTYPES[code][0]
 
 
 def read_tensor(proto: Any, folder: Path) -> Tensor:
-    """A TensorProto as a tensor; its numbers may stand in a file inside `folder`, nowhere else."""
+    """Convert a TensorProto to a tensor; external data may only come from a file inside `folder`."""
     dtype, field = dtype_of(proto.data_type), DTYPES[proto.data_type][1]
     shape = [int(side) for side in proto.dims]
     if any(side < 0 for side in shape) or len(shape) > LARGEST_RANK or proto.HasField("segment"):
-        raise ModelError(f"the tensor {proto.name!r} has the shape {shape[:LARGEST_RANK]}, which no tensor has")
+        raise ModelError(f"the tensor {proto.name!r} has the invalid shape {shape[:LARGEST_RANK]}")
     count = math.prod(shape)
     size = count * dtype.itemsize
     if proto.data_location == EXTERNAL:
@@ -89,13 +89,11 @@ def _external(proto: Any, folder: Path, size: int) -> bytearray:
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError as error:
-        raise ModelError(
-            f"the tensor {proto.name!r} does not start at a whole number of bytes in {location!r}"
-        ) from error
+        raise ModelError(f"the tensor {proto.name!r} does not start at a valid offset in {location!r}") from error
     if length != size or offset < 0 or offset + size > path.stat().st_size:
         raise ModelError(
-            f"the tensor {proto.name!r} needs {size} bytes from {offset} on in {location!r}, which has {length} for it "
-            f"and {path.stat().st_size} in all; the file is damaged or belongs to another model"
+            f"the tensor {proto.name!r} needs {size} bytes from offset {offset} of {location!r}, which provides "
+            f"{length} for it and {path.stat().st_size} in total; the file is damaged or belongs to another model"
         )
     with path.open("rb") as file:
         file.seek(offset)

@@ -1,10 +1,10 @@
-"""Values while a network is read: tensors that depend on the images, known ones, and whole numbers that depend on the
-batch size.
+"""Values during conversion: tensors that depend on the images, known tensors, and integers that depend on the batch
+size.
 
-The shape of every tensor is worked out for several batch sizes at once, on torch's `meta` device, where tensors have
-shapes but no numbers. What operators do with a batch size (Shape, Gather, Concat, Reshape) is so computed with plain
-numbers, and read off at the end: a side that is 3 for each batch size is 3; one of 4, 6 and 10 for 2, 3 and 5 images is
-twice the batch.
+The shape of every tensor is computed for several batch sizes at once, on torch's `meta` device, where tensors have
+shapes but no data. Operations on a batch size (Shape, Gather, Concat, Reshape) are thus computed with plain numbers and
+interpreted at the end: a size that is 3 for every batch size is 3; a size of 4, 6 and 10 for 2, 3 and 5 images is twice
+the batch.
 """
 
 import keyword
@@ -22,17 +22,17 @@ from torch.overrides import TorchFunctionMode
 from robustres.errors import ModelError
 from robustres.models.sources.onnx.composites import find_activations
 
-# Numbers that one tensor of one image may have: 128 MiB in float32.
+# Largest number of elements of one tensor of one image: 128 MiB in float32.
 LARGEST_TENSOR = 2**25
-# Bytes of all tensors of one image that are alive at once.
+# Largest total size, in bytes, of the tensors of one image that are alive at once.
 LARGEST_ALIVE = 2**29
-# Multiplications for one image; the largest vision transformers in use take 2e11.
+# Largest number of multiplications for one image; the largest vision transformers in use take 2e11.
 MOST_WORK = 5e11
 
 
 @dataclass(frozen=True)
 class Dim:
-    """A whole number that depends on the number of images: its value for each of the recorder's batch sizes."""
+    """An integer that depends on the number of images: its value for each of the recorder's batch sizes."""
 
     values: tuple[int, ...]
 
@@ -42,18 +42,18 @@ Side = int | Dim
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A tensor that does not depend on the images, once for each batch size; the same object where that is the same."""
+    """A tensor that does not depend on the images, once per batch size; the same object if it does not depend on it."""
 
     values: tuple[Tensor, ...]
 
     @property
     def constant(self) -> bool:
-        """Whether it does not depend on the batch size either."""
+        """Whether it is also independent of the batch size."""
         return all(value is self.values[0] for value in self.values)
 
 
 class Traced:
-    """A tensor that depends on the images; functions of torch that are applied to it are recorded."""
+    """A tensor that depends on the images; torch functions applied to it are recorded."""
 
     def __init__(self, recorder: "Recorder", node: fx.Node, shapes: tuple[Tensor, ...]) -> None:
         self.recorder, self.node, self.shapes = recorder, node, shapes
@@ -65,31 +65,31 @@ class Traced:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of its numbers."""
+        """Data type of its elements."""
         return self.shapes[0].dtype
 
     @property
     def shape(self) -> tuple[Side, ...]:
-        """Its sides."""
+        """Its shape."""
         return tuple(side_of(values) for values in zip(*(tuple(shape.shape) for shape in self.shapes), strict=True))
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Record a call of a function of torch."""
+        """Record a call of a torch function."""
         traced = next(value for value in flat((args, kwargs or {})) if isinstance(value, Traced))
         return traced.recorder.call(func, args, kwargs or {})
 
 
 def side_of(values: Iterable[int]) -> Side:
-    """One number, where it is the same for every batch size."""
+    """One number if it is the same for every batch size, else a Dim."""
     numbers = tuple(int(value) for value in values)
     return numbers[0] if len(set(numbers)) == 1 else Dim(numbers)
 
 
 def device_of(x: Any) -> str:
-    """Where what is combined with a tensor must lie: beside it; constants of a network that is recorded, on the CPU."""
+    """The device for operands of a tensor: its own, or the CPU for constants of a recorded network."""
     return "meta" if isinstance(x, Tensor) and x.is_meta else "cpu"
 
 
@@ -118,7 +118,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A function on tensors or traced ones, where arguments may be sides, which functions of torch do not know."""
+    """Apply a function to tensors or traced ones; arguments may be sizes, which torch functions do not accept."""
     for value in flat((args, kwargs)):
         if isinstance(value, Traced):
             return value.recorder.call(function, args, kwargs)
@@ -126,18 +126,20 @@ def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def require_size(tensor: Tensor, images: int) -> None:
-    """ModelError for a tensor that is larger than any network has for so many images."""
+    """Raise ModelError for a tensor that is larger than any network needs for this number of images."""
     if tensor.numel() > LARGEST_TENSOR * images:
-        raise ModelError(f"makes a tensor of shape {tuple(tensor.shape)}; {LARGEST_TENSOR} numbers are allowed")
+        raise ModelError(
+            f"creates a tensor of shape {tuple(tensor.shape)}; at most {LARGEST_TENSOR} elements are allowed"
+        )
 
 
 class Bounded(TorchFunctionMode):
-    """Refuses results that are larger than any network has; for tensors on `meta`, where nothing is allocated."""
+    """Refuse results that are larger than any network needs; for tensors on `meta`, where nothing is allocated."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """The result, if it is small enough."""
+        """Return the result if it is small enough."""
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             require_size(result, 1)
@@ -145,10 +147,10 @@ class Bounded(TorchFunctionMode):
 
 
 class Recorder:
-    """The network that is being put together.
+    """The network under construction.
 
-    batches: the batch sizes for which shapes are worked out. rewritten: whether an operator replaced a batch size that
-    stands in the file as a number by that of the images.
+    batches: the batch sizes for which shapes are computed. rewritten: whether an operator replaced a constant batch
+    size in the file by that of the images.
     """
 
     def __init__(self, batches: tuple[int, ...]) -> None:
@@ -164,13 +166,13 @@ class Recorder:
         self._dims: dict[tuple[int, ...], fx.Node | int] = {}
 
     def images(self, sides: Sequence[int], dtype: torch.dtype) -> Traced:
-        """The input: images with these sides."""
+        """The input: images of these sizes."""
         self._images = self._graph.placeholder("images")
         shapes = tuple(torch.empty(batch, *sides, dtype=dtype, device="meta") for batch in self.batches)
         return Traced(self, self._images, shapes)
 
     def named(self, name: str, tensor: Tensor, *, trainable: bool) -> Tensor:
-        """Remember the name under which a tensor is to be stored if the network needs it."""
+        """Register the name under which a tensor is stored if the network needs it."""
         self._names[id(tensor)] = (name, trainable, tensor)
         return tensor
 
@@ -178,7 +180,7 @@ class Recorder:
         """A constant as a tensor of the network."""
         if id(tensor) not in self._lifted:
             name, trainable, _ = self._names.get(id(tensor), ("constant", False, tensor))
-            self._names[id(tensor)] = (name, trainable, tensor)  # keeps it alive, so that its id stays its own
+            self._names[id(tensor)] = (name, trainable, tensor)  # keeps the tensor alive, so that its id stays unique
             owner, path, last = self._place(name)
             if trainable and tensor.is_floating_point():
                 owner.register_parameter(last, nn.Parameter(tensor))
@@ -189,7 +191,7 @@ class Recorder:
         return Traced(self, self._lifted[id(tensor)], (shape,) * len(self.batches))
 
     def call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Record a call whose arguments may be traced tensors, constants and sides."""
+        """Record a call whose arguments may be traced tensors, constants and sizes."""
         args, kwargs = mapped(self._liftable, (tuple(args), dict(kwargs)))
         results = [function(*self.at(k, args), **self.at(k, kwargs)) for k in self._places()]
         self._count(function, args, kwargs, results)
@@ -197,7 +199,7 @@ class Recorder:
         return self._result(node, results)
 
     def module(self, module: nn.Module, name: str, *inputs: Traced) -> Any:
-        """Record a call of a layer, stored under a dotted name as far as that is free."""
+        """Record a call of a layer, stored under a dotted name or the nearest free one."""
         owner, path, last = self._place(name)
         owner.add_module(last, module)
         meta = {key: value.to("meta") for key, value in (*module.named_parameters(), *module.named_buffers())}
@@ -224,7 +226,7 @@ class Recorder:
         self._require_small()
         network = fx.GraphModule(self._root, self._graph)
         find_activations(network.graph, network)
-        return fx.GraphModule(network, network.graph).eval()  # without the constants that nothing uses any more
+        return fx.GraphModule(network, network.graph).eval()  # drops unused constants
 
     def _count(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], results: list[Any]) -> None:
         """Add the multiplications of products, convolutions and pooling windows."""
@@ -270,12 +272,14 @@ class Recorder:
         return mapped(one, value)
 
     def _dim(self, dim: Dim) -> fx.Node:
-        """A side that is factor * batch + offset, as the graph computes it from the images."""
+        """A size of the form factor * batch + offset, computed in the graph from the images."""
         first, second = self.batches[:2]
         factor, rest = divmod(dim.values[1] - dim.values[0], second - first)
         offset = dim.values[0] - factor * first
         if rest or any(factor * b + offset != v for b, v in zip(self.batches, dim.values, strict=True)):
-            raise ModelError(f"has a side of {dim.values} for {self.batches} images, no multiple of the batch")
+            raise ModelError(
+                f"has a size of {dim.values} for {self.batches} images, which is not linear in the batch size"
+            )
         batch = self._known_dim((1, 0), lambda: self._graph.call_method("size", (self._images, 0)))
         scaled = batch if factor == 1 else self._known_dim(
             (factor, 0), lambda: self._graph.call_function(operator.mul, (batch, factor))
@@ -285,7 +289,7 @@ class Recorder:
         return self._known_dim((factor, offset), lambda: self._graph.call_function(operator.add, (scaled, offset)))
 
     def _known_dim(self, key: tuple[int, int], make: Callable[[], fx.Node]) -> fx.Node:
-        """Computed once."""
+        """Compute a node once."""
         if key not in self._dims:
             self._dims[key] = make()
         node = self._dims[key]
@@ -293,7 +297,7 @@ class Recorder:
         return node
 
     def _place(self, name: str) -> tuple[nn.Module, str, str]:
-        """Where something of this dotted name may stand: the module that holds it, its path, and the last word."""
+        """Position for this dotted name: the module that contains it, its path, and the last part."""
         words = [re.sub(r"\W", "_", word, flags=re.ASCII)[:100] or "_" for word in name.split(".")][:16]
         words = [f"{word}_" if keyword.iskeyword(word) else word for word in words]
         owner, path = self._root, ""
@@ -308,7 +312,7 @@ class Recorder:
 
     @staticmethod
     def _free(owner: nn.Module, word: str, *, container: bool = False) -> str:
-        """The word, or the word with a number, such that nothing stands there (or nothing but a container)."""
+        """The word, or the word with a number, that is not yet used in the module (except by a container)."""
         candidate, number = word, 1
         while hasattr(owner, candidate) and not (container and type(owner._modules.get(candidate)) is nn.Module):
             number += 1
@@ -316,7 +320,7 @@ class Recorder:
         return candidate
 
     def _require_small(self) -> None:
-        """ModelError where the network would need more memory or time for one image than any has."""
+        """Raise ModelError if the network would need more memory or time for one image than the limits allow."""
         last: dict[fx.Node, fx.Node] = {}
         for node in self._graph.nodes:
             for parent in node.all_input_nodes:
@@ -331,6 +335,6 @@ class Recorder:
             alive -= ending.get(node, 0)
         if highest > LARGEST_ALIVE or self.work > MOST_WORK:
             raise ModelError(
-                f"it would need {highest / 2**20:.0f} MiB and {self.work:.2g} multiplications for one image, where "
+                f"it would need {highest / 2**20:.0f} MiB and {self.work:.2g} multiplications for one image; "
                 f"{LARGEST_ALIVE / 2**20:.0f} MiB and {MOST_WORK:.2g} are allowed"
             )

@@ -1,4 +1,4 @@
-"""One small function for each operator of ONNX, written after its specification."""
+"""One small function per ONNX operator, following its specification."""
 
 from robustres.models.sources.onnx.operators import (
     activations,

@@ -11,7 +11,7 @@ from robustres.models.sources.onnx.call import Call
 from robustres.models.sources.onnx.registry import operator
 from robustres.models.sources.onnx.traced import apply
 
-SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # the defaults of ONNX, those of torch in float32
+SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # the defaults of ONNX: those of torch in float32
 
 
 @operator("Relu", 6, 13, 14)
@@ -69,7 +69,7 @@ def sigmoid(call: Call) -> Tensor:
 
 @operator("HardSigmoid", 6, 22)
 def hard_sigmoid(call: Call) -> Tensor:
-    """alpha x + beta between 0 and 1."""
+    """alpha x + beta, clipped to [0, 1]."""
     alpha, beta = call.attribute("alpha", 0.2), call.attribute("beta", 0.5)
     return torch.clamp(torch.add(torch.mul(call.tensor(0), alpha), beta), 0, 1)
 
@@ -107,7 +107,7 @@ def mish(call: Call) -> Tensor:
 
 @operator("Gelu", 20)
 def gelu(call: Call) -> Tensor:
-    """x Phi(x), or its approximation by tanh."""
+    """x Phi(x), or its tanh approximation."""
     return functional.gelu(call.tensor(0), approximate=call.attribute("approximate", "none"))
 
 
@@ -127,7 +127,7 @@ def shrink(call: Call) -> Tensor:
 
 @operator("Clip", 6, 11, 12, 13)
 def clip(call: Call) -> Tensor:
-    """x between two numbers, each of which may be missing."""
+    """x clipped to two limits, each of which is optional."""
     if call.version == 6:
         low, high = call.attributes.get("min"), call.attributes.get("max")
     else:
@@ -136,20 +136,20 @@ def clip(call: Call) -> Tensor:
     x = call.tensor(0)
     if low is None and high is None:
         return x
-    if low is not None and high is not None and low > high:  # as both specify: the upper limit counts
+    if low is not None and high is not None and low > high:  # both specify that the upper limit takes precedence
         return torch.clamp(x, high, high)
     return torch.clamp(x, low, high)
 
 
 @operator("Softmax", 1, 11, 13)
 def softmax(call: Call) -> Tensor:
-    """exp x / sum exp x along an axis, before set 13 over all axes from it on."""
+    """exp x / sum exp x along an axis; before set 13, over all axes from it on."""
     return _along(call, torch.softmax)
 
 
 @operator("LogSoftmax", 1, 11, 13)
 def log_softmax(call: Call) -> Tensor:
-    """Its logarithm."""
+    """The logarithm of the softmax."""
     return _along(call, torch.log_softmax)
 
 

@@ -1,4 +1,4 @@
-"""Sums, products and functions of single numbers."""
+"""Sums, products and elementwise functions."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -29,7 +29,7 @@ UNARY: tuple[tuple[str, tuple[int, ...], Callable[[Tensor], Tensor]], ...] = (
     ("Log", (6, 13), torch.log),
     ("Neg", (6, 13), torch.neg),
     ("Reciprocal", (6, 13), torch.reciprocal),
-    ("Round", (11, 22), torch.round),  # halves to the even number, both
+    ("Round", (11, 22), torch.round),  # both round halves to even
     ("Sign", (9, 13), torch.sign),
     ("Sin", (7, 22), torch.sin),
     ("Sinh", (9, 22), torch.sinh),
@@ -48,7 +48,7 @@ for _name, _versions, _function in UNARY:
 
 
 def operands(call: Call) -> tuple[Any, Any]:
-    """Both inputs of an operator that broadcasts; a constant of one number as that number."""
+    """Both inputs of a broadcasting operator; a constant with one element as a number."""
     left, right = call.tensor(0) if not call.known(0) else None, call.tensor(1) if not call.known(1) else None
     if left is None:
         left = call.operand(0, right.ndim if right is not None else -1)
@@ -80,7 +80,7 @@ def mul(call: Call) -> Tensor:
 
 @operator("Div", 7, 13, 14)
 def div(call: Call) -> Tensor:
-    """A / B; whole numbers towards zero."""
+    """A / B; integers round towards zero."""
     left = call.tensor(0)
     right = call.operand(1, left.ndim)
     return torch.div(left, right, rounding_mode=None if left.dtype.is_floating_point else "trunc")
@@ -88,7 +88,7 @@ def div(call: Call) -> Tensor:
 
 @operator("Pow", 7, 12, 13, 15)
 def power(call: Call) -> Tensor:
-    """A to the power of B, of the type of A."""
+    """A to the power of B, in the type of A."""
     left, right = operands(call)
     result: Tensor = torch.pow(left, right)
     wanted = left.dtype if not isinstance(left, int | float) else right.dtype
@@ -97,38 +97,38 @@ def power(call: Call) -> Tensor:
 
 @operator("Mod", 10, 13)
 def mod(call: Call) -> Tensor:
-    """The rest of a division, with the sign of B, or of A with fmod."""
+    """The remainder of a division, with the sign of B, or of A with fmod."""
     left, right = call.tensor(0), call.tensor(1)
     return torch.fmod(left, right) if call.attribute("fmod", 0) else torch.remainder(left, right)
 
 
 @operator("Sum", 6, 8, 13)
 def sum_(call: Call) -> Tensor:
-    """All inputs added up."""
+    """The sum of all inputs."""
     return reduce(torch.add, _all(call))
 
 
 @operator("Mean", 6, 8, 13)
 def mean(call: Call) -> Tensor:
-    """All inputs added up, by their number."""
+    """The mean of all inputs."""
     return torch.div(reduce(torch.add, _all(call)), len(call))
 
 
 @operator("Max", 6, 8, 12, 13)
 def maximum(call: Call) -> Tensor:
-    """The largest of all inputs, number by number."""
+    """The elementwise maximum of all inputs."""
     return _extreme(call, torch.maximum, "min")
 
 
 @operator("Min", 6, 8, 12, 13)
 def minimum(call: Call) -> Tensor:
-    """The smallest of all inputs, number by number."""
+    """The elementwise minimum of all inputs."""
     return _extreme(call, torch.minimum, "max")
 
 
 @operator("CumSum", 11, 14)
 def cumulative_sum(call: Call) -> Tensor:
-    """Sums of all numbers up to each along an axis."""
+    """Cumulative sums along an axis."""
     x = call.tensor(0)
     axis = call.axis(int(call.number(1, "an axis")), x.ndim)
     backwards = call.attribute("reverse", 0)

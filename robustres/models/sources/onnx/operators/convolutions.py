@@ -18,7 +18,7 @@ FUNCTIONS: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: func
 
 @operator("Conv", 1, 11, 22)
 def convolution(call: Call) -> Tensor:
-    """A convolution with zeros around the image."""
+    """A convolution with zero padding."""
     layered = call.place is None and call.known(1) and (not call.given(2) or call.known(2))
     x, weight = call.tensor(0), call.constant(1, "a weight") if layered else call.tensor(1)
     rank = x.ndim - 2

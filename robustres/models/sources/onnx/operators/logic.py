@@ -1,4 +1,4 @@
-"""Comparisons, logic and choices."""
+"""Comparisons, logic and selection."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from robustres.models.sources.onnx.operators.arithmetic import operands
 from robustres.models.sources.onnx.registry import operator
 from robustres.models.sources.onnx.traced import Known
 
-# Name, versions, function, and the function with its sides exchanged.
+# Name, versions, function, and the function with its operands exchanged.
 COMPARISONS: tuple[tuple[str, tuple[int, ...], Callable[..., Tensor], Callable[..., Tensor]], ...] = (
     ("Equal", (7, 11, 13, 19), torch.eq, torch.eq),
     ("Greater", (7, 9, 13), torch.gt, torch.lt),
@@ -46,19 +46,19 @@ for _name, _versions, _both in LOGIC:
 
 @operator("Not", 1)
 def not_(call: Call) -> Tensor:
-    """The opposite."""
+    """Logical negation."""
     return torch.logical_not(call.tensor(0))
 
 
 @operator("IsNaN", 9, 13, 20)
 def is_nan(call: Call) -> Tensor:
-    """Which numbers are none."""
+    """Mask of NaN."""
     return torch.isnan(call.tensor(0))
 
 
 @operator("IsInf", 10, 20)
 def is_infinite(call: Call) -> Tensor:
-    """Which numbers are infinite, of the signs that are asked for."""
+    """Mask of infinite numbers of the requested signs."""
     x = call.tensor(0)
     asked = (("detect_negative", torch.isneginf), ("detect_positive", torch.isposinf))
     signs = [function for name, function in asked if call.attribute(name, 1)]
@@ -69,32 +69,32 @@ def is_infinite(call: Call) -> Tensor:
 
 @operator("Where", 9, 16)
 def where(call: Call) -> Tensor | Known:
-    """A number of the second input where the first is true, else of the third."""
+    """The second input where the first is true, else the third."""
     return torch.where(call.tensor(0), call.tensor(1), call.tensor(2))
 
 
 @operator("ArgMax", 1, 11, 12, 13)
 def arg_max(call: Call) -> Tensor:
-    """Where the largest number along an axis stands."""
+    """Position of the largest number along an axis."""
     return _place(call, torch.argmax)
 
 
 @operator("ArgMin", 1, 11, 12, 13)
 def arg_min(call: Call) -> Tensor:
-    """Where the smallest number along an axis stands."""
+    """Position of the smallest number along an axis."""
     return _place(call, torch.argmin)
 
 
 @operator("TopK", 1, 10, 11, 24)
 def top_k(call: Call) -> tuple[Tensor, Tensor]:
-    """The largest or smallest k numbers along an axis and where they stand, in order."""
+    """The largest or smallest k numbers along an axis and their positions, in order."""
     x = call.tensor(0)
     count = call.attribute("k", 0) if call.version == 1 else int(call.number(1, "a count"))
     axis = call.axis(call.attribute("axis", -1), x.ndim)
     side = x.shape[axis]
     if not isinstance(side, int) or not 0 <= count <= side:
         raise ModelError(f"takes {count} of an axis of {side if isinstance(side, int) else 'images'}")
-    # The first of equal numbers comes first, which torch.topk does not promise.
+    # Equal numbers keep their order, which torch.topk does not guarantee.
     values, places = torch.sort(x, stable=True, dim=axis, descending=bool(call.attribute("largest", 1)))
     return torch.narrow(values, axis, 0, count), torch.narrow(places, axis, 0, count)
 

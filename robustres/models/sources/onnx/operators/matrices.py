@@ -1,4 +1,4 @@
-"""Products of matrices; one with a known matrix is a dense layer."""
+"""Matrix products; a product with a known matrix is a dense layer."""
 
 import math
 
@@ -13,7 +13,7 @@ from robustres.models.sources.onnx.traced import MOST_WORK
 
 @operator("Gemm", 7, 9, 11, 13)
 def gemm(call: Call) -> Tensor:
-    """alpha A B + beta C, with A and B transposed where asked for."""
+    """alpha A B + beta C, with A and B optionally transposed."""
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
     turned = bool(call.attribute("transB", 0))
     known = call.place is None and call.known(1) and (not call.given(2) or call.known(2))
@@ -33,7 +33,7 @@ def gemm(call: Call) -> Tensor:
 
 @operator("MatMul", 1, 9, 13)
 def matmul(call: Call) -> Tensor:
-    """A B as NumPy multiplies."""
+    """A B with the semantics of NumPy."""
     left = call.tensor(0)
     if call.place is None and call.known(1) and left.ndim >= 2:
         weight = call.constant(1, "a weight")
@@ -44,7 +44,7 @@ def matmul(call: Call) -> Tensor:
 
 @operator("Einsum", 12)
 def einsum(call: Call) -> Tensor:
-    """Sums of products by Einstein's convention."""
+    """Sums of products in Einstein notation."""
     equation = call.attribute("equation", "")
     terms = [call.tensor(position) for position in range(len(call))]
     sides = {
@@ -60,7 +60,7 @@ def einsum(call: Call) -> Tensor:
 
 
 def _is_row(bias: Tensor, width: int) -> bool:
-    """Whether it adds the same to every row of a matrix."""
+    """Whether the bias adds the same row to every row of a matrix."""
     return bias.numel() in (1, width) and tuple(bias.shape[:-1]) in ((), (1,))
 
 

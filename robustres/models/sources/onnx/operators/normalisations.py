@@ -1,4 +1,4 @@
-"""Normalisations, by statistics that were learnt or by those of one image."""
+"""Normalisations by learnt statistics or by those of each image."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def batch_normalisation(call: Call) -> Tensor:
     if call.attribute("training_mode", 0):
         raise ModelError("is in training mode; call model.eval() before you export it")
     if not call.attribute("spatial", 1):
-        raise ModelError("normalises every pixel by itself (spatial=0), which is not covered")
+        raise ModelError("normalises every pixel separately (spatial=0), which is not supported")
     x, epsilon = call.tensor(0), call.attribute("epsilon", 1e-5)
     constants = all(call.known(position) for position in range(1, 5))
     if x.ndim not in BATCH_NORMS or not constants or call.place is not None:
@@ -40,7 +40,7 @@ def instance_normalisation(call: Call) -> Tensor:
 
 @operator("LayerNormalization", 17)
 def layer_normalisation(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """All axes from one on by their mean and variance; also the mean and the reciprocal of the deviation."""
+    """All axes from a given one on by their mean and variance; also returns the mean and inverse deviation."""
     x, epsilon = call.tensor(0), call.attribute("epsilon", 1e-5)
     axis = call.axis(call.attribute("axis", -1), x.ndim)
     axes = tuple(range(axis, x.ndim))
@@ -63,7 +63,7 @@ def layer_normalisation(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
 
 @operator("RMSNormalization", 23)
 def rms_normalisation(call: Call) -> Tensor:
-    """All axes from one on by the square root of their mean square."""
+    """All axes from a given one on by their root mean square."""
     x = call.tensor(0)
     axes = tuple(range(call.axis(call.attribute("axis", -1), x.ndim), x.ndim))
     square = torch.mean(torch.mul(x, x), axes, keepdim=True)
@@ -72,7 +72,7 @@ def rms_normalisation(call: Call) -> Tensor:
 
 @operator("GroupNormalization", 18, 21)
 def group_normalisation(call: Call) -> Tensor:
-    """Groups of channels by their mean and variance; scale and bias by group in set 18, by channel from 21 on."""
+    """Groups of channels by their mean and variance; scale and bias are per group in set 18, per channel from 21 on."""
     x, groups = call.tensor(0), call.attribute("num_groups", 1)
     scale, bias = call.constant(1, "a scale"), call.constant(2, "a bias")
     channels = x.shape[1]
@@ -85,7 +85,7 @@ def group_normalisation(call: Call) -> Tensor:
 
 @operator("MeanVarianceNormalization", 9, 13)
 def mean_variance_normalisation(call: Call) -> Tensor:
-    """By mean and deviation over some axes."""
+    """By the mean and standard deviation over some axes."""
     x = call.tensor(0)
     given = call.ints_attribute("axes")
     axes = tuple(call.axis(axis, x.ndim) for axis in ([0, 2, 3] if given is None else given))
@@ -96,10 +96,10 @@ def mean_variance_normalisation(call: Call) -> Tensor:
 
 @operator("LpNormalization", 1, 22)
 def lp_normalisation(call: Call) -> Tensor:
-    """Each slice along an axis by its norm; a slice of zeros stays."""
+    """Each slice along an axis by its norm; a zero slice is unchanged."""
     x, p = call.tensor(0), call.attribute("p", 2)
     if p not in (1, 2):
-        raise ModelError(f"normalises by the norm {p}; 1 and 2 are defined")
+        raise ModelError(f"normalises by the norm {p}; only 1 and 2 are defined")
     axis = call.axis(call.attribute("axis", -1), x.ndim)
     return functional.normalize(x, float(p), axis, eps=torch.finfo(x.dtype).tiny)
 
@@ -109,7 +109,7 @@ def local_response_normalisation(call: Call) -> Tensor:
     """By a sum of squares over neighbouring channels."""
     size, x = call.attribute("size", 0), call.tensor(0)
     if size < 1 or size % 2 == 0:
-        raise ModelError(f"sums over {size} channels; an odd number is covered")
+        raise ModelError(f"sums over {size} channels; only odd numbers are supported")
     alpha, beta = call.attribute("alpha", 1e-4), call.attribute("beta", 0.75)
     return functional.local_response_norm(x, size, alpha, beta, call.attribute("bias", 1.0))
 
@@ -117,5 +117,5 @@ def local_response_normalisation(call: Call) -> Tensor:
 def _static(x: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
     sides = tuple(x.shape[axis] for axis in axes)
     if not all(isinstance(side, int) for side in sides):
-        raise ModelError("normalises over the axis along which the images are stacked")
+        raise ModelError("normalises over the batch axis")
     return sides

@@ -1,4 +1,4 @@
-"""Borders around tensors."""
+"""Padding."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,14 +11,14 @@ from robustres.models.sources.onnx.call import Call
 from robustres.models.sources.onnx.registry import operator
 from robustres.models.sources.onnx.traced import device_of
 
-# How torch calls the modes of ONNX.
+# The torch names of the ONNX modes.
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 LARGEST = 2**24
 
 
 @operator("Pad", 2, 11, 13, 18, 19, 21, 23, 24, 25)
 def pad(call: Call) -> Tensor:
-    """Numbers before and after along some axes: one value, the mirrored image, its edge, or the image again."""
+    """Pad some axes: with a constant, by reflection, by replicating the edge, or circularly."""
     x, mode = call.tensor(0), call.attribute("mode", "constant")
     if mode not in MODES:
         raise ModelError(f"pads by {mode!r}")
@@ -31,7 +31,7 @@ def pad(call: Call) -> Tensor:
     given = call.static_ints(3, "axes") if call.version >= 18 and call.given(3) else list(range(x.ndim))
     axes = [call.axis(axis, x.ndim) for axis in given]
     if len(amounts) != 2 * len(axes) or any(abs(amount) > LARGEST for amount in amounts):
-        raise ModelError(f"has {len(amounts)} amounts for {len(axes)} axes, or too large ones")
+        raise ModelError(f"has {len(amounts)} amounts for {len(axes)} axes, or amounts that are too large")
     pairs = [(0, 0)] * x.ndim
     for axis, before, after in zip(axes, amounts[: len(axes)], amounts[len(axes) :], strict=True):
         pairs[axis] = (before, after)
@@ -39,7 +39,7 @@ def pad(call: Call) -> Tensor:
 
 
 def bordered(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float = 0.0) -> Tensor:
-    """The tensor with numbers before and after along every axis; negative amounts cut off in every mode."""
+    """The tensor padded before and after along every axis; negative amounts crop in every mode."""
     touched = [axis for axis, pair in enumerate(pairs) if pair != (0, 0)]
     if not touched:
         return x
@@ -53,14 +53,14 @@ def bordered(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: floa
     for axis in touched:
         side = x.shape[axis]
         if not isinstance(side, int):
-            raise ModelError("pads the axis along which the images are stacked")
+            raise ModelError("pads the batch axis")
         places = torch.arange(-pairs[axis][0], side + pairs[axis][1])
         x = torch.index_select(x, axis, PLACES[mode](places, side).to(device_of(x)))
     return x
 
 
 def _fits(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str) -> bool:
-    """Whether torch takes so large a border in this mode."""
+    """Whether torch supports this amount of padding in this mode."""
     room = {"reflect": 1, "wrap": 0, "edge": -LARGEST}[mode]
     sides = x.shape[2:]
     return all(max(pair) <= side - room for pair, side in zip(pairs[2:], sides, strict=True))

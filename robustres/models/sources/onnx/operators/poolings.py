@@ -44,7 +44,7 @@ def max_pool(call: Call) -> Tensor:
 
 @operator("AveragePool", 7, 10, 11, 19, 22)
 def average_pool(call: Call) -> Tensor:
-    """The mean of each window; zeros around the image count only where the node says so."""
+    """The mean of each window; padding counts only if the node says so."""
     x, windows, ceil_mode = _windows(call)
     counted = bool(call.attribute("count_include_pad", 0))
     if _as_torch(windows) and set(windows.dilations) == {1}:
@@ -62,7 +62,7 @@ def lp_pool(call: Call) -> Tensor:
     x, windows, ceil_mode = _windows(call)
     p = call.attribute("p", 2)
     if p < 1:
-        raise ModelError(f"takes the norm {p}; 1 and more are defined")
+        raise ModelError(f"takes the norm {p}; only 1 and larger are defined")
     powers = padded(torch.pow(torch.abs(x), p), windows.pads, 0.0)
     bare = replace(windows, pads=((0, 0),) * len(windows.pads))
     return torch.pow(_sum(call, powers, bare, ceil_mode=ceil_mode), 1 / p)
@@ -91,7 +91,7 @@ def global_lp_pool(call: Call) -> Tensor:
 
 
 def _windows(call: Call) -> tuple[Tensor, Windows, bool]:
-    """The image, its windows and whether the last of them may reach beyond it."""
+    """The image, its windows, and whether the last window may extend beyond the image."""
     x = call.tensor(0)
     sides = static_sides(x)
     if len(sides) not in MAXIMA:
@@ -102,13 +102,13 @@ def _windows(call: Call) -> tuple[Tensor, Windows, bool]:
 
 
 def _as_torch(windows: Windows) -> bool:
-    """Whether the pooling of torch itself takes such a border."""
+    """Whether torch's own pooling supports this padding."""
     borders = zip(windows.pads, windows.kernel, strict=True)
     return all(before == after and 2 * before <= size for (before, after), size in borders)
 
 
 def _mean(x: Tensor, windows: Windows, *, ceil_mode: bool, counted: bool) -> Tensor:
-    """Windows without dilation and with a border as torch takes it."""
+    """Mean over windows without dilation, with padding that torch supports."""
     return MEANS[len(windows.kernel)](
         x,
         kernel_size=windows.kernel,
@@ -120,19 +120,19 @@ def _mean(x: Tensor, windows: Windows, *, ceil_mode: bool, counted: bool) -> Ten
 
 
 def _sum(call: Call, x: Tensor, windows: Windows, *, ceil_mode: bool) -> Tensor:
-    """The sum of each window without a border; the last window may reach beyond the image."""
+    """The sum of each window without padding; the last window may extend beyond the image."""
     rank = len(windows.kernel)
     if ceil_mode:
         x = padded(x, tuple((0, missing) for missing in _missing(static_sides(x), windows)), 0.0)
     channels = x.shape[1]
     if not isinstance(channels, int):
-        raise ModelError("slides windows over the axis along which the images are stacked")
+        raise ModelError("slides windows over the batch axis")
     ones = torch.ones(channels, 1, *windows.kernel, dtype=x.dtype, device="meta" if call.shapes_only else "cpu")
     return CONVOLUTIONS[rank](x, ones, None, windows.strides, 0, windows.dilations, channels)
 
 
 def _missing(sides: tuple[int, ...], windows: Windows) -> list[int]:
-    """How far the last window reaches beyond each axis, where it starts inside."""
+    """How far the last window, starting inside, extends beyond each axis."""
     found = []
     for side, stride, reach in zip(sides, windows.strides, windows.reaches, strict=True):
         count = -(-(side - reach) // stride) + 1

@@ -53,7 +53,7 @@ REDUCTIONS: tuple[tuple[str, tuple[int, ...], Reduction], ...] = (
 
 
 def _reduced(name: str, function: Reduction) -> Callable[[Call], Tensor]:
-    from_input = 13 if name == "ReduceSum" else 18  # from which set on the axes are an input
+    from_input = 13 if name == "ReduceSum" else 18  # operator set from which the axes are an input
 
     def reduce(call: Call) -> Tensor:
         x = call.tensor(0)
@@ -65,7 +65,7 @@ def _reduced(name: str, function: Reduction) -> Callable[[Call], Tensor]:
             return x
         axes = tuple(dict.fromkeys(call.axis(axis, x.ndim) for axis in given or range(x.ndim)))
         if x.ndim and any(x.shape[axis] == 0 for axis in axes) and name in {"ReduceMax", "ReduceMin"}:
-            raise ModelError("takes an extreme of no numbers")
+            raise ModelError("takes the maximum or minimum of no numbers")
         return function(x, axes, bool(call.attribute("keepdims", 1)))
 
     return reduce

@@ -1,4 +1,4 @@
-"""Images of another size. Every mode is a linear map along each axis, given by its matrix."""
+"""Resizing of images. Every mode is a linear map along each axis, given by its matrix."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from robustres.models.sources.onnx.registry import operator
 from robustres.models.sources.onnx.traced import Side, device_of
 
 LARGEST = 2**14
-# Before operator set 11 nothing says which number is nearest; this is what runtimes take.
+# Before operator set 11 the nearest position is unspecified; runtimes use this rule.
 BEFORE_11 = "before set 11"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How an axis is resized: the attributes of `Resize`."""
+    """How an axis is resized; the attributes of `Resize`."""
 
     mode: str
     coordinates: str
@@ -31,14 +31,14 @@ class Rule:
 
 @operator("Upsample", 7, 9)
 def upsample(call: Call) -> Tensor:
-    """Larger by factors."""
+    """Upsample by factors."""
     scales = call.attributes.get("scales") if call.version == 7 else _floats(call, 1)
     return _resized(call, _checked(scales), None, Rule(call.attribute("mode", "nearest"), "asymmetric", BEFORE_11))
 
 
 @operator("Resize", 10, 11, 13, 18, 19)
 def resize(call: Call) -> Tensor:
-    """To another size, by factors or to given sides."""
+    """Resize by factors or to given sizes."""
     mode = call.attribute("mode", "nearest")
     if call.version == 10:
         return _resized(call, _checked(_floats(call, 1)), None, Rule(mode, "asymmetric", BEFORE_11))
@@ -73,7 +73,7 @@ def _resized(call: Call, scales: list[float] | None, sizes: list[Side] | None, r
     given = call.ints_attribute("axes")
     axes = [call.axis(axis, x.ndim) for axis in (range(x.ndim) if given is None else given)]
     if len(scales if scales is not None else sizes or []) != len(axes):
-        raise ModelError(f"has factors or sizes for other than its {len(axes)} axes")
+        raise ModelError(f"has a number of factors or sizes other than its {len(axes)} axes")
     plans: dict[int, tuple[int, float]] = {}
     for place, axis in enumerate(axes):
         side = x.shape[axis]
@@ -83,17 +83,17 @@ def _resized(call: Call, scales: list[float] | None, sizes: list[Side] | None, r
             continue
         wanted = sizes[place] if sizes is not None else None
         if not isinstance(side, int) or side < 1 or not isinstance(wanted, int | None):
-            raise ModelError("resizes the axis along which the images are stacked")
+            raise ModelError("resizes the batch axis")
         scale = wanted / side if wanted is not None else scales[place]  # type: ignore[index]
         plans[axis] = (wanted if wanted is not None else math.floor(side * scale), scale)
     plans = _with_aspect(call, x, plans)
     if any(not 1 <= size <= LARGEST for size, _ in plans.values()):
-        raise ModelError(f"makes sides of {[size for size, _ in plans.values()]}; 1 to {LARGEST} are allowed")
+        raise ModelError(f"resizes to {[size for size, _ in plans.values()]}; sizes from 1 to {LARGEST} are allowed")
     return _applied(x, plans, rule)
 
 
 def _with_aspect(call: Call, x: Tensor, plans: dict[int, tuple[int, float]]) -> dict[int, tuple[int, float]]:
-    """One factor for all axes, the smallest or the largest, where the node asks for it."""
+    """One factor for all axes, the smallest or the largest, if the node requests it."""
     policy = call.attribute("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch" or not plans or not call.given(3):
         return plans
@@ -119,9 +119,9 @@ def _applied(x: Tensor, plans: dict[int, tuple[int, float]], rule: Rule) -> Tens
 
 
 def positions(side: int, size: int, scale: float, coordinates: str) -> Tensor:
-    """Where each of `size` numbers stands among `side`, by the coordinate mode.
+    """Source positions, among `side`, of each of `size` outputs, by the coordinate mode.
 
-    In float32, as onnxruntime computes it: in the middle between two numbers the rounding decides which is nearest.
+    In float32, as in onnxruntime: halfway between two inputs, the rounding decides which is nearest.
     """
     return _positions(torch.arange(size, dtype=torch.float32), side, size, scale, coordinates).to(torch.float64)
 
@@ -140,11 +140,11 @@ def _positions(out: Tensor, side: int, size: int, scale: float, coordinates: str
         return (out + 0.5) / scale - 0.5
     if coordinates == "tf_half_pixel_for_nn":
         return (out + 0.5) / scale
-    raise ModelError(f"has the coordinates {coordinates!r}, which are not covered")
+    raise ModelError(f"has the coordinates {coordinates!r}, which are not supported")
 
 
 def nearest_places(side: int, size: int, scale: float, rule: Rule) -> Tensor:
-    """Which of `side` numbers each of `size` takes."""
+    """Index among `side` inputs of the one that each of `size` outputs takes."""
     x = positions(side, size, scale, rule.coordinates)
     rounded = {
         "round_prefer_floor": torch.ceil(x - 0.5),
@@ -159,7 +159,7 @@ def nearest_places(side: int, size: int, scale: float, rule: Rule) -> Tensor:
 
 
 def weights(side: int, size: int, scale: float, rule: Rule) -> Tensor:
-    """The matrix (size, side) of linear or cubic interpolation."""
+    """The interpolation matrix (size, side), linear or cubic."""
     x = positions(side, size, scale, rule.coordinates)
     stretch = max(1 / scale, 1.0) if rule.antialias else 1.0
     radius = {"linear": 1.0, "cubic": 2.0}.get(rule.mode)
@@ -185,6 +185,6 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
 
 
 def _as_torch(places: Tensor, side: int) -> bool:
-    """Whether torch's own choice is the same."""
+    """Whether torch chooses the same positions."""
     own = functional.interpolate(torch.arange(side, dtype=torch.float64)[None, None], size=len(places), mode="nearest")
     return torch.equal(own[0, 0].to(torch.int64), places)

@@ -1,4 +1,4 @@
-"""Operators that move numbers without changing them: shapes, axes, copies."""
+"""Operators that rearrange elements without changing them: shapes, axes, copies."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from robustres.models.sources.onnx.traced import Dim, Known, Side, Traced, apply
 
 @operator("Reshape", 5, 13, 14, 19, 21, 23, 24, 25)
 def reshape(call: Call) -> Tensor:
-    """Other sides for the same numbers; 0 copies a side (unless allowzero), -1 is what is left."""
+    """The same elements in another shape; 0 copies a size (unless allowzero), -1 is inferred."""
     x, wanted = call.tensor(0), call.ints(1, "a shape")
     if not call.attribute("allowzero", 0):
         if any(side == 0 and place >= x.ndim for place, side in enumerate(wanted)):
-            raise ModelError(f"copies a side that its input of {x.ndim} axes does not have")
+            raise ModelError(f"copies the size of an axis that its input of {x.ndim} axes does not have")
         wanted = [x.shape[place] if side == 0 else side for place, side in enumerate(wanted)]
     if isinstance(x, Traced) and call.fixed_batch is not None:
         wanted = batch.reshaped(x, wanted, call.fixed_batch)
@@ -29,7 +29,7 @@ def reshape(call: Call) -> Tensor:
 
 @operator("Flatten", 1, 9, 11, 13, 21, 23, 24, 25)
 def flatten(call: Call) -> Tensor:
-    """A matrix: the axes before one, and the rest."""
+    """A matrix: the axes before a given one, and the rest."""
     x = call.tensor(0)
     axis = call.attribute("axis", 1)
     axis = x.ndim if axis == x.ndim else call.axis(axis, x.ndim)
@@ -40,20 +40,20 @@ def flatten(call: Call) -> Tensor:
 
 @operator("Squeeze", 1, 11, 13, 21, 23, 24, 25)
 def squeeze(call: Call) -> Tensor:
-    """Without axes of one number."""
+    """Remove axes of size 1."""
     x = call.tensor(0)
     axes = _axes(call)
     if axes is None:
         axes = [axis for axis, side in enumerate(x.shape) if side == 1]
     places = sorted({call.axis(axis, x.ndim) for axis in axes})
     if any(x.shape[place] != 1 for place in places):
-        raise ModelError(f"leaves out axes {places} of a tensor with the sides {_said(x.shape)}")
+        raise ModelError(f"removes axes {places} of a tensor of shape {_said(x.shape)}")
     return torch.squeeze(x, tuple(places)) if places else x
 
 
 @operator("Unsqueeze", 1, 11, 13, 21, 23, 24, 25)
 def unsqueeze(call: Call) -> Tensor:
-    """With more axes of one number."""
+    """Insert axes of size 1."""
     x, axes = call.tensor(0), _axes(call)
     if axes is None:
         raise ModelError("has no axes")
@@ -64,7 +64,7 @@ def unsqueeze(call: Call) -> Tensor:
 
 @operator("Transpose", 1, 13, 21, 23, 24, 25)
 def transpose(call: Call) -> Tensor:
-    """Axes in another order."""
+    """Permute the axes."""
     x = call.tensor(0)
     order = call.ints_attribute("perm")
     return torch.permute(x, tuple(range(x.ndim))[::-1] if order is None else tuple(order))
@@ -72,7 +72,7 @@ def transpose(call: Call) -> Tensor:
 
 @operator("Concat", 4, 11, 13)
 def concat(call: Call) -> Tensor:
-    """Side by side along an axis."""
+    """Concatenate along an axis."""
     parts = [call.tensor(position) for position in range(len(call))]
     axis = call.axis(call.attribute("axis", 0), parts[0].ndim)
     if call.fixed_batch is not None and call.place is None:
@@ -82,7 +82,7 @@ def concat(call: Call) -> Tensor:
 
 @operator("Split", 2, 11, 13, 18)
 def split(call: Call) -> tuple[Tensor, ...]:
-    """Parts along an axis."""
+    """Split along an axis."""
     x = call.tensor(0)
     axis = call.axis(call.attribute("axis", 0), x.ndim)
     side = x.shape[axis]
@@ -92,7 +92,7 @@ def split(call: Call) -> tuple[Tensor, ...]:
     if sizes is None:
         count = call.attribute("num_outputs", len(call.outputs))
         if not isinstance(side, int) or count < 1:
-            raise ModelError("splits the axis along which the images are stacked")
+            raise ModelError("splits the batch axis")
         each = math.ceil(side / count) if call.version >= 18 else side // count
         sizes = [each] * (count - 1)
         sizes.append(side - sum(sizes))
@@ -103,7 +103,7 @@ def split(call: Call) -> tuple[Tensor, ...]:
 
 @operator("Expand", 8, 13)
 def expand(call: Call) -> Tensor:
-    """Copies along axes of one number."""
+    """Broadcast along axes of size 1."""
     x, wanted = call.tensor(0), call.ints(1, "a shape")
     if isinstance(x, Traced) and call.fixed_batch is not None:
         wanted = batch.expanded(x, wanted, call.fixed_batch)
@@ -112,10 +112,10 @@ def expand(call: Call) -> Tensor:
 
 @operator("Tile", 6, 13)
 def tile(call: Call) -> Tensor:
-    """Copies side by side along every axis."""
+    """Repeat along every axis."""
     x, repeats = call.tensor(0), call.ints(1, "numbers of copies")
     if len(repeats) != x.ndim or any(isinstance(count, int) and count < 0 for count in repeats):
-        raise ModelError(f"makes {_said(repeats)} copies of {x.ndim} axes")
+        raise ModelError(f"repeats {x.ndim} axes {_said(repeats)} times")
     result: Tensor = apply(torch.tile, x, tuple(repeats))
     return result
 
@@ -144,12 +144,12 @@ def space_to_depth(call: Call) -> Tensor:
 
 @operator("Size", 1, 13, 19, 21, 23, 24, 25)
 def size_(call: Call) -> Tensor | Known:
-    """How many numbers the input has."""
+    """The number of elements of the input."""
     return call.whole_numbers([product(tuple(call.tensor(0).shape))], scalar=True)
 
 
 def reshaped(x: Tensor, sides: Sequence[Side]) -> Tensor:
-    """Reshape; one side that depends on the batch is left to torch, so that the graph holds numbers only."""
+    """Reshape; torch infers one size that depends on the batch, so that the graph contains only numbers."""
     dims = [place for place, side in enumerate(sides) if isinstance(side, Dim)]
     free = [place for place, side in enumerate(sides) if isinstance(side, int) and side < 0]
     if any(isinstance(side, int) and side < -1 for side in sides) or len(free) > 1:
@@ -161,7 +161,7 @@ def reshaped(x: Tensor, sides: Sequence[Side]) -> Tensor:
 
 
 def expanded(x: Tensor, wanted: Sequence[Side]) -> Tensor:
-    """Copies along axes of one number, in the input and in what is asked for alike."""
+    """Broadcast axes of size 1, both of the input and of the requested shape."""
     sides = list(wanted)
     own: list[Side] = list(x.shape)
     rank = max(len(sides), len(own))
@@ -171,7 +171,7 @@ def expanded(x: Tensor, wanted: Sequence[Side]) -> Tensor:
         torch.broadcast_to, x, tuple(side if mine == 1 else mine for mine, side in zip(own, sides, strict=True))
     )
     if any(side not in (1, mine) and mine != 1 for mine, side in zip(own, sides, strict=True)):
-        raise ModelError(f"copies sides {_said(own)} to {_said(sides)}")
+        raise ModelError(f"expands the shape {_said(own)} to {_said(sides)}")
     return result
 
 
@@ -184,7 +184,7 @@ def _axes(call: Call) -> list[int] | None:
 def _image(x: Tensor) -> tuple[Side, int, int, int]:
     batch_, *sides = x.shape
     if len(sides) != 3 or not all(isinstance(side, int) for side in sides):
-        raise ModelError(f"takes images, not tensors of {x.ndim} axes")
+        raise ModelError(f"needs images, got a tensor of {x.ndim} axes")
     return batch_, sides[0], sides[1], sides[2]
 
 

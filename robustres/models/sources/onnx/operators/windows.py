@@ -1,4 +1,4 @@
-"""Windows that move over an image: their sizes, distances and what stands around the image."""
+"""Sliding windows over an image: sizes, strides, dilations and padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ class Windows:
 
     @property
     def reaches(self) -> tuple[int, ...]:
-        """From the first to the last number that a window sees, both included."""
+        """The extent of a window along each axis, from its first to its last element."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     @classmethod
     def of(
         cls, call: Call, sides: Sequence[int], *, kernel: tuple[int, ...] | None = None, strict: bool = True
     ) -> "Windows":
-        """From the attributes of a node on an image with these sides; `auto_pad` is worked out.
+        """Read the attributes of a node for an image of these sizes; `auto_pad` is resolved.
 
-        strict: whether paddings that are asked for as SAME are those of a convolution.
+        strict: whether SAME padding is that of a convolution.
         """
         rank = len(sides)
         given = call.ints_attribute("kernel_shape")
         if kernel is not None and given is not None and tuple(given) != kernel:
-            raise ModelError(f"has the kernel {given} and a weight of {kernel}")
+            raise ModelError(f"has the kernel {given} but a weight of {kernel}")
         kernel = kernel if kernel is not None else tuple(given or ())
         strides = tuple(call.ints_attribute("strides") or (1,) * rank)
         dilations = tuple(call.ints_attribute("dilations") or (1,) * rank)
@@ -63,14 +63,14 @@ class Windows:
 
 
 def static_sides(x: Tensor) -> tuple[int, ...]:
-    """The sides of an image behind batch and channels, which must not depend on the batch size."""
+    """The sizes of an image after batch and channels, which must not depend on the batch size."""
     sides = tuple(x.shape[2:])
     if not all(isinstance(side, int) for side in sides):
-        raise ModelError("slides windows over the axis along which the images are stacked")
+        raise ModelError("slides windows over the batch axis")
     return sides
 
 
 def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float) -> Tensor:
-    """A border of one value around the last axes."""
+    """Pad the last axes with one value."""
     flat = [number for pair in reversed(pads) for number in pair]
     return functional.pad(x, flat, value=value) if any(flat) else x
