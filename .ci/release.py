@@ -1,8 +1,8 @@
-"""Cut a release: the version in package and citation, the changelog's section with its date, a commit and a tag.
+"""Cut a release: set the version in the package and the citation, date the changelog section, commit and tag.
 
     python .ci/release.py 0.2.0
 
-Nothing is pushed. The workflow builds wheel, source archive and site of a tag when it arrives.
+Nothing is pushed. When the tag is pushed, the workflow builds the wheel, the source archive and the site.
 """
 
 import datetime
@@ -15,12 +15,12 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def cut(root: Path, version: str, date: str) -> None:
-    """Write version and date into the three files that state them; SystemExit, one sentence, where that cannot be."""
+    """Write the version and the date into the three files that state them; exit with a message on failure."""
     changelog = (root / "CHANGELOG.md").read_text()
     if not VERSION.fullmatch(version):
         sys.exit(f"a version is MAJOR.MINOR.PATCH, got {version!r}")
     if f"## [{version}]" in changelog:
-        sys.exit(f"CHANGELOG.md has a section of {version} already; choose a later version")
+        sys.exit(f"CHANGELOG.md already has a section for {version}; choose a later version")
     unreleased = re.search(r"^## \[Unreleased\]\n(.*?)(?=^## |\Z)", changelog, re.M | re.S)
     if unreleased is None or not unreleased[1].strip():
         sys.exit("there is nothing under [Unreleased] in CHANGELOG.md, so there is nothing to release")
@@ -32,17 +32,17 @@ def cut(root: Path, version: str, date: str) -> None:
 
 
 def replace(file: Path, pattern: str, text: str) -> None:
-    """Put text in place of the one match of a pattern."""
+    """Replace the only match of a pattern with a text."""
     content, count = re.subn(pattern, lambda _: text, file.read_text(), flags=re.M)
     if count != 1:
-        sys.exit(f"{file.name} states its version {count} times where once is expected")
+        sys.exit(f"{file.name} states its version {count} times, expected once")
     file.write_text(content)
 
 
 def main() -> None:
     root, version = Path.cwd(), " ".join(sys.argv[1:])
     if subprocess.run(["git", "status", "--porcelain"], check=True, capture_output=True, text=True).stdout:
-        sys.exit("there are changes that are not committed; commit or stash them first")
+        sys.exit("there are uncommitted changes; commit or stash them first")
     cut(root, version, datetime.datetime.now(datetime.UTC).date().isoformat())
     subprocess.run(["git", "commit", "--all", "--quiet", "--message", f"Release {version}"], check=True)
     subprocess.run(["git", "tag", "--annotate", f"v{version}", "--message", f"robustres {version}"], check=True)

@@ -1,12 +1,12 @@
-"""Which bound in the loss certifies most, at equal size and equal CPU time: textbook, joint, whole, and by structure.
+"""Which bound in the loss certifies most at equal size and equal CPU time: textbook, joint, whole, or by structure.
 
     python benchmarks/ablation.py [--data digits] [--seconds 12] [--seeds 5] [--out runs/benchmarks/ablation.csv]
 
-Every block gets the same number of parameters, the same loss (EMMA at --eps) and the same CPU seconds of one thread:
-what an epoch costs is measured first and decides how many fit. The learning rate of each block is the one of
---learning-rates with the best certified share of the validation split, for the first seed. The figures are certified by
-robustres.certify in float64 on test images that neither training nor this choice has seen; mean and spread (standard
-deviation) over the seeds.
+Every block gets the same number of parameters, the same loss (EMMA at --eps) and the same CPU seconds of one thread;
+the cost of an epoch is measured first and determines the number of epochs. The learning rate of each block is the one
+of --learning-rates with the best certified accuracy on the validation split for the first seed. The figures are
+certified by robustres.certify in float64 on test images that were used neither in training nor in this choice; they are
+the mean and the standard deviation over the seeds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from robustres.models import build, materialise
 from robustres.models.networks.residual_net import Architecture
 from robustres.training import Recipe, train
 
-BLOCKS = {  # name in the table: block, its activation, how often it stands (two-layer blocks half as often), the bound
+BLOCKS = {  # name in the table: block, activation, number of blocks (half for two-layer blocks), bound
     "textbook": ("textbook", "relu", 2, "1 + |V| |W|"),
     "linear": ("linear", "maxmin", 4, "|I + W|"),
     "joint": ("joint", "relu", 2, "joint bound"),
@@ -69,7 +69,7 @@ def run(name: str, data: dict[str, ImageSet], recipe: Recipe, *, width: int, sec
         train(build(architecture, seed=recipe.seed), *splits, replace(recipe, epochs=epochs))
         spent.append(process_time() - start)
     each = (spent[1] - spent[0]) / 2
-    epochs = max(1, 1 + round((seconds - spent[0]) / each))  # the first one carries what is done once
+    epochs = max(1, 1 + round((seconds - spent[0]) / each))  # the first epoch includes one-time costs
     network = build(architecture, seed=recipe.seed)
     start = process_time()
     history = train(network, *splits, replace(recipe, epochs=epochs))
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def mean_and_spread(shares: list[float]) -> str:
-    """In per cent."""
+    """Mean and standard deviation in per cent."""
     spread = statistics.stdev(shares) if len(shares) > 1 else float("nan")
     return f"{100 * statistics.mean(shares):.1f} +- {100 * spread:.1f} %"
 

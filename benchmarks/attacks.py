@@ -1,18 +1,18 @@
-"""What our attacks cost and find beside torchattacks, foolbox and the bare loop.
+"""Cost and results of our attacks compared with torchattacks, foolbox and a bare loop.
 
     python benchmarks/attacks.py [--quick] [--rounds 3] [--shared DIR] [--out attacks.csv] [--device cpu]
                                  [--only pgd,norm,throughput,ensemble,schedules]
 
 Candidates alternate in one process on one thread; CPU seconds are compared as ratios to the reference of each table,
-the median over the rounds with the smallest and largest beside it. Gradients are counted per sample by a wrapper
-around the model. The network is VNN-COMP 2021's resnet_2b on 100 CIFAR-10 images where the shared folder has it.
+with the median, smallest and largest over the rounds. Gradients are counted per sample by a wrapper around the model.
+The network is VNN-COMP 2021's resnet_2b on 100 CIFAR-10 images, if the shared folder contains it.
 
 `throughput` needs no files: a ResNet-18 for 32 x 32 with random weights on random images, in wall-clock seconds: 1,024
 images and 50 steps with `--device cuda`, 16 images and 10 steps on a CPU.
 
-`schedules`, only where it is asked for: what PGD's schedules leave robust on networks that mislead attacks, three seeds
-each: resnet_2b, also with its logits times 100 (cross-entropy saturates) and behind x + 0.02 sin 200 x (gradients point
-the wrong way), and the networks that `make demo` left in runs/demo.
+`schedules`, only on request: the samples that PGD's schedules leave robust on networks that mislead attacks, with three
+seeds each: resnet_2b, also with its logits times 100 (cross-entropy saturates) and after x + 0.02 sin 200 x (gradients
+point in the wrong direction), and the networks that `make demo` left in runs/demo.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PIXEL_EPS = (2 / 255, 4 / 255, 8 / 255)
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate of one table. ratio: reference's seconds over this one's, so larger is faster."""
+    """One candidate of one table. ratio: the reference's seconds divided by the candidate's; larger is faster."""
 
     table: str
     eps: float
@@ -56,7 +56,7 @@ class Row:
 
 
 class Counted(nn.Module):
-    """The model, counting the samples for which a gradient can be asked."""
+    """The model with a count of the samples for which a gradient can be computed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def compare(
     reference: str,
     clock: Clock = time.process_time,
 ) -> Iterator[Row]:
-    """Run all candidates in turn, `rounds` times; ratios are to the reference within the same round."""
+    """Run all candidates in turn, `rounds` times; ratios are relative to the reference in the same round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     found, gradients = {}, {}
     for _ in range(rounds):
@@ -109,13 +109,13 @@ def compare(
 
 
 def left(model: nn.Module, examples: Tensor, y: Tensor) -> str:
-    """How many samples are still answered correctly."""
+    """How many samples are still classified correctly."""
     with torch.no_grad():
         return f"{int((model(examples).argmax(dim=1) == y).sum())} robust"
 
 
 def bare_loop(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    """The floor: forward, input gradient, sign step and clamp, for everybody at every step."""
+    """The minimum: forward pass, input gradient, sign step and clamp, for all samples at every step."""
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     points = x.clone()
     for _ in range(steps):
@@ -138,7 +138,7 @@ def foolbox_examples(
 
 
 def pgd_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int) -> Iterator[Row]:
-    """Whole PGD at three eps, and per step with everybody active."""
+    """Complete PGD at three eps, and the cost per step with all samples active."""
     for eps in PIXEL_EPS:
         alpha = 2.5 * eps / steps
         settings = {"eps": eps, "alpha": alpha, "steps": steps}
@@ -188,7 +188,7 @@ def published_ensemble(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps
 
 
 def ensemble_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: int, queries: int) -> Iterator[Row]:
-    """The standard ensemble, as published and as ours with and without giving up."""
+    """The standard ensemble as published, and ours with and without early stopping."""
     for eps in (2 / 255, 8 / 255):
         linf = ThreatModel("linf", eps)
         full = Ensemble(linf, steps=steps, queries=queries)
@@ -205,7 +205,7 @@ def ensemble_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int, steps: i
 
 
 def norm_table(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> Iterator[Row]:
-    """Minimum-norm attacks in l2, at most 46 gradients per image (ours spend one on trying the model): the median."""
+    """Median distances of minimum-norm attacks in l2, with at most 46 gradients per image (one of ours is a check)."""
     with torch.no_grad():
         held = model(x).argmax(dim=1) == y
     x, y = x[held], y[held]
@@ -244,7 +244,7 @@ def misleading(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, nn
 
 
 def schedules_table(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Iterator[Row]:
-    """What each schedule leaves of all seeds together; the last rows sum up."""
+    """Robust samples under each schedule, over all seeds; the last rows are the totals."""
 
     def left_by(schedule: Schedule, threat: ThreatModel, x: Tensor, y: Tensor) -> Candidate:
         attacks = [PGD(threat, steps=steps, schedule=schedule, seed=seed) for seed in range(3)]
@@ -277,7 +277,7 @@ def resnet18(device: torch.device) -> nn.Module:
 
 
 def throughput_table(device: torch.device, rounds: int, samples: int, steps: int) -> Iterator[Row]:
-    """Samples per second of whole attacks; at the tiny eps nobody is fooled and everybody stays to the end."""
+    """Samples per second of complete attacks; at the tiny eps no sample is fooled, so all stay active to the end."""
     model = resnet18(device)
     x = torch.rand(samples, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
@@ -304,7 +304,7 @@ def throughput_table(device: torch.device, rounds: int, samples: int, steps: int
             "torchattacks": rate(lambda m, e=eps, a=alpha: torchattacks.PGD(m, eps=e, alpha=a, steps=steps)(x, y)),
             "robustres": rate(lambda m, attack=ours: attack(m, x, y)),
         }
-        if device.type == "cuda":  # on a CPU bfloat16 is emulated, thirty times slower
+        if device.type == "cuda":  # emulated on CPUs and thirty times slower
             half = replace(ours, precision="bfloat16")
             candidates["robustres, bfloat16"] = rate(lambda m, attack=half: attack(m, x, y))
         table = f"ResNet-18 PGD-{steps} {device.type}"
@@ -321,7 +321,7 @@ def show(row: Row) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20 images, fewer steps: a check that everything runs")
+    parser.add_argument("--quick", action="store_true", help="20 images and fewer steps, to check that everything runs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="pgd,norm,throughput,ensemble", help="comma-separated tables")
     parser.add_argument("--device", default="cpu", help="of the throughput table")

@@ -1,12 +1,12 @@
-"""How tight and how fast every bound is: norms by layer size, blocks beside the textbook bound, whole networks.
+"""Tightness and speed of every bound: norms by layer size, blocks compared with the textbook bound, whole networks.
 
     python benchmarks/bounds.py [--quick] [--only layers,blocks,networks,published] [--out bounds.csv] [--device cuda]
                                 [--resnet2b FILE.onnx] [--networks resnet18,resnet50] [--published FOLDER]
 
-Ratios of layers are to the exact zero-padded norm (the whole matrix, decomposed or proved to 1e-4) where it is
-affordable, else to the smallest bound there is, Lanczos at failure probability 1e-12 among them; each row says which.
-Ratios of blocks are to the best slopes that were found, those of networks to the smallest bound. Estimates from below
-stand beside the bounds and are marked. Weights are random (seed 0) but for --resnet2b.
+Ratios of layers are relative to the exact zero-padded norm (the whole matrix, decomposed or proved to 1e-4) if it is
+affordable, else to the smallest available bound, including Lanczos at failure probability 1e-12; each row states which.
+Ratios of blocks are relative to the best slopes found, those of networks to the smallest bound. Lower estimates are
+listed beside the bounds and marked. Weights are random (seed 0) except for --resnet2b.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from robustres.certify.norms.power_iteration import power_iteration
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.norms.whole_gram import whole_gram_bound
 
-EXACT_SECONDS = 5.0  # nominal seconds that the exact norm of a layer may take
+EXACT_SECONDS = 5.0  # nominal time limit in seconds for the exact norm of a layer
 
 # channels in, channels out, image side, stride
 LAYERS = [(3, 16, 32, 1), (16, 16, 32, 1), (16, 32, 16, 2), (32, 32, 8, 1), (64, 64, 4, 1), (16, 16, 7, 1)]
@@ -41,7 +41,7 @@ LAYERS += [(512, 512, 4, 1)]
 BLOCKS = [(8, 16, 8, 1), (8, 16, 16, 2), (16, 16, 8, 1), (32, 32, 16, 1), (64, 64, 28, 1), (64, 128, 28, 2)]
 QUICK_LAYERS, QUICK_BLOCKS = 6, 3
 
-# The reach goals: CPU seconds of two cores in two minutes, GiB, seconds.
+# The stretch goals: CPU seconds (two minutes on two cores), GiB, seconds.
 NETWORK_SECONDS, NETWORK_GIB, RESNET2B_SECONDS = 240.0, 8.0, 20.0
 RESNET2B_BLOCKS = (4.15, 6.0)
 # Pauli et al. (2024) with a commercial solver: bound of the l2 constant, seconds.
@@ -61,7 +61,7 @@ BOUND, PROBABLE, ESTIMATE = "bound", "bound 1 - 1e-12", "estimate from below"
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one layer, block or network. reference: what `ratio` is to. cpu_seconds: of all threads."""
+    """One method on one layer, block or network. reference: the denominator of `ratio`. cpu_seconds: of all threads."""
 
     part: str
     subject: str
@@ -77,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with what it took; peak memory is the process's until then."""
+    """A value with its cost; peak memory is that of the process so far."""
 
     value: float
     seconds: float
@@ -93,7 +93,7 @@ class Measured:
         return cls(value, perf_counter() - start, process_time() - cpu)
 
     def row(self, part: str, subject: str, method: str, kind: str, reference: tuple[float, str]) -> Row:
-        """With the ratio to a reference."""
+        """A row with the ratio to a reference."""
         ratio = self.value / reference[0]
         return Row(
             part, subject, method, kind, self.value, ratio, reference[1], self.seconds, self.cpu_seconds, peak_gib()
@@ -101,7 +101,7 @@ class Measured:
 
 
 def peak_gib() -> float:
-    """The largest resident memory of this process so far."""
+    """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -136,7 +136,7 @@ def layer_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> It
 
 
 def exact_norm(layer: Convolution) -> float:
-    """The zero-padded norm, proved to about 1e-4 at worst; infinite where it takes too long."""
+    """The zero-padded norm, proved to about 1e-4 or better; infinite if it takes too long."""
     if min(layer.in_size, layer.out_size) <= 768:
         return spectral_norm(layer, method="dense", lower_steps=0).upper
     found = whole_gram_bound(layer, seconds=EXACT_SECONDS)
@@ -144,7 +144,7 @@ def exact_norm(layer: Convolution) -> float:
 
 
 def block_rows(c_in: int, c_out: int, side: int, stride: int, device: str) -> Iterator[Row]:
-    """Textbook and joint bound of one block, beside the free-slope estimate."""
+    """Textbook and joint bound of one block, and the free-slope estimate."""
     inner = random_convolution(c_in, c_out, side, stride, 1, device)
     outer = random_convolution(c_out, c_out, inner.out_shape[1], 1, 2, device)
     shortcut: LinearMap = Identity(inner.in_shape)
@@ -220,10 +220,11 @@ def dense(weight: np.ndarray) -> nn.Linear:
 
 
 def published(folder: Path | None, device: str) -> Iterator[Row]:
-    """The networks of Pauli et al. (2024) whose weights lie in the folder: our default bound beside the published one.
+    """The networks of Pauli et al. (2024) whose weights are in the folder: our default bound beside the published one.
 
     The convolutions: 28x28 images, zero padding 1, LeakyReLU(0.01), global mean, one dense layer, as in the files. The
-    published figures of the two deeper ones lie below what any multipliers can reach there: their setting is another.
+    published figures of the two deeper ones lie below what any multipliers can achieve for these networks: their
+    setting differs.
     """
     if folder is None or not folder.is_dir():
         print("published networks skipped: no --published FOLDER was given")
@@ -256,13 +257,13 @@ def published(folder: Path | None, device: str) -> Iterator[Row]:
 
 
 def bound_of(model: nn.Module, shape: tuple[int, ...], reports: list[LipschitzReport]) -> float:
-    """The default bound; the report is kept."""
+    """The default bound; the report is appended to the list."""
     reports.append(lipschitz(model, shape))
     return reports[-1].upper
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
-    """In words, which of the goals are met."""
+    """A summary of which goals are met."""
     for method in ("frequency", "auto"):
         found = [row for row in rows if row.part == "layer" and row.method == method]
         for exact in (True, False):
@@ -305,12 +306,12 @@ def joint_of_blocks(rows: list[Row], name: str) -> list[float]:
 
 
 def verdict(met: bool, goal: str, figures: str) -> str:
-    """A goal with its figures."""
+    """A line with a goal, its figures and whether it is met."""
     return f"{'met' if met else 'NOT MET'}: {goal}: {figures}"
 
 
 def all_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Everything that was asked for."""
+    """All requested rows."""
     if "layers" in options.only:
         for size in LAYERS[:QUICK_LAYERS] if options.quick else LAYERS:
             yield from layer_rows(*size, options.device)
@@ -327,7 +328,7 @@ def main() -> None:
     """Print the table and write the CSV, row by row."""
     words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only the small sizes, no network but resnet_2b")
+    parser.add_argument("--quick", action="store_true", help="only the small sizes, and no network except resnet_2b")
     parser.add_argument("--only", type=words, default=["layers", "blocks", "networks", "published"])
     parser.add_argument("--networks", type=words, default=["resnet18", "resnet50"], help="of torchvision")
     parser.add_argument("--resnet2b", type=Path, help="resnet_2b.onnx of VNN-COMP 2021")

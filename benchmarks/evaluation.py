@@ -1,15 +1,15 @@
-"""Where an evaluation's time goes: the network's passes and the bounds, and everything else.
+"""Where the time of an evaluation goes: passes of the network, bounds, and everything else.
 
     python benchmarks/evaluation.py --data-root DIR [--network convolutional] [--limit N] [--out evaluation.csv]
                                     [--profile]
 
-DIR holds MNIST in torchvision's layout. A network is trained for a moment and then evaluated on the test images as
-`robustres evaluate` does. `convolutional`: three residual blocks of 32 channels on 7 x 7 positions, 60,000 parameters;
-`dense`: the preset `orthogonal-mnist`, whose passes cost little more than touching the 784 pixels a few times. FGSM
-and PGD with 20 steps at two budgets in linf, radii in two norms.
+DIR holds MNIST in torchvision's layout. A network is trained briefly and then evaluated on the test images as by
+`robustres evaluate`. `convolutional`: three residual blocks of 32 channels on 7 x 7 positions, 60,000 parameters;
+`dense`: the preset `orthogonal-mnist`, whose passes cost little more than a few passes over the 784 pixels. FGSM and
+PGD with 20 steps at two budgets in linf, radii in two norms.
 
-CPU seconds are counted for the network's forward passes, backward passes, the bound of the network and the radii
-(float64 passes and the rounding charged), and for what lies outside: the attacks' own arithmetic, tables and files.
+CPU seconds are counted for forward passes, backward passes, the bound of the network and the radii (float64 passes and
+their rounding bounds), and for everything else: the attacks' own arithmetic, tables and files.
 """
 
 import argparse
@@ -42,28 +42,28 @@ SETTINGS = Settings(eps={"linf": (0.1, 0.3)}, attacks=("fgsm", "pgd"), attack_se
 
 @dataclass
 class Stopwatch:
-    """CPU seconds by what they were spent on; what is called inside counts for itself and not for its caller."""
+    """CPU seconds by category; nested calls are counted in their own category and not in that of the caller."""
 
     spent: dict[str, float] = field(default_factory=dict)
     names: list[str] = field(default_factory=lambda: [REST])
     since: float = field(default_factory=process_time)
 
     def enter(self, name: str) -> None:
-        """From now on time counts for `name`."""
+        """Count time from now on for `name`."""
         now = process_time()
         self.spent[self.names[-1]] = self.spent.get(self.names[-1], 0.0) + now - self.since
         self.names.append(name)
         self.since = now
 
     def leave(self) -> None:
-        """From now on time counts for what was running before."""
+        """Count time from now on for the previous category."""
         now = process_time()
         name = self.names.pop()
         self.spent[name] = self.spent.get(name, 0.0) + now - self.since
         self.since = now
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time entered under `name`."""
+        """The function with its time counted under `name`."""
 
         def run(*arguments: Any, **keywords: Any) -> Any:
             self.enter(name)
@@ -76,7 +76,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
-        """Counts the passes of modules of this type, the bounds, and the parts of everything else."""
+        """Count the passes of modules of this type, the bounds, and the other parts."""
         with ExitStack() as patches:
             patches.enter_context(patch.object(type(module), "__call__", self.timed("forward", type(module).__call__)))
             for target, name, function in (
@@ -101,7 +101,7 @@ def network_called(name: str) -> nn.Module:
 
 
 def trained(network: nn.Module, root: Path, steps: int = 300) -> nn.Module:
-    """The network after a few steps of cross-entropy: accurate enough that attacks have work to do."""
+    """The network after a few steps of cross-entropy, accurate enough for attacks to be meaningful."""
     data = load_data("mnist", root=root, split="train")
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
@@ -115,7 +115,7 @@ def trained(network: nn.Module, root: Path, steps: int = 300) -> nn.Module:
 
 
 def measure(network: nn.Module, data: ImageSet, *, profile: bool) -> dict[str, float]:
-    """CPU seconds of one evaluation by what they were spent on, and of the whole."""
+    """CPU seconds of one evaluation, by category and in total."""
     model, watch = load_model(network, input_shape=data.image_shape), Stopwatch()
     profiler = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +137,7 @@ def main() -> None:
     options.add_argument("--network", choices=("convolutional", "dense"), default="convolutional")
     options.add_argument("--limit", type=int)
     options.add_argument("--out", type=Path, default=Path("evaluation.csv"))
-    options.add_argument("--profile", action="store_true", help="also print the functions that cost most")
+    options.add_argument("--profile", action="store_true", help="also print the most expensive functions")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     data = load_data("mnist", root=chosen.data_root, limit=chosen.limit)

@@ -1,10 +1,10 @@
-"""Everything that waits for a GPU, in one run that needs nothing but the package, as one JSON file.
+"""All measurements that need a GPU in one run, which requires only the package and writes one JSON file.
 
 Run: python benchmarks/gpu.py --minutes 10 --out runs/benchmarks/gpu.json
      python benchmarks/gpu.py --small --minutes 1     # the same on a tiny network, also without a GPU
 
-Each part gets its share of the time and is skipped with a reason where it cannot run; a part that fails is recorded
-with its error, and the next one begins. Weights and images are random (seed 0): speed and agreement are measured, not
+Each part gets its share of the time and is skipped, with a reason, where it cannot run; the error of a part that fails
+is recorded, and the next part begins. Weights and images are random (seed 0): speed and agreement are measured, not
 robustness. The file is written after every part.
 """
 
@@ -34,7 +34,7 @@ EPS = 8 / 255
 
 
 class Job:
-    """The network, the images and the device of one run, and how much time there is."""
+    """The network, the images, the device and the time limit of one run."""
 
     def __init__(self, *, small: bool, minutes: float, device: torch.device) -> None:
         self.small, self.minutes, self.device = small, minutes, device
@@ -49,12 +49,12 @@ class Job:
 
 
 def small_network() -> nn.Module:
-    """A residual network that a CPU runs at once."""
+    """A residual network small enough for a CPU."""
     return residual_net(block="residual", depth=1, width=4, image_shape=(1, 8, 8), classes=10)
 
 
 def cifar_resnet18() -> nn.Module:
-    """torchvision's ResNet-18 with the stem that is usual for 32 x 32 images."""
+    """torchvision's ResNet-18 with the usual stem for 32 x 32 images."""
     network = torchvision.models.resnet18(num_classes=10)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
@@ -80,7 +80,7 @@ def pgd(job: Job) -> dict[str, Any]:
 
 
 def bare_loop(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """PGD as it is written on a blackboard: no checks, no early exit, nothing kept."""
+    """Textbook PGD: no checks, no early exit, no best iterate."""
     points = (x + EPS * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
     for _ in range(steps):
         points.requires_grad_(True)
@@ -90,14 +90,14 @@ def bare_loop(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
 
 
 def rate(job: Job, work: Callable[[], Any], *, most: int = 5) -> dict[str, float]:
-    """Samples per second: the median of several runs after one that warms up."""
+    """Samples per second: the median of several runs after a warm-up run."""
     seconds = [clocked(job, work)[1] for _ in range(2 if job.small else most)][1:]
     middle = sorted(seconds)[len(seconds) // 2]
     return {"samples_per_second": len(job.images) / middle, "fastest": min(seconds), "slowest": max(seconds)}
 
 
 def clocked(job: Job, work: Callable[[], Any]) -> tuple[Any, float]:
-    """What some work returns, and its seconds on the clock, the device included."""
+    """The return value of some work, and its wall-clock seconds including the device."""
     if job.device.type == "cuda":
         torch.cuda.synchronize()
     start = perf_counter()
@@ -108,7 +108,7 @@ def clocked(job: Job, work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def ensemble(job: Job) -> dict[str, Any]:
-    """The standard ensemble, on a part of the images."""
+    """The standard ensemble on a subset of the images."""
     count = 8 if job.small else 128
     x, y = job.images[:count].to(job.device), job.labels[:count].to(job.device)
     attack = Ensemble(ThreatModel("linf", EPS), **({"steps": 3, "queries": 10} if job.small else {}))
@@ -159,9 +159,9 @@ def training(job: Job) -> dict[str, Any]:
 
 
 def out_of_memory(job: Job) -> dict[str, Any]:
-    """Whether an attack with a batch that cannot fit recovers, with the result of a batch that does."""
+    """Whether an attack recovers from a batch that does not fit into memory, with the result of a batch that fits."""
     if job.device.type != "cuda":
-        return {"skipped": "no GPU, whose memory could run out"}
+        return {"skipped": "no GPU whose memory could run out"}
     free = torch.cuda.mem_get_info()[0]
     count = min(200_000, free // (4 * 64 * 32 * 32 * 4))
     x, y = torch.rand(count, *job.shape), torch.zeros(count, dtype=torch.int64)
@@ -171,7 +171,7 @@ def out_of_memory(job: Job) -> dict[str, Any]:
 
 
 def agreement(job: Job) -> dict[str, Any]:
-    """How far the device and the CPU differ: logits, what PGD leaves, the bound, radii."""
+    """Differences between the device and the CPU: logits, robust samples under PGD, the bound, radii."""
     count = 8 if job.small else 64
     there, here = job.network, pulled(job.network)
     x, y = job.images[:count], job.labels[:count]
@@ -194,12 +194,12 @@ def agreement(job: Job) -> dict[str, Any]:
 
 
 def pulled(network: nn.Module) -> nn.Module:
-    """A copy on the CPU."""
+    """A copy of the network on the CPU."""
     return copy.deepcopy(network).cpu()
 
 
 def peak(job: Job) -> int | None:
-    """Largest memory of the GPU so far, in bytes."""
+    """Peak memory of the GPU so far, in bytes."""
     return torch.cuda.max_memory_allocated() if job.device.type == "cuda" else None
 
 
@@ -207,7 +207,7 @@ PARTS: tuple[Callable[[Job], dict[str, Any]], ...] = (agreement, pgd, bounds, lo
 
 
 def run(job: Job, out: Path) -> dict[str, Any]:
-    """All parts while there is time, each written as soon as it ends."""
+    """Run all parts while there is time, writing the result of each as soon as it ends."""
     start = perf_counter()
     gpu = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else None
     result: dict[str, Any] = {
@@ -227,7 +227,7 @@ def run(job: Job, out: Path) -> dict[str, Any]:
         else:
             try:
                 found = part(job)
-            except Exception as error:  # the others are still worth knowing
+            except Exception as error:  # the other parts are still useful
                 found = {"error": f"{type(error).__name__}: {error}"}
         result["parts"][part.__name__] = found
         out.write_text(json.dumps(result, indent=1) + "\n")
@@ -236,12 +236,12 @@ def run(job: Job, out: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code is 1 where a part failed."""
+    """The command line; the exit code is 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="no new part begins after this")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no new part starts after this time")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/gpu.json"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--small", action="store_true", help="a tiny network, for a try without a GPU")
+    parser.add_argument("--small", action="store_true", help="a tiny network, for a trial without a GPU")
     given = parser.parse_args(arguments)
     result = run(Job(small=given.small, minutes=given.minutes, device=torch.device(given.device)), given.out)
     return int(any("error" in part for part in result["parts"].values()))

@@ -1,13 +1,13 @@
-"""Local radii of a network's images: how many are proved at given eps, the median radius, and CPU seconds per image.
+"""Local radii of images: the number proved at given eps, the median radius, and CPU seconds per image.
 
     python benchmarks/local.py MODEL --data npy:FOLDER --norm linf [--eps 1/255,2/255] [--seconds 15] [--limit N]
                                [--first N] [--every N] [--aim 2/255] [--mean ... --std ...] [--out local.csv]
 
     python benchmarks/local.py FILE.onnx --vnnlib FILE [FILE ...] [--seconds 60] [--out local.csv]
 
-Only images that are answered rightly are counted. One thread. Seconds are CPU time of the search and of the proof.
---aim: proved or open at these eps, in place of the largest radius. --vnnlib: instances of the verification competition,
-whose seconds count the search and the proof, not reading the network.
+Only correctly classified images are counted. One thread. Seconds are CPU time of the search and of the proof. --aim:
+decide these eps (proved or open) instead of computing the largest radius. --vnnlib: instances of the verification
+competition; their seconds include the search and the proof but not the loading of the network.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def instances(model: str, files: list[Path], seconds: float, out: Path) -> None:
-    """Every instance: unsat where it is proved, else open."""
+    """Decide every instance: unsat if it is proved, else open."""
     module = load_model(model).module
     made = None
     with out.open("w", newline="") as file:
@@ -78,7 +78,7 @@ def instances(model: str, files: list[Path], seconds: float, out: Path) -> None:
 
 
 def images(given: argparse.Namespace) -> None:
-    """Every image that is answered rightly: its radius."""
+    """Compute the radius of every correctly classified image."""
     mean, std = (tuple(map(float, text.split(","))) if text else None for text in (given.mean, given.std))
     model = load_model(given.model, mean=mean, std=std).module
     data = load_data(given.data)
@@ -100,7 +100,7 @@ def images(given: argparse.Namespace) -> None:
             file.flush()
             print(*rows[-1], flush=True)
     if not rows:
-        sys.exit("no image is answered rightly")
+        sys.exit("no image is classified correctly")
     print(f"{len(rows)} images, median radius {median(row[1] for row in rows):.5f} ({given.norm})")
     for text in given.eps.split(","):
         print(f"proved at {text}: {sum(row[1] >= float(Fraction(text)) for row in rows)}")

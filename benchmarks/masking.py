@@ -1,10 +1,10 @@
-"""How often the diagnosis of masked gradients errs: on networks masked on purpose, and on honest ones.
+"""Error rates of the diagnosis of masked gradients: on deliberately masked networks, and on honest ones.
 
     python benchmarks/masking.py [--samples 24] [--folder runs/networks] [--out runs/benchmarks/masking.csv]
 
-Every masking is put around three networks for digits (see networks.py); the same networks without it, and resnet_2b,
-are the honest ones. A network is named when `diagnose` finds its PGD suspicious, or when the attack refuses it. One row
-per network and norm; the last lines are the two error rates, with Wilson's 95 % interval.
+Every mask is applied to three networks for digits (see networks.py); the honest networks are these three and resnet_2b
+without masks. A network is flagged if `diagnose` finds PGD on it suspicious, or if the attack refuses it. There is one
+row per network and norm; the last lines are the two error rates, with 95 % Wilson intervals.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from robustres.threat import Norm, ThreatModel
 
 
 class Saturated(nn.Module):
-    """Logarithms of probabilities with a floor: most logits stand at the floor, where their gradient is zero."""
+    """Log-probabilities with a floor: most logits are at the floor, where their gradient is zero."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Saturated(nn.Module):
 
 
 class Randomised(nn.Module):
-    """Noise on the image, drawn anew in every call."""
+    """Noise on the image, drawn again in every call."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def quantised(x: Tensor) -> Tensor:
 
 
 def detached(x: Tensor) -> Tensor:
-    """A smoothing filter outside of automatic differentiation."""
+    """A smoothing filter outside automatic differentiation."""
     return (
         nn.functional.avg_pool2d(nn.functional.pad(x.detach(), (1, 1, 1, 1), mode="replicate"), 3, 1) / 2
         + x.detach() / 2
@@ -88,7 +88,7 @@ BALLS: tuple[tuple[Norm, float], ...] = (("linf", 0.1), ("l2", 0.5))
 
 @dataclass(frozen=True)
 class Row:
-    """One diagnosis. named: whether the network was called masked; reasons: the checks that said so."""
+    """One diagnosis. named: whether the network was flagged as masked; reasons: the checks that flagged it."""
 
     network: str
     mask: str
@@ -102,7 +102,7 @@ class Row:
 def row(
     name: str, mask: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 200
 ) -> Row:
-    """Diagnose PGD on the samples that the network answers correctly."""
+    """Diagnose PGD on the samples that the network classifies correctly."""
     start = time.process_time()
     with torch.no_grad(), torch.random.fork_rng():
         right = model(x).argmax(dim=1) == y
@@ -156,7 +156,7 @@ def main() -> None:
         mine = [one for one in found if (one.mask == "none") == honest]
         wrong = sum(one.named == honest for one in mine)
         low, high = wilson_interval(wrong, len(mine))
-        what = "honest networks named" if honest else "masked networks not named"
+        what = "honest networks flagged" if honest else "masked networks not flagged"
         print(f"{what}: {wrong} of {len(mine)}, 95 % interval {low:.0%} to {high:.0%}")
 
 

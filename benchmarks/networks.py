@@ -1,6 +1,6 @@
-"""Networks of different kinds for comparing attacks: what `benchmarks/strong.py` and `benchmarks/masking.py` run on.
+"""Networks of different kinds for comparing attacks, used by `benchmarks/strong.py` and `benchmarks/masking.py`.
 
-All but resnet_2b are trained here on the embedded digits, in a minute on one core, and kept in a folder.
+All except resnet_2b are trained here on the embedded digits, in a minute on one core, and saved in a folder.
 """
 
 import math
@@ -38,7 +38,7 @@ def load(shared: Path) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 class Altered(nn.Module):
-    """The network with its images and its logits passed through functions."""
+    """The network with functions applied to its images and its logits."""
 
     def __init__(
         self, model: nn.Module, *, before: Callable[[Tensor], Tensor] | None = None, factor: float = 1
@@ -52,7 +52,7 @@ class Altered(nn.Module):
 
 
 class Noisy(nn.Module):
-    """The network plus a fixed, fine noise on every logit: small next to the logits, large in the gradient."""
+    """The network plus fixed, fine noise on every logit, small compared with the logits but large in the gradient."""
 
     def __init__(self, model: nn.Module, size: int, classes: int, height: float) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Case:
-    """What is attacked; tuned: whether the settings of `strong` were chosen on it."""
+    """The network, images and threat of a comparison; tuned: whether the settings of `strong` were chosen on it."""
 
     network: str
     norm: Norm
@@ -143,12 +143,12 @@ CASES = (
     Case("noisy residual", "linf", 0.08, False),
     Case("100 classes", "l2", 0.5, False),
 )
-CONTESTED = (0.7, 1.4)  # times eps: between these distances the nearest known example of a sample must lie
+CONTESTED = (0.7, 1.4)  # times eps: range of the distance of a sample's nearest known example
 SAMPLES = 10
 
 
 def trained(name: str, folder: Path) -> nn.Module:
-    """A network for the digits, from the folder where it is there already."""
+    """A network for the digits, loaded from the folder if it is already there."""
     file = folder / f"{name}.pt"
     torch.manual_seed(0)
     digits, held = load_data("digits", split="train"), load_data("digits", split="validation")
@@ -172,7 +172,7 @@ def trained(name: str, folder: Path) -> nn.Module:
 
 
 def network(name: str, folder: Path) -> Network:
-    """A network by its name, with as many images as there are."""
+    """A network by name, with all available images."""
     if name.startswith("resnet_2b"):
         model, x, y = load(SHARED)
         wrapped = {
@@ -190,9 +190,10 @@ def network(name: str, folder: Path) -> Network:
 
 
 def contested(case: Case, folder: Path) -> Network:
-    """The case's network with the first SAMPLES images about whose verdict attacks can differ.
+    """The network of the case with the first SAMPLES images on which attacks may differ.
 
-    Their nearest example that a minimum-norm attack finds, on the network without its mask, lies near eps.
+    These are the images whose nearest example, as found by a minimum-norm attack on the unmasked network, lies near
+    eps.
     """
     honest = network(case.network.replace(" rippled", "").replace("noisy ", ""), folder)
     x, y = honest.x[:100], honest.y[:100]
@@ -206,7 +207,7 @@ def contested(case: Case, folder: Path) -> Network:
 
 
 def all_cases(folder: Path, *, only: str = "") -> Iterator[tuple[Case, Network]]:
-    """Every case, or those whose name holds `only`."""
+    """Every case, or those whose name contains `only`."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         if only in case.name:

@@ -1,12 +1,13 @@
-"""How near the best of all minimum-norm attacks each comes at equal cost: ours, torchattacks' and foolbox's.
+"""How close each minimum-norm attack (ours, torchattacks', foolbox's) comes to the best of all at equal cost.
 
     python benchmarks/optimality.py [--images 16] [--budget 100] [--networks resnet_2b,...] [--norms l2,linf,l1,l0]
                                     [--shared DIR] [--out optimality.csv]
 
 The measure of AttackBench (Cinà et al. 2024), `robustres.attacks.optimality`: every attack gets the same number of
-forward and backward evaluations per image, counted at the model; the nearest example that it shows to the model counts.
-Attacks run image by image, so that the count of each is its own. Networks: VNN-COMP 2021's resnet_2b on images of
-CIFAR-10, and those that `make demo` left in runs/demo, on digits; of each the first images that it answers correctly.
+forward and backward evaluations per image, counted at the model, and the nearest example that it evaluates counts.
+Attacks run image by image, so that each image has its own count. Networks: VNN-COMP 2021's resnet_2b on CIFAR-10
+images, and the networks that `make demo` left in runs/demo, on digits; for each, the first images that it classifies
+correctly.
 """
 
 import argparse
@@ -28,13 +29,13 @@ from robustres.models import load_model
 from robustres.threat import Norm, ThreatModel
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-OVERHEAD = 9  # evaluations of ours beside the steps: trying the model, and verifying what was found
+OVERHEAD = 9  # evaluations besides the steps of our attacks: checking the model and verifying the result
 Run = Callable[[nn.Module, Tensor, Tensor], object]
 Network = tuple[nn.Module, Tensor, Tensor]
 
 
 def networks(names: list[str], shared: Path, images: int) -> dict[str, Network]:
-    """The networks by name, each with the first images that it answers correctly."""
+    """The networks by name, each with the first images that it classifies correctly."""
     found = {}
     for name in names:
         if name == "resnet_2b":
@@ -57,7 +58,7 @@ def networks(names: list[str], shared: Path, images: int) -> dict[str, Network]:
 
 
 def ours(norm: Norm, budget: int) -> dict[str, Run]:
-    """Our attacks by name; those that aim at classes in turn share the steps among three."""
+    """Our attacks by name; those that aim at one class after another divide the steps among three classes."""
     steps = (budget - OVERHEAD) // 2
     single = {"l2": ["ldn", "ddn", "fmn"], "linf": ["ldn", "fmn"], "l1": ["ldn", "fmn"], "l0": ["sigma-zero"]}[norm]
     several = {"l2": ["fab", "deepfool", "superdeepfool"], "l0": []}.get(norm, ["fab", "deepfool"])
@@ -67,7 +68,7 @@ def ours(norm: Norm, budget: int) -> dict[str, Run]:
 
 
 def from_torchattacks(norm: Norm, budget: int) -> dict[str, Run]:
-    """Those of torchattacks that seek a near example, with as many steps as the budget allows."""
+    """The minimum-norm attacks of torchattacks, with as many steps as the budget allows."""
     import torchattacks
 
     steps = budget // 2
@@ -84,11 +85,11 @@ def from_torchattacks(norm: Norm, budget: int) -> dict[str, Run]:
 
 
 def from_foolbox(norm: Norm, budget: int) -> dict[str, Run]:
-    """Those of foolbox that seek the nearest example, with as many steps as the budget allows.
+    """The minimum-norm attacks of foolbox, with as many steps as the budget allows.
 
-    Where a constant weighs the loss against the distance it is 1: a search for it takes many times the budget.
+    A constant that weighs the loss against the distance is set to 1, since a search for it takes many times the budget.
 
-    Without its Brendel and Bethge attacks, which need numba and a start from another attack.
+    The Brendel-Bethge attacks are left out; they need numba and a start from another attack.
     """
     import foolbox
 
@@ -122,7 +123,7 @@ def from_foolbox(norm: Norm, budget: int) -> dict[str, Run]:
 
 
 def distances(attack: Run, network: Network, norm: Norm, budget: int) -> Tensor:
-    """Of the nearest examples met; from an attack that fails, those that it met before."""
+    """Distances of the nearest examples found; for an attack that fails, those found before the failure."""
 
     def guarded(model: nn.Module, x: Tensor, y: Tensor) -> None:
         try:

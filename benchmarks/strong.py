@@ -3,10 +3,10 @@
     python benchmarks/strong.py [--seeds 3] [--reference-seeds 1] [--only NAME] [--folder runs/networks]
                                 [--out runs/benchmarks/strong.csv]
 
-Each case (networks.py) holds ten images about whose verdict attacks can differ: their nearest known example lies
-between 0.7 and 1.4 eps. One row per case and seed: samples that each attack leaves robust, those that one of them fools
-and the other does not, CPU seconds and gradients. The standard ensemble has its published counts and is run once per
-case and reference seed.
+Each case (networks.py) holds ten images on which attacks may differ: their nearest known example lies between 0.7 and
+1.4 eps. There is one row per case and seed, with the samples that each attack leaves robust, the samples that only one
+of them fools, CPU seconds and gradients. The standard ensemble has its published counts and is run once per case and
+reference seed.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from robustres.attacks import Attack, AttackResult, Ensemble, Strong
 
 @dataclass(frozen=True)
 class Row:
-    """One seed on one case; the reference's of the same seed, or of its last one. gained, lost: samples that only
-    strong, only the standard ensemble fools."""
+    """One seed on one case; the reference has the same seed, or its last one. gained, lost: samples fooled by `strong`
+    only and by the standard ensemble only."""
 
     case: str
     tuned: bool
@@ -42,7 +42,7 @@ class Row:
 
 
 def timed(attack: Attack, net: Network) -> tuple[AttackResult, float]:
-    """The attack's result and its CPU seconds."""
+    """The result of the attack and its CPU seconds."""
     start = time.process_time()
     result = attack(net.model, net.x, net.y)
     return result, time.process_time() - start
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference-seeds", type=int, default=1)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--folder", type=Path, default=Path("runs/networks"), help="of the networks trained here")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/strong.csv"))
     options = parser.parse_args()

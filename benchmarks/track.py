@@ -1,11 +1,11 @@
-"""Bounds, verdicts, model calls and CPU seconds of a fixed small set, as one JSON file; and the comparison of two.
+"""Measure bounds, verdicts, model calls and CPU seconds of a small fixed set as one JSON file, and compare two files.
 
 Run: python benchmarks/track.py measure --out runs/benchmarks/now.json
      python benchmarks/track.py compare benchmarks/baseline.json runs/benchmarks/now.json
 
-`compare` names what became worse beyond noise and then ends with exit code 1. Bounds, radii, verdicts and calls are
-deterministic on one processor, so small allowances are enough for them; CPU seconds are compared with the spread of
-their repetitions. A baseline from another machine says nothing about seconds: give --no-seconds.
+`compare` lists regressions beyond noise and, if there are any, exits with code 1. Bounds, radii, verdicts and calls are
+deterministic on one processor, so small tolerances suffice; CPU seconds are compared with the spread of their
+repetitions. For a baseline from another machine, whose seconds are not comparable, give --no-seconds.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from robustres.certify.maps.convolution import Convolution, both_sides, pair
 from robustres.threat import ThreatModel
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-# Metric -> whether less is better, and the relative change that is not worth a word.
+# Metric -> whether less is better, and the tolerated relative change.
 METRICS: dict[str, tuple[bool, float]] = {
     "bound": (True, 1e-3),  # of a Lipschitz constant, from above
-    "estimate": (False, 1e-2),  # of the same, from below
+    "estimate": (False, 1e-2),  # lower estimate of the same constant
     "radius": (False, 1e-3),  # mean certified radius
-    "robust": (True, 0.0),  # samples that an attack leaves: fewer is a stronger attack
+    "robust": (True, 0.0),  # samples that survive an attack: fewer means a stronger attack
     "gradients": (True, 0.02),
     "calls": (True, 0.02),
     "seconds": (True, 0.25),
@@ -57,7 +57,7 @@ def convolutions() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
 
 
 def networks() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """Bounds and radii of the network of the examples."""
+    """Bounds and radii of the network in examples/."""
     model = robustres.load_model(str(EXAMPLES / "digits.onnx")).module
     images = robustres.load_data(f"npz:{EXAMPLES / 'digits.npz'}", limit=60).images
 
@@ -77,7 +77,7 @@ def networks() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
 
 
 def attacks() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """What four attacks leave of sixty digits, and how often they ran the model."""
+    """Robust samples among sixty digits under four attacks, and the number of model calls."""
     model = robustres.load_model(str(EXAMPLES / "digits.onnx")).module
     data = robustres.load_data(f"npz:{EXAMPLES / 'digits.npz'}", limit=60)
     for name, norm, eps in (("fgsm", "linf", 0.05), ("pgd", "linf", 0.05), ("pgd", "l2", 0.4), ("apgd", "l2", 0.4)):
@@ -94,7 +94,7 @@ def attacks() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
 
 
 def measure(repeats: int, only: str = "") -> dict[str, Any]:
-    """Every measurement whose name contains `only`, its seconds as the median and the spread of the repetitions."""
+    """Every measurement whose name contains `only`, with median and spread of its seconds over the repetitions."""
     torch.set_num_threads(1)
     results = {}
     for group in (convolutions, networks, attacks):
@@ -121,7 +121,7 @@ def measure(repeats: int, only: str = "") -> dict[str, Any]:
 
 
 def compared(old: dict[str, Any], new: dict[str, Any], *, seconds: bool = True) -> tuple[list[str], list[str]]:
-    """What became worse, and what became better, beyond noise; a measurement that is gone counts as worse."""
+    """Regressions and improvements beyond noise; a missing measurement counts as a regression."""
     worse, better = [], []
     for name, before in old["results"].items():
         after = new["results"].get(name)
@@ -144,17 +144,17 @@ def compared(old: dict[str, Any], new: dict[str, Any], *, seconds: bool = True) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code is 1 where something became worse."""
+    """The command line; the exit code is 1 if there is a regression."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="measure and write one JSON file")
     measuring.add_argument("--out", type=Path, default=Path("runs/benchmarks/now.json"))
     measuring.add_argument("--repeats", type=int, default=3)
     measuring.add_argument("--only", default="", help="measurements whose name contains this")
-    comparing = commands.add_parser("compare", help="name what became worse beyond noise")
+    comparing = commands.add_parser("compare", help="list regressions beyond noise")
     comparing.add_argument("old", type=Path)
     comparing.add_argument("new", type=Path)
-    comparing.add_argument("--no-seconds", action="store_true", help="for files of two machines")
+    comparing.add_argument("--no-seconds", action="store_true", help="for files from different machines")
     given = parser.parse_args(arguments)
     if given.command == "measure":
         given.out.parent.mkdir(parents=True, exist_ok=True)

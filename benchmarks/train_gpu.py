@@ -1,13 +1,13 @@
-"""The image recipe at the size that a card allows in a given time: checkpoint, curve, certificate.
+"""Train the image recipe at the largest size that a GPU allows in a given time: checkpoint, curve, certificate.
 
     python benchmarks/train_gpu.py --data npy:DIR --minutes 12 --out runs/train-gpu
     python benchmarks/train_gpu.py --data npy:DIR --minutes 1 --limit 512 --scales 1 --device cpu    (a trial)
 
-The network is the preset shift-cifar10, every width times the largest of --scales that can be trained for at least
---epochs epochs in that time (a few steps of each are timed first; one that does not fit into memory is passed over);
-the rest of the time goes into more epochs. The epoch is chosen on the validation split. What is written to --out:
-model.safetensors, recipe.toml, curve.csv, and certificate.json, certified by robustres.certify on the CPU in float64 on
-the test split, which nothing before has seen. A run that was cut off goes on when it is started again.
+The network is the preset shift-cifar10, with every width multiplied by the largest of --scales that can be trained for
+at least --epochs epochs in that time (a few steps of each are timed first; a scale that does not fit into memory is
+skipped); the remaining time is used for more epochs. The epoch is chosen on the validation split. The files written to
+--out are model.safetensors, recipe.toml, curve.csv, and certificate.json, certified by robustres.certify on the CPU in
+float64 on the test split, which is not used before. An interrupted run continues when it is started again.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from robustres.training.recipes import RECIPES
 NAME = "shift-cifar10"
 RADII = {"36/255": 36 / 255, "72/255": 72 / 255, "108/255": 108 / 255}
 TIMED_STEPS = 12
-SHARE = 0.92  # of the time given that is planned for; the rest is for validation and for what varies
+SHARE = 0.92  # share of the time that is planned; the rest is for validation and variation
 
 
 def scaled(factor: float, data: ImageSet) -> Architecture:
@@ -42,7 +42,7 @@ def scaled(factor: float, data: ImageSet) -> Architecture:
 
 
 def seconds_per_epoch(architecture: Architecture, recipe: Recipe, data: ImageSet, device: str) -> float | None:
-    """By a few timed steps after a few others; None where the memory does not suffice."""
+    """Estimated from a few timed steps after a warm-up; None if the network does not fit into memory."""
     part = data.first(min(len(data), TIMED_STEPS * recipe.batch_size))
     network, probe = build(architecture), replace(recipe, epochs=1)
     few = part.first(min(len(part), recipe.batch_size))
@@ -56,7 +56,7 @@ def seconds_per_epoch(architecture: Architecture, recipe: Recipe, data: ImageSet
 
 
 def plan(factors: list[float], recipe: Recipe, data: ImageSet, device: str, seconds: float) -> tuple[Plan, str]:
-    """The largest network that can be trained for recipe.epochs epochs in that time, and what was measured."""
+    """The largest network that can be trained for recipe.epochs epochs in that time, and the measurements."""
     found: tuple[Plan, str] | None = None
     for factor in sorted(factors):
         architecture = scaled(factor, data)
@@ -74,7 +74,7 @@ def plan(factors: list[float], recipe: Recipe, data: ImageSet, device: str, seco
 
 
 def certified(network: torch.nn.Module, data: ImageSet) -> dict[str, float]:
-    """Shares of the images that are right, and right with a proved l2 radius of at least each of RADII."""
+    """Shares of the images classified correctly, and of those with a proved l2 radius of at least each of RADII."""
     radii, right = [], []
     for part in torch.split(torch.arange(len(data)), 1000):
         result = certify(network, data.batch(part))
@@ -97,7 +97,7 @@ def main() -> None:
     }
     recipe = replace(RECIPES[NAME], epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
     file = out / "plan.json"
-    if file.is_file():  # a run that was cut off keeps the size that it was planned with
+    if file.is_file():  # an interrupted run keeps its planned size
         planned = json.loads(file.read_text())
         chosen = Plan(planned["architecture"], None, Recipe.from_dict(planned["recipe"]))
     else:
@@ -139,8 +139,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-root", type=Path, default=None)
-    parser.add_argument("--minutes", type=float, default=12.0, help="of training; what is timed first comes on top")
-    parser.add_argument("--epochs", type=int, default=76, help="the fewest for which a larger network is taken")
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training, not counting the initial timing")
+    parser.add_argument(
+        "--epochs", type=int, default=76, help="smallest number of epochs for which a larger network is chosen"
+    )
     parser.add_argument("--scales", type=lambda text: [float(part) for part in text.split(",")], default=[1, 1.5, 2, 4])
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--limit", type=int, default=None, help="samples of each split, for a trial")

@@ -16,8 +16,9 @@ import robustres
 class Flicker:
     """The best of several random corners of the linf ball.
 
-    The result is projected into the ball and verified on the model as given, so a mistake here weakens the attack but
-    falsifies nothing. `indices` number the samples: random numbers seeded by them do not depend on the batch.
+    The result is projected into the ball and verified on the model as given, so a mistake here can weaken the attack
+    but cannot make its result wrong. `indices` are the numbers of the samples: random numbers seeded by them do not
+    depend on the batch.
     """
 
     threat: robustres.ThreatModel

@@ -1,4 +1,4 @@
-"""A model and the process are left as they were, whatever happens inside."""
+"""The model and the process are restored, whatever happens inside."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def disturb(model: nn.Module, error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_modes_gradients_and_buffers_are_restored_also_after_an_error(error: type[BaseException]) -> None:
+def test_modes_gradients_and_buffers_are_restored_even_after_an_error(error: type[BaseException]) -> None:
     model = network()
     modes, parameters, buffers = snapshot(model)
     with pytest.raises(error):

@@ -1,4 +1,4 @@
-"""The documented calls: every public name is there, the pages' lines run, the notebook's cells run in order."""
+"""The documented API: every public name exists, the examples on the pages run, the notebook's cells run in order."""
 
 import ast
 import doctest
@@ -16,21 +16,21 @@ from robustres.cli.main import commands
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_public_name_is_there_and_documented() -> None:
+def test_every_public_name_exists_and_is_documented() -> None:
     for name in robustres.__all__:
         assert getattr(robustres, name).__doc__
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         robustres.nothing_of_that_name  # noqa: B018
 
 
-def test_every_command_stands_in_the_table_of_calls() -> None:
+def test_every_command_is_in_the_table_of_calls() -> None:
     page = (ROOT / "docs" / "python.md").read_text()
     for command in commands.registered_commands:
         assert command.callback is not None
         assert f"`robustres {command.callback.__name__}`" in page or f", `{command.callback.__name__}`" in page
 
 
-def test_the_lines_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_on_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
     assert found.attempted > 10
@@ -67,7 +67,7 @@ IMAGES = torch.stack([Pairs()[index][0] for index in range(4)])
     ],
     ids=["tensor", "array", "list", "list of tensors", "bytes", "pair", "Dataset", "DataLoader", "ImageSet", "words"],
 )
-def test_an_audit_starts_from_images_in_every_form(images: object) -> None:
+def test_an_audit_accepts_starting_images_in_every_form(images: object) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     assert robustres.audit(net, (1, 8, 8), claimed=1e-6, images=images, restarts=2).verdict == "refuted"
 
@@ -78,7 +78,7 @@ def test_a_network_is_trained_on_a_dataset_as_on_tensors() -> None:
     assert len(history.epochs) == 1
 
 
-def test_the_notebook_runs_and_holds_its_results_and_no_path_of_a_machine(
+def test_the_notebook_runs_and_contains_its_results_but_no_local_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""README's lines run as they stand, from a folder that has `examples/` as a clone has."""
+"""The commands and examples in the README run as written, from a folder with `examples/` as in a clone."""
 
 import re
 import shlex
@@ -20,11 +20,11 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_first_command_on_a_network_leaves_a_report(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_command_on_a_network_writes_a_report(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = re.findall(r"^    (robustres .+)$", README, re.M)
     assert len(lines) == 1
     words = shlex.split(lines[0])
-    monkeypatch.setattr(sys, "argv", [*words, "--limit", "30"])  # fewer images, so that the test is short
+    monkeypatch.setattr(sys, "argv", [*words, "--limit", "30"])  # fewer images, to keep the test short
     with pytest.raises(SystemExit) as stop:
         app()
     assert stop.value.code == 0
@@ -32,13 +32,13 @@ def test_the_first_command_on_a_network_leaves_a_report(clone: Path, monkeypatch
     assert (clone / "runs" / "digits-digits" / "report.html").is_file()
 
 
-def test_the_lines_of_python_run(clone: Path) -> None:
+def test_the_python_examples_run(clone: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(block.replace("limit=100", "limit=20"), {})
     assert (clone / "runs" / "mine" / "report.html").is_file()
 
 
-def test_every_command_stands_in_the_table() -> None:
+def test_every_command_is_in_the_table() -> None:
     for command in commands.registered_commands:
         assert command.callback is not None
         assert f"`robustres {command.callback.__name__}" in README

@@ -1,4 +1,4 @@
-"""Tables, the run folder, and the summary made from them, checked against hand-counted cases."""
+"""Tables, the run folder and the summary, checked against cases counted by hand."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ def tables(**rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     return {name: typed_table(name, rows.get(name, [])) for name in ("samples", "attacks", "certificates", "blocks")}
 
 
-def test_the_summary_counts_by_hand() -> None:
+def test_the_summary_agrees_with_a_count_by_hand() -> None:
     summary = summarise(
         MANIFEST,
         tables(
@@ -70,11 +70,11 @@ def test_the_summary_counts_by_hand() -> None:
     assert summary["sandwich"] == {"violations": 0}
 
 
-def test_what_all_attacks_leave_counts_examples_of_every_attack_and_norm() -> None:
+def test_robustness_to_all_attacks_counts_examples_of_every_attack_and_norm() -> None:
     found = [
         *(attack(index, 0.1 if index == 0 else math.inf) for index in range(4)),
         *(attack(index, 0.1 if index == 1 else math.inf, name="fgsm") for index in range(4)),
-        {**attack(2, 0.3, norm="l2"), "eps": 0.5, "linf": 0.05},  # made in l2, but near enough in linf
+        {**attack(2, 0.3, norm="l2"), "eps": 0.5, "linf": 0.05},  # found in l2, but also close enough in linf
     ]
     samples = [sample(0), sample(1), sample(2), sample(3), sample(4, correct=False)]
     manifest = {**MANIFEST, "eps": {"linf": [0.1, 0.2], "l2": [0.5]}}
@@ -99,7 +99,7 @@ def test_an_example_that_keeps_the_certified_prediction_violates_nothing() -> No
     assert len(sandwich_violations(attacks, typed_table("certificates", [certificate(0, 1.0)]))) == 0
 
 
-def test_where_certificates_disagree_only_that_of_another_answer_is_violated() -> None:
+def test_where_certificates_disagree_only_the_one_for_another_prediction_is_violated() -> None:
     attacks = typed_table("attacks", [attack(0, 0.1, prediction=0)])
     ours, other = certificate(0, 1.0), {**certificate(0, 1.0), "certificate": "best", "prediction": 0}
     for rows in ([ours, other], [other, ours]):
@@ -142,7 +142,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_smoothed_classifier_is_never_held_against_attacks_on_the_network() -> None:
+def test_a_smoothed_classifier_is_never_compared_with_attacks_on_the_network() -> None:
     attacks = typed_table("attacks", [attack(0, 0.1)])
     radius = certificate(0, 1.0)
     assert len(sandwich_violations(attacks, typed_table("certificates", [radius]))) == 1
@@ -159,7 +159,7 @@ def test_a_smoothed_classifier_is_never_held_against_attacks_on_the_network() ->
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_violations_are_those_of_all_pairs(data: st.DataObject) -> None:
-    """Against the definition, pair by pair."""
+    """Compared with the definition, pair by pair."""
     number = st.sampled_from([0.0, 0.1, 0.2, 0.3, math.inf, math.nan])
     norms = st.sampled_from(["l1", "l2", "linf"])
     attacks = [

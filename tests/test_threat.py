@@ -1,4 +1,4 @@
-"""The description of what an adversary may do."""
+"""The threat model."""
 
 import math
 
@@ -9,7 +9,7 @@ from robustres.threat import ThreatModel, parse_number, parse_numbers
 
 
 @pytest.mark.parametrize("eps", [0.0, -0.1, math.nan, -math.inf])
-def test_an_eps_that_is_not_positive_and_finite_is_refused_with_the_cure(eps: float) -> None:
+def test_an_eps_that_is_not_positive_and_finite_is_refused_with_advice(eps: float) -> None:
     with pytest.raises(InputError, match="8/255"):
         ThreatModel("linf", eps)
 
@@ -25,6 +25,6 @@ def test_numbers_may_be_decimals_or_fractions() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1/0", "eight", "1/2/3"])
-def test_what_is_not_a_number_is_refused_with_an_example(text: str) -> None:
+def test_text_that_is_not_a_number_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError, match="8/255"):
         parse_number(text)

@@ -13,7 +13,7 @@ from robustres.threat import Norm, ThreatModel
 
 
 class Case(NamedTuple):
-    """A model in evaluation mode with images in [0, 1] and labels that it answers correctly."""
+    """A model in evaluation mode, with images in [0, 1] and labels that it predicts correctly."""
 
     model: nn.Module
     x: Tensor
@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 
 def make_case(*, classes: int = 4, count: int = 12, dtype: torch.dtype = torch.float32) -> Case:
-    """A random residual network with random images, labelled by its own, roughly balanced answers."""
+    """A random residual network with random images, labelled by its own, roughly balanced predictions."""
     with torch.random.fork_rng():
         torch.manual_seed(classes)
         model = Residual(classes).to(dtype).eval()
@@ -52,7 +52,7 @@ ONLY: dict[str, Norm] = {"ddn": "l2", "superdeepfool": "l2", "sigma-zero": "l0"}
 
 
 def threat_for(name: str, *, linf: float, l2: float, l0: float = 20) -> ThreatModel:
-    """The ball of an attack in linf, or in the norm in which it is defined."""
+    """The ball of an attack in linf, or in the norm for which it is defined."""
     norm = ONLY.get(name, "linf")
     return ThreatModel(norm, {"linf": linf, "l2": l2, "l0": l0}[norm])
 
@@ -63,7 +63,7 @@ def small() -> Case:
 
 
 class Recorded(nn.Module):
-    """Keeps every batch that the model sees."""
+    """Record every batch on which the model is run."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Normalised(nn.Module):
 
 @pytest.fixture(scope="session")
 def resnet(shared: Path) -> Case:
-    """VNN-COMP 2021's resnet_2b with 100 CIFAR-10 images, of which it answers 86 correctly."""
+    """VNN-COMP 2021's resnet_2b with 100 CIFAR-10 images, of which it classifies 86 correctly."""
     pytest.importorskip("onnxruntime")
     model = Normalised(load_model(str(shared / "models" / "resnet_2b.onnx")).module).eval()
     folder = shared / "data" / "cifar10-100"

@@ -1,4 +1,4 @@
-"""Projections against a convex solver, and the exact threat model."""
+"""Projections against a convex solver, and exact membership in the ball."""
 
 import cvxpy
 import numpy as np

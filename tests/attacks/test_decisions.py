@@ -1,4 +1,4 @@
-"""Attacks by answers alone, attacks by way of another model, and corruptions of a ball's size."""
+"""Decision-based attacks, transfer from another model, and corruptions of the size of a ball."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ CORRUPTIONS = AVERAGE_CASE
 
 
 class Decisions(nn.Module):
-    """One-hot answers: no logit tells how near the boundary is."""
+    """One-hot outputs, which contain no information about the distance of the boundary."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def test_the_boundary_is_found_by_decisions_alone(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("queries", [7, 60, 400])
-def test_no_more_is_asked_than_the_queries(queries: int) -> None:
+def test_the_number_of_queries_is_not_exceeded(queries: int) -> None:
     samples = make_case(count=1)
     model = Recorded(samples.model).eval()
     result = HopSkipJump(ThreatModel("l2", math.inf), queries=queries)(model, samples.x, samples.y)
@@ -71,7 +71,7 @@ def test_random_numbers_do_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(whole.distance[2:], last.distance)
 
 
-def test_what_fools_the_surrogate_is_verified_on_the_model() -> None:
+def test_examples_that_fool_the_surrogate_are_verified_on_the_model() -> None:
     samples = make_case(count=12)
     threat = ThreatModel("linf", 0.05)
     own = PGD(threat)(*samples)
@@ -88,7 +88,7 @@ def test_what_fools_the_surrogate_is_verified_on_the_model() -> None:
     assert (other.evaluations <= 3).all()
 
 
-def test_a_transfer_that_cannot_be_is_refused(small: Case) -> None:
+def test_an_invalid_transfer_is_refused(small: Case) -> None:
     threat = ThreatModel("linf", 0.05)
     with pytest.raises(InputError, match="must have the threat of the transfer"):
         Transfer(threat, surrogate=small.model, attack=PGD(ThreatModel("linf", 0.1)))
@@ -117,7 +117,7 @@ def test_the_average_case_is_no_worse_than_the_worst(small: Case) -> None:
     assert all(make_attack(name, threat)(*small).robust >= worst for name in CORRUPTIONS)
 
 
-def test_corruptions_need_a_size_and_jpeg_needs_colours_or_grey(small: Case) -> None:
+def test_corruptions_need_a_finite_eps_and_jpeg_needs_1_or_3_channels(small: Case) -> None:
     with pytest.raises(InputError, match="gaussian-noise needs a finite eps"):
         make_attack("gaussian-noise", ThreatModel("l2", math.inf))
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)).eval()

@@ -1,4 +1,4 @@
-"""The diagnosis accuses models that mask their gradients, and no others."""
+"""The diagnosis flags models that mask their gradients, and no others."""
 
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ LINF = ThreatModel("linf", 0.03)
 
 
 class Rounded(nn.Module):
-    """Rounds its input to 64 levels: the gradient is zero everywhere."""
+    """Round the input to 64 levels: the gradient is zero everywhere."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Rounded(nn.Module):
         return logits
 
 
-def test_an_honest_model_is_not_accused(small: Case) -> None:
+def test_an_honest_model_is_not_flagged(small: Case) -> None:
     diagnosis = diagnose(small.model, small.x, small.y, APGDTargeted(LINF, steps=40), queries=50)
     assert not diagnosis.suspicious, diagnosis.findings
     assert "face value" in diagnosis.verdict
@@ -38,7 +38,7 @@ def test_an_honest_model_is_not_accused(small: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of every logit")
-def test_a_model_without_gradients_is_accused_sample_by_sample(small: Case) -> None:
+def test_a_model_without_gradients_is_flagged_sample_by_sample(small: Case) -> None:
     model = Rounded(small.model).eval()
     diagnosis = diagnose(model, small.x, small.y, APGD(LINF, steps=20), queries=100)
     found = {finding.check for finding in diagnosis.findings if finding.suspicious}
@@ -59,7 +59,7 @@ def test_a_diagnosis_and_a_result_print_as_sentences(small: Case) -> None:
     assert not any(line.startswith("!") for line in said)
 
 
-def test_a_weak_attack_is_accused_because_more_steps_help(small: Case) -> None:
+def test_a_weak_attack_is_flagged_because_more_steps_help(small: Case) -> None:
     diagnosis = diagnose(small.model, small.x, small.y, FGSM(ThreatModel("linf", 0.01)), queries=20)
     checks = {finding.check: finding for finding in diagnosis.findings}
     names = {"logit_scale", "zero_gradients", "loss_sensitivity", "black_box", "unbounded_eps", "more_steps"}
@@ -76,7 +76,7 @@ def test_an_unbounded_threat_cannot_be_diagnosed(small: Case) -> None:
 
 
 def fitted_to_digits() -> Case:
-    """A linear classifier of the digits by least squares, with twelve images that it answers correctly."""
+    """A least-squares linear classifier of the digits, with twelve correctly classified images."""
     digits = load_data("digits", split="train")
     x, y = digits.images.flatten(1), torch.nn.functional.one_hot(digits.labels).float()
     inputs = torch.cat([x, torch.ones(len(x), 1)], dim=1)
@@ -89,10 +89,10 @@ def fitted_to_digits() -> Case:
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of every logit")
-def test_every_masking_of_the_benchmark_is_named_and_the_honest_network_is_not(
+def test_every_mask_of_the_benchmark_is_flagged_and_the_honest_network_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The benchmark's maskings around another network than the table's."""
+    """The masks of the benchmark on a network that is not in its table."""
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     masking = import_module("masking")
     case, threat = fitted_to_digits(), ThreatModel("linf", 0.05)

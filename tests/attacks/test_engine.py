@@ -1,4 +1,4 @@
-"""The shared loop: finds that are not confirmed, restarts, refilling from the queue."""
+"""The shared loop: candidates that are not confirmed, restarts, refilling from the queue."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ LINF = ThreatModel("linf", 0.01)
 
 
 class WrongInTheSearch(nn.Module):
-    """Answers the next class wherever a gradient is asked for, and honestly everywhere else."""
+    """Predict the next class whenever a gradient is requested, and the true class otherwise."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class WrongInTheSearch(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [3, 256])
-def test_a_find_that_the_model_as_given_does_not_confirm_is_no_success_and_the_search_resumes(batch_size: int) -> None:
+def test_an_unconfirmed_candidate_is_no_success_and_the_search_resumes(batch_size: int) -> None:
     case = make_case(dtype=torch.float64)
     model = WrongInTheSearch(case.model).eval()
     result = PGD(LINF, steps=7, schedule="cosine", batch_size=batch_size)(model, case.x, case.y)
@@ -43,14 +43,14 @@ def test_a_find_that_the_model_as_given_does_not_confirm_is_no_success_and_the_s
 
 
 class HastyInTheSearch(nn.Module):
-    """One pixel; class 1 from 0.8 on, but from 0.6 on wherever a gradient is asked for."""
+    """One pixel; class 1 from 0.8 on, but from 0.6 on whenever a gradient is requested."""
 
     def forward(self, x: Tensor) -> Tensor:
         level = x.flatten(1).mean(dim=1) - (0.6 if torch.is_grad_enabled() else 0.8)
         return torch.stack([-level, level], dim=1)
 
 
-def test_where_a_find_at_the_last_step_is_not_confirmed_the_step_that_follows_it_is_looked_at() -> None:
+def test_if_a_candidate_at_the_last_step_is_not_confirmed_the_next_point_is_verified() -> None:
     x, y = torch.full((3, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
     attack = PGD(ThreatModel("linf", 0.45), steps=2, schedule="constant", step_size=0.2, random_start=False)
     result = attack(HastyInTheSearch().eval(), x, y)
@@ -58,17 +58,17 @@ def test_where_a_find_at_the_last_step_is_not_confirmed_the_step_that_follows_it
     torch.testing.assert_close(result.examples, x + 0.4)
 
 
-def test_every_restart_is_spent_on_a_robust_sample_and_starts_elsewhere() -> None:
+def test_a_robust_sample_uses_every_restart_and_each_starts_elsewhere() -> None:
     case = make_case(dtype=torch.float64)
     tiny = ThreatModel("linf", 1e-4)
     once, thrice = (PGD(tiny, steps=4, schedule="cosine", restarts=restarts)(*case) for restarts in (1, 3))
     robust = ~thrice.fooled
     assert robust.any()
     assert (thrice.gradient_evaluations[robust] == 12).all()
-    assert (thrice.loss >= once.loss - 1e-12)[robust].all()  # the batches differ, and with them the rounding
+    assert (thrice.loss >= once.loss - 1e-12)[robust].all()  # the batches differ, and hence the rounding
 
 
-def test_slots_that_are_dropped_leave_the_others_as_they_were() -> None:
+def test_dropping_slots_leaves_the_others_unchanged() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         count = int(torch.randint(1, 12, (), generator=generator))
@@ -81,26 +81,26 @@ def test_slots_that_are_dropped_leave_the_others_as_they_were() -> None:
 
 
 class Valley(nn.Module):
-    """One pixel; the label's margin is smallest, and still positive, where the pixel is 0.37."""
+    """One pixel; the margin of the label is smallest, and still positive, at 0.37."""
 
     def forward(self, x: Tensor) -> Tensor:
         own = 0.1 + (x.flatten(1).mean(dim=1) - 0.37).square()
         return torch.stack([own, torch.zeros_like(own)], dim=1)
 
 
-def test_apgd_halves_its_step_until_it_has_found_the_bottom() -> None:
+def test_apgd_halves_its_step_until_it_has_found_the_minimum() -> None:
     x = torch.full((5, 1, 1, 1), 0.5, dtype=torch.float64)
     result = APGD(ThreatModel("linf", 0.4), steps=100)(Valley().eval(), x, torch.zeros(5, dtype=torch.int64))
     assert not result.fooled.any()
-    assert ((result.examples - 0.37).abs() < 3e-4).all()  # 1.4e-3 with a step that stays long
+    assert ((result.examples - 0.37).abs() < 3e-4).all()  # 1.4e-3 without halving
 
 
 @pytest.mark.parametrize(("age", "expected"), [(22, 0.1125), (23, 0.75)])
 def test_apgd_goes_back_to_its_best_point_at_a_checkpoint_without_progress(age: int, expected: float) -> None:
-    """Best point 0.2 with gradient +1, now at 0.8 with gradient -1, before at 0.7; the step is 0.1.
+    """Best point 0.2 with gradient +1; current point 0.8 with gradient -1; previous point 0.7; the step is 0.1.
 
-    At the checkpoint: 0.2 + 3/4 * 0.05 + 1/4 * (0.2 - 0.7), half the step along the best point's gradient. One update
-    later, where nothing is judged: 0.8 - 3/4 * 0.1 + 1/4 * (0.8 - 0.7).
+    At the checkpoint: 0.2 + 3/4 * 0.05 + 1/4 * (0.2 - 0.7), half the step along the gradient of the best point. One
+    update later, which is not a checkpoint: 0.8 - 3/4 * 0.1 + 1/4 * (0.8 - 0.7).
     """
     one, nobody = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     threat = ThreatModel("linf", 0.5)

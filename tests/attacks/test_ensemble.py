@@ -1,4 +1,4 @@
-"""The stronger attacks: known answers on a real network, few classes, targets, black-box search."""
+"""The stronger attacks: known results on a real network, few classes, targets, black-box search."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_square_needs_no_gradients_and_more_queries_never_lower_its_loss(norm: s
     assert (many.loss >= few.loss)[~many.fooled].all()
 
 
-def test_targeted_apgd_with_targets_of_the_caller(small: Case) -> None:
+def test_apgd_accepts_targets_of_the_caller_and_apgd_t_refuses_them(small: Case) -> None:
     targets = (small.y + 1) % 4
     result = APGD(ThreatModel("linf", 0.3), steps=20)(*small, targets=targets)
     assert torch.equal(result.prediction == targets, result.fooled)
@@ -114,7 +114,7 @@ def test_apgd_on_cross_entropy_leaves_the_known_number_on_resnet_2b(eps: float, 
     assert APGD(ThreatModel("linf", eps))(*resnet).robust == robust
 
 
-def test_ddn_comes_within_the_reach_on_resnet_2b(resnet: Case) -> None:
+def test_ddn_reaches_the_known_distance_on_resnet_2b(resnet: Case) -> None:
     correct = resnet.model(resnet.x).argmax(dim=1) == resnet.y
     result = DDN(ThreatModel("l2", math.inf), steps=46)(resnet.model, resnet.x[correct], resnet.y[correct])
     assert len(result) == 86

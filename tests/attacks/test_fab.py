@@ -1,4 +1,4 @@
-"""The fast adaptive boundary attack's step, worked out by hand; its parts that only save time."""
+"""The step of the fast adaptive boundary attack, computed by hand, and its optimisations."""
 
 import math
 
@@ -20,8 +20,8 @@ from .conftest import Case
 def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bool, expected: list[float]) -> None:
     """The boundary is the line where the first pixel is 0.6; the image lies at (0.5, 0.5), the point at (0.4, 0.7).
 
-    Projected and 5 % beyond: (0.61, 0.7) from the point and (0.605, 0.5) from the image, weights 0.9 and 0.1. After a
-    hit the point first goes a tenth of the way back, to (0.41, 0.68), which is projected to (0.6095, 0.68).
+    The projections, 5 % beyond, are (0.61, 0.7) from the point and (0.605, 0.5) from the image, with weights 0.9 and
+    0.1. After a hit the point first goes back by a tenth, to (0.41, 0.68), which is projected to (0.6095, 0.68).
     """
     x = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     nobody = torch.zeros(1, dtype=torch.int64)
@@ -32,7 +32,7 @@ def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bo
     torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
 
 
-def test_how_many_images_are_projected_at_once_decides_nothing(monkeypatch: pytest.MonkeyPatch, small: Case) -> None:
+def test_the_number_of_images_projected_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch, small: Case) -> None:
     attack = FAB(ThreatModel("linf", math.inf), steps=5)
     whole = attack(*small)
     monkeypatch.setattr(fab, "CACHED", 5 * small.x[0].numel())

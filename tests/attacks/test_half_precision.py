@@ -1,4 +1,4 @@
-"""Models in half precision: the search is in float32, what it returns is in the images' own type and exact."""
+"""Models in half precision: the search is in float32, and the examples have the images' own type and are exact."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_model_in_half_precision_does_not_look_more_robust(name: str, dtype: t
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_images_are_cast_for_a_model_of_another_type_and_the_examples_are_not(dtype: torch.dtype) -> None:
+def test_images_are_cast_for_a_model_of_another_type_but_examples_are_not(dtype: torch.dtype) -> None:
     case = make_case(count=10)
     model = case.model.to(dtype)
     with torch.no_grad():

@@ -29,7 +29,7 @@ def test_the_move_has_the_least_norm(norm: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
-def test_a_hyperplane_out_of_reach_gets_the_farthest_corner(norm: str) -> None:
+def test_a_hyperplane_out_of_reach_gives_the_nearest_corner(norm: str) -> None:
     x, w = torch.full((1, 4), 0.25), torch.tensor([[1.0, -1.0, 2.0, 0.0]])
     move = nearest_on_hyperplane(x, w, torch.tensor([100.0]), norm)
     torch.testing.assert_close(move, torch.tensor([[0.75, -0.25, 0.75, 0.0]]))

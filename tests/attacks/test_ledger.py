@@ -1,4 +1,4 @@
-"""What several searches for one sample find at the same time is entered once, the best of it."""
+"""Of the results that several searches find for one sample at the same time, the best is recorded once."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from .conftest import make_case
 
 
 class Half(nn.Module):
-    """Two classes: the second where the pixel is above one half."""
+    """Two classes; the second where the pixel exceeds one half."""
 
     def forward(self, x: Tensor) -> Tensor:
         pixel = x.flatten(1).mean(dim=1)
@@ -29,7 +29,7 @@ def ledger_of(x: list[float]) -> Ledger:
     return ledger
 
 
-def test_of_several_finds_for_one_sample_the_nearest_is_kept() -> None:
+def test_of_several_examples_for_one_sample_the_nearest_is_kept() -> None:
     ledger = ledger_of([0.3, 0.4])
     points = torch.tensor([[0.65], [0.55], [0.6], [0.45]], dtype=torch.float64)
     assert ledger.offer(torch.tensor([0, 0, 0, 1]), points).tolist() == [True, True, True, False]
@@ -50,12 +50,12 @@ def test_of_several_misses_for_one_sample_the_nearest_to_a_success_is_kept() -> 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 256])
 @pytest.mark.parametrize("name", ["apgd-t", "fab", "deepfool"])
-def test_searches_side_by_side_are_all_counted(name: str, batch_size: int) -> None:
+def test_parallel_searches_are_all_counted(name: str, batch_size: int) -> None:
     case = make_case(dtype=torch.float64, count=6)
     attack = make_attack(name, ThreatModel("linf", 1e-6), steps=5, batch_size=batch_size)
     result = attack(*case)
     assert not result.fooled.any()
-    if name == "deepfool":  # ends at the boundary, which lies outside the ball
+    if name == "deepfool":  # ends at the boundary outside the ball
         assert (result.gradient_evaluations >= 3).all()
         assert (
             result.gradient_evaluations == make_attack(name, attack.threat, steps=5)(*case).gradient_evaluations

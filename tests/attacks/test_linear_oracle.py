@@ -1,4 +1,4 @@
-"""On a linear classifier the nearest adversarial example has a closed form: what every attack must come close to."""
+"""On a linear classifier the nearest adversarial example has a closed form, which every attack must approach."""
 
 import math
 
@@ -11,9 +11,9 @@ from robustres.threat import Norm, ThreatModel
 
 from .conftest import Recorded, make_case
 
-# dual norm: the distance to the boundary w.x + b = 0 is |w.x + b| / |w|_dual.
+# Dual norm: the distance to the boundary w.x + b = 0 is |w.x + b| / |w|_dual.
 DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
-# How far from the optimum an attack may end, relative: (name, norm) -> tolerance.
+# Allowed relative distance from the optimum: (name, norm) -> tolerance.
 MINIMUM_NORM = [
     ("fab", "l2", 0.02),
     ("fab", "linf", 0.02),
@@ -32,7 +32,7 @@ MINIMUM_NORM = [
 ]
 
 # The cross-entropy of several classes does not point at the nearest one: pgd and apgd alone may miss it.
-FLOAT32 = 2e-6  # how far the boundary of the float32 model may lie from the exact one, on any processor
+FLOAT32 = 2e-6  # allowed distance of the float32 model's boundary from the exact one, on any processor
 REACHES_THE_NEAREST_CLASS = ("apgd-t", "fab", "ensemble")
 
 
@@ -43,7 +43,7 @@ class Linear(nn.Module):
         self.layer = nn.Linear(3 * 6 * 6, classes)
         with torch.no_grad():
             self.layer.weight.copy_(torch.randn(self.layer.weight.shape, generator=generator))
-            self.layer.bias.copy_(-0.5 * self.layer.weight.sum(dim=1))  # every class is equal at the grey image
+            self.layer.bias.copy_(-0.5 * self.layer.weight.sum(dim=1))  # all logits are equal at the grey image
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layer(x.flatten(1))
@@ -51,7 +51,7 @@ class Linear(nn.Module):
 
 
 def case(classes: int, norm: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A linear model, greyish images (no pixel meets the box), their labels, and the exact distances."""
+    """A linear model, nearly grey images (no pixel reaches the box), their labels, and the exact distances."""
     model = Linear(classes).eval()
     x = 0.5 + 0.08 * (torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(7)) - 0.5)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_attacks_with_a_budget_succeed_just_outside_the_distance_and_never_insid
             assert result.fooled.all()
 
 
-def test_the_curve_of_one_run_is_the_share_of_samples_further_than_eps() -> None:
+def test_the_curve_of_one_run_is_the_share_of_samples_farther_than_eps() -> None:
     model, x, y, exact = case(3, "l2")
     y = y.clone()
     y[0] = (y[0] + 1) % 3
@@ -128,8 +128,8 @@ def test_no_other_class_than_the_target_of_the_caller_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fab", "deepfool", "ddn", "fmn"])
-def test_a_minimum_norm_attack_returns_the_nearest_example_it_met(name: str) -> None:
-    """One sample at a time, so that every point the model saw belongs to it."""
+def test_a_minimum_norm_attack_returns_the_nearest_example_it_found(name: str) -> None:
+    """One sample at a time, so that every evaluated point belongs to it."""
     samples = make_case(count=6, dtype=torch.float64)
     attack = make_attack(name, ThreatModel("l2", math.inf), steps=15)
     for x, y in zip(samples.x.split(1), samples.y.split(1), strict=True):

@@ -1,4 +1,4 @@
-"""Losses against their formulas, worked out by hand."""
+"""Losses against their formulas, computed by hand."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_the_ratio_divides_the_margin_by_the_largest_minus_the_third_largest() -
     found = losses.dlr(ROW.expand(3, -1), torch.tensor([0, 1, 4]))
     torch.testing.assert_close(found, torch.tensor([-0.5, 0.5, 2.0], dtype=torch.float64))
     two = torch.tensor([[3.0, 1.0]], dtype=torch.float64)
-    assert losses.dlr(two, torch.tensor([0])).tolist() == [-2.0]  # where there is no third
+    assert losses.dlr(two, torch.tensor([0])).tolist() == [-2.0]  # there is no third class
 
 
 @pytest.mark.parametrize(("classes", "expected"), [(5, -2 / 2.5), (4, -2 / 2.5), (3, -1.0), (2, -1.0)])
@@ -37,7 +37,7 @@ def test_the_targeted_ratio_divides_by_the_largest_minus_the_mean_of_the_third_a
     factor=st.floats(0.1, 10),
     label=st.integers(0, 2),
 )
-def test_cross_entropy_is_the_usual_one_and_ratios_know_no_shift_and_no_scale(
+def test_cross_entropy_is_the_usual_one_and_ratios_are_invariant_to_shift_and_scale(
     logits: list[float], shift: float, factor: float, label: int
 ) -> None:
     row, labels = torch.tensor([logits], dtype=torch.float64), torch.tensor([label])

@@ -20,7 +20,7 @@ from .test_linear_oracle import FLOAT32, Linear
 
 
 def across_the_box(classes: int) -> tuple[Linear, Tensor, Tensor]:
-    """A linear model and images of which many pixels lie near 0 or 1, where a move meets the box."""
+    """A linear model and images with many pixels near 0 or 1, so that moves hit the box."""
     model = Linear(classes).eval()
     generator = torch.Generator().manual_seed(3)
     noise = torch.rand(12, 3, 6, 6, generator=generator)
@@ -30,7 +30,7 @@ def across_the_box(classes: int) -> tuple[Linear, Tensor, Tensor]:
 
 
 def exact_distances(model: Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
-    """The distance to the nearest region of another class inside the box, for each class by itself (N, classes)."""
+    """The distance to the region of each other class inside the box (N, classes)."""
     logits = model(x).detach()
     found = torch.full_like(logits, torch.inf, dtype=torch.float64)
     for k in range(logits.shape[1]):
@@ -60,7 +60,7 @@ CASES: list[tuple[str, Norm, float]] = [
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize(("name", "norm", "tolerance"), CASES)
-def test_the_nearest_example_across_the_box_is_found(name: str, norm: Norm, tolerance: float, classes: int) -> None:
+def test_the_nearest_example_inside_the_box_is_found(name: str, norm: Norm, tolerance: float, classes: int) -> None:
     model, x, y = across_the_box(classes)
     exact = exact_distances(model, x, y, norm).amin(dim=1)
     result = make_attack(name, ThreatModel(norm, math.inf), steps=100)(model, x, y)
@@ -70,7 +70,7 @@ def test_the_nearest_example_across_the_box_is_found(name: str, norm: Norm, tole
 
 
 @pytest.mark.parametrize(("name", "norm", "tolerance"), CASES)
-def test_the_nearest_example_with_a_target_across_the_box_is_found(name: str, norm: Norm, tolerance: float) -> None:
+def test_the_nearest_example_with_a_target_inside_the_box_is_found(name: str, norm: Norm, tolerance: float) -> None:
     model, x, y = across_the_box(2)
     exact = exact_distances(model, x, y, norm).amin(dim=1)
     result = make_attack(name, ThreatModel(norm, math.inf), steps=100)(model, x, y, targets=1 - y)
@@ -81,7 +81,7 @@ def test_the_nearest_example_with_a_target_across_the_box_is_found(name: str, no
 
 @pytest.mark.parametrize(("name", "norm", "_"), CASES)
 def test_no_more_gradients_are_computed_than_the_steps(name: str, norm: Norm, _: float) -> None:
-    """Counted at the model: the steps of every search together, and one gradient to try the model."""
+    """Counted at the model: the steps of all searches together, and one gradient to check the model."""
     samples = make_case(count=3)
     result = make_attack(name, ThreatModel(norm, math.inf), steps=11)(samples.model, samples.x, samples.y)
     per_class = 3 if name == "superdeepfool" else 1
@@ -98,7 +98,7 @@ def test_the_searches_of_ldn_share_the_steps_exactly() -> None:
 
 
 class CountsGradients(nn.Module):
-    """The model, counting the images for which a gradient can be asked."""
+    """The model with a count of the images for which a gradient can be computed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class CountsGradients(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, norm, _ in CASES])
-def test_what_is_returned_is_the_nearest_example_met(name: str, norm: Norm) -> None:
+def test_the_result_is_the_nearest_example_found(name: str, norm: Norm) -> None:
     samples = make_case(count=4, dtype=torch.float64)
     attack = make_attack(name, ThreatModel(norm, math.inf), steps=16)
     for x, y in zip(samples.x.split(1), samples.y.split(1), strict=True):
@@ -124,7 +124,7 @@ def test_what_is_returned_is_the_nearest_example_met(name: str, norm: Norm) -> N
 
 
 @pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, norm, _ in CASES])
-def test_the_batch_size_decides_nothing(name: str, norm: Norm) -> None:
+def test_the_batch_size_does_not_matter(name: str, norm: Norm) -> None:
     samples = make_case(count=9, dtype=torch.float64)
     results = [
         make_attack(name, ThreatModel(norm, math.inf), steps=8, batch_size=size)(samples.model, samples.x, samples.y)
@@ -141,7 +141,7 @@ def test_an_example_with_more_changes_than_allowed_keeps_the_largest() -> None:
     assert distance(inside - x, "l0").tolist() == [2.0, 2.0]
 
 
-def test_a_budget_in_l0_is_kept(small: Case) -> None:
+def test_a_budget_in_l0_is_respected(small: Case) -> None:
     unbounded = SigmaZero(ThreatModel("l0", math.inf), steps=60)(small.model, small.x, small.y)
     budget = float(unbounded.distance.median().floor())
     result = SigmaZero(ThreatModel("l0", budget), steps=60)(small.model, small.x, small.y)
@@ -150,7 +150,7 @@ def test_a_budget_in_l0_is_kept(small: Case) -> None:
     assert (distance(result.examples.double() - small.x.double(), "l0") <= budget).all()
 
 
-def test_l0_is_refused_where_it_has_no_meaning(small: Case) -> None:
+def test_l0_is_refused_where_it_is_not_defined(small: Case) -> None:
     with pytest.raises(InputError, match="pgd is defined for l2, linf, l1, not for l0"):
         make_attack("pgd", ThreatModel("l0", 5))
     with pytest.raises(InputError, match="number of channel values that may change, at least 1"):
@@ -170,7 +170,7 @@ def test_the_smooth_margin_lies_above_the_margin_by_its_stated_bound() -> None:
         assert (above <= math.log(6) / scale + 1e-12).all()
 
 
-def test_what_ldn_cannot_do_is_refused() -> None:
+def test_invalid_settings_of_ldn_are_refused() -> None:
     with pytest.raises(InputError, match="sharpness must be one or several positive numbers"):
         LDN(ThreatModel("l2", math.inf), sharpness=())
     with pytest.raises(InputError, match="2 searches need at least as many steps, got 1"):

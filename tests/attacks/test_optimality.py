@@ -31,14 +31,14 @@ def test_the_areas_are_those_of_the_curves() -> None:
         assert found[name] == pytest.approx(expected, abs=1e-3)
 
 
-def test_an_attack_that_finds_nothing_has_none_and_the_best_of_all_has_all() -> None:
+def test_an_attack_that_finds_nothing_scores_0_and_the_best_of_all_scores_1() -> None:
     far = torch.tensor([1.0, 2.0, 3.0])
     assert local_optimality({"best": far, "nothing": torch.full((3,), torch.inf)}) == {"best": 1.0, "nothing": 0.0}
     networks = [{"a": far, "b": far + 1}, {"a": far, "b": far}]
     assert optimality(networks)["b"] == pytest.approx((local_optimality(networks[0])["b"] + 1) / 2)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_incomparable_results_are_refused() -> None:
     with pytest.raises(InputError, match="same samples"):
         local_optimality({"a": torch.ones(2), "b": torch.ones(3)})
     with pytest.raises(InputError, match="equally far"):
@@ -63,15 +63,15 @@ class Counts(nn.Module):
         self.backwards += len(gradient)
 
 
-def test_no_more_is_evaluated_than_the_budget(small: Case) -> None:
+def test_the_budget_of_evaluations_is_not_exceeded(small: Case) -> None:
     attack = LDN(ThreatModel("l2", math.inf), steps=30)
     for budget in (20, 61, 500):
         model = Counts(small.model).eval()
         nearest_within(attack, model, small.x[:1], small.y[:1], norm="l2", budget=budget)
-        assert 0 < model.forwards + model.backwards <= budget + 1  # and one answer to the image itself
+        assert 0 < model.forwards + model.backwards <= budget + 1  # and one evaluation of the image itself
 
 
-def test_more_budget_finds_no_farther_example_and_all_of_it_the_attacks_own(small: Case) -> None:
+def test_a_larger_budget_finds_no_farther_example_and_a_sufficient_one_that_of_the_attack(small: Case) -> None:
     attack = DDN(ThreatModel("l2", math.inf), steps=20)
     settings = {"norm": "l2", "model": small.model, "x": small.x, "y": small.y}
     few, all_of_it = (nearest_within(attack, budget=budget, **settings) for budget in (25, 200))
@@ -79,7 +79,7 @@ def test_more_budget_finds_no_farther_example_and_all_of_it_the_attacks_own(smal
     torch.testing.assert_close(all_of_it, attack(*small).distance, rtol=1e-5, atol=1e-7)
 
 
-def test_images_that_are_answered_wrongly_are_at_distance_0(small: Case) -> None:
+def test_misclassified_images_are_at_distance_0(small: Case) -> None:
     wrong = (small.y + 1) % 4
     attack = DDN(ThreatModel("l2", math.inf), steps=5)
     assert nearest_within(attack, small.model, small.x[:2], wrong[:2], norm="l2", budget=9).tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""FGSM and PGD: the reference's examples, the exact ball, determinism, saturated and broken models."""
+"""FGSM and PGD: the examples of the reference, the exact ball, determinism, saturated and broken models."""
 
 import pytest
 import torch
@@ -35,22 +35,22 @@ def test_pgd_visits_the_same_points_as_the_reference_from_the_same_start(norm: s
     eps, step_size, steps = (0.002, 0.0006, 8) if norm == "linf" else (0.02, 0.006, 8)
     threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
     settings = {"steps": steps, "step_size": step_size, "schedule": "constant", "random_start": False}
-    attack = PGD(threat, allow_training_mode=True, **settings)  # so that nobody ends where the points repeat
-    held = ~attack(case.model, case.x, case.y).fooled  # who is fooled retires early: compare those who run to the end
+    attack = PGD(threat, allow_training_mode=True, **settings)  # so that no search ends because points repeat
+    held = ~attack(case.model, case.x, case.y).fooled  # fooled samples retire early: compare those that run to the end
     x, y = case.x[held], case.y[held]
     assert not attack(model, x, y).fooled.any()
     tried = 3  # the clean images, and two calls before the search on the first few of them
     visited, model.seen = model.seen[tried : tried + steps + 1], []
     reference = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     theirs = reference(model, eps=eps, alpha=step_size, steps=steps, random_start=False)(x, y)
-    order = [int((row - x).abs().flatten(1).amax(1).argmin()) for row in visited[0]]  # nearest to another answer first
+    order = [int((row - x).abs().flatten(1).amax(1).argmin()) for row in visited[0]]  # nearest to another class first
     assert sorted(order) == list(range(len(x)))
     expected = torch.stack([*model.seen, theirs])[:, order]
     torch.testing.assert_close(torch.stack(visited), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_examples_lie_in_the_closed_ball_and_are_what_the_model_answers_wrongly(norm: str, small: Case) -> None:
+def test_examples_lie_in_the_closed_ball_and_are_misclassified(norm: str, small: Case) -> None:
     for attack in attacks_for(norm):
         result = attack(small.model, small.x, small.y)
         away = distance(result.examples.double() - small.x.double(), norm)
@@ -65,7 +65,7 @@ def test_examples_lie_in_the_closed_ball_and_are_what_the_model_answers_wrongly(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_results_do_not_depend_on_the_batch_size_or_on_how_samples_are_shared(norm: str) -> None:
+def test_results_do_not_depend_on_the_batch_size_or_on_the_partition_of_the_samples(norm: str) -> None:
     case = make_case(dtype=torch.float64, count=15)
     threat = ThreatModel(norm, EPS[norm] / 2)  # type: ignore[arg-type]
     whole = PGD(threat, steps=6, restarts=3)(case.model, case.x, case.y)
@@ -111,7 +111,7 @@ def test_logits_scaled_by_a_large_factor_do_not_look_robust(small: Case) -> None
 
 
 class BreaksBeyond(nn.Module):
-    """Answers NaN for every image that differs from the given ones."""
+    """Return NaN for every image that differs from the given ones."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class BreaksBeyond(nn.Module):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_answers_that_are_not_finite_are_reported_and_never_counted_as_success(norm: str, small: Case) -> None:
+def test_non_finite_logits_are_reported_and_never_counted_as_success(norm: str, small: Case) -> None:
     for attack in attacks_for(norm, restarts=2):
         result = attack(BreaksBeyond(small.model, small.x).eval(), small.x, small.y)
         assert not result.fooled.any()
@@ -134,7 +134,7 @@ def test_answers_that_are_not_finite_are_reported_and_never_counted_as_success(n
 
 
 class Cusp(nn.Module):
-    """The same answers; where a pixel is 0 its gradient is NaN (0 times infinity)."""
+    """The same logits, but where a pixel is 0 its gradient is NaN (0 times infinity)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Cusp(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "apgd-t", "fab", "ddn", "fmn", "deepfool"])
-def test_gradients_that_are_nan_somewhere_are_not_followed_there(name: str, small: Case) -> None:
+def test_nan_entries_of_gradients_are_not_followed(name: str, small: Case) -> None:
     x = small.x.clone()
     x[:, 0] = 0
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_gradients_that_are_nan_somewhere_are_not_followed_there(name: str, smal
 def test_a_model_that_is_not_finite_on_the_clean_images_is_reported(small: Case) -> None:
     result = PGD(LINF)(Scaled(small.model, float("nan")).eval(), small.x, small.y)
     assert result.nonfinite.all()
-    assert (result.gradient_evaluations == 1).all()  # there is nothing to follow
+    assert (result.gradient_evaluations == 1).all()  # there is no gradient to follow
     assert not result.fooled.any()
 
 
@@ -170,7 +170,7 @@ def test_no_images_give_an_empty_result(small: Case) -> None:
     assert result.robust == 0
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(InputError, match="restarts must be at least 1"):
         PGD(LINF, restarts=0)
     with pytest.raises(InputError, match="random_start=True"):

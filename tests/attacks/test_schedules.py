@@ -1,4 +1,4 @@
-"""PGD's schedules: what ends early is what nothing new can come of, and the forecast costs no success here."""
+"""PGD's schedules: only exhausted searches end early, and the forecast costs no success here."""
 
 import math
 
@@ -19,7 +19,7 @@ EPS = {"linf": 0.01, "l2": 0.15, "l1": 1.2}
 
 
 class Slope(nn.Module):
-    """The label's margin is 1 minus half the pixel: no success anywhere, and every search ends in the same corner."""
+    """The margin of the label is 1 minus half the pixel: no success is possible; all searches end in one corner."""
 
     def forward(self, x: Tensor) -> Tensor:
         own = 1 - x.flatten(1).mean(dim=1) / 2
@@ -27,7 +27,7 @@ class Slope(nn.Module):
 
 
 class Counted(nn.Module):
-    """The model, counting the images whose gradient can be asked."""
+    """The model with a count of the images whose gradient can be computed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Counted(nn.Module):
 
 
 def full_constant(case: Case, eps: float, steps: int, size: float) -> tuple[Tensor, Tensor]:
-    """Every step of a constant schedule without a random start, written down plainly: fooled, and the best margin."""
+    """All steps of a constant schedule without a random start, as plain code: fooled, and the best margin."""
     points, best = case.x, torch.full((len(case.x),), -math.inf, dtype=case.x.dtype)
     for _ in range(steps + 1):
         leaf = points.clone().requires_grad_(True)
@@ -67,7 +67,7 @@ def test_a_closed_orbit_ends_early_and_finds_what_all_steps_find(size: float) ->
     assert result.gradient_evaluations.sum() < 0.8 * steps * int((~fooled).sum())
 
 
-def test_an_orbit_is_closed_by_the_present_point_or_the_one_before_it_and_not_before() -> None:
+def test_an_orbit_is_closed_by_the_current_or_the_previous_point_only() -> None:
     a, b, c = (torch.full((1, 2), value) for value in (0.1, 0.2, 0.3))
     slots = Slots(points=a.clone())
     orbits.begin(slots)
@@ -80,7 +80,7 @@ def test_an_orbit_is_closed_by_the_present_point_or_the_one_before_it_and_not_be
     assert not orbits.advance(slots, b.clone())
 
 
-def test_points_that_differ_in_one_pixel_are_no_closed_orbit() -> None:
+def test_points_that_differ_in_one_pixel_do_not_close_an_orbit() -> None:
     slots = Slots(points=torch.zeros(1, 500))
     orbits.begin(slots)
     for pixel in (1, 250, 499):
@@ -106,10 +106,10 @@ def test_the_adaptive_schedule_leaves_no_more_than_the_cosine_for_fewer_gradient
         assert adaptive.gradient_evaluations.sum() < 0.95 * cosine.gradient_evaluations.sum()
 
 
-def test_a_search_that_stalls_goes_on_with_the_margin_loss() -> None:
+def test_a_search_that_stalls_continues_with_the_margin_loss() -> None:
     """Thirty classes rise with u and never win; one falls and wins at u < -3/4, and is the nearest for u < 1/20.
 
-    Cross-entropy follows the thirty from everywhere in the ball, the margin loss the one from half of it.
+    Cross-entropy follows the thirty from everywhere in the ball; the margin loss follows the one from half of it.
     """
 
     class Slopes(nn.Module):
@@ -136,7 +136,7 @@ def test_the_adaptive_schedule_is_independent_of_the_batch_and_serves_targets_an
     assert torch.equal(first.prediction == targets, first.fooled)
 
 
-def test_where_the_points_repeat_the_adaptive_schedule_starts_anew_elsewhere() -> None:
+def test_where_the_points_repeat_the_adaptive_schedule_restarts_elsewhere() -> None:
     x = torch.full((3, 1, 1, 1), 0.5, dtype=torch.float64)
     for random_start in (True, False):
         model = Recorded(Slope()).eval()
@@ -149,14 +149,14 @@ def test_where_the_points_repeat_the_adaptive_schedule_starts_anew_elsewhere() -
 
 
 class Roof(nn.Module):
-    """The label's margin is smallest, and still 1, where the pixel is 1/2: steps of one length leap over it."""
+    """The margin of the label is smallest, and still 1, where the pixel is 1/2; constant steps overshoot it."""
 
     def forward(self, x: Tensor) -> Tensor:
         own = 1 + (x.flatten(1).mean(dim=1) - 0.5).abs()
         return torch.stack([own, torch.zeros_like(own)], dim=1)
 
 
-def test_a_search_without_hope_goes_on_with_a_quarter_of_the_step() -> None:
+def test_a_hopeless_search_continues_with_a_quarter_of_the_step() -> None:
     model, eps, steps = Recorded(Roof()).eval(), 0.3, 40
     x = torch.full((1, 1, 1, 1), 0.46, dtype=torch.float64)
     PGD(ThreatModel("linf", eps), steps=steps, random_start=False)(model, x, torch.zeros(1, dtype=torch.int64))
@@ -166,14 +166,14 @@ def test_a_search_without_hope_goes_on_with_a_quarter_of_the_step() -> None:
     assert ((jumps - eps / 4).abs() < 1e-9).any()  # at an age where half a cosine still has nine tenths of eps
 
 
-def test_a_model_that_may_draw_random_numbers_gets_all_its_steps(small: Case) -> None:
+def test_a_model_that_may_draw_random_numbers_gets_all_steps(small: Case) -> None:
     small.model.train()
     tiny = ThreatModel("linf", 1e-5)
     result = PGD(tiny, steps=9, schedule="constant", allow_training_mode=True)(*small)
     assert (result.steps[~result.fooled] == 9).all()
 
 
-def test_a_search_is_given_up_when_four_times_its_progress_would_not_do() -> None:
+def test_a_search_is_abandoned_when_four_times_its_progress_would_not_suffice() -> None:
     """Progress from -10 to -9 in 5 steps: with 10 steps left, 4 x 0.2 x 10 = 8 is less than the 9 that are missing."""
     slots = Slots(sample=torch.zeros(2, dtype=torch.int64), age=torch.full((2,), 4))
     prospects.begin(slots)

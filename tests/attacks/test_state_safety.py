@@ -1,4 +1,4 @@
-"""An attack leaves the model and the process as they were, also when it ends in an error."""
+"""An attack leaves the model and the process as they were, even if it raises."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ NAMES = (*attack_names(), "torchattacks:PGD", "torchattacks:Pixle", "torchattack
 
 
 def short(name: str) -> Attack:
-    """The attack with few steps, in a norm in which it is defined."""
+    """The attack with few steps, in a norm for which it is defined."""
     threat = threat_for(name, linf=8 / 255, l2=0.3)
     settings = {"ensemble": {"steps": 3, "queries": 3}, "fgsm": {}, "torchattacks:Pixle": {"max_iterations": 2}}
     settings |= {"hopskipjump": {"queries": 30}} | {name: {} for name in AVERAGE_CASE}
@@ -50,7 +50,7 @@ def same(before: object, after: object) -> bool:
 
 
 class FailsAt(nn.Module):
-    """Raises at the given call."""
+    """Raise at the given call."""
 
     def __init__(self, model: nn.Module, call: int, error: type[BaseException]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class FailsAt(nn.Module):
 
 
 def prepare(model: nn.Module) -> None:
-    """A state that a careless attack would lose: mixed flags, and gradients from somewhere else."""
+    """A state that a careless attack would destroy: mixed flags, and gradients from elsewhere."""
     for position, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(position % 2 == 0)
         parameter.grad = torch.full_like(parameter, float(position)) if position % 2 == 0 else None
@@ -93,7 +93,7 @@ def test_nothing_changes_when_the_attack_ends_in_an_error(
     assert same(before, snapshot(model))
 
 
-def test_a_model_in_training_mode_is_an_error_unless_asked_for(small: Case) -> None:
+def test_a_model_in_training_mode_is_an_error_unless_allowed(small: Case) -> None:
     small.model.train()
     small.model.get_submodule("branch.1").eval()
     with pytest.raises(ModelError, match=r"training mode .* call model.eval\(\)"):
@@ -128,7 +128,7 @@ def test_an_attack_runs_under_no_grad_and_inference_mode(small: Case) -> None:
         (lambda x, y: (x, y - 9), "outside the model's 4 classes"),
     ],
 )
-def test_data_that_cannot_be_right_is_refused_with_a_cure(
+def test_invalid_data_are_refused_with_advice(
     spoil: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str, small: Case
 ) -> None:
     x, y = spoil(small.x, small.y)
@@ -136,7 +136,7 @@ def test_data_that_cannot_be_right_is_refused_with_a_cure(
         PGD(LINF)(small.model, x, y)
 
 
-def test_arrays_lists_and_images_with_a_gradient_are_taken_like_tensors(small: Case) -> None:
+def test_arrays_lists_and_images_that_require_gradients_are_accepted(small: Case) -> None:
     attack = PGD(LINF, steps=2)
     expected = attack(*small)
     for x, y in (
@@ -148,13 +148,13 @@ def test_arrays_lists_and_images_with_a_gradient_are_taken_like_tensors(small: C
         assert torch.equal(attack(small.model, x, y).examples, expected.examples)
 
 
-def test_a_function_is_no_model(small: Case) -> None:
+def test_a_plain_function_is_refused(small: Case) -> None:
     with pytest.raises(ModelError, match=r"torch.nn.Module, got function"):
         PGD(LINF)(lambda x: small.model(x), small.x, small.y)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8.0), ("l2", 20.0), ("l1", 300.0)])
-def test_an_eps_that_allows_every_image_is_called_so(norm: Norm, eps: float, small: Case) -> None:
+def test_an_eps_that_allows_every_image_is_refused(norm: Norm, eps: float, small: Case) -> None:
     with pytest.raises(InputError, match=rf"allows every image .* did you mean {eps:g}/255|write 8/255"):
         PGD(ThreatModel(norm, eps), steps=1)(small.model, small.x, small.y)
 
@@ -165,7 +165,7 @@ def test_an_output_of_the_wrong_shape_is_refused(small: Case) -> None:
             PGD(LINF)(model, small.x, small.y)
 
 
-def test_images_on_another_device_than_the_weights_are_told_with_the_cure(small: Case) -> None:
+def test_images_on_another_device_than_the_weights_are_refused_with_advice(small: Case) -> None:
     with pytest.raises(ModelError, match=r"model is on meta and the images are on cpu; move them by x.to\('meta'\)"):
         PGD(LINF)(nn.Sequential(nn.Flatten(), nn.Linear(192, 4, device="meta")).eval(), small.x, small.y)
     failing = FailsAt(small.model, 1, RuntimeError).eval()
@@ -174,7 +174,7 @@ def test_images_on_another_device_than_the_weights_are_told_with_the_cure(small:
 
 
 class Writing(nn.Module):
-    """Normalises the images in place."""
+    """Normalise the images in place."""
 
     def __init__(self, model: nn.Module, *, in_place: bool) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Writing(nn.Module):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_that_writes_into_its_images_is_attacked_like_one_that_does_not(name: str, small: Case) -> None:
+def test_a_model_that_modifies_its_input_is_attacked_like_one_that_does_not(name: str, small: Case) -> None:
     honest, writing = (Writing(small.model, in_place=in_place).eval() for in_place in (False, True))
     with torch.no_grad():
         clean = honest(small.x)
@@ -197,7 +197,7 @@ def test_a_model_that_writes_into_its_images_is_attacked_like_one_that_does_not(
     torch.testing.assert_close(found.examples, expected.examples)
 
 
-def test_a_model_that_returns_probabilities_is_refused_with_the_cure() -> None:
+def test_a_model_that_returns_probabilities_is_refused_with_advice() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(dim=1)).eval()
     with pytest.raises(ModelError, match="return logits"):
@@ -205,7 +205,7 @@ def test_a_model_that_returns_probabilities_is_refused_with_the_cure() -> None:
 
 
 class Noisy(nn.Module):
-    """Adds fresh noise to its input in every call."""
+    """Add new noise to the input in every call."""
 
     def __init__(self, model: nn.Module, sigma: float) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def test_a_model_that_answers_at_random_is_refused(small: Case) -> None:
 
 
 class Standardised(nn.Module):
-    """Subtracts what the batch has in common, or the first image of it."""
+    """Subtract the mean of the batch, or its first image."""
 
     def __init__(self, model: nn.Module, common: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class Standardised(nn.Module):
 @pytest.mark.parametrize("count", [1, 2, 12])
 @pytest.mark.parametrize("batch_size", [1, 5, 256])
 @pytest.mark.parametrize("common", [lambda x: x.mean(0, keepdim=True), lambda x: x[:1], lambda x: x[-1:], len])
-def test_an_answer_that_depends_on_the_batch_is_called_so(
+def test_an_answer_that_depends_on_the_batch_is_refused_as_such(
     small: Case, count: int, batch_size: int, common: Callable[[Tensor], Tensor]
 ) -> None:
     model = Standardised(small.model, common).eval()
@@ -246,7 +246,7 @@ def test_an_answer_that_depends_on_the_batch_is_called_so(
 
 
 class NeverEmpty(nn.Module):
-    """The commonest idiom of flattening, which cannot take zero images."""
+    """The most common flattening idiom, which fails for zero images."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class NeverEmpty(nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("wrong", ["all", "none", "some"])
-def test_no_attack_asks_about_zero_images(name: str, wrong: str, small: Case) -> None:
+def test_no_attack_runs_the_model_on_zero_images(name: str, wrong: str, small: Case) -> None:
     model = NeverEmpty(small.model).eval()
     labels = {"all": (small.y + 1) % 4, "none": small.y, "some": small.y.clone()}[wrong]
     labels[:2] = (labels[:2] + (wrong == "some")) % 4
@@ -269,7 +269,7 @@ def test_no_attack_asks_about_zero_images(name: str, wrong: str, small: Case) ->
 
 
 class Stepwise(nn.Module):
-    """Rounds its input, so that no gradient is left; `detached` cuts the graph altogether."""
+    """Round the input, so that the gradient is zero; `detached` cuts the graph altogether."""
 
     def __init__(self, model: nn.Module, *, detached: bool) -> None:
         super().__init__()
@@ -282,7 +282,7 @@ class Stepwise(nn.Module):
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_a_model_without_gradients_is_named_to_those_who_follow_them(small: Case, detached: bool) -> None:
+def test_gradient_attacks_warn_about_a_model_without_gradients(small: Case, detached: bool) -> None:
     model = Stepwise(small.model, detached=detached).eval()
     with pytest.warns(UserWarning, match="not differentiable there .* black-box attack"):
         PGD(LINF, steps=1)(model, small.x, small.y)

@@ -1,4 +1,4 @@
-"""The strong ensemble: as strong as the standard one, cheaper, and blind to the scale of the logits."""
+"""The strong ensemble: as strong as the standard one, cheaper, and invariant to the scale of the logits."""
 
 import math
 
@@ -41,8 +41,8 @@ def test_it_leaves_no_more_samples_than_the_standard_ensemble(norm: str) -> None
 
 
 @pytest.mark.parametrize("power", [-7, 7])
-def test_the_scale_of_the_logits_decides_nothing(power: int) -> None:
-    """A power of two only moves the exponents, so that even the examples are the same."""
+def test_the_scale_of_the_logits_does_not_matter(power: int) -> None:
+    """A power of two only changes the exponents, so that even the examples are identical."""
     case = make_case(classes=5, count=12)
     strong = Strong(ThreatModel("linf", 0.008), steps=20)
     plain, scaled = strong(*case), strong(Times(case.model, 2.0**power).eval(), case.x, case.y)
@@ -60,12 +60,12 @@ def test_every_call_of_the_model_is_counted(small: Case) -> None:
     small.model.register_forward_hook(note)
     result = Strong(ThreatModel("linf", 0.01), steps=20, queries=20, masked_queries=20)(*small)
     answers, gradients = sum(n for n, _ in seen), sum(n for n, with_gradient in seen if with_gradient)
-    # Trying the model out before the attack: eight images, one among two others, and the gradient of eight.
+    # Checking the model before the attack: eight images, one among two others, and the gradient of eight.
     assert int(result.evaluations.sum()) == answers - (8 + 3 + 8)
     assert int(result.gradient_evaluations.sum()) == gradients - 8
 
 
-def test_targets_of_the_caller_and_settings_that_cannot_be(small: Case) -> None:
+def test_targets_of_the_caller_are_reached_and_invalid_settings_refused(small: Case) -> None:
     targets = (small.y + 1) % 4
     result = Strong(ThreatModel("linf", 0.1), steps=20, queries=20)(*small, targets=targets)
     assert result.fooled.any()

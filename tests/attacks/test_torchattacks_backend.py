@@ -1,4 +1,4 @@
-"""torchattacks behind our interface: same names, our guarantees."""
+"""torchattacks behind our interface: its names with our guarantees."""
 
 import inspect
 
@@ -15,14 +15,14 @@ from robustres.threat import ThreatModel
 from .conftest import Case, make_case
 from .test_state_safety import same, snapshot
 
-# What makes the slow ones quick; an attack gets those that it takes.
+# Settings that make slow attacks fast; each attack gets those that it accepts.
 FEW = {"steps": 3, "n_queries": 4, "max_iterations": 10, "binary_search_steps": 2, "inf_batch": 2, "popsize": 2}
 
 LINF = ThreatModel("linf", 0.03)
 
 
 @pytest.mark.parametrize("method", ["FGSM", "PGD", "MIFGSM", "APGD", "FAB", "Square", "TPGD", "CW", "VANILA"])
-def test_what_it_returns_lies_in_the_ball_and_is_verified(method: str, small: Case) -> None:
+def test_its_examples_lie_in_the_ball_and_are_verified(method: str, small: Case) -> None:
     settings = {} if method in ("FGSM", "VANILA") else {"n_queries": 20} if method == "Square" else {"steps": 5}
     result = make_attack(f"torchattacks:{method}", LINF, **settings)(*small)
     assert (distance(result.examples.double() - small.x.double(), "linf") <= 0.03).all()
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_examples(small: Case) -> None:
     assert torch.equal(first.examples, second.examples)
 
 
-def test_targets_are_handed_on(small: Case) -> None:
+def test_targets_are_passed_on(small: Case) -> None:
     targets = (small.y + 1) % 4
     result = make_attack("torchattacks:PGD", ThreatModel("linf", 0.3), steps=20)(*small, targets=targets)
     assert torch.equal(result.prediction == targets, result.fooled)
@@ -62,7 +62,7 @@ def test_every_attack_of_the_package_is_offered() -> None:
 
 
 @pytest.mark.parametrize("method", torchattacks_names())
-def test_every_attack_of_the_package_works_and_leaves_everything_as_it_was(method: str) -> None:
+def test_every_attack_of_the_package_works_and_leaves_everything_unchanged(method: str) -> None:
     case = make_case(classes=10, count=4)  # JSMA works with ten classes only
     known = inspect.signature(getattr(torchattacks, method)).parameters
     threat = ThreatModel(OTHER_BALLS.get(method, "linf"), 0.02)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Square windows of images by four indices and by positions."""
+"""Square windows of images by index tensors and by positions."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The small benchmark, what its comparison calls a regression, and the script for the day a GPU is at hand."""
+"""The small benchmark, the regressions found by its comparison, and the GPU script."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module."""
+    """Import a script of benchmarks/ as a module."""
     spec = spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -23,7 +23,7 @@ def script(name: str) -> ModuleType:
 
 
 def baseline() -> Any:
-    """The committed one."""
+    """The committed baseline."""
     return json.loads((ROOT / "benchmarks" / "baseline.json").read_text())
 
 
@@ -34,7 +34,7 @@ def test_a_file_compared_with_itself_is_neither_worse_nor_better() -> None:
 @pytest.mark.parametrize(
     ("metric", "factor"), [("bound", 1.01), ("radius", 0.9), ("gradients", 1.2), ("seconds", 3.0), ("estimate", 0.9)]
 )
-def test_what_becomes_worse_is_named_and_the_opposite_is_better(metric: str, factor: float) -> None:
+def test_a_regression_is_named_and_its_opposite_is_an_improvement(metric: str, factor: float) -> None:
     old, new = baseline(), copy.deepcopy(baseline())
     name = max(
         (key for key, row in old["results"].items() if metric in row), key=lambda key: old["results"][key][metric]
@@ -49,7 +49,7 @@ def test_what_becomes_worse_is_named_and_the_opposite_is_better(metric: str, fac
     assert not worse
 
 
-def test_noise_of_the_seconds_and_another_machine_are_no_regression() -> None:
+def test_noise_in_seconds_and_another_machine_are_no_regression() -> None:
     old, new = baseline(), copy.deepcopy(baseline())
     for row in new["results"].values():
         row["seconds"] *= 1.2
@@ -60,7 +60,7 @@ def test_noise_of_the_seconds_and_another_machine_are_no_regression() -> None:
     assert script("track").compared(old, new, seconds=False)[0] == []
 
 
-def test_a_measurement_that_is_gone_and_one_more_robust_sample_are_worse() -> None:
+def test_a_missing_measurement_and_one_more_robust_sample_are_regressions() -> None:
     old, new = baseline(), copy.deepcopy(baseline())
     gone = next(iter(new["results"]))
     del new["results"][gone]
@@ -70,7 +70,7 @@ def test_a_measurement_that_is_gone_and_one_more_robust_sample_are_worse() -> No
     assert [line.partition(": ")[0] for line in worse] == [gone, attacked]
 
 
-def test_measuring_writes_the_file_and_the_commands_give_their_exit_codes(tmp_path: Path) -> None:
+def test_measuring_writes_the_file_and_the_commands_return_their_exit_codes(tmp_path: Path) -> None:
     track, out = script("track"), tmp_path / "deep" / "now.json"
     assert track.main(["measure", "--repeats", "1", "--only", "fgsm", "--out", str(out)]) == 0
     (row,) = json.loads(out.read_text())["results"].values()

@@ -1,4 +1,4 @@
-"""`robustres attack` in the norms that only attacks know, and the list of attacks in its help."""
+"""`robustres attack` in norms that only attacks support, and the list of attacks in its help."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ def test_changed_values_are_counted_in_l0(folder: Path, monkeypatch: pytest.Monk
         (["attack", *BASE, "--norm", "l0", "--eps", "5"], "strong is defined for l2, linf, l1, not for l0"),
     ],
 )
-def test_what_l0_has_no_meaning_for_is_refused_in_one_sentence(
+def test_attacks_and_certificates_without_l0_refuse_it_in_one_sentence(
     words: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*words, "--out", "run"], monkeypatch) == 2
@@ -68,7 +68,7 @@ def test_the_help_names_every_attack(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [name for name in attack_names() if name not in text] == []
 
 
-def test_the_average_case_stands_beside_the_worst(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_average_case_is_shown_beside_the_worst_case(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["attack", *BASE, "--norm", "l2", "--eps", "1", "--attacks", "pgd", "--corruptions", "--out", "run"]
     assert run(words, monkeypatch) == 0
     rows = {row["attack"]: row for row in json.loads((folder / "run" / "summary.json").read_text())["attacks"]}

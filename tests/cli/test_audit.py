@@ -1,4 +1,4 @@
-"""`robustres audit` as a user meets it: verdicts, the saved witness, exit codes, one line for bad input."""
+"""`robustres audit` from the user's view: verdicts, the saved witness, exit codes, one line for bad input."""
 
 import json
 import sys
@@ -59,11 +59,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def factory(name: str) -> nn.Module:
     namespace: dict[str, Callable[[], nn.Module]] = {}
-    exec(FACTORIES, namespace)  # the very text that the command imports
+    exec(FACTORIES, namespace)  # the same source that the command imports
     return namespace[name]()
 
 
-def test_a_refuted_claim_exits_with_1_and_leaves_a_witness_that_speaks_for_itself(run: Run) -> None:
+def test_a_refuted_claim_exits_with_1_and_saves_a_self_contained_witness(run: Run) -> None:
     code, out, err = run("audited_models:wrong", "--claimed-lipschitz", "1", *SHAPE, *QUICK, "--out", "out", "--json")
     assert code == 1, err
     summary = json.loads(out)
@@ -90,7 +90,7 @@ def test_a_proven_claim_and_an_open_table_exit_with_0(run: Run) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "csv"])
-def test_claims_per_layer_come_from_a_table(run: Run, form: str) -> None:
+def test_claims_per_layer_are_read_from_a_table(run: Run, form: str) -> None:
     table = {"json": '{"1": 0.1, "0": 1}', "csv": "name,claimed\n1,1/10\n0,1\n"}[form]
     path = Path(f"claims.{form}")
     path.write_text(table)

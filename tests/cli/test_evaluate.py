@@ -1,4 +1,4 @@
-"""`robustres evaluate` as a user meets it: the known answers of a real network, and one clear line for bad input."""
+"""`robustres evaluate` from the user's view: known results of a real network, and one clear line for bad input."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 
 class Small(nn.Module):
-    """A residual network for 8 x 8 images with one knob for each way of being wrong."""
+    """A residual network for 8 x 8 images with one option for each fault."""
 
     def __init__(self, *, classes: int = 10, fault: str = "") -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def factories(tmp_path: Path) -> str:
     return "user_models"
 
 
-def test_resnet_2b_gives_its_known_answers(shared: Path, run: Run) -> None:
+def test_resnet_2b_gives_its_known_results(shared: Path, run: Run) -> None:
     code, out, err = run(
         "evaluate",
         str(shared / "models" / "resnet_2b.onnx"),
@@ -99,7 +99,7 @@ def test_resnet_2b_gives_its_known_answers(shared: Path, run: Run) -> None:
     assert robust["fgsm"] >= robust["pgd"]
     blocks = [row for row in summary["lipschitz"]["blocks"] if row["shortcut"] is not None]
     assert len(blocks) == 2
-    # Published for this network: the textbook bounds, and values that no bound of a block can go below.
+    # Published for this network: the textbook bounds, and values below which no bound of a block can lie.
     for row, textbook, attained in zip(blocks, (9.12, 10.26), (3.755, 5.542), strict=True):
         assert row["lower"] <= attained <= row["upper"] <= row["textbook"] <= textbook
     assert summary["sandwich"] == {"violations": 0}
@@ -129,7 +129,7 @@ def test_a_users_own_factory_is_evaluated(run: Run, factories: str) -> None:
     assert {row["attack"] for row in summary["attacks"]} == {"strong"}
 
 
-def test_what_the_checks_for_masked_gradients_say_is_printed(run: Run, factories: str) -> None:
+def test_the_findings_about_masked_gradients_are_printed(run: Run, factories: str) -> None:
     options = [
         "--data",
         "digits",
@@ -245,7 +245,7 @@ def assert_refused(outcome: Outcome, word: str) -> None:
     assert not Path("run").exists()
 
 
-def test_samples_with_non_finite_logits_can_be_reported_and_passed_over(run: Run, factories: str) -> None:
+def test_samples_with_non_finite_logits_can_be_reported_and_skipped(run: Run, factories: str) -> None:
     code, _, err = run(
         "evaluate", f"{factories}:nan", "--data", "digits", "--limit", "4", "--out", "run", "--keep-going"
     )
@@ -255,7 +255,7 @@ def test_samples_with_non_finite_logits_can_be_reported_and_passed_over(run: Run
     assert all(row["robust"] == 0 for row in summary["attacks"])
 
 
-def test_another_run_in_the_folder_is_refused_and_kept(run: Run, factories: str) -> None:
+def test_a_folder_with_another_run_is_refused_and_left_unchanged(run: Run, factories: str) -> None:
     arguments = ("evaluate", f"{factories}:sound", "--data", "digits", "--limit", "8", "--out", "run")
     assert run(*arguments, "--eps", "1/255")[0] == 0
     before = Path("run/summary.json").read_bytes()

@@ -1,4 +1,4 @@
-"""What holds for all commands: help with an example, --json that is one document, exit codes, Ctrl-C, completion."""
+"""Properties of all commands: help with an example, --json as one document, exit codes, Ctrl-C, completion."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from .conftest import run
 NAMES = sorted(command.callback.__name__ for command in commands.registered_commands if command.callback)
 ALL = "attack audit certify compare data demo enforce evaluate inspect lipschitz recheck replay report train verify"
 NO_DATA = {"demo", "report", "compare", "recheck", "replay", "verify"}
-# Where a name means different things: --out has another default, --data may be optional, training sets its own scale.
-# Their --json is read in the tests of their own files as well.
+# Options that differ between commands: --out has other defaults, --data may be optional, training sets its own scale.
+# Their --json is also read in the tests of the commands.
 COSTLY = {"demo", "enforce", "inspect"}
 TRAINED = "textbook-tiny"
 OWN_MEANING = {"out", "data", "batch_size", "seed", "eps", "norm", "limit", "help"}
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(command: str, folder: Path) -> list[str]:
-    """A small task for each command."""
+    """A small invocation of each command."""
     model, out = str(folder / "model.safetensors"), ["--out", str(folder / f"out-{command}")]
     few = ["--data", "digits", "--limit", "4", *out]
     return {
@@ -82,7 +82,7 @@ def arguments(command: str, folder: Path) -> list[str]:
     }[command]
 
 
-def test_all_commands_are_here() -> None:
+def test_all_commands_are_covered() -> None:
     assert ALL.split() == NAMES
 
 
@@ -116,7 +116,7 @@ def options(command: Any) -> Iterator[tuple[str, Any]]:
             yield parameter.name, (parameter.opts, parameter.secondary_opts)
 
 
-def test_an_option_is_called_the_same_in_every_command() -> None:
+def test_an_option_has_the_same_name_in_every_command() -> None:
     known: dict[str, Any] = {}
     for command in typer.main.get_command(commands).commands.values():  # type: ignore[attr-defined]
         for name, declared in options(command):
@@ -127,10 +127,10 @@ def test_an_option_is_called_the_same_in_every_command() -> None:
 def test_every_command_that_reads_data_takes_the_same_options_for_it(
     command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is asked for a data set that is not there; nothing is fetched without --download."""
+    """Each is given a data set that does not exist; nothing is downloaded without --download."""
     words = [word for word in arguments(command, folder) if word not in {"--input-shape", "1,8,8"}]
     words = ["mnist" if word == "digits" else word for word in words]
-    words = [word.replace(str(folder / "out-"), str(tmp_path / "out-")) for word in words]  # where nobody has been
+    words = [word.replace(str(folder / "out-"), str(tmp_path / "out-")) for word in words]  # a new folder
     words += [] if "mnist" in words else ["--data", "mnist"]
     asked: list[dict[str, Any]] = []
 
@@ -147,7 +147,7 @@ def test_every_command_that_reads_data_takes_the_same_options_for_it(
 
 
 @pytest.mark.parametrize("command", [name for name in NAMES if name not in NO_DATA | {"data"}])
-def test_a_model_that_is_not_there_is_bad_input(
+def test_a_missing_model_is_bad_input(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = arguments(command, tmp_path)
@@ -170,7 +170,7 @@ def test_other_bad_input_exits_with_2(
     assert capfd.readouterr().out == ""
 
 
-def test_ctrl_c_leaves_a_run_that_the_named_command_finishes(
+def test_ctrl_c_leaves_a_run_that_the_printed_command_finishes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["attack", str(folder / "model.safetensors"), "--data", "digits", "--limit", "8", "--out", str(tmp_path)]
@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_a_run_that_the_named_command_finishes(
     assert (tmp_path / "summary.json").exists()
 
 
-def test_ctrl_c_anywhere_else_is_no_defect(
+def test_ctrl_c_elsewhere_is_not_reported_as_a_defect(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""`robustres inspect`: the folder it writes, and the words it refuses with."""
+"""`robustres inspect`: the folder that it writes, and its refusals."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_network_gets_a_page_and_a_table_for_every_claim(tmp_path: Path) -> No
         assert f"figures/{name}.svg" in text
 
 
-def test_neither_a_model_nor_a_demonstration_is_refused() -> None:
+def test_giving_neither_a_model_nor_a_demonstration_is_refused() -> None:
     with pytest.raises(InputError, match="--builtin all"):
         CliRunner().invoke(commands, ["inspect"], catch_exceptions=False)
 

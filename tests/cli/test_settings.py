@@ -1,4 +1,4 @@
-"""Attack settings, the TOML file of a run, thresholds as a gate, and typos that are found before any work."""
+"""Attack settings, the TOML file of a run, thresholds as a gate, and typos that are reported before any work."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
     return run
 
 
-def test_a_file_of_settings_stands_in_for_options_and_an_option_has_the_last_word(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_settings_file_replaces_options_and_an_option_takes_precedence(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "run.toml").write_text(
         'data = "digits"\nlimit = 20\nnorm = "l2"\neps = ["0.1", "36/255"]\nattacks = ["pgd", "fmn"]\nseed = 3\n'
         'require = ["clean>=0"]\n[attack-setting.fmn]\nsteps = 7\n[attack-setting.pgd]\nsteps = 2\n'
@@ -87,14 +87,14 @@ def test_a_threshold_is_a_gate_with_a_line_in_summary_and_report(call, tmp_path:
         (("--eps", "abc"), "cannot read 'abc' as a number"),
     ],
 )
-def test_typos_are_found_before_the_model_is_even_looked_for(arguments, said: str, call) -> None:  # type: ignore[no-untyped-def]
+def test_typos_are_reported_before_the_model_is_loaded(arguments, said: str, call) -> None:  # type: ignore[no-untyped-def]
     code, _, error = call("evaluate", "there_is_no:such", "--data", "digits", *BASE[6:], *arguments)
     assert code == 2
     assert said in error
 
 
 @pytest.mark.parametrize("text", ["", "x", "clean@l2:1>=0", "robust@l3:1>=0.5", "robust@l2:-1>=0.5", "robust@l2:1>=x"])
-def test_requirements_that_are_none_are_named(text: str) -> None:
+def test_malformed_requirements_are_named(text: str) -> None:
     with pytest.raises(InputError):
         Requirement.read(text)
 
@@ -104,7 +104,7 @@ def test_values_of_attack_settings_have_their_types() -> None:
     assert values == {"3": 3, "0.5": 0.5, "8/255": 8 / 255, "true": True, "ce": "ce"}
 
 
-def test_a_product_of_two_values_is_certified_within_the_domain_that_was_asked_for(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_product_of_two_values_is_certified_within_the_requested_domain(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "gated_net.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class Gated(nn.Module):\n"

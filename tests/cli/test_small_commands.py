@@ -17,7 +17,7 @@ def checkpoint(tmp_path: Path) -> str:
     return str(save_checkpoint(preset("residual-tiny", seed=0), tmp_path / "model.safetensors"))
 
 
-def test_data_says_what_is_in_a_data_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_describes_a_data_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "digits", "--json"], monkeypatch) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["samples"] == 360
@@ -36,7 +36,7 @@ def test_lipschitz_prints_the_ledger_without_data(
     assert report["lower"] <= report["upper"]
 
 
-def test_lipschitz_searches_from_images_and_says_what_a_smaller_branch_would_buy(
+def test_lipschitz_searches_from_images_and_shows_the_gain_of_a_smaller_branch(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["lipschitz", checkpoint, "--data", "digits", "--effort", "0.1", "--json"], monkeypatch) == 0
@@ -72,7 +72,7 @@ def test_enforce_writes_a_network_within_its_budget(
         assert row["upper"] <= (0.9 if row["shortcut"] is None else 1 + 0.9**2) * (1 + 1e-6)
 
 
-def test_files_of_others_in_out_are_not_overwritten(
+def test_foreign_files_in_out_are_not_overwritten(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "own" / "model.safetensors"
@@ -111,7 +111,7 @@ def test_training_twice_with_one_seed_gives_the_same_weights(
 
 
 @pytest.mark.slow
-def test_the_demo_certifies_a_clear_share_and_shows_why_constraining_matters(
+def test_the_demo_certifies_a_substantial_share_and_shows_the_effect_of_constraints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["demo", "--out", str(tmp_path), "--json"], monkeypatch) == 0
@@ -127,7 +127,7 @@ def test_the_demo_certifies_a_clear_share_and_shows_why_constraining_matters(
     assert list((tmp_path / "figures").glob("*.svg"))
 
 
-def test_an_error_that_is_not_ours_says_so_and_exits_3(
+def test_an_unexpected_error_is_reported_as_a_defect_and_exits_with_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -144,7 +144,7 @@ def test_an_error_that_is_not_ours_says_so_and_exits_3(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_memory_that_does_not_suffice_is_no_defect(
+def test_running_out_of_memory_is_not_reported_as_a_defect(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def greedy(*_: object, **__: object) -> None:
@@ -155,7 +155,7 @@ def test_memory_that_does_not_suffice_is_no_defect(
     assert "--batch-size" in capsys.readouterr().err
 
 
-def test_the_labels_of_folders_are_said_and_ordered_by_a_file(
+def test_the_labels_of_folders_are_printed_and_can_be_ordered_by_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("cat", "dog"):

@@ -1,4 +1,4 @@
-"""Tables on a narrow terminal, and progress in units that people count in, with the time left."""
+"""Tables on a narrow terminal, and progress in meaningful units with the remaining time."""
 
 import io
 import sys
@@ -42,7 +42,7 @@ def test_an_evaluation_counts_samples_and_blocks(tmp_path: Path) -> None:
     assert told["blocks"][-1][0] == told["blocks"][-1][1] > 3
 
 
-def test_a_search_by_the_clock_counts_seconds() -> None:
+def test_a_search_with_a_time_limit_counts_seconds() -> None:
     told: list[tuple[str, int, int]] = []
     with console.clock("search", 60.0, lambda *what: told.append(what)):
         time.sleep(1.2)
@@ -50,7 +50,7 @@ def test_a_search_by_the_clock_counts_seconds() -> None:
     assert told[-1][2] == 60
 
 
-def test_a_block_that_there_is_not_is_found_before_the_thorough_bound(
+def test_a_nonexistent_block_is_reported_before_the_expensive_bound(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digits = str(Path(__file__).resolve().parents[2] / "examples" / "digits.onnx")

@@ -1,4 +1,4 @@
-"""`torchrun -m robustres evaluate` as a stranger types it: from another folder, ended and given again."""
+"""`torchrun -m robustres evaluate` as a user runs it: from another folder, interrupted and restarted."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ def torchrun(processes: int, out: str) -> list[str]:
 
 
 def started(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """In a folder that is not the repository, with nothing of this process's environment but the paths."""
+    """Run in a folder outside the repository, with only the paths from the environment of this process."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "said").open("w") as said:
         return subprocess.Popen(words, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True)
@@ -68,7 +68,7 @@ def test_the_command_gives_the_same_run_for_every_number_of_processes(processes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_the_command_goes_on_where_it_was_ended(end: signal.Signals, folder: Path) -> None:
+def test_the_command_continues_where_it_was_interrupted(end: signal.Signals, folder: Path) -> None:
     out = folder / end.name
     job = started(torchrun(2, end.name), folder)
     while not list(out.glob("parts/00*.json")):
@@ -85,7 +85,7 @@ def test_the_command_goes_on_where_it_was_ended(end: signal.Signals, folder: Pat
 
 
 @pytest.mark.slow
-def test_a_folder_in_use_is_one_sentence_of_every_process(folder: Path) -> None:
+def test_a_folder_in_use_is_refused_in_one_sentence_by_every_process(folder: Path) -> None:
     with locked(folder / "held"):
         refused = started(torchrun(2, "held"), folder)
         assert refused.wait() != 0

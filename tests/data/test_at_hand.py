@@ -1,4 +1,4 @@
-"""What people have at hand is taken wherever images and labels are, or refused in one sentence."""
+"""Common objects are accepted wherever images and labels are expected, or refused in one sentence."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ class Pictures(Dataset[tuple[Image.Image, int]]):
         Pictures(),
     ],
 )
-def test_what_is_at_hand_gives_the_same_images(given: Any) -> None:
+def test_every_accepted_object_gives_the_same_images(given: Any) -> None:
     expected = load_data((X, Y))
     assert load_data(given).sha256 == expected.sha256
     assert load_data(given, limit=3).labels.tolist() == [0, 1, 2]
@@ -64,19 +64,19 @@ def test_what_is_at_hand_gives_the_same_images(given: Any) -> None:
         ([(X[0], 0), (X[1], 1)], "images must be"),
     ],
 )
-def test_what_cannot_be_images_and_labels_is_refused_in_one_sentence(given: Any, sentence: str) -> None:
+def test_objects_that_are_not_images_and_labels_are_refused_in_one_sentence(given: Any, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load_data(given)
 
 
-def test_images_of_float64_go_through_a_run_whose_page_shows_them(tmp_path: Any) -> None:
+def test_float64_images_go_through_a_run_and_appear_on_its_page(tmp_path: Any) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)).eval()
     settings = Settings(eps={"l2": (1.0,)}, attacks=("fgsm",))
     run = evaluate(model, (X.double(), model(X).argmax(1)), tmp_path / "run", settings)
     assert len(run.folder.tables()["examples"])
 
 
-def test_budgets_may_be_single_numbers_and_words() -> None:
+def test_budgets_may_be_single_numbers_and_strings() -> None:
     assert Settings(eps={"l2": 0.5}).eps == Settings(eps={"l2": [0.5]}).eps == {"l2": (0.5,)}  # type: ignore[dict-item]
     assert Settings(eps={"linf": "1/255,8/255"}, attacks="pgd").eps == {"linf": (1 / 255, 8 / 255)}  # type: ignore[dict-item, arg-type]
     for eps in (0.5, {"l2": None}, {"l2": "much"}):
@@ -85,7 +85,9 @@ def test_budgets_may_be_single_numbers_and_words() -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8), ("l2", 128), ("l1", 200)])
-def test_an_eps_wider_than_the_data_is_refused_with_what_is_meant(norm: Any, eps: float, tmp_path: Any) -> None:
+def test_an_eps_larger_than_the_data_range_is_refused_with_the_likely_intention(
+    norm: Any, eps: float, tmp_path: Any
+) -> None:
     with pytest.raises(InputError, match=f"did you mean {eps}/255"):
         require_width(ThreatModel(norm, eps), 3 * 6 * 6)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
@@ -94,7 +96,9 @@ def test_an_eps_wider_than_the_data_is_refused_with_what_is_meant(norm: Any, eps
     assert not (tmp_path / "run").exists()
 
 
-def test_a_module_exported_for_one_image_is_evaluated_and_a_quantised_one_gets_a_sentence(tmp_path: Any) -> None:
+def test_a_module_exported_for_one_image_is_evaluated_and_a_quantised_one_is_refused_in_one_sentence(
+    tmp_path: Any,
+) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)).eval()
     exported = torch.export.export(model, (X[:1],)).module()
     run = evaluate(exported, (X, Y), tmp_path / "run", Settings(eps={"l2": (0.1,)}, attacks=("fgsm",)))

@@ -1,4 +1,4 @@
-"""Images of every kind of file: read at their true value, or refused by name."""
+"""Images of every file type: decoded to their true values, or refused by name."""
 
 import struct
 import zlib
@@ -52,7 +52,7 @@ def png(width: int, height: int, *, bits: int, kind: int, rows: bytes) -> bytes:
     ],
     ids=["16 bits", "16-bit TIFF", "16-bit PGM", "float", "1 bit", "opaque grey", "opaque colour", "palette"],
 )
-def test_an_image_is_read_at_its_true_value(
+def test_an_image_is_decoded_to_its_true_values(
     image: Image.Image, ending: str, expected: np.ndarray, tmp_path: Path
 ) -> None:
     found = load_data(folder_with(tmp_path, image, ending)).images[0]
@@ -77,21 +77,21 @@ def test_an_image_is_read_at_its_true_value(
         ),
     ],
 )
-def test_what_has_no_known_value_is_refused_by_name(
+def test_pixel_formats_without_known_values_are_refused_by_name(
     image: Image.Image, ending: str, settings: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=sentence):
         load_data(folder_with(tmp_path, image, ending, **settings))
 
 
-def test_an_image_is_turned_as_the_camera_says(tmp_path: Path) -> None:
+def test_an_image_is_rotated_according_to_its_exif_orientation(tmp_path: Path) -> None:
     orientation = Image.Exif()
     orientation[0x0112] = 6
     found = load_data(folder_with(tmp_path, Image.fromarray(GREY), "png", exif=orientation)).images[0, 0]
     assert torch.equal((found * 255).round(), torch.from_numpy(np.rot90(GREY, -1).copy()).float())
 
 
-def test_colours_of_16_bits_and_enormous_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+def test_16_bit_colour_and_enormous_images_are_refused_before_decoding(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     deep = b"".join(b"\0" + GENERATOR.integers(0, 65536, (3, 3)).astype(">u2").tobytes() for _ in range(3))
     (tmp_path / "cat" / "0.png").write_bytes(png(3, 3, bits=16, kind=2, rows=deep))
@@ -102,7 +102,7 @@ def test_colours_of_16_bits_and_enormous_images_are_refused_before_they_are_deco
         load_data(f"folder:{tmp_path}")
 
 
-def test_labels_are_bounded_before_names_are_made(tmp_path: Path) -> None:
+def test_labels_are_bounded_before_class_names_are_created(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.zeros((2, 4, 4, 1), np.uint8))
     np.save(tmp_path / "labels.npy", np.array([0, 2**32 - 1], dtype=np.uint32))
     with pytest.raises(DataError, match="sample 1 has label 4294967295; labels number the classes from 0"):

@@ -1,4 +1,4 @@
-"""What an image set refuses, and what it promises."""
+"""The checks and guarantees of an image set."""
 
 import math
 
@@ -17,7 +17,7 @@ def make(pixels: torch.Tensor, labels: list[int], classes: int = 3) -> ImageSet:
     return ImageSet(pixels, torch.tensor(labels, dtype=torch.int64), tuple("abcdefghij"[:classes]), "here")
 
 
-def test_a_sound_set_keeps_its_shape_and_counts() -> None:
+def test_a_valid_set_keeps_its_shape_and_counts() -> None:
     found = make(images(4, 3, 5, 6), [0, 1, 2, 0])
     assert (len(found), found.classes, found.image_shape) == (4, 3, (3, 5, 6))
 
@@ -32,7 +32,7 @@ def test_the_digest_depends_on_pixels_and_on_labels_only() -> None:
     assert make(changed, [0, 1]).sha256 != same.sha256
 
 
-def test_a_subset_has_the_samples_asked_for_and_its_own_digest() -> None:
+def test_a_subset_has_the_requested_samples_and_its_own_digest() -> None:
     whole = make(images(4, 1, 4, 4), [0, 1, 2, 1])
     part = whole.subset(torch.tensor([3, 0]))
     assert torch.equal(part.images, whole.images[[3, 0]])
@@ -40,7 +40,7 @@ def test_a_subset_has_the_samples_asked_for_and_its_own_digest() -> None:
     assert part.sha256 != whole.sha256
 
 
-def test_a_limit_takes_the_first_samples_and_never_more_than_there_are() -> None:
+def test_a_limit_takes_the_first_samples_and_at_most_all() -> None:
     whole = make(images(4, 1, 4, 4), [0, 1, 2, 1])
     assert whole.first(2).labels.tolist() == [0, 1]
     assert whole.first(9) is whole

@@ -1,4 +1,4 @@
-"""Every source of data, read from files that the tests write, and every way in which they can be wrong."""
+"""Every source of data, read from files that the tests write, and everything that can be wrong with them."""
 
 from pathlib import Path
 
@@ -36,12 +36,12 @@ def test_the_embedded_digits_are_the_whole_set_in_three_disjoint_stratified_part
     assert parts["test"].labels.bincount().min() >= 34
 
 
-def test_the_digits_shipped_are_the_digits_checked() -> None:
+def test_the_embedded_digits_have_the_expected_digest() -> None:
     assert load_data("digits").sha256.startswith("0fc961f2")
 
 
 @pytest.mark.parametrize("spec", ["", "digit", "npy", "npy:", "folder:", "cifar", "npz:", "hf-disk"])
-def test_an_unknown_source_is_answered_with_the_known_ones(spec: str) -> None:
+def test_an_unknown_source_is_refused_with_a_list_of_the_known_ones(spec: str) -> None:
     with pytest.raises(
         DataError, match=r"data must be one of digits, mnist, .*folder:DIR, npy:DIR, npz:FILE and hf-disk"
     ):
@@ -64,7 +64,7 @@ def test_numpy_arrays_become_channel_first_images_in_the_unit_range(tmp_path: Pa
     np.testing.assert_array_equal((found.images * 255).round().numpy(), stored[:4].transpose(0, 3, 1, 2))
 
 
-def test_numpy_floats_in_the_unit_range_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_numpy_floats_in_the_unit_range_are_used_unchanged(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).random((3, 4, 4, 1))
     write_arrays(tmp_path, stored, np.arange(3))
     np.testing.assert_allclose(load_data(f"npy:{tmp_path}").images[:, 0].numpy(), stored[..., 0], rtol=1e-6)
@@ -72,7 +72,7 @@ def test_numpy_floats_in_the_unit_range_are_taken_as_they_are(tmp_path: Path) ->
 
 def test_class_names_come_from_a_file_beside_the_arrays(tmp_path: Path) -> None:
     write_arrays(tmp_path, np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]))
-    (tmp_path / "classes.txt").write_text("\ufeffcat\r\ndog\ncow\n", encoding="utf-8")  # as Windows writes it
+    (tmp_path / "classes.txt").write_text("\ufeffcat\r\ndog\ncow\n", encoding="utf-8")  # as written on Windows
     assert load_data(f"npy:{tmp_path}").class_names == ("cat", "dog", "cow")
     write_arrays(tmp_path, np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 3]))
     with pytest.raises(DataError, match=r"label 3, outside the classes 0 .. 2"):
@@ -120,7 +120,7 @@ def test_pickled_arrays_are_never_executed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
-def test_an_image_folder_gives_its_directories_as_classes(tmp_path: Path, mode: str, channels: int) -> None:
+def test_the_classes_of_an_image_folder_are_its_directories(tmp_path: Path, mode: str, channels: int) -> None:
     write_images(tmp_path, mode=mode)
     found = load_data(f"folder:{tmp_path}")
     assert found.class_names == ("class0", "class1")
@@ -157,7 +157,7 @@ def test_unusable_image_folders_are_refused_in_one_sentence(tmp_path: Path) -> N
         load_data(f"folder:{tmp_path}")
 
 
-def test_mnist_asks_for_its_folder_and_downloads_nothing(tmp_path: Path) -> None:
+def test_mnist_requires_its_folder_and_downloads_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data-root"):
         load_data("mnist")
     with pytest.raises(DataError, match="cannot read mnist"):

@@ -1,4 +1,4 @@
-"""However images are stored, the same images come out, and no more of them than were asked for."""
+"""Every storage format gives the same images, and only the requested ones are read."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_every_store_gives_the_same_images_the_same_digest_and_single_images(
     assert torch.equal(found.images, images)
 
 
-def test_arrays_on_the_disk_are_mapped_and_keep_their_eight_bits(tmp_path: Path) -> None:
+def test_arrays_on_disk_are_memory_mapped_and_stay_8_bit(tmp_path: Path) -> None:
     for spec in (write_npy(tmp_path), write_npz(tmp_path)):
         stored = load_data(spec).pixels
         assert isinstance(stored, ArrayPixels)
@@ -118,7 +118,7 @@ def test_splits_are_named_with_the_seed_of_their_draw(tmp_path: Path) -> None:
     assert load_data(f"hf-disk:{tmp_path}", split="train").split_seed is None
 
 
-def test_a_digest_that_is_expected_and_not_met_is_refused() -> None:
+def test_data_with_another_digest_than_expected_are_refused() -> None:
     pixels = torch.zeros(1, 1, 2, 2)
     with pytest.raises(DataError, match="expected 0000; the data has changed or was damaged: download it again"):
         ImageSet(pixels, torch.tensor([0]), ("a",), "here", sha256="0000")
@@ -171,7 +171,7 @@ def test_unusable_saved_data_sets_are_refused_in_one_sentence(tmp_path: Path) ->
         load_data(spec)
 
 
-def test_a_damaged_file_anywhere_in_a_folder_is_found_before_anything_runs(tmp_path: Path) -> None:
+def test_a_damaged_file_anywhere_in_a_folder_is_detected_before_anything_runs(tmp_path: Path) -> None:
     spec = write_folder(tmp_path)
     file = tmp_path / "images" / "2" / "5.png"
     file.write_bytes(file.read_bytes()[:60])
@@ -179,7 +179,7 @@ def test_a_damaged_file_anywhere_in_a_folder_is_found_before_anything_runs(tmp_p
         load_data(spec)
 
 
-def test_a_limit_reads_no_further_image(tmp_path: Path) -> None:
+def test_no_image_beyond_a_limit_is_read(tmp_path: Path) -> None:
     spec = write_folder(tmp_path)
     (tmp_path / "images" / "2" / "5.png").write_bytes(b"no image")
     assert len(load_data(spec, limit=4)) == 4
@@ -193,7 +193,7 @@ def test_chunks_cover_every_image_once_in_order(samples: int, side: int) -> None
     assert all(len(chunk) == 1 or len(chunk) * side * side <= 2**22 for chunk in found)
 
 
-def test_a_choice_of_a_choice_is_the_right_images() -> None:
+def test_a_subset_of_a_subset_has_the_right_images() -> None:
     whole = ArrayPixels(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1))
     found = ChosenPixels(ChosenPixels(whole, torch.tensor([9, 7, 5, 3])), torch.tensor([3, 0]))
     assert found.shape == (2, 1, 1, 1)
@@ -206,15 +206,15 @@ def test_reading_ahead_changes_neither_order_nor_content(keys: list[int], depth:
     assert list(read_ahead(lambda key: key * 2, keys, depth=depth)) == [(key, key * 2) for key in keys]
 
 
-def test_reading_ahead_reads_the_next_batch_and_no_more_before_it_is_wanted() -> None:
+def test_reading_ahead_reads_only_the_next_batch() -> None:
     seen: list[int] = []
     batches = read_ahead(lambda key: seen.append(key) or key, range(9))
     assert next(batches)[0] == 0
-    batches.close()  # waits for what is being read
+    batches.close()  # waits for pending reads
     assert seen in ([0], [0, 1])
 
 
-def test_an_error_while_reading_ahead_comes_at_its_own_batch() -> None:
+def test_an_error_while_reading_ahead_is_raised_at_its_own_batch() -> None:
     def read(key: int) -> int:
         if key == 1:
             raise DataError("image 1 cannot be read")
@@ -235,7 +235,7 @@ def header(shape: tuple[int, ...]) -> bytes:
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("shape", [(10**6, 100, 100, 1), (10**9, 10**4, 10**4, 3)])
-def test_an_archive_that_claims_more_than_the_memory_is_refused_before_memory_is_asked_for(
+def test_an_archive_that_claims_more_than_the_memory_is_refused_before_allocation(
     compression: int, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:

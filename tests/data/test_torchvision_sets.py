@@ -1,4 +1,4 @@
-"""torchvision's layouts are read offline; nothing is fetched unless asked for."""
+"""torchvision's layouts are read offline; nothing is downloaded unless requested."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from robustres.errors import DataError
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small CIFAR-10 whose digests torchvision is told."""
+    """A small CIFAR-10 whose digests are patched into torchvision."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_a_changed_file_is_refused_before_it_is_opened(cifar: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100"])
-def test_a_missing_set_is_not_fetched_and_the_cure_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_data_set_is_not_downloaded_and_the_message_gives_advice(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs the folder that contains"):
         load_data(name)
     with pytest.raises(DataError, match="download them with --download"):

@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and gives what it says."""
+"""Every example in a docstring runs and gives the stated output."""
 
 import doctest
 from importlib import import_module
@@ -16,7 +16,7 @@ FILES = sorted(
 )
 
 
-def test_there_are_as_many_as_there_were() -> None:
+def test_the_number_of_examples_does_not_shrink() -> None:
     assert len(FILES) >= 40
 
 

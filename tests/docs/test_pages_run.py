@@ -1,4 +1,4 @@
-"""The lines of the tutorials and of the how-to pages run as they stand, page by page and from top to bottom."""
+"""The code of the tutorials and how-to pages runs as written, page by page, from top to bottom."""
 
 import doctest
 import re
@@ -13,7 +13,7 @@ from robustres.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-# Pages that take more than ten seconds of one core.
+# Pages that take more than ten seconds on one core.
 SLOW = {"index.md", "how-to/runs.md", "tutorials/certify.md", "tutorials/evaluate.md", "tutorials/train.md"}
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
@@ -32,7 +32,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in PAGES]
 )
-def test_the_lines_of_a_page_run(page: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_page_runs(page: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for language, block in re.findall(r"^```(python|sh)\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S):
         if language == "sh":
@@ -46,7 +46,7 @@ def test_the_lines_of_a_page_run(page: str, clone: Path, monkeypatch: pytest.Mon
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line of the command line, which has to end well."""
+    """Run one shell command, which must succeed."""
     assert words[0] == "robustres"
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
@@ -55,7 +55,7 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_examples(block: str, names: dict[str, Any], page: str) -> None:
-    """Examples with their answers, in the names that the page has defined so far."""
+    """Run examples with their expected output, in the namespace that the page has built so far."""
     example = doctest.DocTestParser().get_doctest(block, names, page, page, 0)
     found = doctest.DocTestRunner().run(example, clear_globs=False)
     assert found.attempted > 0

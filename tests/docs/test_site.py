@@ -1,4 +1,4 @@
-"""The documentation site: built strictly, every link followed, every public name and every task found in it."""
+"""The documentation site: it builds in strict mode, every link resolves, every public name and task can be found."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PACKAGES = ("", ".attacks", ".certify", ".data", ".dynamics", ".evaluation", ".models", ".reports", ".training")
-# What a stranger looks for, written down before the site was: a word of the task, and the page that answers it.
+# Tasks of a new user, written before the site: a word of the task, and the page that answers it.
 TASKS = {
     "onnx file on my own images": "tutorials/evaluate.md",
     "torchvision": "how-to/models-and-data.md",
@@ -46,7 +46,7 @@ class Links(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_site_is_built_strictly_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+def test_the_site_builds_in_strict_mode_and_every_link_resolves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def test_the_site_is_built_strictly_and_every_link_leads_somewhere(tmp_path: Pat
     broken = [
         f"{page.relative_to(tmp_path)}: {link}"
         for page, found in pages.items()
-        if page.name != "404.html"  # its links start at the root of the server
+        if page.name != "404.html"  # its links are relative to the root of the server
         for link in found.links
         if not leads_somewhere(page, link, pages)
     ]
@@ -64,14 +64,14 @@ def test_the_site_is_built_strictly_and_every_link_leads_somewhere(tmp_path: Pat
 
 
 def parsed(page: Path) -> Links:
-    """What a page links to and what in it can be linked to."""
+    """The links of a page and its anchors."""
     links = Links()
     links.feed(page.read_text())
     return links
 
 
 def leads_somewhere(page: Path, link: str, pages: dict[Path, Links]) -> bool:
-    """Whether a link of a page is one to elsewhere, or to a file of the site and an anchor in it."""
+    """Whether a link is external, or points to an existing file and anchor of the site."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
         return parts.scheme in ("http", "https", "data", "mailto")
@@ -83,7 +83,7 @@ def leads_somewhere(page: Path, link: str, pages: dict[Path, Links]) -> bool:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_public_name_has_its_place_in_the_reference(package: str) -> None:
+def test_every_public_name_is_in_the_reference(package: str) -> None:
     text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     shown = set(re.findall(r"^::: (\S+)$", text, re.M))
     module = import_module(f"robustres{package}")
@@ -94,7 +94,7 @@ def test_every_public_name_has_its_place_in_the_reference(package: str) -> None:
         assert hasattr(import_module(home), attribute), name
 
 
-def test_the_ten_tasks_are_one_click_from_the_list_and_the_list_is_in_the_navigation() -> None:
+def test_the_ten_tasks_are_one_click_from_a_list_in_the_navigation() -> None:
     rows = re.findall(r"^\| (.+?) \| \[.+?\]\((.+?)\) \|$", (DOCS / "how-to" / "index.md").read_text(), re.M)
     answers = {task.lower(): (DOCS / "how-to" / link.split("#")[0]).resolve() for task, link in rows}
     assert len(answers) == len(TASKS)

@@ -100,7 +100,7 @@ def test_the_variation_of_a_segment_is_its_length_and_of_a_sine_four() -> None:
 
 
 @pytest.mark.parametrize("contraction", [0.3, 0.9])
-def test_the_inverse_comes_back_to_the_input_and_stays_within_its_bound(contraction: float) -> None:
+def test_the_inverse_recovers_the_input_within_its_bound(contraction: float) -> None:
     matrix = normal(6, 6, seed=1)
     matrix *= contraction / torch.linalg.matrix_norm(matrix, 2)
     x = normal(10, 6, seed=2)
@@ -112,14 +112,14 @@ def test_the_inverse_comes_back_to_the_input_and_stays_within_its_bound(contract
     assert trace["error"].iloc[-1] < 1e-12
 
 
-def test_an_expanding_branch_is_not_inverted() -> None:
+def test_an_expanding_branch_is_refused() -> None:
     with pytest.raises(InputError, match="K_F < 1"):
         fixed_point_inverse(lambda v: 2 * v, torch.ones(1, 1), 2.0)
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=SEEDS)
-def test_a_state_moved_by_less_than_the_reach_keeps_its_answer(seed: int) -> None:
+def test_a_state_moved_by_less_than_the_reach_keeps_its_prediction(seed: int) -> None:
     head, state = normal(4, 6, seed=seed), normal(8, 6, seed=seed + 1)
     reach = pairwise_reach(state @ head.T, head)
     answer = (state @ head.T).argmax(dim=1)
@@ -157,7 +157,7 @@ def test_a_layer_stretches_no_sample_by_more_than_its_bound(kind: Kind) -> None:
     assert float(values.max()) <= layer.upper()  # type: ignore[operator]
 
 
-def test_a_finding_without_a_number_does_not_hold() -> None:
+def test_a_finding_of_nan_does_not_hold() -> None:
     assert not Finding("gap", math.nan, "measured", "<=", 1.0, "tolerance").holds
     assert Finding("gap", math.nan, "measured").holds
     with pytest.raises(InputError, match="against"):

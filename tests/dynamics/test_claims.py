@@ -15,7 +15,7 @@ from robustres.dynamics.demonstrations.smoothness import smoothness
 from robustres.errors import InputError
 
 SCALES = ((1.0, 1.0), (1.0, 0.1), (0.5, 0.1))
-# Smaller than what the documentation shows, so that all of them together take under a minute of one core.
+# Smaller than in the documentation, so that all of them together take less than a minute on one core.
 QUICK: dict[str, Callable[[Parts], Claim]] = {
     "gradient-flow": lambda parts: gradient_flow(parts, depths=(10, 20, 60), samples=16),
     "information": lambda parts: information(parts, epochs=3, samples=4),
@@ -38,7 +38,7 @@ def claims(parts: Parts) -> dict[str, Claim]:
 
 
 def made(name: str, parts: Parts, claims: dict[str, Claim]) -> Claim:
-    """The claim, made once for all tests of this file."""
+    """The claim, computed once for all tests of this file."""
     if name not in claims:
         claims[name] = QUICK[name](parts)
     return claims[name]
@@ -60,7 +60,7 @@ def test_the_claim_holds_on_real_digits(name: str, parts: Parts, claims: dict[st
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_picture_is_drawn(name: str, parts: Parts, claims: dict[str, Claim]) -> None:
+def test_the_chart_is_rendered(name: str, parts: Parts, claims: dict[str, Claim]) -> None:
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(made(name, parts, claims).chart)
@@ -68,7 +68,9 @@ def test_the_picture_is_drawn(name: str, parts: Parts, claims: dict[str, Claim])
     assert "NaN" not in svg
 
 
-def test_proven_samples_stay_and_the_budget_decides_how_many(parts: Parts, claims: dict[str, Claim]) -> None:
+def test_proven_samples_keep_their_prediction_and_their_number_depends_on_the_budget(
+    parts: Parts, claims: dict[str, Claim]
+) -> None:
     frame = made("second-task", parts, claims).frame
     adapters = frame[frame["method"] == "adapters"]
     assert (adapters["kept"] >= adapters["kept_proven"]).all()
@@ -82,5 +84,5 @@ def test_an_unknown_demonstration_is_refused_by_name() -> None:
 
 
 @pytest.mark.slow
-def test_every_claim_holds_at_the_size_that_the_documentation_shows() -> None:
+def test_every_claim_holds_at_the_size_used_in_the_documentation() -> None:
     assert [claim.name for claim in demonstrate() if not claim.holds] == []

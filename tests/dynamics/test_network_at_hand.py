@@ -1,4 +1,4 @@
-"""A network that the laboratory did not build: cut at its states, looked at claim by claim."""
+"""A network that the laboratory did not build, cut at its states and examined claim by claim."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_the_pieces_run_one_after_the_other_are_the_network() -> None:
     assert math.prod(piece.upper for piece in network.pieces) <= network.upper_from(0)
 
 
-def test_every_claim_says_something_about_it_and_it_is_left_as_it_was() -> None:
+def test_every_claim_applies_to_it_and_it_is_left_unchanged() -> None:
     before = {name: value.clone() for name, value in NETWORK.state_dict().items()}
     told: list[tuple[str, int, int]] = []
     results = list(inspect_model(NETWORK, IMAGES, joint=False, progress=lambda *step: told.append(step)))

@@ -1,4 +1,4 @@
-"""What the laboratory says about a network at hand, against closed forms, dense ground truth and the scaled network."""
+"""The laboratory's results on a given network, against closed forms, dense ground truth and the scaled network."""
 
 import math
 
@@ -44,7 +44,7 @@ def own_stack(alpha: float = 1.0, beta: float = 1.0) -> Stack:
     return model.double().requires_grad_(False)
 
 
-def test_an_early_exit_is_the_head_on_the_state_there(network: Dissection, images: ImageSet) -> None:
+def test_an_early_exit_is_the_head_applied_to_the_state(network: Dissection, images: ImageSet) -> None:
     model = own_stack()
     states = model.states(images.images.double())
     found = exit_logits(network, network.states(images.images))
@@ -68,7 +68,7 @@ def test_the_remaining_correction_and_the_exit_are_those_of_the_states(network: 
     assert frame["margin_gained"].iloc[0] == pytest.approx(float(gained))
 
 
-def test_the_descent_lowers_the_loss_of_stopping_there(network: Dissection, images: ImageSet) -> None:
+def test_the_descent_direction_lowers_the_loss_of_the_early_exit(network: Dissection, images: ImageSet) -> None:
     position = network.residual[1]
     state = network.states(images.images)[position]
     direction = exit_descent(network, state, position, images.labels)
@@ -113,7 +113,7 @@ def test_the_sweep_certifies_the_unscaled_network_as_the_certifier_does(network:
     assert row["upper"] == pytest.approx(network.report.product)
 
 
-def test_lanczos_stays_below_the_largest_singular_value_and_comes_close() -> None:
+def test_lanczos_stays_below_the_largest_singular_value_but_close_to_it() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(40, 30, generator=generator, dtype=torch.float64)
     x = torch.randn(5, 30, generator=generator, dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_lanczos_stays_below_the_largest_singular_value_and_comes_close() -> Non
     assert bool(estimated.smallest.isnan().all())
 
 
-def test_large_states_get_an_estimate_and_say_that_the_smallest_is_not_computed(images: ImageSet) -> None:
+def test_large_states_get_an_estimate_and_no_smallest_singular_value(images: ImageSet) -> None:
     model = residual_net(block="residual", depth=1, width=20, image_shape=(1, 8, 8), classes=10, pool=2)
     network = dissect(model, (1, 8, 8), joint=False)
     claim = information_of(network, images.first(3))

@@ -1,4 +1,4 @@
-"""Work in batches: every sample once, in order, also when memory runs out."""
+"""Work in batches: every sample once and in order, even when memory runs out."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from robustres.evaluation.batches import in_batches
 
 
 @given(total=st.integers(1, 50), batch_size=st.integers(1, 60), memory=st.integers(1, 60))
-def test_every_sample_is_covered_once_in_order_however_little_memory_there_is(
+def test_every_sample_is_covered_once_in_order_even_with_little_memory(
     total: int, batch_size: int, memory: int
 ) -> None:
     def work(batch: slice) -> list[int]:
@@ -25,7 +25,7 @@ def test_every_sample_is_covered_once_in_order_however_little_memory_there_is(
     assert [sample for batch in results for sample in batch] == list(range(total))
 
 
-def test_one_sample_that_does_not_fit_is_an_error() -> None:
+def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
     def work(batch: slice) -> None:
         raise torch.OutOfMemoryError
 
@@ -33,7 +33,7 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
         in_batches(work, 3, batch_size=2)
 
 
-def test_small_images_are_taken_512_at_once_and_large_ones_fewer() -> None:
+def test_small_images_are_batched_by_512_and_large_ones_in_smaller_batches() -> None:
     settings = Settings(eps={"l2": (0.5,)}, attacks=("fgsm", "pgd"))
     assert settings.images_at_once((1, 28, 28)) == settings.images_at_once((3, 32, 32)) == 512
     assert settings.images_at_once((3, 224, 224)) == 222

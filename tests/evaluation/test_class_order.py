@@ -1,4 +1,4 @@
-"""Labels that count the classes in another order than the model are noticed; honest failures are not."""
+"""Labels that number the classes in a different order than the model are detected; genuine errors are not reported."""
 
 import torch
 
@@ -11,7 +11,7 @@ def a_set(labels: torch.Tensor, classes: int, *, ordered_by_name: bool = False) 
     return ImageSet(pixels, labels, names, "here", ordered_by_name=ordered_by_name)
 
 
-def test_another_order_that_explains_the_answers_is_named() -> None:
+def test_another_order_that_explains_the_predictions_is_named() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(100) % 10
     order = torch.randperm(10, generator=generator)

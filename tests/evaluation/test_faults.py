@@ -1,4 +1,4 @@
-"""Faults while a run is written or read: named, and mended by the same command."""
+"""Faults while a run is written or read: they are named, and the same command repairs them."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((folder / "parts").iterdir())}
 
 
-def test_a_full_disk_is_named_and_the_same_call_goes_on_from_there(
+def test_a_full_disk_is_named_and_the_same_call_continues_from_there(
     model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(model, data, tmp_path / "whole", SETTINGS)
@@ -71,7 +71,7 @@ def test_a_full_disk_is_named_and_the_same_call_goes_on_from_there(
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 and then nothing"])
-def test_a_damaged_part_is_refused_by_readers_and_computed_anew_by_the_run(
+def test_a_damaged_part_is_refused_by_readers_and_recomputed_by_the_run(
     model: LoadedModel, data: ImageSet, tmp_path: Path, damage: bytes
 ) -> None:
     evaluate(model, data, tmp_path / "run", SETTINGS)
@@ -85,7 +85,7 @@ def test_a_damaged_part_is_refused_by_readers_and_computed_anew_by_the_run(
 
 
 class OneBroken(nn.Module):
-    """Answers NaN for the one image that is all ones."""
+    """Return NaN for the image of all ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class OneBroken(nn.Module):
         return torch.where((x.flatten(1) == 1).all(1, keepdim=True), torch.nan, logits)
 
 
-def test_one_broken_sample_of_ten_thousand_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_one_broken_sample_of_ten_thousand_is_reported_and_the_rest_continues(tmp_path: Path) -> None:
     images = torch.rand(10_000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     images[7777] = 1
     data = ImageSet(images, torch.arange(10_000) % 10, tuple("0123456789"), "made", "")
@@ -110,7 +110,7 @@ def test_one_broken_sample_of_ten_thousand_is_reported_and_the_rest_goes_on(tmp_
 
 
 class Normalising(nn.Module):
-    """Subtracts the mean from its images, in place or not."""
+    """Subtract the mean from the images, in place or not."""
 
     def __init__(self, *, in_place: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Normalising(nn.Module):
         return logits
 
 
-def test_a_network_that_writes_into_its_images_gets_the_same_results(tmp_path: Path) -> None:
+def test_a_network_that_modifies_its_input_in_place_gets_the_same_results(tmp_path: Path) -> None:
     images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     data = ImageSet(images, torch.arange(20) % 10, tuple("0123456789"), "made", "")
     settings = Settings(eps={"l2": (0.1,)}, attacks=("fgsm", "pgd", "square"), attack_settings={"square": {"steps": 5}})
@@ -141,7 +141,7 @@ def small(activation: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), activation, nn.Linear(8, 3)).eval()
 
 
-def test_bounds_are_found_again_for_the_same_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_bounds_are_reused_for_the_same_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BoundStore((tmp_path / "a", tmp_path / "b"))
     first = lipschitz(small(nn.ReLU()), (1, 4, 4), store=store)
     changed = small(nn.ReLU())
@@ -159,7 +159,7 @@ def test_bounds_are_found_again_for_the_same_network_only(tmp_path: Path, monkey
     assert again.to_frame().equals(first.to_frame())
 
 
-def test_a_damaged_stored_bound_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_stored_bound_is_recomputed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = BoundStore((tmp_path,))
     first = lipschitz(small(nn.ReLU()), (1, 4, 4), store=store)
     (file,) = tmp_path.iterdir()
@@ -169,7 +169,7 @@ def test_a_damaged_stored_bound_is_computed_again(tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_no_run_keeps_every_file_of_its_owner(
+def test_a_folder_that_is_not_a_run_keeps_all_its_files(
     model: LoadedModel, data: ImageSet, tmp_path: Path, overwrite: bool
 ) -> None:
     for name in ("summary.json", "report.md", "samples.csv", "run.json", "parts", "figures"):
@@ -186,7 +186,7 @@ def test_a_folder_that_is_no_run_keeps_every_file_of_its_owner(
         assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-def test_a_manifest_changed_after_the_end_is_refused_by_the_same_call(
+def test_a_manifest_changed_after_the_end_of_the_run_is_refused_by_the_same_call(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
     evaluate(model, data, tmp_path, SETTINGS)

@@ -1,4 +1,4 @@
-"""Attacks and certificates of one's own go through a run as the package's do, and never past its checks."""
+"""The user's own attacks and certificates take part in a run like the built-in ones, with all checks."""
 
 import math
 import sys
@@ -27,7 +27,7 @@ EPS: dict[Norm, tuple[float, ...]] = {"linf": (0.05, 0.1)}
 
 @dataclass(frozen=True)
 class Negative:
-    """Proposes the negative image, far outside the ball, as if it were within."""
+    """Propose the negative image, which lies far outside the ball."""
 
     threat: ThreatModel
     name: str = "negative"
@@ -38,7 +38,7 @@ class Negative:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Claims one radius for every sample."""
+    """Claim the same radius for every sample."""
 
     radius: float = 0.0
     name: str = "fixed"
@@ -65,7 +65,7 @@ def data() -> ImageSet:
     return load_data("digits", limit=24)
 
 
-def test_an_object_a_class_and_a_place_in_a_module_are_attacks_beside_names(
+def test_an_object_a_class_and_an_import_path_are_accepted_as_attacks(
     model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text(
@@ -97,7 +97,7 @@ def test_an_object_a_class_and_a_place_in_a_module_are_attacks_beside_names(
 
 
 def test_columns_carry_function_norm_and_guarantee(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
-    """Nothing is guessed from a name: this one begins like that of a smoothed classifier."""
+    """Nothing is inferred from a name, here one that begins like that of a smoothed classifier."""
     ours = Fixed(1e-9, name="smoothed by nobody")
     vote = Fixed(9.0, name="vote", function="the vote", norm="linf", guarantee=Guarantee(0.001))
     run = evaluate(model, data, tmp_path, Settings(eps=EPS, attacks=("fgsm",), certificate=("best", ours, vote)))
@@ -112,7 +112,7 @@ def test_columns_carry_function_norm_and_guarantee(model: LoadedModel, data: Ima
     assert "the vote" in write_report(tmp_path).read_text()
 
 
-def test_an_own_certificate_of_the_network_is_held_against_attacks(
+def test_an_own_certificate_of_the_network_is_compared_with_attacks(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
     with pytest.raises(SandwichViolationError, match="`fixed` certified"):
@@ -142,7 +142,7 @@ def test_certificates_that_contradict_each_other_are_a_defect(
         ({"certificate": ("best", 3)}, "a certificate is a name, or an object"),
     ],
 )
-def test_settings_are_checked_when_they_are_made(settings: dict[str, Any], match: str) -> None:
+def test_settings_are_checked_at_construction(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         Settings(**{"eps": EPS, **settings})
 
@@ -174,8 +174,8 @@ class Counting(nn.Module):
         return logits
 
 
-def test_a_part_goes_to_the_attack_as_a_whole_so_that_its_batches_stay_full(tmp_path: Path) -> None:
-    """One slot for every sample: those that fall make room at once for the next ones of the part."""
+def test_the_attack_receives_a_whole_part_so_that_its_batches_stay_full(tmp_path: Path) -> None:
+    """One slot per sample: a fooled sample makes room at once for the next one of the part."""
     net = Counting().eval()
     data = load_data("digits", limit=320)
     labels = net(data.images).argmax(dim=1)
@@ -187,14 +187,14 @@ def test_a_part_goes_to_the_attack_as_a_whole_so_that_its_batches_stay_full(tmp_
         evaluate(LoadedModel(net, "counting", "0", 0), data, tmp_path / str(part_size),
                  replace(settings, part_size=part_size), cache=False)  # fmt: skip
         calls.append(net.calls)
-    assert calls[1] >= 5 * 100  # in every batch of 64 some samples are searched for to the last of 100 steps
-    # 58 samples are searched for to the end; in the order of the data 64 places would need 124 gradients at the least.
+    assert calls[1] >= 5 * 100  # in every batch of 64 some samples use all 100 steps
+    # 58 samples use all steps; in the order of the data, 64 slots would need at least 124 gradients.
     assert calls[0] <= 132, calls
 
 
-def test_an_attack_that_does_not_fit_begins_again_with_half_the_batch() -> None:
+def test_an_attack_that_does_not_fit_restarts_with_half_the_batch() -> None:
     class Small(nn.Module):
-        """Runs out of memory with more than four images."""
+        """Run out of memory with more than four images."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -214,7 +214,7 @@ def test_an_attack_that_does_not_fit_begins_again_with_half_the_batch() -> None:
 
 
 class Gradients(nn.Module):
-    """Runs out of memory when it is to be differentiated on more than 16 images, from the given call on."""
+    """Run out of memory when differentiated on more than 16 images, from the given call on."""
 
     def __init__(self, fits: int) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Gradients(nn.Module):
 
 
 @pytest.mark.parametrize("attack", [PGD, APGD])
-def test_what_a_search_has_done_is_kept_when_the_memory_runs_out(attack: type[PGD] | type[APGD]) -> None:
+def test_the_progress_of_a_search_is_kept_when_memory_runs_out(attack: type[PGD] | type[APGD]) -> None:
     data, threat = load_data("digits", limit=64), ThreatModel("l2", 0.2)
     whole, cut = Gradients(10**9).eval(), Gradients(300).eval()
     labels = whole(data.images).argmax(dim=1)
@@ -243,7 +243,7 @@ def test_what_a_search_has_done_is_kept_when_the_memory_runs_out(attack: type[PG
     assert cut.differentiated == whole.differentiated  # nothing was computed again
 
 
-def test_local_radii_go_through_a_run_beside_those_of_the_network(
+def test_local_radii_take_part_in_a_run_beside_those_of_the_network(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
     settings = Settings(eps=EPS, attacks=("pgd",), certificate="best", seconds_per_image=0.5)
@@ -256,12 +256,12 @@ def test_local_radii_go_through_a_run_beside_those_of_the_network(
     )
 
 
-def test_local_certificates_are_told_how_far_adversarial_examples_lie(
+def test_local_certificates_receive_the_distances_of_adversarial_examples(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
     @dataclass(frozen=True)
     class Told:
-        """Radii just short of the examples that it is told of, or just beyond them."""
+        """Radii slightly below or above the given distances of examples."""
 
         factor: float
         name: str = "told"
@@ -284,23 +284,25 @@ def test_local_certificates_are_told_how_far_adversarial_examples_lie(
     nearest = attacks.groupby("index")["linf"].min()
     assert len(nearest) > 0
     assert radii[nearest.index].tolist() == pytest.approx((0.5 * nearest).tolist())
-    with pytest.raises(SandwichViolationError):  # what comes after the attacks is held against them all the same
+    with pytest.raises(
+        SandwichViolationError
+    ):  # certificates computed after the attacks are compared with them all the same
         evaluate(model, data, tmp_path / "beyond", replace(settings, certificate=Told(1.01)))
 
 
-def test_local_radii_aim_at_the_eps_that_are_counted(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+def test_local_radii_aim_at_the_requested_eps(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     settings = Settings(eps=EPS, attacks=("pgd",), certificate="local", seconds_per_image=0.5, aim_at_eps=True)
     aimed = evaluate(model, data, tmp_path / "aimed", settings).certificates
     free = evaluate(model, data, tmp_path / "free", replace(settings, aim_at_eps=False)).certificates
     for norm, counted in settings.counted_eps().items():
         radii, most = (rows[rows["norm"] == norm].set_index("index")["radius"] for rows in (aimed, free))
-        for eps in counted:  # an affine network: both are exact, but for the last two per cent of the free search
+        for eps in counted:  # an affine network: both are exact up to the last two per cent of the free search
             assert bool((radii[most >= eps] >= eps).all())
         assert bool((radii <= max(counted)).all())
         assert bool((radii >= min(counted)).any())
 
 
-def test_minimum_norm_is_a_property_of_the_class_not_of_its_name() -> None:
+def test_minimum_norm_is_an_attribute_of_the_class_and_not_inferred_from_its_name() -> None:
     @dataclass(frozen=True)
     class Nearest(DDN):
         kind = "nearest"

@@ -1,4 +1,4 @@
-"""Local certificates are kept where asked, proved again elsewhere, and what was tampered with is noticed."""
+"""Local certificates are kept on request, can be proved again elsewhere, and tampering is detected."""
 
 import contextlib
 import io
@@ -32,12 +32,12 @@ Arrays = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint and two runs of it that kept its certificates."""
+    """A checkpoint and two runs of it that kept their certificates."""
     folder = tmp_path_factory.mktemp("recheck")
     torch.manual_seed(0)
     network = residual_net(block="residual", depth=1, width=4, image_shape=(1, 4, 4), classes=3, pool=1)
     (*_, last) = (part for part in network.modules() if isinstance(part, nn.Linear))
-    with torch.no_grad():  # so that its answers differ, and radii end somewhere
+    with torch.no_grad():  # so that its predictions differ and the radii are finite
         last.bias -= network.eval()(images().images).mean(dim=0)
     save_checkpoint(network, folder / "model.safetensors")
     evaluate(str(folder / "model.safetensors"), images(), folder / "run", SETTINGS, cache=False)
@@ -62,7 +62,7 @@ def images() -> ImageSet:
 
 @pytest.fixture
 def run(folder: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
+    """A copy of the run to tamper with."""
     import shutil
 
     shutil.copytree(folder / "run", tmp_path / "run")
@@ -71,7 +71,7 @@ def run(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_every_radius_is_confirmed_and_the_command_says_so(
+def test_every_radius_is_confirmed_and_the_command_reports_it(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = recheck(run, data=images())
@@ -92,7 +92,7 @@ def test_every_radius_is_confirmed_and_the_command_says_so(
 
 
 def resealed(run: Path, change: Callable[[Arrays], None], name: str = "local-l2-000000001.npz") -> None:
-    """Change a certificate, and every digest that is over it, as somebody would who wants it to be believed."""
+    """Change a certificate and every digest over it, as an attacker would."""
     file = run / "certificates" / name
     with np.load(file) as archive:
         arrays = {key: archive[key].copy() for key in archive.files}
@@ -120,13 +120,13 @@ def renewed(run: Path, name: str, content: bytes) -> None:
 
 
 def why(run: Path, data: ImageSet | None = None) -> str:
-    """What is said of sample 1 in l2, while all others are confirmed."""
+    """The result for sample 1 in l2, while all others are confirmed."""
     rows = recheck(run, data=data).set_index(["norm", "index"])
     assert rows["confirmed"].sum() == 5
     return str(rows.loc[("l2", 1), "why"])
 
 
-def test_a_changed_file_and_a_lost_one_are_named(run: Path) -> None:
+def test_a_changed_file_and_a_missing_file_are_named(run: Path) -> None:
     file = run / "certificates" / "local-l2-000000001.npz"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -146,7 +146,7 @@ def test_changed_tables_are_refused(run: Path) -> None:
         recheck(run)
 
 
-def test_a_larger_claim_with_all_its_digests_is_not_confirmed(run: Path) -> None:
+def test_a_larger_claim_with_consistent_digests_is_not_confirmed(run: Path) -> None:
     from robustres.results import RunFolder
 
     folder = RunFolder(run)
@@ -198,14 +198,14 @@ def other_network(arrays: Arrays) -> None:
         (other_network, "another structure"),
     ],
 )
-def test_a_changed_certificate_with_all_its_digests_is_noticed(
+def test_a_changed_certificate_with_consistent_digests_is_detected(
     change: Callable[[Arrays], None], said: str, run: Path
 ) -> None:
     resealed(run, change)
     assert said in why(run, images())
 
 
-def test_a_certificate_that_asks_for_more_proves_only_what_is_true(run: Path) -> None:
+def test_a_certificate_that_claims_more_proves_only_what_is_true(run: Path) -> None:
     resealed(run, larger_eps)
     row = recheck(run).set_index(["norm", "index"]).loc[("l2", 1)]
     network, image = load_model(str(run / "../model.safetensors")).module, images().images[1:2]
@@ -214,7 +214,7 @@ def test_a_certificate_that_asks_for_more_proves_only_what_is_true(run: Path) ->
     assert bool((network((image + d).clamp(0, 1)).argmax(dim=1) == row["label"]).all())
 
 
-def test_another_model_and_a_run_that_kept_nothing_are_named(folder: Path, run: Path, tmp_path: Path) -> None:
+def test_another_model_and_a_run_without_kept_certificates_are_named(folder: Path, run: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(InputError, match="other weights"):
@@ -223,7 +223,7 @@ def test_another_model_and_a_run_that_kept_nothing_are_named(folder: Path, run: 
     with torch.no_grad():
         for values in moved.module.parameters():
             values.zero_()
-    assert not recheck(run, moved)["confirmed"].any()  # the digest is that of the file, the weights are others
+    assert not recheck(run, moved)["confirmed"].any()  # the digest is that of the file, but the weights differ
     evaluate(other, images(), tmp_path / "none", Settings(eps={"l2": (0.1,)}, attacks=(), certificate="local"))
     with pytest.raises(InputError, match="kept no certificates"):
         recheck(tmp_path / "none", other)
@@ -234,7 +234,7 @@ def test_another_model_and_a_run_that_kept_nothing_are_named(folder: Path, run: 
 def test_certificates_are_kept_part_by_part_and_again_after_an_interruption(folder: Path, run: Path) -> None:
     files = sorted(file.name for file in (run / "certificates").iterdir())
     assert files == [f"local-{norm}-{index:09d}.npz" for norm in ("l2", "linf") for index in range(3)]
-    (run / "parts" / "000000002.json").unlink()  # as if the run had been cut off
+    (run / "parts" / "000000002.json").unlink()  # as if the run had been interrupted
     (run / "digest.json").unlink()
     (run / "certificates" / "local-l2-000000002.npz").write_bytes(b"half")
     manifest = json.loads((run / "run.json").read_text())
@@ -245,7 +245,7 @@ def test_certificates_are_kept_part_by_part_and_again_after_an_interruption(fold
 
 @pytest.fixture(scope="module")
 def found() -> tuple[Program, Question, Certificate]:
-    """What a point refutes, with a certificate of every kind all the same."""
+    """A question refuted by a point, with a certificate of every kind."""
     made, _ = drawn("relu", 1)
     ((question, _),) = questions(made, "l2", 1)
     every = evidences(made, question)
@@ -255,7 +255,7 @@ def found() -> tuple[Program, Question, Certificate]:
     return made, question, Certificate(image, label, "l2", float(question.region.eps[0]), evidence)
 
 
-def test_every_kind_of_evidence_survives_the_bytes(found: tuple[Program, Question, Certificate]) -> None:
+def test_every_kind_of_evidence_survives_serialisation(found: tuple[Program, Question, Certificate]) -> None:
     made, question, first = found
     assert first.evidence.helped
     assert first.evidence.quadratics
@@ -289,7 +289,7 @@ def test_damaged_evidence_is_refused_or_proves_nothing_false(found: tuple[Progra
 
 
 def damage(arrays: Arrays, generator: np.random.Generator) -> None:
-    """One array with another shape, other places, or numbers that are none."""
+    """One array with another shape, other indices, or NaN."""
     names = [name for name in arrays if arrays[name].size and name != "image"]
     name = names[int(generator.integers(len(names)))]
     values, kind = arrays[name], int(generator.integers(3))

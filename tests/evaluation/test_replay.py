@@ -1,4 +1,4 @@
-"""All adversarial examples are kept where asked, and answered again later, by onnxruntime too."""
+"""All adversarial examples are kept on request and can be evaluated again later, also by onnxruntime."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ SETTINGS = Settings(
 )
 
 
-def test_every_example_is_kept_and_answered_again_by_the_model_and_by_onnxruntime(
+def test_every_example_is_kept_and_evaluated_again_by_the_model_and_by_onnxruntime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = load_data(f"npz:{EXAMPLES / 'digits.npz'}", limit=50)
@@ -47,7 +47,7 @@ def test_every_example_is_kept_and_answered_again_by_the_model_and_by_onnxruntim
     assert sum(row["examples"] for row in said) == len(rows)
 
 
-def test_other_weights_and_a_run_that_kept_nothing_are_named(tmp_path: Path) -> None:
+def test_other_weights_and_a_run_without_kept_examples_are_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     data = load_data("digits", limit=10)
@@ -70,7 +70,7 @@ def test_eight_bit_images_are_kept_as_such(tmp_path: Path) -> None:
     assert images.tolist() == [[[[0.0, 1.0]]]]
 
 
-def test_all_examples_of_a_run_are_one_archive_for_numpy(tmp_path: Path) -> None:
+def test_all_examples_of_a_run_can_be_exported_as_one_numpy_archive(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     data = load_data("digits", limit=20)
@@ -90,7 +90,7 @@ def test_all_examples_of_a_run_are_one_archive_for_numpy(tmp_path: Path) -> None
         write_archive(RunFolder(tmp_path / "none"))
 
 
-def test_calls_take_words_modules_and_loaded_models_alike(tmp_path: Path) -> None:
+def test_calls_accept_specifications_modules_and_loaded_models(tmp_path: Path) -> None:
     words = str(EXAMPLES / "digits.onnx")
     loaded = robustres.load_model(words)
     bounds = [
@@ -111,7 +111,7 @@ def test_calls_take_words_modules_and_loaded_models_alike(tmp_path: Path) -> Non
         robustres.evaluate(loaded, "digits", tmp_path, {"eps": 3})  # type: ignore[arg-type]
 
 
-def test_what_is_printed_at_a_prompt_is_short_and_says_what_it_is(tmp_path: Path) -> None:
+def test_the_representation_of_results_is_short_and_informative(tmp_path: Path) -> None:
     assert set(robustres.__all__) == set(dir(robustres))
     loaded = robustres.load_model(str(EXAMPLES / "digits.onnx"))
     data = load_data("digits", limit=5)
@@ -134,6 +134,6 @@ def test_what_is_printed_at_a_prompt_is_short_and_says_what_it_is(tmp_path: Path
         {"part_size": 0},
     ],
 )
-def test_a_wrong_setting_is_one_sentence_when_it_is_made(wrong: dict[str, object]) -> None:
+def test_a_wrong_setting_is_refused_at_construction_in_one_sentence(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Settings(**{"eps": {"l2": (0.1,)}, **wrong})  # type: ignore[arg-type]

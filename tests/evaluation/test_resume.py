@@ -1,4 +1,4 @@
-"""An evaluation that was cut off anywhere continues and ends as an unbroken one; a defect stops it."""
+"""An interrupted evaluation continues and gives the same results as an uninterrupted one; a defect stops it."""
 
 import hashlib
 import json
@@ -59,14 +59,14 @@ eps, steps = {"linf": (4 / 255,), "l2": (0.25,)}, {"pgd": {"steps": 3}}
 settings = Settings(eps=eps, attacks=("fgsm", "pgd"), part_size=16, attack_settings=steps)
 data, model = load_data("digits", limit=64), load_model("resume_net:net")
 """
-# One run; the process that VICTIM names is killed when it has finished a part.
+# One run; the process named by VICTIM is killed when it has finished a part.
 ONCE = """
 def progress(stage, done, total):
     if stage == "attack and certify" and done == 1 and os.environ.get("VICTIM") == os.environ.get("RANK"):
         os.kill(os.getpid(), signal.SIGKILL)
 evaluate(model, data, sys.argv[1] + "/many", settings, progress=progress)
 """
-# Runs in children of this process, which has imported everything and knows the bounds, killed at random moments.
+# Runs in children of this process, which has imported everything and computed the bounds, killed at random times.
 KILLS = """
 def attempt(folder):
     child = os.fork()
@@ -128,7 +128,7 @@ def data() -> ImageSet:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Content of every table of a run, and of its summary."""
+    """Contents of every table of a run and of its summary."""
     files = [*(folder / "parts").iterdir(), folder / "summary.json"]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
@@ -144,7 +144,7 @@ def break_off(model: LoadedModel, data: ImageSet, folder: Path) -> None:
         evaluate(model, data, folder, SETTINGS, progress=stop)
 
 
-def test_a_run_cut_off_between_parts_ends_as_an_unbroken_one(
+def test_a_run_interrupted_between_parts_gives_the_results_of_an_uninterrupted_one(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
     evaluate(model, data, tmp_path / "whole", SETTINGS)
@@ -157,7 +157,7 @@ def test_a_run_cut_off_between_parts_ends_as_an_unbroken_one(
 def test_a_clock_that_was_set_back_changes_nothing(
     model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was written before then lies in the future of the process that goes on."""
+    """Files written earlier then lie in the future of the continuing process."""
     evaluate(model, data, tmp_path / "whole", SETTINGS)
     break_off(model, data, tmp_path / "broken")
     written = [file for file in (tmp_path / "broken").rglob("*") if file.is_file()]
@@ -169,7 +169,7 @@ def test_a_clock_that_was_set_back_changes_nothing(
     evaluate(model, data, tmp_path / "broken", SETTINGS)
     assert digests(tmp_path / "broken") == digests(tmp_path / "whole")
     assert len(kept) >= 10
-    assert {file: file.stat().st_mtime_ns for file in kept} == kept  # nothing finished was computed again
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept  # no finished part was recomputed
 
 
 def test_the_batch_size_changes_no_verdict(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_batch_size_changes_no_verdict(model: LoadedModel, data: ImageSet, t
     assert tables[0]["fooled"].equals(tables[1]["fooled"])
 
 
-def test_changed_data_is_refused_and_named(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+def test_changed_data_are_refused_and_named(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     evaluate(model, data, tmp_path / "run", SETTINGS)
     with pytest.raises(InputError, match="data"):
         evaluate(model, data.first(32), tmp_path / "run", SETTINGS)
@@ -217,7 +217,7 @@ def test_another_architecture_around_the_same_weights_is_refused(
         ("save_examples", True),
     ],
 )
-def test_every_setting_that_decides_a_number_is_part_of_what_a_run_is(
+def test_every_setting_that_affects_a_number_is_part_of_the_identity_of_a_run(
     name: str, value: Any, model: LoadedModel, data: ImageSet
 ) -> None:
     changed = replace(SETTINGS, **{name: value})
@@ -225,13 +225,13 @@ def test_every_setting_that_decides_a_number_is_part_of_what_a_run_is(
     assert {key for key in known if known[key] != other[key]} == {name}
 
 
-def test_no_setting_is_forgotten_in_what_a_run_is(model: LoadedModel, data: ImageSet) -> None:
+def test_no_setting_is_missing_from_the_identity_of_a_run(model: LoadedModel, data: ImageSet) -> None:
     decisive = {entry.name for entry in fields(Settings)} - {"batch_size"}
     assert decisive <= identity(model, data, SETTINGS).keys()
     assert {entry.name for entry in fields(Settings)} <= SETTINGS.to_json().keys()
 
 
-def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_ignored(tmp_path: Path) -> None:
     code = HOLDER.format(folder=str(tmp_path))
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert holder.stdout is not None
@@ -247,11 +247,11 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_leaves_no_lock(tmp_path: 
         assert (tmp_path / ".lock-owner").read_text() == str(os.getpid())
 
 
-def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
+def test_an_example_inside_a_radius_stops_the_run_and_is_saved(
     model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Certificates:
-        """A certificate that is wrong on purpose: every radius is far too large."""
+        """A deliberately wrong certificate: every radius is far too large."""
         return replace(certify(*args, **kwargs), radius=torch.full((16,), 5.0, dtype=torch.float64))
 
     settings = replace(SETTINGS, eps={"l2": (1.0,)}, examples=0)
@@ -262,12 +262,14 @@ def test_an_example_inside_a_radius_stops_the_run_and_is_kept(
     kept = RunFolder(tmp_path / "run").table("examples")
     assert stop.value.index in set(kept["index"])
     assert [file.name for file in (tmp_path / "run" / "parts").glob("0*.json")] == ["000000000.json"]  # at once
-    with pytest.raises(SandwichViolationError):  # and going on, mended, does not pass over it
+    with pytest.raises(SandwichViolationError):  # continuing with a correct certificate does not hide it
         evaluate(model, data, tmp_path / "run", settings)
 
 
 @pytest.mark.slow
-def test_killed_at_fifty_random_points_a_run_ends_as_an_unbroken_one(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_run_killed_at_fifty_random_points_gives_the_results_of_an_uninterrupted_one(
+    model: LoadedModel, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT + KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
@@ -292,7 +294,7 @@ def torchrun(processes: int, script: Path, *arguments: str, **environment: str) 
 
 @pytest.fixture
 def one(model: LoadedModel, data: ImageSet, tmp_path: Path) -> dict[str, str]:
-    """The tables of one process alone."""
+    """The tables of a run with a single process."""
     evaluate(model, data, tmp_path / "one", SETTINGS)
     return digests(tmp_path / "one")
 
@@ -321,7 +323,7 @@ def test_a_worker_killed_under_torchrun_fails_the_run_and_the_same_command_finis
     assert digests(tmp_path / "many") == one
 
 
-def test_a_smoothed_classifier_has_rows_of_its_own_and_stays_out_of_the_sandwich(
+def test_a_smoothed_classifier_has_separate_rows_and_is_excluded_from_the_sandwich(
     model: LoadedModel, data: ImageSet, tmp_path: Path
 ) -> None:
     smoothing = RandomisedSmoothing(0.5, selection_samples=10, estimation_samples=100)
@@ -347,7 +349,7 @@ def test_a_minimum_norm_attack_runs_once_and_serves_every_eps(
     assert rows.loc[rows["fooled"], "distance"].between(0, 8).all()
 
 
-def test_masked_gradients_are_looked_for_where_asked(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+def test_masked_gradients_are_diagnosed_on_request(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     settings = replace(SETTINGS, eps={"linf": (0.05,)}, attacks=("pgd",), diagnose=8)
     rows = evaluate(model, data.first(8), tmp_path / "run", settings).folder.table("diagnosis")
     assert len(rows) >= 5
@@ -355,7 +357,7 @@ def test_masked_gradients_are_looked_for_where_asked(model: LoadedModel, data: I
     assert rows["verdict"].str.len().gt(10).all()
 
 
-def test_tables_come_back_as_data_frames(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+def test_tables_are_returned_as_data_frames(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
     run = evaluate(model, data, tmp_path / "run", SETTINGS)
     certificates = run.folder.table("certificates")
     assert isinstance(certificates, pd.DataFrame)

@@ -1,4 +1,4 @@
-"""Several processes together compute every part once."""
+"""Several processes together compute every part exactly once."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from robustres.evaluation.shard import Shard
 
 
 @given(count=st.integers(0, 40), world=st.integers(1, 9))
-def test_together_the_processes_cover_every_part_once_and_as_evenly_as_can_be(count: int, world: int) -> None:
+def test_the_processes_cover_every_part_once_and_as_evenly_as_possible(count: int, world: int) -> None:
     parts = [range(start, start + 1) for start in range(count)]
     owned = [Shard(rank, world).own(parts) for rank in range(world)]
     assert sorted((part for own in owned for part in own), key=lambda part: part.start) == parts
@@ -15,7 +15,7 @@ def test_together_the_processes_cover_every_part_once_and_as_evenly_as_can_be(co
     assert all(own == sorted(own, key=lambda part: part.start) for own in owned)
 
 
-def test_a_process_alone_needs_nobody() -> None:
+def test_a_single_process_needs_no_process_group() -> None:
     assert Shard().first
     assert Shard().gather("mine") == ["mine"]
     assert Shard().from_first(lambda: 3) == 3

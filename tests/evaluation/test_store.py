@@ -1,4 +1,4 @@
-"""What a run folder holds: every column and every fact that a reader years later needs."""
+"""The contents of a run folder: every column and every fact that is needed to understand the run later."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_every_sample_has_a_row_and_every_attack_and_certificate_has_its_columns
     assert attacks["verified"].all()
 
 
-def test_seconds_are_kept_for_every_part_attack_and_certificate(run: Run) -> None:
+def test_seconds_are_recorded_for_every_part_attack_and_certificate(run: Run) -> None:
     timings = run.folder.timings()
     assert (timings["seconds"] > 0).all()
     assert timings.groupby(["side", "name"])["samples"].sum().to_dict() == {
@@ -56,7 +56,7 @@ def test_seconds_are_kept_for_every_part_attack_and_certificate(run: Run) -> Non
     assert timings["eps"].isna().sum() == len(timings) - 3
 
 
-def test_the_manifest_says_what_was_run_on_what_and_where(run: Run) -> None:
+def test_the_manifest_states_what_was_run_on_which_data_and_where(run: Run) -> None:
     manifest = run.folder.manifest()
     assert manifest["command"] == ["me"]
     assert set(manifest["settings"]) == {field.name for field in fields(Settings)}
@@ -70,7 +70,7 @@ def test_the_manifest_says_what_was_run_on_what_and_where(run: Run) -> None:
 
 
 class Mixed(nn.Module):
-    """A body in bfloat16 and a head in float32, as quantised language models and careful half precision have them."""
+    """A body in bfloat16 and a head in float32, as in quantised language models and in mixed-precision networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Mixed(nn.Module):
         return logits
 
 
-def test_a_network_of_several_types_stays_as_it_is() -> None:
+def test_a_network_of_several_types_is_left_unchanged() -> None:
     mixed, x = Mixed().eval(), torch.rand(4, 1, 8, 8)
     loaded = load_model(mixed, input_shape=(1, 8, 8)).module
     assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in mixed.parameters()]
@@ -97,7 +97,7 @@ def test_a_network_of_several_types_stays_as_it_is() -> None:
     ],
 )
 @pytest.mark.parametrize("statistics", [{}, {"mean": (0.5,), "std": (0.25,)}])
-def test_every_type_is_evaluated_as_it_is_and_radii_are_given_where_they_cover_it(
+def test_every_type_is_evaluated_as_it_is_and_gets_radii_where_they_are_valid(
     model: nn.Module, weights: str, images: str, statistics: dict[str, tuple[float]], tmp_path: Path
 ) -> None:
     data, settings = load_data("digits", limit=4), Settings(eps={"linf": (0.1,)}, attacks=("pgd",))
@@ -110,7 +110,7 @@ def test_every_type_is_evaluated_as_it_is_and_radii_are_given_where_they_cover_i
     assert covered or "arithmetic in" in run.summary["refused"][0]["operation"]
 
 
-def test_the_manifest_says_in_which_arithmetic_radii_were_computed(tmp_path: Path) -> None:
+def test_the_manifest_states_the_arithmetic_of_the_radii(tmp_path: Path) -> None:
     model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), load_data("digits", limit=4)
     single = Settings(eps={"l2": (0.1,)}, attacks=(), dtype="float32")
     manifest = evaluate(load_model(model), data, tmp_path / "run", single).folder.manifest()

@@ -1,4 +1,4 @@
-"""Data larger than the memory: an evaluation holds a few parts of it at a time."""
+"""Data larger than memory: an evaluation holds only a few parts of it at a time."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ json.dump({"samples": len(data), "before": before, "read": read, "after": peak()
 
 @dataclass(eq=False)
 class Counted:
-    """Images that remember how many of them were asked for at once."""
+    """Images that record how many of them were requested at once."""
 
     samples: int
     asked: list[int] = field(default_factory=list)
@@ -61,10 +61,10 @@ class Counted:
         return (index[:, None, None, None] % 17).float().expand(-1, 1, 8, 8) / 16
 
 
-def test_only_parts_of_the_images_are_ever_read_at_once(tmp_path: Path) -> None:
+def test_the_images_are_only_read_part_by_part(tmp_path: Path) -> None:
     pixels = Counted(200)
     data = ImageSet(pixels, torch.arange(200) % 10, tuple("0123456789"), "made")
-    pixels.asked.clear()  # building a set reads it in chunks of a bounded size, which tests of `chunks` are about
+    pixels.asked.clear()  # building a set reads it in chunks, which is tested elsewhere
     model = LoadedModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), "net", "0", 650)
     settings = Settings(eps={"l2": (0.25,)}, attacks=("fgsm",), part_size=16, diagnose=4)
     run = evaluate(model, data, tmp_path, settings, cache=False)

@@ -1,4 +1,4 @@
-"""Instances of the verification competition: what is read, refused, decided."""
+"""Instances of the verification competition: reading, refusing and deciding them."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def statement(path: Path, condition: str) -> Path:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """y0 = relu(sum x - 1), y1 = 0.5 - y0 / 2: on the box y0 lies in [0.6, 1.4]."""
+    """A network with y0 = relu(sum x - 1) and y1 = 0.5 - y0 / 2; on the box, y0 lies in [0.6, 1.4]."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2))
     values = ([[1.0] * 4], [-1.0], [[1.0], [-0.5]], [0.0, 0.5])
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_small_instances_are_decided(condition: str, result: str, network: Path,
 
 
 @pytest.mark.parametrize("condition", ["(>= Y_7 Y_0)", "(not (>= Y_1 Y_0))", "(<= (+ Y_0 Y_1) 3)", "(>= Y_0 much)"])
-def test_what_is_not_understood_is_refused(condition: str, tmp_path: Path) -> None:
+def test_unsupported_conditions_are_refused(condition: str, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         read_vnnlib(statement(tmp_path / "p.vnnlib", condition))
 
@@ -83,6 +83,6 @@ def test_a_wrong_line_of_instances_is_named(text: str, tmp_path: Path) -> None:
         read_instances(table)
 
 
-def test_one_instance_or_many_but_not_both(tmp_path: Path) -> None:
+def test_one_instance_or_a_file_of_instances_but_not_both(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--instances"):
         command(onnx=tmp_path / "a.onnx", instances=tmp_path / "b.csv")

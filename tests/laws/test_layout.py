@@ -1,4 +1,4 @@
-"""The layout of the repository: floors, packages and names. A file that breaks one of these rules fails here."""
+"""The layout of the repository: layers, packages and names."""
 
 import ast
 import subprocess
@@ -22,12 +22,12 @@ FLOORS = (
     {"cli", "calls"},
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
-# On the lowest floor a module may use its neighbours; elsewhere a package may use only what lies below it.
+# In the lowest layer a module may use its neighbours; elsewhere a package may use only lower layers.
 LOWEST = FLOORS[0]
 
 
 def source_files() -> list[tuple[str, Path]]:
-    """Every source file of the package with the part of the layout to which it belongs."""
+    """Every source file of the package, with the part of the layout to which it belongs."""
     files = [(part, file) for part in TOP_LEVEL for file in sorted((ROOT / part).rglob("*.py"))]
     for file in sorted((ROOT / "robustres").rglob("*.py")):
         part = file.relative_to(ROOT / "robustres").parts[0]
@@ -37,7 +37,7 @@ def source_files() -> list[tuple[str, Path]]:
 
 
 def imported_parts(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and part of every import of robustres.PART in a file, wherever in the file it stands."""
+    """Line and part of every import of robustres.PART anywhere in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: write the import from robustres in full"
@@ -52,10 +52,10 @@ def imported_parts(file: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, parts[1]
 
 
-def test_every_import_goes_down_a_floor() -> None:
+def test_every_import_goes_to_a_lower_layer() -> None:
     wrong = []
     for part, file in source_files():
-        if part in {"__init__", "__main__"}:  # the two doors of the package, through which everything is reached
+        if part in {"__init__", "__main__"}:  # the two entry points of the package, which may import everything
             continue
         for line, other in imported_parts(file):
             if other == part or other.startswith("__") or (part in LOWEST and other in LOWEST):
@@ -77,7 +77,7 @@ def test_reports_read_tables_and_nothing_else() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_package_list_names_every_folder() -> None:
+def test_the_package_list_contains_every_folder() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     inside = {
         ".".join(file.parent.relative_to(ROOT).parts)
@@ -92,7 +92,7 @@ def test_the_package_list_names_every_folder() -> None:
     assert listed == inside | on_top
 
 
-def test_the_three_links_lead_to_the_folders_at_the_top() -> None:
+def test_the_three_links_point_to_the_top_level_folders() -> None:
     for part in TOP_LEVEL:
         link = ROOT / "robustres" / part
         assert link.is_symlink()
@@ -116,12 +116,12 @@ def test_no_file_imports_by_the_bare_name() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_help_answers_without_importing_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = "import sys, robustres.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-# The rooms of the large folders, from the lowest up: a room uses itself and the rooms before it.
+# The subpackages of the large packages, from the lowest up: each may use itself and those before it.
 ROOMS = {
     "certify": (
         *("proof", "maps", "fourier", "graph", "norms", "lower"),
@@ -131,7 +131,7 @@ ROOMS = {
     "robustres/models": ("constraints", "blocks", "networks", "sources"),
     "robustres/dynamics": ("measures", "small_networks", "demonstrations", "observations"),
 }
-# What may stand beside the rooms: the list of public names and the doors to all rooms.
+# Modules allowed beside the subpackages: the list of public names and the modules that use all subpackages.
 DOORS = {
     "certify": {"__init__.py"},
     "attacks": {"__init__.py", "registry.py", "diagnosis.py", "curve.py", "optimality_measure.py"},
@@ -141,7 +141,7 @@ DOORS = {
 
 
 @pytest.mark.parametrize("folder", ROOMS)
-def test_every_import_between_rooms_goes_down(folder: str) -> None:
+def test_every_import_between_subpackages_goes_down(folder: str) -> None:
     package = f"robustres.{Path(folder).name}"
     level = {room: height for height, room in enumerate(ROOMS[folder])}
     wrong = []
@@ -159,14 +159,14 @@ def test_every_import_between_rooms_goes_down(folder: str) -> None:
 
 
 def imported_names(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and full dotted name of everything that a file imports by `from`."""
+    """Line and full dotted name of every `from` import in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 yield node.lineno, f"{node.module}.{alias.name}"
 
 
-def test_modules_answer_to_the_names_that_they_had_before_the_rooms() -> None:
+def test_modules_are_still_importable_under_their_former_names() -> None:
     for new in MovedModules.names.values():
         assert (ROOT / f"{new.replace('.', '/')}.py").is_file(), f"robustres/moved.py names {new}, which is not there"
     code = """

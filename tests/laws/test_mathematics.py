@@ -1,4 +1,4 @@
-"""docs/mathematics.md holds every section that the code cites."""
+"""docs/mathematics.md contains every section that the code cites."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a release claims about itself agrees in all the places where it stands."""
+"""The facts that a release states about itself agree in all places."""
 
 import re
 import shutil
@@ -17,13 +17,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
-def test_the_version_stands_in_one_place_and_the_citation_agrees() -> None:
+def test_the_version_is_stated_once_and_the_citation_agrees() -> None:
     assert "version" in PROJECT["dynamic"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == robustres.__version__
 
 
-def test_the_changelog_begins_with_what_is_unreleased_and_repeats_no_heading() -> None:
+def test_the_changelog_begins_with_unreleased_and_repeats_no_heading() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     sections = re.split(r"^## ", text, flags=re.M)[1:]
     assert sections[0].startswith("[Unreleased]")
@@ -33,20 +33,20 @@ def test_the_changelog_begins_with_what_is_unreleased_and_repeats_no_heading() -
         assert set(headings) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def test_the_smallest_python_and_torch_that_are_claimed_are_tested() -> None:
+def test_the_claimed_minimum_versions_of_python_and_torch_are_tested() -> None:
     smallest = PROJECT["requires-python"].removeprefix(">=")
     torch = next(entry for entry in PROJECT["dependencies"] if entry.startswith("torch>=")).removeprefix("torch>=")
     assert f'python: "{smallest}", torch: "torch=={torch}.*' in WORKFLOW
 
 
-def test_files_that_the_workflow_names_exist() -> None:
+def test_the_files_named_in_the_workflow_exist() -> None:
     for name in re.findall(r"tests/[\w/]+\.py", WORKFLOW):
         assert (ROOT / name).is_file(), name
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What a release changes, with something to release, committed in a repository of its own."""
+    """The files that a release changes, with unreleased changes, committed in a separate repository."""
     for name in ("CHANGELOG.md", "CITATION.cff", "robustres/__init__.py", ".ci/release.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -65,7 +65,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def release(folder: Path, version: str) -> str:
-    """What the command says, on either channel."""
+    """The output of the command, on either stream."""
     command = [sys.executable, ".ci/release.py", version]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return done.stdout + done.stderr
@@ -83,11 +83,11 @@ def test_a_release_is_one_command(clone: Path) -> None:
     assert sections[1].startswith(f"[12.3.4] - {citation['date-released']}\n\n### ")
 
 
-def test_a_release_that_cannot_be_changes_nothing(clone: Path) -> None:
+def test_an_impossible_release_changes_nothing(clone: Path) -> None:
     assert "MAJOR.MINOR.PATCH" in release(clone, "v1")
     release(clone, "12.3.4")
     assert "nothing to release" in release(clone, "12.3.5")
-    assert "has a section of 12.3.4 already" in release(clone, "12.3.4")
+    assert "already has a section for 12.3.4" in release(clone, "12.3.4")
     (clone / "CITATION.cff").write_text("")
-    assert "not committed" in release(clone, "12.3.5")
+    assert "uncommitted changes" in release(clone, "12.3.5")
     assert git(clone, "tag").split() == ["v12.3.4"]

@@ -1,4 +1,4 @@
-"""Constrained blocks against dense ground truth: the operator in float64, its singular values by LAPACK."""
+"""Constrained blocks against dense ground truth: the operator in float64 and its singular values by LAPACK."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SITES = [Site(4, (6, 5)), Site(6, (5, 5), kernel=1, activation="maxmin"), Site(8
 
 
 def jacobian_norms(block: nn.Module, site: Site, samples: int = 5) -> list[float]:
-    """Largest singular value of the Jacobian at random points: estimates from below of the Lipschitz constant."""
+    """Largest singular value of the Jacobian at random points: a lower estimate of the Lipschitz constant."""
     block = block.double()
     generator = torch.Generator().manual_seed(1)
     norms = []
@@ -28,7 +28,7 @@ def jacobian_norms(block: nn.Module, site: Site, samples: int = 5) -> list[float
 
 
 def after_random_steps(block: nn.Module, site: Site, steps: int = 15) -> nn.Module:
-    """The block after training steps on noise, which push the weights somewhere arbitrary."""
+    """The block after training steps on noise, which give it arbitrary weights."""
     generator = torch.Generator().manual_seed(2)
     optimiser = torch.optim.SGD(block.parameters(), lr=0.5)
     for _ in range(steps):
@@ -62,7 +62,7 @@ def test_ordinary_blocks_halve_the_image_and_double_the_width(name: str) -> None
 
 
 @pytest.mark.parametrize("site", [Site(4, (6, 5)), Site(8, (3, 3), activation="maxmin")], ids=str)
-def test_an_orthogonal_convolution_keeps_lengths_away_from_the_border_and_never_stretches(site: Site) -> None:
+def test_an_orthogonal_convolution_preserves_lengths_away_from_the_border_and_never_expands(site: Site) -> None:
     torch.manual_seed(0)
     block = after_random_steps(make_block("orthogonal-convolution", site), site)
     stated = materialise(block).stated_bound(site.shape)  # type: ignore[operator]
@@ -88,7 +88,7 @@ def test_the_gradient_of_orthonormal_rows_is_that_of_finite_differences(shape: t
     assert torch.autograd.gradcheck(orthonormal_rows, (matrix,), atol=1e-5)
 
 
-def test_a_transition_that_grows_fourfold_loses_nothing() -> None:
+def test_a_transition_to_four_times_the_channels_is_an_isometry() -> None:
     torch.manual_seed(0)
     transition = materialise(Transition(Site(2, (4, 6), activation="maxmin"), 4)).double()
     x, y = torch.randn(2, 3, 2, 4, 6, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_a_transition_that_grows_fourfold_loses_nothing() -> None:
     torch.testing.assert_close(difference, (x - y).flatten(1).norm(dim=1), rtol=1e-4, atol=0)
 
 
-def test_an_unknown_block_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_block_is_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(ModelError, match="block must be one of plain, residual"):
         make_block("dense", Site(4, (6, 5)))
 

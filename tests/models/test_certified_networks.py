@@ -1,4 +1,4 @@
-"""Whole networks of every block, read by the certifier: never above what the parametrisations promise."""
+"""Complete networks of every block: the certified bound never exceeds the guarantee of the parametrisation."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_a_highway_network_is_refused_by_name() -> None:
     "name", [pytest.param(name, marks=pytest.mark.slow if "large" in name else ()) for name in sorted(FAMILIES)]
 )
 def test_every_size_of_every_family_keeps_its_budget_at_full_width(name: str) -> None:
-    """One block of each, on an image of which the features are 2 x 2; the certifier is given little effort here."""
+    """One block of each kind, on images whose features are 2 x 2; the certifier runs with little effort here."""
     tiny = FAMILIES[name].image_shape[0] == 1
     small = {} if tiny else {"image_shape": (3, 4, 4), "pool": 2}
     plain = materialise(build(replace(FAMILIES[name], depth=1, **small)))

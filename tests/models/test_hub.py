@@ -1,4 +1,4 @@
-"""Networks of the Hugging Face hub from the cache of its client, and what is said where they are not there."""
+"""Networks of the Hugging Face hub from the cache of its client, and the messages if they are not there."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes the folder of a repository's files in a cache of the client's layout, and takes the connection away."""
+    """Create the folder of a repository in a cache with the client's layout, and disable the connection."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -72,7 +72,7 @@ def test_a_name_of_timm_comes_from_the_cache_without_a_download(repository: Call
         assert torch.allclose(loaded(x), trained((x - mean) / std), atol=1e-5)
 
 
-def test_what_is_not_in_the_cache_is_not_fetched_unless_asked_and_offline_is_said_clearly(
+def test_a_network_that_is_not_cached_is_not_downloaded_unless_requested_and_the_message_says_so(
     repository: Callable[[str], Path],
 ) -> None:
     with pytest.raises(ModelError, match=r"not in the hub's cache.*--download"):
@@ -83,7 +83,7 @@ def test_what_is_not_in_the_cache_is_not_fetched_unless_asked_and_offline_is_sai
         load_model("hf:not/a/name")
 
 
-def test_other_repositories_and_broken_ones_are_one_sentence(repository: Callable[[str], Path]) -> None:
+def test_other_and_broken_repositories_are_refused_in_one_sentence(repository: Callable[[str], Path]) -> None:
     folder = repository("lab/language")
     (folder / "config.json").write_text('{"task": "translation"}')
     with pytest.raises(ModelError, match=r"package\.module:function"):
@@ -102,7 +102,7 @@ def test_other_repositories_and_broken_ones_are_one_sentence(repository: Callabl
 
 
 class Standardised(nn.Module):
-    """How RobustBench writes its classifiers: images in [0, 1] in, the normalisation inside."""
+    """A classifier in the style of RobustBench: images in [0, 1], normalisation inside the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_robustbench_classifiers_load_with_the_wrappers_of_their_checkpoints(
     assert torch.equal(loaded.module(x), trained(x))
 
 
-def test_nothing_is_asked_of_the_network_without_a_download(
+def test_no_request_is_sent_without_download(
     repository: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""Models from checkpoints, factories and ONNX files, and every way in which they can be wrong."""
+"""Models from checkpoints, factories and ONNX files, and everything that can be wrong with them."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ def tiny() -> nn.Module:
     return residual_net(block="linear", depth=1, width=4, image_shape=(1, 8, 8), classes=3)
 
 
-def test_a_checkpoint_gives_back_the_same_function_and_digest(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_the_same_function_and_digest(tmp_path: Path) -> None:
     model = preset("residual-tiny").eval()
     file = save_checkpoint(model, tmp_path / "net")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
@@ -38,7 +38,7 @@ def test_a_checkpoint_keeps_the_normalisation(tmp_path: Path) -> None:
     assert torch.equal(load_model(str(save_checkpoint(model, tmp_path / "net"))).module(x), model(x))
 
 
-def test_weights_decide_the_digest() -> None:
+def test_the_digest_depends_on_the_weights() -> None:
     model = tiny()
     before = load_model(model).sha256
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_factory_is_imported_from_the_working_directory(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("spec", ["", "net", ":factory", "package:"])
-def test_an_unknown_source_is_answered_with_the_known_ones(spec: str) -> None:
+def test_an_unknown_source_is_refused_with_a_list_of_the_known_ones(spec: str) -> None:
     with pytest.raises(ModelError, match="a model must be"):
         load_model(spec)
 
@@ -141,7 +141,7 @@ def test_a_model_that_does_not_classify_these_images_is_refused() -> None:
         load_model(nn.Flatten(0), input_shape=(3, 4, 4))
 
 
-def test_a_std_alone_divides_and_a_mean_alone_is_refused() -> None:
+def test_a_standard_deviation_alone_is_accepted_and_a_mean_alone_is_refused() -> None:
     model = nn.Flatten()
     x = torch.rand(2, 1, 2, 2)
     assert torch.allclose(load_model(model, std=(0.5,)).module(x), 2 * x.flatten(1))
@@ -153,7 +153,7 @@ def test_a_std_alone_divides_and_a_mean_alone_is_refused() -> None:
     ("mean", "std", "meant"),
     [((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "123.675/255"), ((0.5,), (58.395,), "58.395/255")],
 )
-def test_statistics_in_8_bit_units_are_refused_with_what_is_meant(
+def test_statistics_in_8_bit_units_are_refused_with_the_likely_intention(
     mean: tuple[float, ...], std: tuple[float, ...], meant: str
 ) -> None:
     with pytest.raises(ModelError, match=f"did you mean {meant}"):
@@ -200,7 +200,7 @@ def test_an_onnx_file_is_converted_and_compared(tmp_path: Path) -> None:
     assert torch.allclose(loaded.module(x), x.flatten(1).sum(1, keepdim=True).expand(4, 3), atol=1e-5)
 
 
-def test_a_wrong_conversion_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_conversion_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     from robustres.models.sources.onnx.registry import OPERATORS
 

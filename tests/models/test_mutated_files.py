@@ -1,4 +1,4 @@
-"""Damaged files of every format end in a sentence: no crash, no hang, no more memory than a few gibibytes."""
+"""Damaged files of every format are refused in one sentence: no crash, no hang, at most a few gibibytes of memory."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Runs in a process of its own with limits: FORMAT, how many mutations, a folder to write in.
+# Runs in a separate process with limits: FORMAT, number of mutations, a folder to write to.
 DRIVER = """
 import io, random, resource, signal, sys, warnings
 from pathlib import Path
@@ -97,7 +97,7 @@ FORMATS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
-def test_five_hundred_damaged_files_end_in_a_sentence(kind: str, tmp_path: Path) -> None:
+def test_five_hundred_damaged_files_are_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, kind, "500", str(tmp_path)], capture_output=True, text=True, check=False
     )

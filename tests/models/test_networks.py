@@ -36,7 +36,7 @@ def test_a_network_for_large_images_downsamples_and_pools() -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if "large" in name else ()) for name in sorted(PRESETS)]
 )
-def test_presets_build_and_say_their_classes(name: str) -> None:
+def test_presets_can_be_built_and_state_their_classes(name: str) -> None:
     network = preset(name).eval()
     shape = PRESETS[name].image_shape
     assert network(torch.rand(2, *shape)).shape == (2, PRESETS[name].classes)
@@ -88,7 +88,7 @@ def test_materialising_keeps_the_function_and_leaves_the_original_trainable(bloc
     assert all(parameter.grad is not None for parameter in again.parameters())
 
 
-def test_an_architecture_survives_json_and_refuses_nonsense() -> None:
+def test_an_architecture_survives_json_and_refuses_invalid_values() -> None:
     architecture = PRESETS["constrained-tiny"]
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in architecture.as_dict().items()}
     assert Architecture.from_dict(values) == architecture

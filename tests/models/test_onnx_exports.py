@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, exported in both ways that torch has, load and answer as onnxruntime does."""
+"""Networks of torchvision and timm, exported with both exporters of torch, load and agree with onnxruntime."""
 
 import warnings
 from pathlib import Path
@@ -22,7 +22,7 @@ TIMM = (
 
 
 def published(name: str) -> tuple[nn.Module, int]:
-    """The network with random weights, batch statistics that are not the defaults, and the side of its images."""
+    """The network with random weights and non-default batch statistics, and the size of its images."""
     torch.manual_seed(0)
     if name in TORCHVISION:
         torchvision = pytest.importorskip("torchvision")
@@ -57,6 +57,6 @@ def test_an_exported_network_loads_and_agrees_with_onnxruntime(name: str, mode: 
             )
         else:
             torch.onnx.export(network, (x,), file, dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False)
-    loaded = load_model(file, input_shape=(3, side, side))  # compares with onnxruntime, and refuses what differs
+    loaded = load_model(file, input_shape=(3, side, side))  # compares with onnxruntime, and refuses if they differ
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(x), network(x), rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""ONNX files as they come: fixed batches, functions, branches, names, and files that mean harm."""
+"""ONNX files as found in practice: fixed batches, functions, branches, names, and malicious files."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ IMAGE = (2, 6, 6)
 
 
 class Residual(nn.Module):
-    """A block with batch normalisation and a head behind a reshape for the batch that it sees."""
+    """A block with batch normalisation and a head after a reshape that depends on the batch size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
 
 class Token(nn.Module):
-    """A token in front of the pixels, attention over both: shapes with the batch in three places."""
+    """A token in front of the pixels and attention over both: the batch size occurs in three shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Token(nn.Module):
 
 
 def exported(model: nn.Module, file: Path, *, batch: int | None, opset: int = 17) -> Path:
-    """By torch's exporter, for one batch size or for any."""
+    """Export by torch, for one batch size or for any."""
     axes = None if batch else {"x": {0: "n"}}
     example = torch.rand(batch or 2, *IMAGE)
     torch.onnx.export(
@@ -65,7 +65,7 @@ def exported(model: nn.Module, file: Path, *, batch: int | None, opset: int = 17
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("batch", [None, 1, 4])
 @pytest.mark.parametrize("build", [Residual, Token])
-def test_a_file_for_any_batch_size_or_one_answers_for_all(
+def test_a_file_for_any_or_one_batch_size_works_for_all(
     tmp_path: Path, build: Callable[[], nn.Module], batch: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -78,9 +78,9 @@ def test_a_file_for_any_batch_size_or_one_answers_for_all(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_batch_that_cannot_be_told_from_the_rest_is_run_as_it_was_exported(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_distinguished_from_the_rest_is_run_at_the_exported_size(tmp_path: Path) -> None:
     class Turned(nn.Module):
-        """Takes its one image out of the batch."""
+        """Select the single image of the batch."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x[0].flatten()[None]
@@ -97,10 +97,10 @@ def test_a_batch_that_cannot_be_told_from_the_rest_is_run_as_it_was_exported(tmp
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_is_bounded_as_the_network_that_was_exported(tmp_path: Path) -> None:
+def test_a_file_gets_the_bound_of_the_exported_network(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Residual().eval()
-    file = exported(model, tmp_path / "net.onnx", batch=1, opset=13)  # where SiLU is spelt x sigmoid(x)
+    file = exported(model, tmp_path / "net.onnx", batch=1, opset=13)  # where SiLU is written as x sigmoid(x)
     module = load_model(str(file)).module
     assert lipschitz(module, IMAGE).upper == pytest.approx(lipschitz(model, IMAGE).upper, rel=1e-5)
 
@@ -136,7 +136,7 @@ def node(kind: str, *inputs: str, to: str = "y", **attributes: object) -> object
 
 
 def refused(tmp_path: Path, content: bytes, match: str) -> None:
-    """In one sentence, and soon."""
+    """Assert that the file is refused in one sentence and quickly."""
     (tmp_path / "net.onnx").write_bytes(content)
     start = time.process_time()
     with pytest.raises(ModelError, match=match) as caught:
@@ -165,7 +165,7 @@ HUGE = np.array([2**40, 2], np.int64)
         ([node("Slice", "x", "c", "c", "c", "c")], {"c": np.array([0], np.int64)}),
     ],
 )  # fmt: skip
-def test_sizes_that_no_network_has_are_refused_before_anything_is_allocated(
+def test_implausible_sizes_are_refused_before_anything_is_allocated(
     tmp_path: Path, nodes: list[object], constants: dict[str, np.ndarray]
 ) -> None:
     opset = 7 if nodes[0].op_type == "Upsample" else 18  # type: ignore[attr-defined]
@@ -175,7 +175,7 @@ def test_sizes_that_no_network_has_are_refused_before_anything_is_allocated(
 @pytest.mark.parametrize(
     "kind", ["OneHot", "NonZero", "Loop", "RandomNormalLike", "SequenceAt", "DynamicQuantizeLinear"]
 )
-def test_what_has_no_meaning_here_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_unsupported_operators_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     refused(tmp_path, tiny([node(kind, "x")], {}), rf"its node 'the {kind}' \({kind}\)")
 
 
@@ -191,7 +191,7 @@ def test_training_mode_and_files_without_a_graph_are_refused(tmp_path: Path) -> 
     refused(tmp_path, tiny([node("Relu", "nowhere")], {}), "takes 'nowhere', which no earlier node defines")
 
 
-def test_functions_of_a_file_are_unfolded_but_not_without_end(tmp_path: Path) -> None:
+def test_functions_of_a_file_are_expanded_to_a_limited_depth(tmp_path: Path) -> None:
     def function(name: str, *inner: object) -> object:
         return helper.make_function("own", name, ["a"], ["b"], list(inner), [helper.make_opsetid("", 18)])
 
@@ -210,7 +210,7 @@ def test_functions_of_a_file_are_unfolded_but_not_without_end(tmp_path: Path) ->
     refused(tmp_path, file(function("F", itself)), "nested more than")
 
 
-def test_names_in_a_file_cannot_harm_the_module(tmp_path: Path) -> None:
+def test_names_in_a_file_cannot_damage_the_module(tmp_path: Path) -> None:
     names = [
         "forward.weight",
         "class.lambda.weight",
@@ -232,7 +232,7 @@ def test_names_in_a_file_cannot_harm_the_module(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_500_damaged_files_are_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_500_damaged_files_are_loaded_or_refused_in_one_sentence(tmp_path: Path) -> None:
     import resource
 
     rng = np.random.default_rng(0)
@@ -243,10 +243,10 @@ def test_500_damaged_files_are_read_or_refused_in_one_sentence(tmp_path: Path) -
         kind = count % 5
         if kind == 0:
             content = content[: int(rng.integers(len(content)))]
-        elif kind == 1:  # whole bytes, where sizes and kinds stand rather than weights
+        elif kind == 1:  # whole bytes, which hit sizes and types rather than weights
             place = int(rng.integers(len(content)))
             content[place : place + 4] = rng.bytes(4)
-        elif kind == 2:  # a number that has grown
+        elif kind == 2:  # an enlarged number
             place = int(rng.integers(len(content)))
             content[place : place + 1] = b"\xff\xff\xff\xff\x7f"
         else:

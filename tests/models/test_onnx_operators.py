@@ -1,4 +1,4 @@
-"""Every operator of ONNX that is read, against onnxruntime in small networks and against onnx's own node tests."""
+"""Every supported ONNX operator, against onnxruntime in small networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ def write(
     opset: int = 18,
     functions: Sequence[Any] = (),
 ) -> Path:
-    """A file with one input `x` and the output `y`, whatever its shape."""
+    """A file with one input `x` and an output `y` of any shape."""
     weights = [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()]
     graph = helper.make_graph(
         nodes,
@@ -181,7 +181,7 @@ ROWS: list[Row] = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{name}-{opset}-{k}" for k, (name, opset, _, _) in enumerate(ROWS)])
-def test_an_operator_answers_as_in_onnxruntime(tmp_path: Path, row: Row) -> None:
+def test_an_operator_agrees_with_onnxruntime(tmp_path: Path, row: Row) -> None:
     name, opset, attributes, others = row
     constants = {f"c{k}": np.asarray(value) for k, value in enumerate(others) if value is not None}
     inputs = ["x", *(f"c{k}" if value is not None else "" for k, value in enumerate(others))]
@@ -193,11 +193,11 @@ def test_an_operator_answers_as_in_onnxruntime(tmp_path: Path, row: Row) -> None
     if name == "TopK":
         nodes[0].output.append("places")
     model = load_model(str(write(tmp_path / "net.onnx", nodes, constants, opset=opset)), input_shape=(3, 6, 6))
-    assert model.module(torch.rand(3, 3, 6, 6)).shape[0] == 3  # the answers were compared when it was loaded
+    assert model.module(torch.rand(3, 3, 6, 6)).shape[0] == 3  # the logits were compared on loading
 
 
 def logits(name: str) -> list[Any]:
-    """Nodes that make a matrix with a row per image of any tensor whose order of numbers starts with the images."""
+    """Nodes that turn any tensor with the images on its outermost axis into a matrix with one row per image."""
     return [
         helper.make_node("Shape", ["x"], ["s"]),
         helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(ints(0))),

@@ -1,4 +1,4 @@
-"""Networks as torch.export programs and TorchScript: the same function, certified where it can be, nothing executed."""
+"""Networks as torch.export programs and TorchScript: the same function, certified where possible, no code executed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SHAPE = (1, 8, 8)
 
 
 class Residual(nn.Module):
-    """A residual network with what exporters write in several ways: views, chunks, batch normalisation, dropout."""
+    """A residual network with operations that have several exported forms: views, chunks, normalisation, dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Residual(nn.Module):
 
 
 class Branching(nn.Module):
-    """What no list of operations can say: it looks at the numbers before it decides."""
+    """A network with control flow that depends on the data."""
 
     def forward(self, x: Tensor) -> Tensor:
         if bool(x.sum() > 1):
@@ -72,7 +72,7 @@ WRITERS: dict[str, Callable[[nn.Module, Path], None]] = {
 
 
 def quietly(write: Callable[[nn.Module, Path], None], model: nn.Module, file: Path) -> Path:
-    """torch warns that TorchScript is no longer developed."""
+    """Ignore torch's warning that TorchScript is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         write(model, file)
@@ -94,7 +94,7 @@ def test_a_program_file_is_the_same_network_and_gets_the_same_bound(name: str, t
     assert bound.upper == pytest.approx(lipschitz(model, SHAPE, joint=False).upper)
 
 
-def test_a_script_that_branches_can_be_attacked_and_the_refusal_says_why_it_is_not_certified(tmp_path: Path) -> None:
+def test_a_script_with_branches_can_be_attacked_and_the_refusal_says_why_it_is_not_certified(tmp_path: Path) -> None:
     file = quietly(save_scripted, Branching(), tmp_path / "net.pt")
     module = load_model(str(file), input_shape=SHAPE).module
     assert torch.equal(module(torch.ones(2, *SHAPE)), torch.full((2, 64), 2.0))
@@ -108,7 +108,7 @@ def test_a_network_exported_in_training_mode_is_refused(tmp_path: Path) -> None:
         load_model(str(file))
 
 
-def test_a_program_for_a_fixed_number_of_images_is_refused_with_the_cure(tmp_path: Path) -> None:
+def test_a_program_for_a_fixed_number_of_images_is_refused_with_advice(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.view(2, -1)
@@ -119,7 +119,7 @@ def test_a_program_for_a_fixed_number_of_images_is_refused_with_the_cure(tmp_pat
 
 
 class Bomb:
-    """Makes a folder when it is unpickled by a careless reader."""
+    """Create a folder if unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -129,7 +129,7 @@ class Bomb:
 
 
 def rewritten(file: Path, change: Callable[[str, bytes], bytes | None], *, compress: bool = False) -> None:
-    """The archive again, each member changed; None leaves it out."""
+    """Rewrite the archive with each member changed; None drops a member."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
@@ -140,7 +140,7 @@ def rewritten(file: Path, change: Callable[[str, bytes], bytes | None], *, compr
 
 
 def in_json(change: Callable[[dict[str, Any]], None], end: str) -> Callable[[str, bytes], bytes]:
-    """Changes one of the JSON members."""
+    """Change one of the JSON members."""
 
     def edit(name: str, content: bytes) -> bytes:
         if not name.endswith(end):
@@ -179,7 +179,7 @@ def pickled_inputs(trace: Path) -> Callable[[str, bytes], bytes]:
     return lambda name, content: pickle.dumps((Bomb(trace),)) if "sample_inputs" in name else content
 
 
-HARMLESS = {guard_as_python, pickled_inputs}  # never looked at, so that the network can still be read
+HARMLESS = {guard_as_python, pickled_inputs}  # never read, so the network can still be loaded
 
 
 @pytest.mark.parametrize("plant", [call_the_shell, guard_as_python, pickled_weight, pickled_inputs])
@@ -202,7 +202,7 @@ def larger(values: dict[str, Any]) -> None:
 
 
 def repeated(values: dict[str, Any]) -> None:
-    """A shape of which every entry is the same number in the file."""
+    """A shape whose entries are all the same number in the file."""
     meta = values["config"]["stem.weight"]["tensor_meta"]
     meta["sizes"], meta["strides"] = [{"as_int": 10**10}], [{"as_int": 0}]
 
@@ -235,7 +235,7 @@ def test_wrong_shapes_missing_weights_and_broken_descriptions_are_one_sentence(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_truncated_and_overblown_archives_are_refused(name: str, tmp_path: Path) -> None:
+def test_truncated_and_inflated_archives_are_refused(name: str, tmp_path: Path) -> None:
     file = quietly(WRITERS[name], Residual().eval(), tmp_path / name)
     whole = file.read_bytes()
     for share in (0, 10, len(whole) // 2, len(whole) - 10):
@@ -254,7 +254,7 @@ def test_truncated_and_overblown_archives_are_refused(name: str, tmp_path: Path)
 
 
 class Saving(nn.Module):
-    """Writes a file when it is called."""
+    """Write a file when called."""
 
     def __init__(self, file: str) -> None:
         super().__init__()
@@ -273,7 +273,9 @@ def test_a_script_that_would_write_files_is_refused_before_it_runs(tmp_path: Pat
     assert not trace.exists()
 
 
-def test_a_script_that_hides_the_word_is_refused_by_its_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_that_hides_the_operation_is_refused_by_its_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import re
 
     trace = tmp_path / "trace"
@@ -284,7 +286,7 @@ def test_a_script_that_hides_the_word_is_refused_by_its_graph(tmp_path: Path, mo
     assert not trace.exists()
 
 
-def test_pickles_in_torchscript_are_not_pythons(tmp_path: Path) -> None:
+def test_pickles_in_torchscript_are_not_read_by_pythons_unpickler(tmp_path: Path) -> None:
     file = quietly(save_scripted, Residual().eval(), tmp_path / "net.pt")
     trace = tmp_path / "exploded"
     rewritten(file, lambda name, content: pickle.dumps(Bomb(trace)) if name.endswith("data.pkl") else content)
@@ -293,7 +295,7 @@ def test_pickles_in_torchscript_are_not_pythons(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_a_pickled_module_is_refused_with_the_cure(tmp_path: Path) -> None:
+def test_a_pickled_module_is_refused_with_advice(tmp_path: Path) -> None:
     torch.save(Residual(), tmp_path / "net.pt")
     with pytest.raises(ModelError, match=r"pickled module.*package\.module:factory@"):
         load_model(str(tmp_path / "net.pt"))
@@ -328,7 +330,7 @@ def test_a_script_is_one_module_with_and_without_a_shape(tmp_path: Path) -> None
 
 
 class Backward(nn.Module):
-    """Writes where an index of its own says: the operation does not look whether that is inside its memory."""
+    """Write at an index of its own; the operation does not check that it is within bounds."""
 
     def forward(self, x: Tensor) -> Tensor:
         place = torch.full([1, 1, 2, 2], 1 << 40, dtype=torch.int64)
@@ -364,13 +366,15 @@ class Endless(nn.Module):
         pytest.param(Endless(), "computes for more than", marks=pytest.mark.slow),
     ],
 )
-def test_what_no_classifier_computes_ends_in_a_sentence(model: nn.Module, sentence: str, tmp_path: Path) -> None:
+def test_programs_that_are_not_classifiers_are_refused_in_one_sentence(
+    model: nn.Module, sentence: str, tmp_path: Path
+) -> None:
     file = quietly(save_scripted, model, tmp_path / "net.pt")
     with pytest.raises(ModelError, match=sentence):
         load_model(str(file), input_shape=SHAPE)
 
 
-def test_a_network_traced_in_training_mode_is_named_as_that(tmp_path: Path) -> None:
+def test_a_network_traced_in_training_mode_is_named_as_such(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -417,7 +421,7 @@ def test_scripts_of_other_types_and_of_other_inputs_are_used_or_named(tmp_path: 
 
 
 class Hungry(nn.Module):
-    """Keeps eight values of half a gibibyte, each of which a classifier might have."""
+    """Keep eight values of half a gibibyte, each of which is plausible in a classifier."""
 
     def forward(self, x: Tensor) -> Tensor:
         kept = [x.flatten(1).repeat(1, 1 << 20) + number for number in range(8)]
@@ -425,7 +429,7 @@ class Hungry(nn.Module):
 
 
 class Slow(nn.Module):
-    """Minutes of multiplications, one after the other, in little memory."""
+    """Minutes of successive multiplications in little memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.repeat(1, 2048, 4, 4).flatten(2)
@@ -439,7 +443,7 @@ class Slow(nn.Module):
     ("model", "sentence"), [(Hungry(), "memory|needs more than 2 GiB"), (Slow(), "computes for more than 30 seconds")]
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
-def test_a_program_that_takes_too_much_dies_in_a_process_of_its_own(
+def test_a_program_that_exceeds_the_limits_dies_in_a_separate_process(
     model: nn.Module, sentence: str, tmp_path: Path
 ) -> None:
     file = quietly(save_program, model.eval(), tmp_path / "net.pt2")
@@ -447,7 +451,7 @@ def test_a_program_that_takes_too_much_dies_in_a_process_of_its_own(
         load_model(str(file))
 
 
-def test_a_script_whose_weights_are_damaged_is_refused_where_torch_would_read_other_weights(tmp_path: Path) -> None:
+def test_a_script_with_damaged_weights_is_refused_where_torch_would_read_other_weights(tmp_path: Path) -> None:
     file = quietly(save_scripted, Residual().eval(), tmp_path / "net.pt")
     weight = Residual().head.weight.detach().numpy().tobytes()
     content = bytearray(file.read_bytes())
@@ -457,7 +461,7 @@ def test_a_script_whose_weights_are_damaged_is_refused_where_torch_would_read_ot
         load_model(str(file))
 
 
-def test_a_tensor_stretched_over_forty_gigabytes_is_refused_within_half_a_gibibyte(tmp_path: Path) -> None:
+def test_a_tensor_expanded_to_forty_gigabytes_is_refused_within_half_a_gibibyte(tmp_path: Path) -> None:
     file = tmp_path / "net.pt2"
     save_program(Residual().eval(), file)
     rewritten(file, in_json(repeated, "weights_config.json"))

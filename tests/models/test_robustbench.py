@@ -1,4 +1,4 @@
-"""Networks by the names of RobustBench; the package itself where it is installed, else a stand-in of its interface."""
+"""Networks by their RobustBench names; with the package if it is installed, else with a stand-in of its interface."""
 
 import sys
 from enum import Enum
@@ -28,7 +28,7 @@ def small() -> nn.Module:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two modules of robustbench 1.1.1 that are used, with one network, in an empty working directory."""
+    """A stand-in of the two modules of robustbench 1.1.1 that are used, with one network, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     zoo, utils = ModuleType("robustbench.model_zoo"), ModuleType("robustbench.utils")
     zoo.model_dicts = {Data.cifar_10: {Threat.Linf: {"Small2020": {"model": small}}, Threat.L2: {}}}  # type: ignore[attr-defined]
@@ -48,7 +48,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(("file", "at"), [("models/cifar10/Linf/Small2020.pt", ""), ("own.pt", "@own.pt")])
-def test_weights_lie_where_robustbench_stores_them_or_in_a_file_of_ones_own(file: str, at: str) -> None:
+def test_weights_are_read_from_the_folder_of_robustbench_or_from_a_given_file(file: str, at: str) -> None:
     trained, x = small(), torch.rand(2, 3, 2, 2)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     torch.save(trained.state_dict(), file)
@@ -57,7 +57,7 @@ def test_weights_lie_where_robustbench_stores_them_or_in_a_file_of_ones_own(file
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_nothing_is_fetched_unless_asked_and_names_are_corrected() -> None:
+def test_nothing_is_downloaded_unless_requested_and_names_are_corrected() -> None:
     name = "robustbench:cifar10/Linf/Small2020"
     with pytest.raises(ModelError, match=r"not in models/cifar10/Linf/Small2020\.pt; ask for the download"):
         load_model(name)

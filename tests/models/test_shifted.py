@@ -1,4 +1,4 @@
-"""Networks of shift blocks: two ways of computing one function, isometries, and what the certifier says of them."""
+"""Networks of shift blocks: two ways of computing one function, isometries, and their certified bounds."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Networks by name with weights from files, and hostile files that must not get further than a sentence."""
+"""Networks by name with weights from files, and hostile files, which must be refused in one sentence."""
 
 import os
 import pickle
@@ -32,7 +32,7 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 
 
-def test_a_factory_takes_literal_keyword_arguments(factory: str) -> None:
+def test_a_factory_accepts_literal_keyword_arguments(factory: str) -> None:
     model = load_model(f"{factory}(width=5, bias=False)", input_shape=(3, 2, 2)).module
     assert model(torch.zeros(2, 3, 2, 2)).abs().max() == 0
     assert model(torch.rand(2, 3, 2, 2)).shape == (2, 5)
@@ -67,7 +67,9 @@ def renamed(state, change):  # type: ignore[no-untyped-def]
         lambda s: {"n_averaged": torch.tensor(3), **renamed(s, lambda name: f"module.{name}")},
     ],
 )
-def test_weights_of_a_training_script_fill_the_factorys_network(factory: str, tmp_path: Path, wrap) -> None:  # type: ignore[no-untyped-def]
+def test_weights_of_a_training_script_are_loaded_into_the_network_of_a_factory(
+    factory: str, tmp_path: Path, wrap
+) -> None:  # type: ignore[no-untyped-def]
     trained, x = linear(), torch.rand(4, 3, 2, 2)
     torch.save(wrap(trained.state_dict()), tmp_path / "weights.pth")
     assert torch.equal(load_model(f"{factory}@{tmp_path / 'weights.pth'}").module(x), trained(x))
@@ -75,7 +77,7 @@ def test_weights_of_a_training_script_fill_the_factorys_network(factory: str, tm
     assert torch.equal(load_model(f"{factory}@{tmp_path / 'weights.safetensors'}").module(x), trained(x))
 
 
-def test_batches_that_were_never_counted_are_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_batch_counter_is_no_missing_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "normalising_networks.py").write_text(
         "from torch import nn\n"
         "def build(): return nn.Sequential(nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))\n"
@@ -93,7 +95,7 @@ def test_batches_that_were_never_counted_are_not_missed(tmp_path: Path, monkeypa
 
 
 class Bomb:
-    """Makes a file when it is unpickled by a careless reader."""
+    """Create a file if unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -102,7 +104,7 @@ class Bomb:
         return os.mkdir, (str(self.file),)
 
 
-def test_a_pickle_bomb_does_not_go_off(factory: str, tmp_path: Path) -> None:
+def test_a_malicious_pickle_is_not_executed(factory: str, tmp_path: Path) -> None:
     trace = tmp_path / "exploded"
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"weight": Bomb(trace)}, protocol=2))
     torch.save({"weight": Bomb(trace)}, tmp_path / "zipped.pth")
@@ -133,7 +135,7 @@ def test_weights_that_do_not_fit_are_refused(factory: str, tmp_path: Path, conte
         load_model(f"{factory}@{tmp_path / 'weights.pth'}")
 
 
-def test_weights_that_would_unpack_to_much_more_than_their_file_are_refused(factory: str, tmp_path: Path) -> None:
+def test_weights_that_would_expand_far_beyond_the_size_of_their_file_are_refused(factory: str, tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("weights/data/0", bytes(2**26 + 1))
@@ -170,7 +172,7 @@ def test_torchvision_networks_take_weights_from_a_file_and_download_nothing(
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(trained.state_dict(), cache / Path(published.url).name)
-    found = load_model("torchvision:squeezenet1_1")  # with the normalisation that those weights were trained with
+    found = load_model("torchvision:squeezenet1_1")  # with the normalisation used in training
     assert "mean 0.485, 0.456, 0.406; std 0.229, 0.224, 0.225" in found.note
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():

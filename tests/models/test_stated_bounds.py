@@ -1,4 +1,4 @@
-"""Stated bounds of the blocks against dense ground truth after training on noise, and what is special about each."""
+"""Stated bounds of the blocks against dense ground truth after training on noise, and properties of each block."""
 
 import pytest
 import torch
@@ -66,8 +66,8 @@ def test_a_block_stays_below_its_stated_bound_and_its_budget(name: str, site: Si
 
 
 @pytest.mark.parametrize("name", CONSTRAINED)
-def test_the_stated_bound_is_about_the_present_weights(name: str) -> None:
-    """Enlarged after the fact, a block must say so: the bound is computed, not promised."""
+def test_the_stated_bound_is_that_of_the_current_weights(name: str) -> None:
+    """The bound of a block whose weights were enlarged must be larger: it is computed, not assumed."""
     torch.manual_seed(0)
     site = Site(4, (5, 4))
     block = materialise(trained_on_noise(make_block(name, site), site)).double()
@@ -100,12 +100,12 @@ def test_the_joint_training_bound_is_at_or_above_the_certified_one() -> None:
     assert certified.upper <= block.training_bound().item() * 1.01
 
 
-def test_a_joint_block_starts_as_a_convex_potential_block() -> None:
+def test_a_joint_block_is_initially_a_convex_potential_block() -> None:
     torch.manual_seed(0)
     assert JointBlock(Site(4, (5, 4))).training_bound().item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_invertible_block_is_inverted_and_shrinks_no_more_than_it_says() -> None:
+def test_the_invertible_block_can_be_inverted_and_contracts_no_more_than_stated() -> None:
     torch.manual_seed(0)
     site = Site(4, (5, 4), scale=0.7)
     block = materialise(trained_on_noise(InvertibleBlock(site), site)).double()
@@ -206,7 +206,7 @@ def largest_ratio(block: nn.Module, site: Site, generator: torch.Generator) -> f
 @pytest.mark.parametrize("name", CONSTRAINED)
 @settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data(), seed=st.integers(0, 2**16), steps=st.integers(0, 10), rate=st.floats(0.01, 0.5))
-def test_truth_stated_bound_and_budget_come_in_this_order(
+def test_the_true_constant_the_stated_bound_and_the_budget_are_in_this_order(
     name: str, data: st.DataObject, seed: int, steps: int, rate: float
 ) -> None:
     site = data.draw(sites(name))

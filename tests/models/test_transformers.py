@@ -1,4 +1,4 @@
-"""Image classifiers of transformers from a folder and at hand: no code of a repository runs, nothing is fetched."""
+"""Image classifiers of transformers, from a folder or in memory: no repository code runs, nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def classifier() -> Any:
 
 @pytest.fixture
 def folder(classifier: Any, tmp_path: Path) -> Path:
-    """The same, as `save_pretrained` writes it."""
+    """The same network, as written by `save_pretrained`."""
     classifier.save_pretrained(tmp_path / "mine")
     return tmp_path / "mine"
 
@@ -45,7 +45,7 @@ def rewritten(folder: Path, file: str, **changes: object) -> None:
     path.write_text(json.dumps(known | changes))
 
 
-def test_a_folder_of_save_pretrained_is_one_word(classifier: Any, folder: Path) -> None:
+def test_a_folder_written_by_save_pretrained_is_loaded_by_its_path(classifier: Any, folder: Path) -> None:
     loaded, x = load_model(f"hf:{folder}", input_shape=(1, 8, 8)), torch.rand(3, 1, 8, 8)
     assert torch.allclose(loaded.module(x), answers(classifier, x), atol=1e-6)
     assert loaded.note == ""
@@ -59,7 +59,7 @@ def test_a_folder_of_save_pretrained_is_one_word(classifier: Any, folder: Path) 
         ({"image_mean": [0.5], "image_std": [0.25], "rescale_factor": 1 / 127.5, "rescale_offset": True}, 0.75, 0.125),
     ],
 )
-def test_what_the_processor_does_to_pixels_becomes_part_of_the_network(
+def test_the_pixel_transform_of_the_processor_becomes_part_of_the_network(
     classifier: Any, folder: Path, processor: dict[str, object], mean: float, std: float
 ) -> None:
     rewritten(folder, "preprocessor_config.json", **processor)
@@ -67,7 +67,7 @@ def test_what_the_processor_does_to_pixels_becomes_part_of_the_network(
     assert torch.allclose(loaded(x), answers(classifier, (x - mean) / std), atol=1e-5)
 
 
-def test_statistics_beside_those_of_the_network_are_refused_unless_they_are_the_same(folder: Path) -> None:
+def test_statistics_other_than_those_of_the_network_are_refused(folder: Path) -> None:
     rewritten(folder, "preprocessor_config.json", image_mean=[0.5], image_std=[0.25])
     x = torch.rand(3, 1, 8, 8)
     own, same = load_model(f"hf:{folder}"), load_model(f"hf:{folder}", mean=(0.5,), std=(0.25,))
@@ -77,15 +77,15 @@ def test_statistics_beside_those_of_the_network_are_refused_unless_they_are_the_
         load_model(f"hf:{folder}", mean=(0.4,), std=(0.25,))
 
 
-def test_a_classifier_at_hand_is_evaluated_in_one_line(classifier: Any, tmp_path: Path) -> None:
+def test_a_classifier_in_memory_is_evaluated_in_one_line(classifier: Any, tmp_path: Path) -> None:
     settings = robustres.Settings(eps={"l2": (0.1,)}, attacks=("fgsm",), joint=False)
     data = (torch.rand(4, 1, 8, 8), answers(classifier, torch.zeros(4, 1, 8, 8)).argmax(1))
     run = robustres.evaluate(classifier, data, tmp_path / "run", settings)
     assert len(run.samples) == 4
-    assert len(run.certificates) > 0  # its operations have bounds
+    assert len(run.certificates) > 0  # all of its operations have bounds
 
 
-def test_nothing_outside_the_network_is_reached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_connection_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a socket was asked for")
 
@@ -111,13 +111,15 @@ def test_nothing_outside_the_network_is_reached(folder: Path, monkeypatch: pytes
         ({"hidden_sizes": [4, 4]}, "does not fit"),
     ],
 )
-def test_descriptions_that_do_not_fit_are_one_sentence(folder: Path, changes: dict[str, object], sentence: str) -> None:
+def test_unsuitable_configurations_are_refused_in_one_sentence(
+    folder: Path, changes: dict[str, object], sentence: str
+) -> None:
     rewritten(folder, "config.json", **changes)
     with pytest.raises(ModelError, match=sentence):
         load_model(f"hf:{folder}")
 
 
-def test_a_folder_without_weights_says_what_is_missing(folder: Path) -> None:
+def test_a_folder_without_weights_is_refused_with_the_missing_file(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         load_model(f"hf:{folder}")

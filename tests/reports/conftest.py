@@ -1,4 +1,4 @@
-"""Synthetic run folders with every table, realistic and without a network: reports read tables and nothing else."""
+"""Realistic synthetic run folders with every table but without a network, since reports read nothing but tables."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report for auditors: every section from any run, what is missing said plainly, nothing invented."""
+"""The report for auditors: every section from any run, with missing information stated and nothing invented."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def test_both_forms_have_every_section_and_the_same_digest(tmp_path: Path, write
     assert len(pd.read_csv(folder / "auditor-samples.csv")) == 30
 
 
-def test_what_nobody_said_is_missing_and_what_was_said_is_shown(tmp_path: Path, write_run: Any) -> None:
+def test_missing_statements_are_marked_and_given_ones_are_shown(tmp_path: Path, write_run: Any) -> None:
     folder = write_run(tmp_path / "net", count=30)
     write_auditor_report(folder)
     text = (folder / "auditor.md").read_text()
@@ -55,7 +55,7 @@ def test_a_run_without_certificates_or_attacks_says_so(tmp_path: Path, write_run
     assert "not replayed" in missing
 
 
-def test_the_table_per_input_tells_what_the_tables_tell(tmp_path: Path, write_run: Any) -> None:
+def test_the_table_per_input_agrees_with_the_tables_of_the_run(tmp_path: Path, write_run: Any) -> None:
     run = load_run(write_run(tmp_path / "net", count=20))
     samples = per_sample(run)
     section = next(one for one in audited(run, samples, {}, None) if one.name == "samples")

@@ -1,4 +1,4 @@
-"""The pages in a real browser, from disk and offline: drawn, usable, accessible."""
+"""The pages in a real browser, from disk and offline: rendered, usable, accessible."""
 
 import importlib.util
 import math
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    """The source of axe-core, which axe-playwright-python carries."""
+    """The source of axe-core, as shipped with axe-playwright-python."""
     found = importlib.util.find_spec("axe_playwright_python")
     if found is None or found.origin is None:
         pytest.skip("axe-playwright-python is not installed")
@@ -47,7 +47,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, write_run: Any) -> dict[str,
     base = tmp_path_factory.mktemp("pages")
     report = write_run(base / "digits", count=120)
     other = write_run(base / "other", count=120, looseness=3.0)
-    # A network without a certificate, trained without one: figures must cope with series that are missing.
+    # A network without a certificate: figures must cope with missing series.
     refused = write_run(
         base / "refused",
         count=40,
@@ -65,7 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, write_run: Any) -> dict[str,
 
 
 class Visit:
-    """A page that was opened, with what it complained about and asked of the network."""
+    """An opened page, with its console messages and network requests."""
 
     def __init__(self, browser: Any, path: Path, *, width: int = 1280, scheme: str = "light") -> None:
         self.problems: list[str] = []
@@ -95,7 +95,7 @@ def visit(browser: Any, pages: dict[str, Path]) -> Iterator[Visit]:
     visit.page.context.close()
 
 
-# Tables that need scrolling to the right; the one of all samples has a toolbar instead.
+# Tables that need horizontal scrolling; the table of all samples has a toolbar instead.
 SCROLLED_SIDEWAYS = """[...document.querySelectorAll('.scroll.card')]
     .filter((box) => box.scrollWidth > box.clientWidth + 1)
     .map((box) => box.getAttribute('aria-labelledby') ?? box.getAttribute('aria-label'))
@@ -114,7 +114,7 @@ SCROLLED_SIDEWAYS = """[...document.querySelectorAll('.scroll.card')]
         ("comparison", "dark", "phone"),
     ],
 )
-def test_a_page_opens_from_disk_without_complaint(
+def test_a_page_opens_from_disk_without_errors(
     browser: Any, pages: dict[str, Path], axe: str, name: str, scheme: str, view: str
 ) -> None:
     visit = Visit(browser, pages[name], width=VIEWS[view], scheme=scheme)
@@ -166,7 +166,7 @@ def test_the_gallery_follows_norm_and_order(visit: Visit) -> None:
     assert gaps == sorted(gaps, reverse=True)
 
 
-def test_a_column_sorts_up_and_down_and_says_so(visit: Visit) -> None:
+def test_a_column_sorts_in_both_directions_and_announces_it(visit: Visit) -> None:
     button = visit.page.locator("button[data-sort=radius]")
     for direction, reverse in (("ascending", False), ("descending", True)):
         button.click()
@@ -175,7 +175,7 @@ def test_a_column_sorts_up_and_down_and_says_so(visit: Visit) -> None:
         assert visit.page.locator("th[aria-sort]").get_attribute("aria-sort") == direction
 
 
-def test_the_pages_of_the_table_hold_every_sample_once(visit: Visit) -> None:
+def test_the_pages_of_the_table_contain_every_sample_once(visit: Visit) -> None:
     seen = [row[0] for row in visit.rows()]
     while visit.page.locator("#next").is_enabled():
         visit.page.click("#next")
@@ -212,7 +212,7 @@ def test_the_keyboard_alone_sorts_filters_and_changes_the_theme(visit: Visit) ->
     assert visit.problems == []
 
 
-def test_the_logarithmic_axis_is_drawn_without_complaint(visit: Visit) -> None:
+def test_the_logarithmic_axis_is_rendered_without_errors(visit: Visit) -> None:
     before = visit.page.locator('[data-figure="sandwich-l2"] svg').inner_html()
     visit.page.click("[data-scale=log]")
     visit.page.wait_for_function(

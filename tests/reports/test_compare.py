@@ -40,7 +40,7 @@ def measures_of(folders: dict[str, Path]) -> list[Measure]:
     return compare_measures(runs, [per_sample(run) for run in runs])
 
 
-def test_the_files_of_a_single_report_are_there_with_a_leading_model_column(out: Path) -> None:
+def test_the_files_of_a_single_report_exist_with_a_leading_model_column(out: Path) -> None:
     for name, rows in (("samples", 600), ("blocks", 12)):
         frame = pd.read_csv(out / f"{name}.csv")
         assert frame.columns[0] == "model"
@@ -50,7 +50,7 @@ def test_the_files_of_a_single_report_are_there_with_a_leading_model_column(out:
         assert (out / name).stat().st_size > 0
 
 
-def test_the_summary_of_a_comparison_fits_the_schema_and_holds_each_run(out: Path, folders: dict[str, Path]) -> None:
+def test_the_summary_of_a_comparison_fits_the_schema_and_contains_each_run(out: Path, folders: dict[str, Path]) -> None:
     summary = json.loads((out / "summary.json").read_text())
     schema = json.loads((files("robustres.reports") / "schema" / "summary.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(summary)
@@ -109,7 +109,7 @@ def test_runs_on_other_images_are_compared_without_a_test(
     assert "did not use the same images" in html
 
 
-def test_the_best_stands_in_bold_in_every_format(out: Path) -> None:
+def test_the_best_is_bold_in_every_format(out: Path) -> None:
     assert "**" in (out / "report.md").read_text()
     assert r"\textbf{" in (out / "tables.tex").read_text()
     assert "<strong>" in (out / "report.html").read_text()
@@ -120,7 +120,7 @@ def test_one_run_is_no_comparison(tmp_path: Path, folders: dict[str, Path]) -> N
         write_comparison({"plain": folders["plain"]}, tmp_path)
 
 
-def test_a_comparison_links_to_the_reports_that_lie_beneath_it(tmp_path: Path, write_run: Any) -> None:
+def test_a_comparison_links_to_the_reports_below_it(tmp_path: Path, write_run: Any) -> None:
     inside, outside = write_run(tmp_path / "out" / "my run", count=20), write_run(tmp_path / "elsewhere", count=20)
     write_report(inside)
     write_report(outside)

@@ -109,7 +109,7 @@ def test_an_example_inside_the_radius_is_a_contradiction_that_comes_first(folder
     assert verdict(run, samples)[0].tone == "defect"
 
 
-def test_what_was_not_attacked_is_unknown_from_above(folder: RunFolder) -> None:
+def test_the_attacked_share_is_undefined_at_an_eps_that_was_not_attacked(folder: RunFolder) -> None:
     folder.write_part("attacks", "all", [attack_row(index, "l2", 0.25, math.inf) for index in range(5)])
     run, samples = loaded(folder)
     curve = accuracy_curve(run, samples, "l2").set_index("eps")
@@ -117,7 +117,7 @@ def test_what_was_not_attacked_is_unknown_from_above(folder: RunFolder) -> None:
     assert math.isnan(curve.loc[EPS, "attacked"])
 
 
-def test_a_probabilistic_guarantee_is_said_wherever_the_number_is(folder: RunFolder) -> None:
+def test_a_probabilistic_guarantee_is_stated_wherever_the_number_appears(folder: RunFolder) -> None:
     certificates = folder.table("certificates").assign(guarantee="probability 1 - 1e-12")
     folder.write_part("certificates", "all", certificates)
     run, samples = loaded(folder)

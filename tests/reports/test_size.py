@@ -1,4 +1,4 @@
-"""How large a page may become, and what a large run may cost."""
+"""The size of pages, and the cost of reports on large runs."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from robustres.results import RunFolder
 
 
 def colourful_examples(count: int) -> list[dict[str, Any]]:
-    """Noise, which no PNG can compress, for every eps of the fixture."""
+    """Noise, which PNG cannot compress, for every eps of the fixture."""
     random = np.random.default_rng(0)
     rows = []
     for index in range(count):

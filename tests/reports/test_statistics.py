@@ -26,13 +26,13 @@ def test_the_wilson_interval_is_that_of_scipy(count: int, total: int) -> None:
 
 @given(st.integers(1, 5000), st.data())
 @settings(max_examples=50, deadline=None)
-def test_the_wilson_interval_holds_the_share(total: int, data: st.DataObject) -> None:
+def test_the_wilson_interval_contains_the_share(total: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, total))
     low, high = wilson_interval(count, total)
     assert 0 <= low <= count / total <= high <= 1
 
 
-def test_nothing_counted_says_nothing() -> None:
+def test_without_counts_the_interval_is_the_unit_interval() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""A run's numbers in other people's formats: trackers, and the metadata of a model card."""
+"""The numbers of a run in external formats: trackers, and the metadata of a model card."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def test_the_metrics_are_the_summary(tmp_path: Path, write_run: Any) -> None:
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-./") for name in found)
 
 
-def test_a_tracker_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mlflow or wandb"):
         track(tmp_path, "notebook")
 
@@ -72,7 +72,7 @@ def test_the_model_card_begins_with_metadata_that_the_hub_reads(tmp_path: Path, 
     assert any(side.startswith("lower bound") for side in sides)
 
 
-def test_the_hub_s_own_reader_understands_the_metadata(tmp_path: Path, write_run: Any) -> None:
+def test_the_hubs_own_reader_understands_the_metadata(tmp_path: Path, write_run: Any) -> None:
     hub = pytest.importorskip("huggingface_hub")
     matter = front_matter(load_run(write_run(tmp_path / "net", count=20)))
     card = hub.ModelCard(matter + "\nText.\n")

@@ -1,4 +1,4 @@
-"""What is printed is true: rounding directions, sentences, axes, captions, comparisons, tables for papers."""
+"""Printed statements are true: rounding directions, sentences, axes, captions, comparisons, tables for papers."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def sentences(folder: Path) -> list[str]:
     return [sentence.text for sentence in verdict(run, per_sample(run))]
 
 
-def test_what_was_not_attacked_is_not_said_to_survive_attacks(tmp_path: Path, write_run: Any) -> None:
+def test_samples_that_were_not_attacked_are_not_said_to_survive_attacks(tmp_path: Path, write_run: Any) -> None:
     folder = write_run(tmp_path / "run", count=60)
     without(folder, "attacks")
     said = sentences(folder)
@@ -78,7 +78,7 @@ def test_what_was_not_attacked_is_not_said_to_survive_attacks(tmp_path: Path, wr
     assert any("nothing is proven and no attack was run" in text for text in sentences(folder))
 
 
-def test_sentences_speak_only_of_norms_that_were_asked_for(tmp_path: Path, write_run: Any) -> None:
+def test_sentences_mention_only_requested_norms(tmp_path: Path, write_run: Any) -> None:
     settings = {"eps": {"linf": [8 / 255]}}
     folder = write_run(tmp_path / "run", count=60, settings=settings)
     said = sentences(folder)
@@ -133,7 +133,7 @@ def test_numbers_of_figures_are_shares_where_they_are_shares(tmp_path: Path, wri
 
 
 def minimum_norm(folder: Path) -> None:
-    """One attack that looks for the nearest example, beside those that are there."""
+    """Add an attack that searches for the nearest example."""
     for part in ("0000", "0001"):
         rows = RunFolder(folder).part("attacks", part)
         nearest = rows[(rows["attack"] == "pgd") & (rows["norm"] == "l2")].drop_duplicates("index")
@@ -156,10 +156,10 @@ def test_a_comparison_shows_minimum_norm_attacks_and_every_attack_that_counts(tm
             shown = re.findall(r"[\d.]+(?= %)", row[3])
             shares.setdefault((row[1], row[2]), []).extend(map(float, shown))
     for found in shares.values():
-        assert min(found) == found[-1]  # that of all together, which is never below what is shown
+        assert min(found) == found[-1]  # that of all attacks together, which is never below those shown
 
 
-def test_runs_that_were_attacked_alike_are_not_said_to_differ(tmp_path: Path, write_run: Any) -> None:
+def test_runs_with_the_same_attacks_are_not_said_to_differ(tmp_path: Path, write_run: Any) -> None:
     folders = {name: write_run(tmp_path / name, count=30) for name in ("one", "two")}
     write_comparison(folders, tmp_path / "both")
     assert "attacked differently" not in (tmp_path / "both" / "report.md").read_text()
@@ -200,7 +200,7 @@ def test_the_table_for_papers_compiles(tmp_path: Path, write_run: Any) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_radii_stay_visible_where_every_eps_counted_is_far_beyond_them(tmp_path: Path, write_run: Any) -> None:
+def test_radii_stay_visible_where_every_requested_eps_is_far_beyond_them(tmp_path: Path, write_run: Any) -> None:
     run = load_run(write_run(tmp_path / "loose", count=60, looseness=500.0))
     for figure in radius_figures(run, per_sample(run)):
         assert "lie beyond this axis" in figure.caption

@@ -1,4 +1,4 @@
-"""A run folder is read as a stranger's: names never become paths, and what is not as it was written is named."""
+"""A run folder is untrusted input: names never become paths, and every modification is reported."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_a_manifest_of_a_wrong_shape_is_named(content: Any, match: str, folder: 
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": ', "[" * 100_000, "\udcff"])
-def test_json_that_is_none_is_named(text: str, folder: Path) -> None:
+def test_invalid_json_is_named(text: str, folder: Path) -> None:
     (folder / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"run\.json is damaged"):
         write_report(folder)
@@ -102,7 +102,7 @@ def test_a_part_that_the_manifest_does_not_list_is_refused(folder: Path) -> None
         write_report(folder)
 
 
-def test_rows_that_stand_in_two_parts_are_refused(tmp_path: Path, write_run: Any) -> None:
+def test_rows_that_occur_in_two_parts_are_refused(tmp_path: Path, write_run: Any) -> None:
     folder = RunFolder(write_run(tmp_path / "run", count=40))
     folder.write_part("attacks", "0001", folder.part("attacks", "0000"))
     with pytest.raises(InputError, match="two rows of table 'attacks'"):
@@ -137,7 +137,7 @@ def test_swapped_parts_and_parts_of_another_run_are_refused(folder: Path, tmp_pa
         ("examples", "height", 10**6, "pixels of"),
     ],
 )
-def test_values_that_cannot_be_are_named(
+def test_impossible_values_are_named(
     table: str, column: str, value: Any, match: str, tmp_path: Path, write_run: Any
 ) -> None:
     folder = RunFolder(write_run(tmp_path / "run", count=40))
@@ -146,13 +146,13 @@ def test_values_that_cannot_be_are_named(
         write_report(folder.path)
 
 
-def test_a_figure_has_no_path_for_a_name() -> None:
+def test_the_name_of_a_figure_cannot_be_a_path() -> None:
     with pytest.raises(InputError, match="may only contain letters"):
         Figure("sandwich-/../../victim", "", "", "", {}, [], "")
 
 
 def test_a_run_of_version_1_still_has_a_report(tmp_path: Path, write_run: Any) -> None:
-    """It had no column for the function, which stood in the certificate's name."""
+    """Version 1 had no column for the function, which was part of the certificate's name."""
     path = write_run(tmp_path / "old", count=40, schema_version=1)
     parts = path / "parts"
     for part in ("0000", "0001"):

@@ -1,4 +1,4 @@
-"""What write_report leaves on disk, compared with the tables that it was made from."""
+"""The files written by write_report, compared with the tables that they were made from."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def schema() -> Any:
 
 
 def page_data(html: str) -> Any:
-    """What the page's script reads."""
+    """The data that the script of the page reads."""
     match = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', html, re.DOTALL)
     assert match is not None
     return json.loads(match.group(1))
@@ -126,7 +126,7 @@ def test_a_script_in_a_name_stays_text(tmp_path: Path, write_run: Any) -> None:
     assert "<script>alert" not in (folder / "report.md").read_text()
 
 
-def test_a_manifest_that_says_next_to_nothing_is_enough(tmp_path: Path, write_run: Any) -> None:
+def test_a_minimal_manifest_is_enough(tmp_path: Path, write_run: Any) -> None:
     folder = write_run(tmp_path / "bare", count=20)
     RunFolder(folder).write_manifest({"created": "now"})
     html = write_report(folder).read_text()
