@@ -1,4 +1,4 @@
-"""The left side of the sandwich: sound Lipschitz bounds of networks and the radii that follow from them."""
+"""The lower side of the sandwich: sound Lipschitz bounds of networks, and the certified radii that follow from them."""
 
 if __name__ == "certify":
     raise ImportError("import robustres.certify: the bare name `certify` belongs to your own project")

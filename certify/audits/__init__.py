@@ -1,1 +1,1 @@
-"""Claimed constants, proved or refuted."""
+"""Audits of claimed Lipschitz constants."""

@@ -1,4 +1,4 @@
-"""Audit a claimed Lipschitz constant from both sides: proven by a bound, refuted by a pair of inputs, or open."""
+"""Audits of claimed Lipschitz constants from both sides: proven by a bound, refuted by a pair of inputs, or open."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,12 +28,12 @@ Verdict = Literal["proven", "refuted", "open"]
 
 @dataclass(frozen=True, eq=False)
 class AuditRow:
-    """What was found about one claim.
+    """The result for one claim.
 
     name: dotted name of the layer, "" for the whole network. claimed: its claimed l2 Lipschitz constant.
-    bound: `lower` is attained by `witness` (an estimate from below), `upper` the sound bound, infinite where an
-        operation in `refused` has no rule. What a module states about itself is never used as a bound.
-    verdict: "proven" where `upper` is within the tolerance of the claim, "refuted" where `lower` exceeds it.
+    bound: `lower` is attained by `witness` (a lower estimate), `upper` is the sound bound, infinite if an operation in
+        `refused` has no rule. A module's own statement is never used as a bound.
+    verdict: "proven" if `upper` is within the tolerance of the claim, "refuted" if `lower` exceeds it.
     """
 
     name: str
@@ -81,19 +81,19 @@ def audit(
     """Recompute claimed l2 Lipschitz constants, over all inputs, of a model or of its layers in evaluation mode.
 
     Guaranteed: "proven" rests on a bound recomputed from the weights (under the guarantee in the row), "refuted" on a
-    pair of inputs whose ratio |f(x') - f(x)| / |x' - x| in float64, an allowance for rounding taken off, exceeds the
-    claim. "open" says that neither was found.
+    pair of inputs whose ratio |f(x') - f(x)| / |x' - x| in float64, minus an allowance for rounding, exceeds the claim.
+    "open" means that neither was found.
 
     claimed: a number for the whole network, a table from layer names (as in `named_modules`; "" is the network) to
-        numbers, or None to audit what the model's modules state by `lipschitz_bound`.
-    images: (N, *input_shape), where the search starts; random images where left out. For a layer, what the images
-        become on their way to it. restarts: how many starts there are.
-    tolerance: relative excess over the claim that still counts as kept, since weights are rounded.
+        numbers, or None to audit the statements of the model's modules (`lipschitz_bound`).
+    images: (N, *input_shape), the starting points of the search; random images if omitted. For a layer, its inputs when
+        the model is run on the images. restarts: number of starting points.
+    tolerance: relative excess over the claim that is tolerated, since weights are rounded.
     search: effort of the search for a witness.
-    effort, seconds, delta: as in `lipschitz`: how much joint bounds may cost, a guide for the time of each linear map,
-        and the failure probability that each may have, None for deterministic bounds only.
-    progress: told ("claims", how many are decided, how many there are), and the same of the pieces of each ("blocks").
-    Raises InputError for claims that are no positive numbers, about unknown layers, or missing altogether.
+    effort, seconds, delta: as in `lipschitz`: the effort for joint bounds, a guide for the time of each linear map, and
+        the failure probability allowed for each, None for deterministic bounds only.
+    progress: called with ("claims", number decided, total), and likewise for the pieces of each claim ("blocks").
+    Raises InputError for claims that are not positive numbers, concern unknown layers, or are missing.
 
     >>> layer = nn.Linear(3, 3)
     >>> audit(layer, (3,), claimed=1e-3).verdict, audit(layer, (3,), claimed=9.0).verdict
@@ -117,7 +117,7 @@ def audit(
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """The progress of a caller who wants none."""
+    """A progress callback that does nothing."""
 
 
 def _starts(shape: Shape, images: Tensor | None, restarts: int, seed: int) -> Tensor:
@@ -153,7 +153,7 @@ def _audited(claim: Claim, tolerance: float, search: Search, settings: Mapping[s
 
 
 def _varied(starts: Tensor, search: Search) -> Tensor:
-    """The starts, and half as many random inputs of the same norm: what is steepest may lie far from any image."""
+    """The starts, and half as many random inputs of the same norm: the steepest region may be far from any image."""
     generator = torch.Generator().manual_seed(search.seed)
     half = starts[: (len(starts) + 1) // 2]
     noise = torch.randn(half.shape, generator=generator, dtype=half.dtype).to(half.device)

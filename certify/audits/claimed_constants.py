@@ -1,4 +1,4 @@
-"""Claims about a model's Lipschitz constants, and where each can be put to the test."""
+"""Claims about the Lipschitz constants of a model, with the modules and inputs on which they are tested."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from robustres.errors import InputError, ModelError
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """That the l2 Lipschitz constant of `module` is at most `value`; `starts` (N, ...) are inputs that it meets."""
+    """The claim that the l2 Lipschitz constant of `module` is at most `value`; `starts` (N, ...) are inputs of it."""
 
     name: str
     value: float
@@ -25,9 +25,10 @@ class Claim:
 
 
 def without_statements(module: nn.Module) -> nn.Module:
-    """The module itself, what its parts state about their own bounds hidden, so that it is looked into.
+    """The module with the statements of its parts about their own bounds hidden, so that the parts are analysed.
 
-    Each such part becomes an instance of a subclass in which the method is None, which hides it from the protocol.
+    Each such part becomes an instance of a subclass in which the method is None, so that it does not match the
+    protocol.
     """
     for part in module.modules():
         if isinstance(part, HasLipschitzBound):
@@ -39,10 +40,10 @@ def without_statements(module: nn.Module) -> nn.Module:
 def claims_of(
     model: nn.Module, module: nn.Module, images: Tensor, claimed: float | Mapping[str, float] | None
 ) -> list[Claim]:
-    """The claims, in the order of the table, each with the part of `module` and the inputs that it is about.
+    """The claims, in the order of the table, each with the part of `module` and the inputs that it concerns.
 
-    model: as the caller gave it, which is asked for its statements where `claimed` is None. module: its float64 copy
-    without statements, whose parts are audited. A layer that meets inputs of several shapes gives a claim for each.
+    model: as given by the caller; its statements are used if `claimed` is None. module: its float64 copy without
+    statements, whose parts are audited. A layer with inputs of several shapes gives one claim per shape.
     """
     if claimed is None:
         names = _stating(model)
@@ -79,7 +80,7 @@ def _check(table: Mapping[str, float], module: nn.Module) -> None:
 
 
 def _stating(model: nn.Module) -> list[str]:
-    """Names of the outermost modules that state their own bound, once each."""
+    """Names of the outermost modules that state their own bound, each once."""
     names: list[str] = []
     for name, part in model.named_modules():
         inside = any(outer == "" or name.startswith(outer + ".") for outer in names)
@@ -95,7 +96,7 @@ def _stated(model: nn.Module, name: str, shape: Shape) -> float:
 
 
 def _inputs_of(module: nn.Module, images: Tensor, names: list[str]) -> dict[str, list[Tensor]]:
-    """For every name, what the part meets when the module answers the images, one batch per shape."""
+    """For every name, the inputs of that part when the module is run on the images, one batch per shape."""
     met: dict[str, dict[Shape, Tensor]] = {name: {} for name in names}
     with ExitStack() as hooks, torch.no_grad():
         for name in names:

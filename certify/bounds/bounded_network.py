@@ -20,7 +20,7 @@ from robustres.errors import InputError, RobustresError
 from robustres.guard import random_state_kept
 
 ANOTHER = (
-    "the report is about another model: it has the same weights but gives different answers; run lipschitz on this "
+    "the report is for another model: it has the same weights but gives different answers; run lipschitz on this "
     "very model again"
 )
 
@@ -75,7 +75,7 @@ class Analysis:
         ]
         if different:
             raise InputError(
-                f"the report is about other weights than the model has (first difference: {different[0]}); "
+                f"the report is for other weights than the model has (first difference: {different[0]}); "
                 "run lipschitz on this model again"
             )
 

@@ -1,1 +1,1 @@
-"""Shift-invariant maps, frequency by frequency."""
+"""Fourier analysis of shift-invariant maps."""

@@ -1,4 +1,4 @@
-"""Shift-invariant maps wrapped round a torus: the same kernels on images whose sides are those of the torus."""
+"""Shift-invariant maps on a torus: the same kernels on images of the size of the torus, with circular padding."""
 
 from dataclasses import replace
 from functools import singledispatch
@@ -11,7 +11,7 @@ Sides = tuple[int, int]
 
 @singledispatch
 def wrapped(map_: LinearMap, sides: Sides) -> LinearMap:
-    """A map that has a `passage`, on images of these sides, which the strides divide, padded circularly."""
+    """A map with a `passage`, on images of these sizes (divisible by the strides), padded circularly."""
     raise unanswered("wrapped", map_)
 
 
@@ -51,7 +51,7 @@ def _wrapped_convolution(map_: Convolution, sides: Sides) -> LinearMap:
 
 
 def _pads(map_: Convolution, axis: int, side: int) -> tuple[int, int]:
-    """As much as gives one value per stride."""
+    """The padding that gives one value per stride."""
     before, stride = map_.padding[axis][0], map_.stride[axis]
     window = (map_.weight.shape[2 + axis] - 1) * map_.dilation[axis] + 1
     return before, max(0, stride * (side // stride - 1) + window - side - before)

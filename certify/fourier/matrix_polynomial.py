@@ -1,8 +1,9 @@
-"""Matrix-valued trigonometric polynomials H(t) = sum_d H_d exp(i t d): the symbols of shift-invariant maps, kept real.
+"""Matrix-valued trigonometric polynomials H(t) = sum_d H_d exp(i t d), the symbols of shift-invariant maps, with real
+parts.
 
-On a coarse torus, a signal with C channels at multiplicity (r_1, r_2) is r_1 r_2 C channels of the coarse image, one
-image per residue (a permutation of the same numbers); then a stride needs no aliasing, and sums, products and
-transposes of maps are sums, products and transposes of polynomials, computed once for all frequencies and tori.
+On a coarse torus, a signal with C channels at multiplicity (r_1, r_2) consists of r_1 r_2 C channels of the coarse
+image, one image per residue (a permutation of the same numbers). A stride then needs no aliasing, and sums, products
+and transposes of maps are sums, products and transposes of polynomials, computed once for all frequencies and tori.
 """
 
 import math
@@ -23,10 +24,11 @@ Lag = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class MatrixPolynomial:
-    """parts: lag -> real (m, n), or (groups, m, n) for the blocks of a block-diagonal polynomial; differentiable.
+    """A matrix polynomial by its parts, with a bound on their errors.
 
-    The exact sum of the errors of all parts is at most gamma_roundings * magnitude, entry by entry; magnitude, of the
-    same shape, is at or above the sum of the absolute values of the exact parts.
+    parts: lag -> real (m, n), or (groups, m, n) for the blocks of a block-diagonal polynomial; differentiable.
+    The sum of the errors of all parts is at most gamma_roundings * magnitude, entry by entry; magnitude, of the same
+    shape, is at or above the sum of the absolute values of the exact parts.
     """
 
     parts: dict[Lag, Tensor]
@@ -35,7 +37,7 @@ class MatrixPolynomial:
 
     @classmethod
     def exact(cls, parts: dict[Lag, Tensor], seen: int = 0) -> "MatrixPolynomial":
-        """A polynomial whose parts are exactly these, or within `seen` relative roundings of each entry."""
+        """A polynomial with exactly these parts, or with parts that have `seen` relative roundings in each entry."""
         total = torch.stack(list(parts.values())).detach().abs().sum(0)
         return cls(parts, total * (1 + gamma(len(parts) + 3 + seen)), seen)
 
@@ -46,7 +48,7 @@ class MatrixPolynomial:
 
     @property
     def constant(self) -> Tensor:
-        """The matrix of a polynomial that is constant but for a shift."""
+        """The matrix of a polynomial that is constant up to a shift."""
         (only,) = self.parts.values()
         return only
 
@@ -56,7 +58,7 @@ class MatrixPolynomial:
         return MatrixPolynomial(parts, self.magnitude.mT, self.roundings)
 
     def scaled(self, rows: Tensor | float = 1.0, columns: Tensor | float = 1.0) -> "MatrixPolynomial":
-        """diag(rows) H diag(columns), all positive; rows were computed in up to three roundings, columns in one."""
+        """diag(rows) H diag(columns), all positive; rows have up to three roundings, columns one."""
         left = rows[:, None] if isinstance(rows, Tensor) else rows
         parts = {lag: left * part * columns for lag, part in self.parts.items()}
         return MatrixPolynomial(parts, left * self.magnitude * columns * (1 + gamma(8)), self.roundings + 6)
@@ -89,17 +91,17 @@ class MatrixPolynomial:
 
     @property
     def wave_roundings(self) -> int:
-        """Roundings of what `at` computes, relative to the magnitude; a wave is off by less than 16 units."""
+        """Number of roundings in the result of `at`, relative to the magnitude; a wave has an error below 16 units."""
         return 2 * (self.roundings + len(self.parts) + 64)
 
     @property
     def error(self) -> float:
-        """At or above the spectral norm of the error of the values that `at` computes."""
+        """Upper bound on the spectral norm of the error of the values computed by `at`."""
         rows, columns = (float(self.magnitude.sum(axis).max()) for axis in (-1, -2))
         return gamma(self.wave_roundings + 8 + sum(self.magnitude.shape[-2:])) * math.sqrt(rows) * math.sqrt(columns)
 
     def apply(self, torus: Torus, frequencies: Tensor, vectors: Tensor) -> Tensor:
-        """(F, m, k) complex: the values at coarse frequencies (F, 2) times vectors (F, n, k), an estimate only."""
+        """(F, m, k) complex: the values at coarse frequencies (F, 2) times vectors (F, n, k); only an estimate."""
         angle = turns(torus, frequencies, torch.tensor(list(self.parts), device=frequencies.device))
         waves = torch.polar(torch.ones_like(angle), angle)
         columns = torch.view_as_real(vectors.movedim(0, 1)).flatten(1)  # (n, 2 F k)
@@ -144,7 +146,7 @@ class HermitianPolynomial:
         return cls(parts, magnitude, polynomial.roundings + 2)
 
     def scaled(self, sides: Tensor, factor: float = 1.0) -> "HermitianPolynomial":
-        """factor diag(sides) G diag(sides), all positive; the factor was computed in three roundings, sides in one."""
+        """factor diag(sides) G diag(sides), all positive; the factor has three roundings, sides have one."""
         outer = factor * sides[:, None] * sides
         parts = {lag: outer * part for lag, part in self.parts.items()}
         return HermitianPolynomial(parts, outer * self.magnitude * (1 + gamma(12)), self.roundings + 9)
@@ -164,17 +166,17 @@ class HermitianPolynomial:
 
     @cached_property
     def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Lags (D, 2), and what goes with the cosine and the sine of each (D, n n)."""
+        """Lags (D, 2), and the coefficients of the cosine and the sine of each (D, n n)."""
         lags = torch.tensor(list(self.parts), device=self.magnitude.device)
         stacked = torch.stack(list(self.parts.values()))
         even, odd = stacked + stacked.mT, stacked - stacked.mT
-        even[(lags == 0).all(1)] *= 0.5  # lag 0 stands once
+        even[(lags == 0).all(1)] *= 0.5  # lag 0 counts once
         return lags, even.flatten(1), odd.flatten(1)
 
     @property
     def error(self) -> float:
-        """At or above the spectral norm of the error of the values that `at` computes."""
-        count = self.roundings + len(self.parts) + 64  # a wave is off by less than 16 units
+        """Upper bound on the spectral norm of the error of the values computed by `at`."""
+        count = self.roundings + len(self.parts) + 64  # the error of a wave is below 16 units
         return gamma(2 * count) * float(self.magnitude.sum(-1).max()) * (1 + gamma(self.magnitude.shape[-1]))
 
 
@@ -191,7 +193,7 @@ def turns(torus: Torus, frequencies: Tensor, lags: Tensor) -> Tensor:
 
 @singledispatch
 def polynomial(map_: LinearMap, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    """A map that has a `passage`, of a signal at that multiplicity, and the multiplicity of its output."""
+    """The polynomial of a map with a `passage`, for a signal at that multiplicity, and its output's multiplicity."""
     raise unanswered("polynomial", map_)
 
 
@@ -245,7 +247,7 @@ def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[Matri
 
 
 def grouped_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    """One polynomial for each group, (groups, m, n), where there are several."""
+    """One polynomial per group, (groups, m, n), if there are several."""
     groups = map_.groups
     weight = map_.weight.reshape(groups, -1, *map_.weight.shape[1:])
     c_out, c_in = weight.shape[1:3]
@@ -273,7 +275,7 @@ def grouped_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPoly
 
 
 def _ungrouped(blocks: MatrixPolynomial, map_: Convolution, multiplicity: Lag, out: Lag) -> MatrixPolynomial:
-    """The block-diagonal matrices, each channel in its place among all channels of a residue."""
+    """The block-diagonal matrices, with each channel at its position among all channels of a residue."""
     sides = [(math.prod(out), map_.weight.shape[0]), (math.prod(multiplicity), map_.in_shape[0])]
     order = [torch.arange(r * c).reshape(r, map_.groups, -1).transpose(0, 1).flatten().argsort() for r, c in sides]
 

@@ -1,11 +1,12 @@
-"""When a convolution may be replaced by a circular one: the tori on which an image never meets its own wrapped copy.
+"""When a convolution may be replaced by a circular one: tori on which an image does not interact with its wrapped
+copies.
 
 A zero-padded map is  crop . (shift-invariant map of signals on Z^2) . embed,  and crop and embed have norm 1. On a
-torus of N points the shift-invariant map's output is its periodisation; inside the cropped image it is unchanged when
-no shifted copy of the output's support reaches the image. A torus may be twisted, x(n + N) = exp(2 pi i phase) x(n):
-where nothing wraps around, the twist is not seen, so every phase gives a valid bound.
+torus of N points the output of the shift-invariant map is its periodisation; inside the cropped image it is unchanged
+if no shifted copy of the output's support reaches the image. A torus may be twisted, x(n + N) = exp(2 pi i phase) x(n):
+if nothing wraps around, the twist has no effect, so every phase gives a valid bound.
 
-Everything here is integer arithmetic on one axis at a time: an interval (low, high) holds a signal's support.
+Everything here is integer arithmetic on one axis at a time; an interval (low, high) contains the support of a signal.
 """
 
 import math
@@ -37,7 +38,7 @@ HALF = Fraction(1, 2)
 
 @dataclass(frozen=True)
 class Torus:
-    """A coarse torus of `points` per axis, twisted by `phase`; a signal at multiplicity r lives on r * points."""
+    """A coarse torus of `points` per axis, twisted by `phase`; a signal at multiplicity r is defined on r * points."""
 
     points: tuple[int, int]
     phase: tuple[Fraction, Fraction] = (Fraction(0), Fraction(0))
@@ -45,9 +46,10 @@ class Torus:
 
 @dataclass(frozen=True)
 class Passage:
-    """support: of the uncropped output. rates: points per input point of every signal on the way, the output's last.
+    """The effect of a map on one axis of a signal.
 
-    wraps: whether some part pads this axis circularly.
+    support: of the uncropped output. rates: points per input point of every intermediate signal, that of the output
+    last. wraps: whether some part pads this axis circularly.
     """
 
     support: Interval
@@ -57,9 +59,9 @@ class Passage:
 
 @dataclass(frozen=True)
 class Embedding:
-    """How maps that share one input fit on tori: the multiplicity of the input, and the smallest coarse torus.
+    """How maps with a common input fit on tori: the multiplicity of the input, and the smallest coarse torus.
 
-    exact: per axis, whether circular padding allows this one size only, without a twist.
+    exact: per axis, whether circular padding allows only this size, without a twist.
     """
 
     multiplicity: tuple[int, int]
@@ -86,9 +88,9 @@ def coarse_frequencies(torus: Torus) -> Tensor:
 
 
 def embed(chains: Sequence[Sequence[LinearMap]]) -> Embedding | None:
-    """Where maps from one image fit together; each chain is applied part after part, cropped to the image between.
+    """The embedding of chains of maps from one image; the parts of a chain are applied in turn, with crops in between.
 
-    Returns None where some part is no shift-invariant map, or where the demands contradict each other.
+    Returns None if some part is not a shift-invariant map, or if the requirements contradict each other.
     """
     if any(len(part.in_shape) != 3 or len(part.out_shape) != 3 for chain in chains for part in chain):
         return None
@@ -100,7 +102,7 @@ def embed(chains: Sequence[Sequence[LinearMap]]) -> Embedding | None:
 
 
 def _embed_axis(chains: Sequence[Sequence[LinearMap]], axis: int) -> tuple[int, int, bool] | None:
-    """Multiplicity of the input, smallest number of coarse points, and whether that size is the only one."""
+    """Multiplicity of the input, smallest number of coarse points, and whether this is the only possible size."""
     demands: list[tuple[Fraction, int]] = []  # (points per input point, points needed at that rate)
     rates, wraps = [Fraction(1)], False
     for chain in chains:
@@ -126,10 +128,10 @@ def _embed_axis(chains: Sequence[Sequence[LinearMap]], axis: int) -> tuple[int, 
 
 @singledispatch
 def passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
-    """What becomes of a signal on Z^2 whose support is given, in the map without its crop (`embed`).
+    """The passage of a signal on Z^2 with the given support through the map without its crop (`embed`).
 
-    Returns None where the map is not shift-invariant, or where it reads values that the true map has cut off: then the
-    uncropped map differs from the true one and its symbol bounds nothing.
+    Returns None if the map is not shift-invariant, or if it reads values that the true map has cropped: then the
+    uncropped map differs from the true one, and its symbol gives no bound.
     """
     raise unanswered("passage", map_)
 
@@ -204,7 +206,7 @@ def _transposed_passage(map_: TransposedConvolution, axis: int, support: Interva
 
 
 def reads(map_: Convolution | TransposedConvolution, axis: int) -> Interval:
-    """The input positions that the output image is computed from, padding included."""
+    """The input positions from which the output image is computed, including padding."""
     side = map_.out_shape[1 + axis]
     if isinstance(map_, TransposedConvolution):
         pad, reach, stride = _window(map_.forward_map, axis)
@@ -214,12 +216,12 @@ def reads(map_: Convolution | TransposedConvolution, axis: int) -> Interval:
 
 
 def _window(convolution: Convolution, axis: int) -> tuple[int, int, int]:
-    """Padding before the image, distance from the kernel's first to its last element, stride."""
+    """Padding before the image, distance between the first and the last element of the kernel, stride."""
     reach = (convolution.weight.shape[2 + axis] - 1) * convolution.dilation[axis]
     return convolution.padding[axis][0], reach, convolution.stride[axis]
 
 
 def _reads_only_truth(map_: Convolution | TransposedConvolution, axis: int, support: Interval) -> bool:
-    """Whether every position that is read and may be non-zero lies inside the true image."""
+    """Whether every position that is read and may be nonzero lies inside the true image."""
     low, high = reads(map_, axis)
     return max(low, support[0]) >= 0 and min(high, support[1]) <= map_.in_shape[1 + axis] - 1

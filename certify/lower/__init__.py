@@ -1,1 +1,1 @@
-"""Estimates from below: Jacobians, witnesses and ascents."""
+"""Lower estimates: Jacobians, witnesses and ascents."""

@@ -13,27 +13,27 @@ from robustres.certify.lower.jacobian import Function, norms, scaled, steepest_d
 from robustres.certify.lower.witness import Measured, Witness, as_witness, safe_ratios
 from robustres.errors import InputError
 
-# Distances of the pairs tried at the end, relative to the norm of the input: the ratio of a pair that lies within
-# one linear piece does not depend on the distance, and the farther apart, the less rounding matters.
+# Distances of the final pairs, relative to the norm of the input: the ratio of a pair within one linear piece does not
+# depend on the distance, and rounding matters less at larger distances.
 _REACH = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
 
-# The first climb starts from pairs this far apart (relative to the input), across many linear pieces.
+# Distance of the pairs in the first ascent (relative to the input), across many linear pieces.
 _FIRST_REACH = 0.3
-# A round climbs from copies of the best pairs, moved and spread apart by factors drawn from these ranges.
+# A round starts from copies of the best pairs, moved and spread apart by factors drawn from these ranges.
 _PARENTS, _CHILDREN = 2, 4
 _MOVED, _SPREAD = (0.03, 0.3), 10.0
-# The search ends after so many rounds in which the best ratio grew by less than this share.
+# The search ends after this number of rounds in which the best ratio grew by less than this share.
 _PATIENCE, _GROWTH = 10, 1e-3
 
 
 @dataclass(frozen=True)
 class Search:
-    """How hard to look for a pair of inputs that the function drives apart.
+    """Effort of the search for a pair of inputs with a large ratio.
 
-    rounds: how often the best pairs so far are climbed from, the first time from all starts.
+    rounds: number of ascents from the best pairs so far; the first one is from all starts.
     lanczos_steps: of the iteration on J^T J at each start. ascent_steps: of the first ascent on the ratio of a pair;
-    later ones take half as many. batch_size: starts climbed together. seconds: stop climbing after so long.
-    seed: of every random number.
+    later ones take half as many. batch_size: starts per batch. seconds: time limit of the ascents.
+    seed: of all random numbers.
     """
 
     rounds: int = 60
@@ -52,13 +52,14 @@ class Search:
 
 
 def strongest_witness(function: Measured, starts: Tensor, *, search: Search, enough: float = math.inf) -> Witness:
-    """The pair with the largest safely rounded ratio |f(x') - f(x)| / |x' - x| that was found from `starts` (B, ...).
+    """The pair with the largest safely rounded ratio |f(x') - f(x)| / |x' - x| found from `starts` (B, ...).
 
-    From each start: the steepest direction of the Jacobian, and ascent on the ratio of a pair along it, both ends free.
-    Then round after round from perturbed copies of the best pairs, until they stop growing. Inputs may leave [0, 1],
-    since a Lipschitz constant is about all of them. The pair is an estimate from below: it can refute, never certify.
+    At each start: the steepest direction of the Jacobian, followed by ascent on the ratio of a pair along it, with both
+    ends free. Then rounds from perturbed copies of the best pairs, until the ratio stops growing. Inputs may leave
+    [0, 1], since a Lipschitz constant concerns all inputs. The ratio is a lower estimate: it can refute a claim but
+    never certify one.
 
-    enough: a ratio at which there is nothing left to find, such as a bound.
+    enough: a ratio that cannot be exceeded, such as a bound; the search stops there.
     """
     deadline = time.monotonic() + search.seconds
     generator = torch.Generator().manual_seed(search.seed)
@@ -73,7 +74,7 @@ def strongest_witness(function: Measured, starts: Tensor, *, search: Search, eno
 
 
 class Pair(NamedTuple):
-    """Two inputs (*input shape) and the safe ratio of their answers."""
+    """Two inputs (*input shape) and the safe ratio of their outputs."""
 
     ratio: float
     x: Tensor
@@ -83,7 +84,7 @@ class Pair(NamedTuple):
 def _climb(
     function: Measured, starts: Tensor, search: Search, generator: torch.Generator, deadline: float
 ) -> Iterator[Pair]:
-    """Better and better pairs, mostly: from every start, then from the best ones again and again."""
+    """Pairs with mostly increasing ratios: from every start, then repeatedly from the best ones."""
     peaks = []
     for batch in torch.split(starts, search.batch_size):
         steepest = steepest_directions(
@@ -112,7 +113,7 @@ def _climb(
 
 
 def children(middle: Tensor, spread: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Copies of the pairs in turn, the first of each where its parent is and the others moved, all spread apart."""
+    """Copies of the pairs, the first of each at the position of its parent and the others moved, all spread apart."""
     parent = torch.arange(_CHILDREN, device=middle.device) % len(middle)
     moved, apart = torch.rand(2, _CHILDREN, generator=generator, dtype=middle.dtype).to(middle.device)
     reach = _MOVED[0] * (_MOVED[1] / _MOVED[0]) ** moved
@@ -128,7 +129,7 @@ def _pairs(x: Tensor, direction: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _strongest(function: Measured, pairs: Sequence[tuple[Tensor, Tensor]]) -> Pair:
-    """Of batches of pairs, the one with the largest safe ratio."""
+    """The pair with the largest safe ratio in batches of pairs."""
     ratios = torch.stack([safe_ratios(function, x, other) for x, other in pairs])
     row, sample = divmod(int(ratios.argmax()), ratios.shape[1])
     x, other = pairs[row]
@@ -136,10 +137,11 @@ def _strongest(function: Measured, pairs: Sequence[tuple[Tensor, Tensor]]) -> Pa
 
 
 def ascend(function: Function, x: Tensor, direction: Tensor, *, steps: int, deadline: float) -> tuple[Tensor, Tensor]:
-    """Adam on log |f(x + d/2) - f(x - d/2)| - log |d| over x and d (B, ...) together; each sample's best x and d.
+    """Adam on log |f(x + d/2) - f(x - d/2)| - log |d| over x and d (B, ...) jointly; returns the best x and d of each
+    sample.
 
-    The ratio of a pair that lies apart sees how the Jacobian changes with x, which the Jacobian of a piecewise linear
-    network does not. Steps are relative to the length of d and shrink, and d may grow and shrink.
+    Unlike the Jacobian of a piecewise linear network, the ratio of a pair at a distance reflects how the Jacobian
+    changes with x. Steps are relative to the length of d and decrease; d may grow and shrink.
     """
     length = norms(direction)
     shift = torch.zeros_like(x).requires_grad_()
@@ -166,18 +168,18 @@ def ascend(function: Function, x: Tensor, direction: Tensor, *, steps: int, dead
 
 
 def _log_norms(x: Tensor) -> Tensor:
-    """(B,): the logarithm of each norm, its gradient safe from overflow."""
+    """(B,): the logarithm of each norm, with a gradient that cannot overflow."""
     scale = norms(x.detach()).clamp_min(torch.finfo(x.dtype).tiny)
     return torch.add(torch.linalg.vector_norm(scaled(1 / scale, x).reshape(len(x), -1), dim=1).log(), scale.log())
 
 
 def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Sample by sample, `new` where `chosen` (B,)."""
+    """For each sample, `new` where `chosen` (B,), else `old`."""
     return torch.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _lengths(x: Tensor) -> Tensor:
-    """(B,): the norm of each input, 1 for an input that is zero."""
+    """(B,): the norm of each input, or 1 if it is zero."""
     length = norms(x)
     return torch.where(length > 1e-200, length, torch.ones_like(length))
 

@@ -1,4 +1,4 @@
-"""The largest singular value of a network's Jacobian at given inputs, from below, through products alone."""
+"""Lower estimates of the largest singular value of a network's Jacobian at given inputs, by products only."""
 
 import math
 import time
@@ -10,15 +10,15 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 
-# Numbers that the Lanczos vectors of one call may hold together: half a gigabyte in float64.
+# Largest total size of the Lanczos vectors of one call: half a gigabyte in float64.
 _BASIS_BUDGET = 2**26
 
 
 class JacobianProducts:
     """Products with the Jacobian J of a batched function at x (B, ...), and with its transpose.
 
-    The function is run once. J^T u is one backward pass; it is linear in u, so that J v is the derivative of <J^T u, v>
-    with respect to u; where torch cannot differentiate twice (hardsigmoid), J v is taken forward.
+    The function is run once. J^T u is one backward pass; it is linear in u, so J v is the derivative of <J^T u, v> with
+    respect to u. Where torch cannot differentiate twice (hardsigmoid), J v is computed in forward mode.
     """
 
     def __init__(self, function: Function, x: Tensor) -> None:
@@ -31,7 +31,7 @@ class JacobianProducts:
             self._pulled = self._gradient(self._y, self._x, self._u, create_graph=True)
 
     def forward(self, v: Tensor) -> Tensor:
-        """J v of v (B, *input shape)."""
+        """J v for v (B, *input shape)."""
         if self._twice:
             try:
                 return self._gradient(self._pulled, self._u, v)
@@ -43,7 +43,7 @@ class JacobianProducts:
         return product
 
     def transpose(self, u: Tensor) -> Tensor:
-        """J^T u of u (B, *output shape)."""
+        """J^T u for u (B, *output shape)."""
         return self._gradient(self._y, self._x, u)
 
     @staticmethod
@@ -57,7 +57,7 @@ class JacobianProducts:
 
 
 class Steepest(NamedTuple):
-    """The directions v (B, ...), |v| = 1, in which the function changes fastest, and |J v| (B,), an estimate."""
+    """Directions v (B, ...), |v| = 1, in which the function changes fastest, and |J v| (B,), an estimate."""
 
     stretch: Tensor
     direction: Tensor
@@ -68,7 +68,7 @@ def steepest_directions(
 ) -> Steepest:
     """Lanczos iteration on J^T J at every x (B, ...) from the directions `start`, re-orthogonalised twice.
 
-    deadline: on `time.monotonic`; the steps done by then give the answer.
+    deadline: on `time.monotonic`; the result is that of the steps completed by then.
     """
     products = JacobianProducts(function, x)
     size, batch = x[0].numel(), len(x)
@@ -106,14 +106,14 @@ def steepest_directions(
 
 
 def _about_one_over(sizes: Tensor) -> Tensor:
-    """(B,): powers of two by which the Jacobian is multiplied so that its square neither overflows nor underflows."""
+    """(B,): powers of two that scale the Jacobian such that its square neither overflows nor underflows."""
     usable = torch.isfinite(sizes) & (sizes > torch.finfo(sizes.dtype).tiny)
     exponents = torch.frexp(torch.where(usable, sizes, 1.0)).exponent.clamp(-1020, 1020)
     return torch.ldexp(torch.ones_like(sizes), -exponents)
 
 
 def norms(x: Tensor) -> Tensor:
-    """(B,): the l2 norm of every sample, free of overflow."""
+    """(B,): the l2 norm of every sample, without overflow."""
     flat = x.reshape(len(x), -1)
     largest = flat.abs().amax(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
     return torch.mul(torch.linalg.vector_norm(flat / largest[:, None], dim=1), largest)

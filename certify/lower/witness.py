@@ -1,4 +1,4 @@
-"""A pair of inputs that shows how fast a network can change, its ratio rounded down so that it can refute a claim."""
+"""A pair of inputs that shows how fast a network can change, with a ratio rounded down so that it can refute claims."""
 
 import copy
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from robustres.certify.lower.jacobian import norms
 from robustres.errors import ModelError
 from robustres.numerics import gamma
 
-# float64 rounds 2^29 times finer than float32. The error that float32 shows is charged, divided by no more than this.
+# The unit roundoff of float64 is 2^29 times smaller than that of float32. The error charged is the error observed in
+# float32 divided by this number.
 _FINER = 2.0**19
 
 
 @dataclass(frozen=True, eq=False)
 class Witness:
-    """Two inputs and the network's answers to them, in float64.
+    """Two inputs and the network's outputs for them, in float64.
 
     ratio: at or below |f(other) - f(x)| / |other - x| in exact arithmetic; a lower estimate of the Lipschitz constant.
     """
@@ -33,13 +34,13 @@ class Witness:
 
 
 class Measured:
-    """A module as a function of float64 batches whose rounding error can be judged.
+    """A module as a function of float64 batches with an estimate of its rounding error.
 
     The error of a float64 forward pass is taken to be at most 2^-19 of the deviation that the same pass shows in
-    float32, where the unit roundoff is 2^29 times larger: a margin of 1000 over proportionality. It is a measured
-    allowance; nothing that is certified rests on it.
+    float32, where the unit roundoff is 2^29 times larger: a margin of 1000 over proportionality. This allowance is
+    measured; no certificate depends on it.
 
-    Raises ModelError where the module computes in a narrower type inside, whatever the type of its input.
+    Raises ModelError if the module computes in a narrower type internally, regardless of the type of its input.
     """
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
@@ -56,11 +57,11 @@ class Measured:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        answer: Tensor = self._wide(x.clone())  # which it may overwrite
+        answer: Tensor = self._wide(x.clone())  # the module may overwrite its input
         return answer
 
     def allowance(self, x: Tensor, answer: Tensor) -> Tensor:
-        """(B,): how far the norm of `answer` to x may be from that of the exact answer."""
+        """(B,): bound on the difference between the norm of `answer` at x and that of the exact answer."""
         rounded = x.to(torch.float32)
         deviation = norms(self._narrow(rounded.clone()).to(torch.float64) - self(rounded.to(torch.float64)))
         repeated = norms(self(x) - answer)
@@ -68,7 +69,7 @@ class Measured:
 
 
 def safe_ratios(function: Measured, x: Tensor, other: Tensor) -> Tensor:
-    """(B,): at or below |f(other) - f(x)| / |other - x|, the allowance taken off; 0 where nothing is certain."""
+    """(B,): at or below |f(other) - f(x)| / |other - x|, with the allowance subtracted; 0 where nothing is certain."""
     with torch.no_grad():
         answer, other_answer = function(x), function(other)
         allowance = function.allowance(x, answer) + function.allowance(other, other_answer)
@@ -79,7 +80,7 @@ def safe_ratios(function: Measured, x: Tensor, other: Tensor) -> Tensor:
 
 
 def as_witness(function: Measured, x: Tensor, other: Tensor) -> Witness:
-    """The pair (*input shape) as a witness, evaluated once more, alone in its batch."""
+    """The pair (*input shape) as a witness, evaluated once more in a batch of its own."""
     pair = torch.stack([x, other])
     ratio = float(safe_ratios(function, pair[:1], pair[1:])[0])
     with torch.no_grad():
@@ -88,7 +89,7 @@ def as_witness(function: Measured, x: Tensor, other: Tensor) -> Witness:
 
 
 class _TypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects the operations that give floating-point numbers narrower than float64."""
+    """Collects the operations whose results are floating-point numbers narrower than float64."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,1 +1,1 @@
-"""The norm of one linear map."""
+"""Norms of single linear maps."""

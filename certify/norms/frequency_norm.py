@@ -1,4 +1,4 @@
-"""The norm of a shift-invariant map: max over the frequencies of a torus, an upper bound by embedding."""
+"""The norm of a shift-invariant map, bounded by the maximum over the frequencies of a torus in which it is embedded."""
 
 import math
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def frequency_bound(
     enlargements: int = 1,
     phases: Sequence[Fraction] = (Fraction(0), HALF),
 ) -> float | None:
-    """A deterministic upper bound of the norm of a zero-padded or circular shift-invariant map, `normalised`.
+    """A deterministic upper bound on the norm of a zero-padded or circular shift-invariant map, `normalised`.
 
-    Every torus is a valid bound by itself; the smallest of those that fit into `seconds` of a nominal core (always at
-    least one) is returned. Returns None where the map is not shift-invariant: other paddings, reshapes, cropped images
+    Every torus gives a valid bound; the smallest bound of the tori that fit into `seconds` of a nominal core (always at
+    least one) is returned. Returns None if the map is not shift-invariant: other paddings, reshapes, images cropped
     inside.
     """
     embedding = embed([[map_]])
@@ -49,7 +49,7 @@ def frequency_bound(
 
 
 def narrow_polynomial(map_: LinearMap, embedding: Embedding) -> MatrixPolynomial:
-    """The map's matrices, or their transposes, no wider than high; one for each group of a single convolution."""
+    """The matrices of the map, or their transposes, no wider than high; one per group for a single convolution."""
     if isinstance(map_, Convolution):
         found = grouped_polynomial(map_, embedding.multiplicity)[0]
     elif isinstance(map_, TransposedConvolution):
@@ -63,7 +63,7 @@ def narrow_polynomial(map_: LinearMap, embedding: Embedding) -> MatrixPolynomial
 
 
 def nominal_seconds(map_: LinearMap, embedding: Embedding) -> float:
-    """Time of one torus on a core of 2e10 operations per second: load does not change which tori are tried."""
+    """Time for one torus on a core of 2e10 operations per second; the choice of tori is independent of the load."""
     groups = map_.groups if isinstance(map_, (Convolution, TransposedConvolution)) else 1
     rows, columns = map_.out_shape[0] / groups, map_.in_shape[0] * math.prod(embedding.multiplicity) / groups
     small, large = min(rows, columns), max(rows, columns)
@@ -74,9 +74,9 @@ def nominal_seconds(map_: LinearMap, embedding: Embedding) -> float:
 
 
 def gram_bound(gram: HermitianPolynomial, torus: Torus, *, stop_above: float = math.inf) -> float:
-    """The square root of the largest eigenvalue of the Gram matrices on one torus, rounding included.
+    """Upper bound on the square root of the largest eigenvalue of the Gram matrices on one torus, including rounding.
 
-    Infinite once above `stop_above`.
+    Infinite as soon as it exceeds `stop_above`.
     """
     largest = 0.0
     frequencies = coarse_frequencies(torus).to(gram.magnitude.device)

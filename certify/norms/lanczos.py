@@ -1,7 +1,7 @@
-"""Norms through products only, with a guarantee: Lanczos iteration from a random start, failure counted.
+"""Norms by matrix-vector products only, with a guarantee: Lanczos iteration from a random start.
 
-Let A be the symmetric positive semidefinite matrix C^T C or C C^T of the smaller side, of dimension n, and v a start
-that is uniform on the unit sphere, gamma its component along an eigenvector of lambda_max.
+Let A be the symmetric positive semidefinite matrix C^T C or C C^T of the smaller dimension n, v a start vector that is
+uniform on the unit sphere, and gamma its component along an eigenvector of lambda_max.
 
 The density of gamma on [-1, 1] is proportional to (1 - t^2)^((n-3)/2); for n >= 3 it is largest at 0, with the value
 Gamma(n/2) / (sqrt(pi) Gamma((n-1)/2)) < sqrt(n / (2 pi)), because Gamma(x + 1/2) <= sqrt(x) Gamma(x) with
@@ -9,7 +9,7 @@ x = (n - 1)/2. Hence P(|gamma| < d) < d sqrt(2 n / pi), and d = delta sqrt(pi / 
 
 Lanczos (van Dorsselaer, Hochstenbach and van der Vorst 2000, Computing probabilistic bounds for extreme eigenvalues
 of symmetric matrices with the Lanczos method, SIAM J. Matrix Anal. Appl. 22): with full re-orthogonalisation the
-(k+1)-th Lanczos vector is p_k(A) v with p_k the polynomial of the three-term recurrence of this very run. It is a unit
+(k+1)-th Lanczos vector is p_k(A) v with p_k the polynomial of the three-term recurrence of this run. It is a unit
 vector, so |gamma| |p_k(lambda_max)| <= 1. Beyond its largest root, a Ritz value, p_k grows: lambda_max is at most the
 t there with p_k(t) = 1/d, unless |gamma| < d.
 """
@@ -25,15 +25,15 @@ from robustres.certify.norms.power_iteration import uniform_on_sphere
 from robustres.errors import InputError
 from robustres.numerics import UNIT_ROUNDOFF, gamma, rounded_up
 
-SMALLEST_SPHERE = 3  # the density of one component is bounded from three dimensions on
+SMALLEST_SPHERE = 3  # the density of one component is bounded in three or more dimensions
 
 
 def lanczos_bound(
     map_: LinearMap, *, delta: float = 1e-12, steps: int = 100, generator: torch.Generator | None = None
 ) -> float:
-    """At or above the norm with probability at least 1 - delta over the start.
+    """Upper bound on the norm with probability at least 1 - delta over the start vector.
 
-    steps: products with C and C^T each; the memory holds as many vectors of the smaller side.
+    steps: number of products with each of C and C^T; the same number of vectors of the smaller dimension is stored.
     """
     side = _SmallerSide(map_)
     if side.size < SMALLEST_SPHERE:
@@ -47,7 +47,7 @@ def lanczos_bound(
         for _ in range(2):
             image = image - kept.T @ (kept @ image)
         noise = max(8 * UNIT_ROUNDOFF[torch.float64] * max(diagonal), UNDERFLOW)
-        off_diagonal.append(max(float(torch.linalg.vector_norm(image)), noise))  # a larger one loosens the bound
+        off_diagonal.append(max(float(torch.linalg.vector_norm(image)), noise))  # a larger value only loosens the bound
         if off_diagonal[-1] <= noise:
             break
         basis.append(image / off_diagonal[-1])
@@ -57,7 +57,7 @@ def lanczos_bound(
 
 
 class _SmallerSide:
-    """C^T C or C C^T, whichever is smaller, on flat vectors."""
+    """C^T C or C C^T, whichever is smaller, acting on flat vectors."""
 
     def __init__(self, map_: LinearMap) -> None:
         self.map, self.inputs = map_, map_.in_size <= map_.out_size
@@ -74,7 +74,7 @@ class _SmallerSide:
 
 
 def _smallest_component(size: int, delta: float) -> float:
-    """d with P(|gamma| < d) < delta."""
+    """A number d with P(|gamma| < d) < delta."""
     return delta * math.sqrt(math.pi / (2 * size))
 
 
@@ -90,7 +90,7 @@ def _log_polynomial(t: float, diagonal: list[float], off_diagonal: list[float]) 
 
 
 def _root_beyond(diagonal: list[float], off_diagonal: list[float], threshold: float) -> float:
-    """The t above the largest Ritz value at which log p_k(t) reaches the threshold, by bisection, from above."""
+    """The t above the largest Ritz value at which log p_k(t) reaches the threshold, rounded up, by bisection."""
     ritz = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     inner = torch.tensor(off_diagonal[:-1], dtype=torch.float64)
     ritz = ritz + torch.diag(inner, 1) + torch.diag(inner, -1)
@@ -110,11 +110,11 @@ def _root_beyond(diagonal: list[float], off_diagonal: list[float], threshold: fl
 
 
 def _with_rounding(map_: LinearMap, size: int, steps: int, eigenvalue: float) -> float:
-    """sqrt(eigenvalue), charged with the rounding of the products, of the orthogonalisation and of the recurrence.
+    """sqrt(eigenvalue) plus the rounding errors of the products, the orthogonalisation and the recurrence.
 
     With full re-orthogonalisation the run is that of a matrix A + E with |E| of the order of steps times the error of
-    one product and of one orthogonalisation; 8 times that is added to the eigenvalue. That E depends on the start is
-    not modelled: with the failure probability, this is why such a bound is never called deterministic.
+    one product and one orthogonalisation; 8 times that is added to the eigenvalue. The dependence of E on the start is
+    not modelled; together with the failure probability, this is why such a bound is never called deterministic.
     """
     norm = math.sqrt(max(eigenvalue, 0.0))
     error = 2 * product_error(map_) * absolute_norm(map_) + gamma(4 * size + 100) * norm * norm

@@ -9,18 +9,18 @@ from robustres.certify.maps.rounding import ALGORITHM_FACTOR, UNDERFLOW, largest
 from robustres.certify.proof.bound import Bound, Guarantee
 from robustres.numerics import gamma, product_up, rounded_up, scaled_up
 
-# Entries of a dense operator that is written out to get the row sums of a composition exactly.
+# Largest number of entries of an operator that is written out for the exact row sums of a composition.
 DENSE_ENTRIES = 4_000_000
 
 
 def product(bounds: list[Bound]) -> Bound:
-    """The bound of maps one after the other."""
+    """The bound of a composition of maps."""
     upper = product_up(bound.upper for bound in bounds)
     return Bound(0.0, upper, "product", all_hold(bounds), math.fsum(bound.seconds for bound in bounds))
 
 
 def all_hold(bounds: list[Bound]) -> Guarantee:
-    """The guarantee under which every one of the bounds holds."""
+    """The guarantee under which all of the bounds hold."""
     whole = Guarantee()
     for bound in bounds:
         whole = whole & bound.guarantee
@@ -28,7 +28,7 @@ def all_hold(bounds: list[Bound]) -> Guarantee:
 
 
 def linf_norm(map_: LinearMap) -> float:
-    """The largest absolute row sum, rounded up; where maps are composed or added, exact where the matrix is small."""
+    """The largest absolute row sum, rounded up; for compositions and sums it is exact if the matrix is small."""
     whole, exponent = map_.normalised()
     bound = largest_sum(whole, of_rows=True)
     if whole.cancels and whole.in_size * whole.out_size <= DENSE_ENTRIES:

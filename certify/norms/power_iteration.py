@@ -1,4 +1,4 @@
-"""Power iteration on C^T C: the lower estimate of a norm that every bound is shown beside."""
+"""Power iteration on C^T C: the lower estimate of a norm shown beside every bound."""
 
 import math
 
@@ -11,7 +11,7 @@ from robustres.certify.proof.bound import Estimate
 
 
 def uniform_on_sphere(shape: Shape, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """One vector (1, *shape), uniform on the unit sphere; without a generator always the same one."""
+    """One vector (1, *shape), uniform on the unit sphere; without a generator it is always the same."""
     source = torch.Generator().manual_seed(0) if generator is None else generator
     vector = torch.randn(1, *shape, dtype=torch.float64, generator=source, device=source.device)
     unit: Tensor = vector / torch.linalg.vector_norm(vector)
@@ -21,9 +21,9 @@ def uniform_on_sphere(shape: Shape, device: torch.device, generator: torch.Gener
 def power_iteration(
     map_: LinearMap, *, steps: int = 100, start: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Estimate:
-    """The norm from below: |C v| of the best unit vector v that was found, minus the rounding of the product.
+    """Lower estimate of the norm: |C v| for the best unit vector v found, minus the rounding error of the product.
 
-    start: the first vector (1, *in_shape), for a better guess than a random one.
+    start: the first vector (1, *in_shape), if a better guess than a random one is known.
     """
     with torch.no_grad():
         vector = uniform_on_sphere(map_.in_shape, map_.device, generator) if start is None else start

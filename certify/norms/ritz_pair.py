@@ -1,17 +1,17 @@
-"""The largest eigenvalue among many Hermitian matrices, estimated from below."""
+"""Lower estimate of the largest eigenvalue of each of many Hermitian matrices."""
 
 import torch
 from torch import Tensor
 
 
 def top_ritz_pair(hermitian: Tensor, *, steps: int = 30) -> tuple[Tensor, Tensor]:
-    """The largest Ritz value (F,), from below, and its unit vector (F, n), by Lanczos with re-orthogonalisation."""
+    """The largest Ritz value (F,), a lower estimate, and its unit vector (F, n), by re-orthogonalised Lanczos."""
     count, size = hermitian.shape[0], hermitian.shape[-1]
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(1, size, 1, dtype=torch.float64, generator=generator).to(hermitian)
     vector = (vector / torch.linalg.vector_norm(vector)).expand(count, -1, -1)
     basis, images = vector, hermitian @ vector
-    noise = 1e-12 * torch.linalg.vector_norm(images, dim=-2, keepdim=True)  # beyond it the space is exhausted
+    noise = 1e-12 * torch.linalg.vector_norm(images, dim=-2, keepdim=True)  # below it the Krylov space is exhausted
     for _ in range(min(steps, size) - 1):
         image = images[..., -1:]
         for _ in range(2):

@@ -20,7 +20,7 @@ from robustres.numerics import product_up, require_certifiable_arithmetic, round
 Method = Literal["auto", "dense", "frequency", "product", "lanczos"]
 DEFAULT_SECONDS = 5.0
 DEFAULT_DELTA = 1e-12
-SMALL_SIDE = 12  # images up to this side lose percents on a torus; larger ones less than the time is worth
+SMALL_SIDE = 12  # smaller images lose a few per cent on a torus; larger ones too little to be worth the time
 
 
 def spectral_norm(
@@ -32,17 +32,17 @@ def spectral_norm(
     generator: torch.Generator | None = None,
     lower_steps: int = 20,
 ) -> Bound:
-    """The operator norm of the map, held between an estimate from below and a bound from above.
+    """The operator norm of the map, between a lower estimate and an upper bound.
 
     method: "auto" takes the smallest bound within `seconds` (default 5, a guide for which candidates are tried, not a
         hard limit); "dense" decomposes the whole matrix; "frequency" takes the maximum over the frequencies of tori;
-        "product" multiplies and adds the norms of the parts; "lanczos" needs products only and holds with probability
-        1 - delta.
-    delta: None (the default) allows deterministic methods only; a number in (0, 1) also allows "auto" a bound that
-        fails with at most this probability over the random start. "lanczos" takes 1e-12 where it is None.
-    generator: the random start of "lanczos"; a certificate should not reuse a published seed.
-    lower_steps: power iterations for the lower estimate.
-    Raises InputError where the named method does not apply to this map.
+        "product" multiplies and adds the norms of the parts; "lanczos" needs only matrix-vector products and holds with
+        probability 1 - delta.
+    delta: None (the default) allows deterministic methods only; with a number in (0, 1), "auto" may also use a bound
+        that fails with at most this probability over the random start. "lanczos" uses 1e-12 if it is None.
+    generator: for the random start of "lanczos"; a certificate should not reuse a published seed.
+    lower_steps: number of power iterations for the lower estimate.
+    Raises InputError if the named method does not apply to this map.
 
     >>> from robustres.certify.maps.linear_map import Dense
     >>> round(spectral_norm(Dense(torch.diag(torch.tensor([3.0, 4.0])))).upper, 9)
@@ -76,14 +76,14 @@ def spectral_norm(
 
 
 def _probabilistic(map_: LinearMap, delta: float, generator: torch.Generator | None) -> tuple[float, Guarantee]:
-    """A bound that holds with probability 1 - delta; the whole matrix, deterministically, below three dimensions."""
+    """A bound that holds with probability 1 - delta; below three dimensions, the deterministic dense bound."""
     if min(map_.in_size, map_.out_size) < SMALLEST_SPHERE:
         return dense_bound(map_), Guarantee()
     return lanczos_bound(map_, delta=delta, generator=generator), Guarantee(delta)
 
 
 def _named(map_: LinearMap, method: Method) -> float:
-    """The deterministic bound of that name, infinite where the numbers overflow."""
+    """The deterministic bound of that name; infinite if the numbers overflow."""
     if method == "dense":
         return dense_bound(map_)
     if method == "product":
@@ -98,7 +98,7 @@ def _named(map_: LinearMap, method: Method) -> float:
 
 
 def _tightest(map_: LinearMap, seconds: float) -> tuple[float, str]:
-    """The smallest deterministic bound of those that are cheap enough, and its name."""
+    """The smallest of the deterministic bounds that are cheap enough, and its name."""
     exact = structural_norm(map_)
     if exact is not None:
         return exact, "exact"
@@ -115,7 +115,7 @@ def _tightest(map_: LinearMap, seconds: float) -> tuple[float, str]:
 
 
 def product_bound(map_: LinearMap, *, seconds: float = DEFAULT_SECONDS) -> float:
-    """Norms of compositions multiplied, of sums added, of the padding and the kernel multiplied."""
+    """The bound from the norms of the parts: multiplied for compositions and for padding and kernel, added for sums."""
     match map_:
         case Composition():
             return product_up(_tightest(part, seconds)[0] for part in map_.parts)

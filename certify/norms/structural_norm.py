@@ -1,4 +1,4 @@
-"""Maps whose norm is known by their structure or small enough for a dense singular value decomposition."""
+"""Norms that follow from the structure of a map, or from a dense singular value decomposition of a small one."""
 
 import math
 from functools import singledispatch
@@ -22,13 +22,13 @@ from robustres.certify.maps.rounding import absolute_norm, product_error
 from robustres.certify.proof.largest_singular_value import largest_norm
 from robustres.numerics import gamma, product_up, rounded_up
 
-DENSE_SIDE = 768  # smaller side of a matrix that is decomposed without asking
+DENSE_SIDE = 768  # smaller side up to which a matrix is always decomposed
 DENSE_ENTRIES = 4_000_000
 
 
 @singledispatch
 def structural_norm(map_: LinearMap) -> float | None:
-    """The norm, rounded up, where the structure alone gives it exactly; None elsewhere."""
+    """The norm, rounded up, if the structure alone gives it exactly; otherwise None."""
     raise unanswered("structural_norm", map_)
 
 
@@ -87,7 +87,7 @@ def _no_structural_norm(map_: LinearMap) -> float | None:
 
 
 def _weight_error(map_: LinearMap, seen: int) -> float:
-    """At or above the norm of what the stored weights are off by."""
+    """Upper bound on the norm of the error of the stored weights."""
     return gamma(seen) * absolute_norm(map_) if seen else 0.0
 
 
@@ -103,6 +103,6 @@ def is_small(map_: LinearMap) -> bool:
 
 
 def _is_pointwise(convolution: Convolution) -> bool:
-    """A 1x1 kernel that reads at least one true pixel: the same matrix at every pixel, padding adds zeros only."""
+    """Whether it is a 1x1 kernel that reads at least one true pixel: the same matrix at every pixel, plus zeros."""
     unpadded = all(pads == (0, 0) for pads in convolution.padding)
     return tuple(convolution.weight.shape[2:]) == (1, 1) and (unpadded or convolution.padding_mode == "zeros")

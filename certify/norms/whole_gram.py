@@ -1,8 +1,9 @@
-"""The Gram matrix of a zero-padded convolution on its image: nothing is embedded, so nothing is lost.
+"""The Gram matrix of a zero-padded convolution on its own image, without the loss of an embedding in a torus.
 
-Embedding an image in a torus costs where the image is small beside the kernel. The whole matrix is a sum over the taps
-of P_a (x) Q_b (x) K_ab, P and Q the 0/1 matrices that say which position of an axis each output reads. Its Gram matrix
-is a sum of Kronecker products of K K^T with P P^T and Q Q^T, or of the transposes, cheap beside its factorisation.
+Embedding an image in a torus loosens the bound if the image is small compared with the kernel. The whole matrix is a
+sum over the taps of P_a (x) Q_b (x) K_ab, where P and Q are the 0/1 matrices of the position on an axis that each
+output reads. Its Gram matrix is a sum of Kronecker products of K K^T with P P^T and Q Q^T, or of the transposes, and is
+cheap compared with its factorisation.
 """
 
 import math
@@ -23,8 +24,8 @@ RITZ_STEPS = 50
 
 
 def whole_gram_bound(convolution: Convolution, *, seconds: float) -> float | None:
-    """A deterministic upper bound of the norm, within 1e-6 of it mostly; None where it takes longer than so many
-    seconds of a nominal core, or where the convolution has groups or another padding than zeros."""
+    """A deterministic upper bound on the norm, usually within 1e-6; None if it takes more than the given seconds of a
+    nominal core, or if the convolution has groups or another padding than zeros."""
     if convolution.groups > 1 or convolution.padding_mode != "zeros" or nominal_seconds(convolution) > seconds:
         return None
     largest = float(convolution.weight.detach().abs().max()) if convolution.weight.numel() else 0.0
@@ -37,14 +38,14 @@ def whole_gram_bound(convolution: Convolution, *, seconds: float) -> float | Non
 
 
 def nominal_seconds(convolution: Convolution) -> float:
-    """Two factorisations, and the products of the kernel, on a core of 2e10 operations."""
+    """Seconds of two factorisations and the products of the kernel on a core of 2e10 operations per second."""
     width = min(convolution.in_size, convolution.out_size)
     products = 2 * math.prod(convolution.weight.shape[2:]) ** 2 * min(convolution.weight.shape[:2]) ** 3
     return 0.02 + (2 * width**3 / 3 + 400 * width**2 + products) / 2e10
 
 
 def whole_gram(convolution: Convolution) -> tuple[Tensor, float]:
-    """The smaller of A A^T and A^T A, coordinates by position and channel, and how far it may be off in the spectral
+    """The smaller of A A^T and A^T A, ordered by position and channel, and a bound on its error in the spectral
     norm."""
     weight, of_outputs = convolution.weight.detach(), convolution.out_size <= convolution.in_size
     axes = [_places(convolution, axis) for axis in (0, 1)]
@@ -75,7 +76,7 @@ def _places(convolution: Convolution, axis: int) -> Tensor:
 
 
 def _proved_top(gram: Tensor, error: float) -> float:
-    """At or above the largest eigenvalue: an estimate and the least margin that is proved; infinite where none is."""
+    """Upper bound on the largest eigenvalue: an estimate plus the smallest proved margin, else infinity."""
     value = float(top_ritz_pair(gram[None], steps=RITZ_STEPS)[0])
     for margin in MARGINS:
         tried = value * (1 + margin) + 4 * error

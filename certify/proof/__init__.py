@@ -1,1 +1,1 @@
-"""Verified numerics: what turns a computed number into a bound."""
+"""Verified numerics: rigorous bounds from floating-point results."""

@@ -1,4 +1,4 @@
-"""The two words that are never mixed up: a bound is at or above the truth, an estimate is found from below."""
+"""Bounds, which are at or above the truth, and estimates, which approach it from below; the two are never mixed."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from robustres.errors import InputError
 
 @dataclass(frozen=True, order=True)
 class Guarantee:
-    """How often a bound may fail: never (deterministic), or with at most this probability over its own random draw.
+    """How often a bound may fail: never (deterministic), or with at most this probability over its random draws.
 
     >>> str(Guarantee()), str(Guarantee(1e-12))
     ('deterministic', 'probability 1 - 1e-12')
@@ -36,11 +36,11 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class Bound:
-    """An interval that holds one number: `lower` is an estimate from below, `upper` the bound that may be certified.
+    """An interval that contains a number: `lower` is a lower estimate, `upper` the bound that may be certified.
 
-    upper: at or above the truth, under `guarantee`; infinite where nothing is known.
-    lower: attained by an explicit witness, up to rounding; it certifies nothing and shows how loose `upper` can be.
-    method: which computation gave `upper`. seconds: wall-clock time of the whole computation.
+    upper: at or above the truth, under `guarantee`; infinite if nothing is known.
+    lower: attained by an explicit witness, up to rounding; it certifies nothing but shows how loose `upper` can be.
+    method: the computation that gave `upper`. seconds: wall-clock time of the whole computation.
     """
 
     lower: float
@@ -57,7 +57,7 @@ class Bound:
 
     @property
     def tightness(self) -> float:
-        """upper / lower, at least 1: the truth lies within this factor; infinite where `lower` is 0."""
+        """upper / lower, at least 1: the truth lies within this factor; infinite if `lower` is 0."""
         if self.upper == self.lower:
             return 1.0
         return self.upper / self.lower if self.lower > 0 else math.inf
@@ -65,14 +65,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class JointBound(Bound):
-    """The bound of a residual block, with every candidate that was computed; `upper` is the smallest of them."""
+    """The bound of a residual block with all computed candidates; `upper` is the smallest of them."""
 
     candidates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number found from below. It is no bound, and no function that asks for a `Bound` takes it."""
+    """A lower estimate. It is not a bound, and functions that expect a `Bound` do not accept it."""
 
     value: float
     method: str

@@ -1,4 +1,4 @@
-"""A proof that a Hermitian matrix is positive definite, by a floating-point Cholesky factorisation that succeeds."""
+"""Proof that a Hermitian matrix is positive definite, by a successful floating-point Cholesky factorisation."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def definiteness_slack(size: int) -> float:
 
 
 def proved_definite(matrices: Tensor, *, error: float = 0.0) -> Tensor:
-    """(F,) bool: True where the Hermitian matrix (F, n, n) is proved positive semidefinite; False proves nothing.
+    """(F,) bool: True if the Hermitian matrix (F, n, n) is proved positive semidefinite; False proves nothing.
 
     error: the true matrix may differ from the stored one by this much in spectral norm.
     """

@@ -1,4 +1,4 @@
-"""A lower confidence bound of a probability, from how often it was seen, and never rounded upward."""
+"""A lower confidence bound on a probability from observed frequencies, never rounded up."""
 
 import math
 
@@ -6,16 +6,16 @@ from scipy.special import betainc, betaincinv
 
 from robustres.errors import InputError
 
-# The incomplete beta function of scipy (Boost) is accurate to about 1e-13; a hundred thousand times that is charged.
+# The incomplete beta function of scipy (Boost) is accurate to about 1e-13; an error of 1e5 times that is assumed.
 _BETA_ERROR = 1e-8
 
 
 def lower_confidence_bound(successes: int, trials: int, failure_probability: float) -> float:
     """A number that exceeds the success probability with probability at most `failure_probability`.
 
-    The exact (Clopper-Pearson) bound: the p at which `successes` or more out of `trials` would be seen with
-    probability `failure_probability`, which is a quantile of Beta(successes, trials - successes + 1). It is lowered
-    until the distribution function, evaluated with its error charged, confirms it.
+    The exact (Clopper-Pearson) bound: the p at which `successes` or more out of `trials` occur with probability
+    `failure_probability`, which is a quantile of Beta(successes, trials - successes + 1). It is lowered until the
+    distribution function, evaluated including its error, confirms it.
 
     Source: Clopper and Pearson (1934), Biometrika 26; the one-sided form.
 

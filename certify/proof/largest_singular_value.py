@@ -1,4 +1,4 @@
-"""An upper bound of the largest singular value among many matrices, rounding included: one interface, three methods."""
+"""Upper bounds on the largest singular value of a batch of matrices, including rounding."""
 
 import math
 from typing import Literal
@@ -9,8 +9,8 @@ from torch import Tensor
 from robustres.certify.proof.cholesky_proof import definiteness_slack, proved_definite
 from robustres.numerics import gamma, rounded_up
 
-ALWAYS_EXACT = 4  # matrices up to this size are decomposed one and all
-SAMPLED = 32  # matrices among which the first candidate for the largest eigenvalue is sought
+ALWAYS_EXACT = 4  # matrices up to this size are all decomposed
+SAMPLED = 32  # number of matrices among which the first candidate for the largest eigenvalue is chosen
 
 MatrixMethod = Literal["cholesky", "svd"]
 
@@ -18,8 +18,8 @@ MatrixMethod = Literal["cholesky", "svd"]
 def largest_norm(matrices: Tensor, *, method: MatrixMethod = "cholesky") -> float:
     """A number at or above sigma(H_f) for every stored matrix of the batch (F, m, n).
 
-    cholesky: eigenvalues of the few matrices that matter, a factorisation to prove the others smaller: the default.
-    svd: singular values of every matrix.
+    cholesky (the default): eigenvalues of the few decisive matrices, and a factorisation to prove that the others are
+    smaller. svd: singular values of every matrix.
     """
     with torch.no_grad():
         largest = float(matrices.abs().max()) if matrices.numel() else 0.0
@@ -34,19 +34,19 @@ def largest_norm(matrices: Tensor, *, method: MatrixMethod = "cholesky") -> floa
 
 
 def times_power_of_two(matrices: Tensor, exponent: int) -> Tensor:
-    """Exact, in two factors so that neither overflows."""
+    """The matrices times 2^exponent, exactly, in two factors so that neither overflows."""
     half = exponent // 2
     return matrices * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
 
 
 def _gram_error(matrices: Tensor) -> float:
-    """How far the largest eigenvalue of the computed Gram matrix can be from the exact one."""
+    """Bound on the error of the largest eigenvalue of the computed Gram matrix."""
     frobenius = float(torch.linalg.matrix_norm(matrices).max())
     return gamma(4 * (max(matrices.shape[-2:]) + 2)) * frobenius * frobenius * (1 + gamma(matrices[0].numel() + 8))
 
 
 def _top_eigenvalue(hermitian: Tensor) -> float:
-    """At or above the largest eigenvalue. The solver is backward stable; 10 n u |A|_F is charged for it."""
+    """Upper bound on the largest eigenvalue. The solver is backward stable; its error is bounded by 10 n u |A|_F."""
     values = torch.linalg.eigvalsh(hermitian)[..., -1]
     frobenius = torch.linalg.matrix_norm(hermitian)
     return float((values + gamma(40 * hermitian.shape[-1]) * frobenius).max())
@@ -69,10 +69,10 @@ def largest_eigenvalue(
     """A number at or above max(at_least, lambda_max) of every matrix of a positive semidefinite batch (F, n, n).
 
     error: the true matrices may differ from the stored ones by this much in spectral norm.
-    stop_above: infinity is returned as soon as some eigenvalue may be larger.
+    stop_above: return infinity as soon as some eigenvalue may be larger.
 
-    `accepted` is raised to the top eigenvalue of the most promising matrix until a factorisation has proved all others
-    smaller; the relative tolerance is what the proof itself loses, so ties are dismissed as well.
+    `accepted` is raised to the largest eigenvalue of the most promising matrix until a factorisation proves all others
+    smaller; the relative tolerance is the loss of the proof itself, so that ties are dismissed as well.
     """
     size = hermitian.shape[-1]
     if size <= ALWAYS_EXACT:
@@ -94,14 +94,14 @@ def largest_eigenvalue(
 
 
 def proved_below(hermitian: Tensor, value: float, error: float) -> Tensor:
-    """(F,) bool: True where no eigenvalue of a matrix within `error` of the stored one exceeds `value`."""
+    """(F,) bool: True if no eigenvalue of a matrix within `error` of the stored one exceeds `value`."""
     shifted = -hermitian
     shifted.diagonal(dim1=-2, dim2=-1).add_(value)
     return proved_definite(shifted, error=error + 4 * 2.0**-53 * value)
 
 
 def rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:
-    """(F,) cheap guesses of the largest eigenvalues, from below, by power iteration from the largest column."""
+    """(F,): cheap lower estimates of the largest eigenvalues, by power iteration from the largest column."""
     quotient = grams.new_zeros(len(grams), dtype=torch.float64)
     column = grams.diagonal(dim1=-2, dim2=-1).real.argmax(-1)
     vector = grams.gather(-1, column[:, None, None].expand(-1, grams.shape[-2], 1))

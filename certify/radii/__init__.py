@@ -1,1 +1,1 @@
-"""From margins to certified radii."""
+"""Certified radii from margins."""

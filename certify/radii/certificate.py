@@ -1,4 +1,4 @@
-"""What every certificate is, and the best of several: per sample the largest radius of the same function and kind."""
+"""The interface of certificates, and the best of several: the largest radius per sample, function and kind."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,15 +12,15 @@ from robustres.errors import DefectiveBoundError, InputError
 
 
 class Certificate(Protocol):
-    """Anything that gives radii: `NetworkCertificate`, `RandomisedSmoothing`, local bounds by propagation.
+    """Anything that returns radii: `NetworkCertificate`, `RandomisedSmoothing`, local bounds by propagation.
 
-    This is where a local certificate plugs in: a frozen dataclass of its settings with these two members, which says in
-    the column that it returns which function the radii are of, in which norm, and what they promise.
+    An own certificate is a frozen dataclass of its settings with these two members; the column that it returns states
+    which function the radii concern, in which norm, and with what guarantee.
     """
 
     @property
     def name(self) -> str:
-        """Stands in the column `source` for the radii that this certificate gave."""
+        """The name in the column `source` for the radii of this certificate."""
         ...
 
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:
@@ -31,7 +31,7 @@ class Certificate(Protocol):
 def certify_best(
     model: nn.Module, x: Tensor, certificates: Sequence[Certificate], *, indices: Tensor | None = None
 ) -> tuple[RadiusColumn, ...]:
-    """Every certificate's radii, the best per sample in each column that they may share; see `best_radii`.
+    """The radii of all certificates, with the best per sample in each common column; see `best_radii`.
 
     >>> from robustres.certify import NetworkCertificate, RandomisedSmoothing
     >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 1, 2, 2)
@@ -43,13 +43,13 @@ def certify_best(
 
 
 def best_radii(columns: Sequence[RadiusColumn]) -> tuple[RadiusColumn, ...]:
-    """One column for each function, norm and kind of guarantee: per sample the largest radius, and who gave it.
+    """One column for each function, norm and kind of guarantee: per sample, the largest radius and its source.
 
-    A radius of the network is never compared with one of a smoothed classifier, nor a deterministic one with one that
-    holds with a probability. Choosing among probabilistic radii needs all of them to hold, so their failure
-    probabilities add. Earlier columns win ties.
+    A radius of the network is never compared with one of a smoothed classifier, nor a deterministic radius with a
+    probabilistic one. Choosing among probabilistic radii requires all of them to hold, so their failure probabilities
+    add. Earlier columns win ties.
 
-    Raises DefectiveBoundError where two deterministic certificates promise different answers for the same sample.
+    Raises DefectiveBoundError if two deterministic certificates guarantee different predictions for the same sample.
     """
     groups: dict[ColumnKey, list[RadiusColumn]] = {}
     for column in columns:

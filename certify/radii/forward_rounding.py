@@ -1,9 +1,10 @@
-"""How far computed logits can be from the exact ones: section 6 of the mathematics, through every kind of piece.
+"""Bounds on the deviation of computed from exact logits, through every kind of piece (section 6 of the mathematics).
 
-For every input within a ball around x, the values r of a layer are at most |r(x)| plus the layer's Lipschitz constant
-times the ball's radius. Each operation adds at most kappa (|A| r + |b|) to the deviation, |A| being the norm of the
-absolute values of its weights, and passes on what it was given, multiplied by its Lipschitz constant; a residual block
-passes on the deviation at its entry by the block's own bound, so a tight block bound helps here too.
+For every input within a ball around x, the norm r of a layer's values is at most |r(x)| plus the layer's Lipschitz
+constant times the radius of the ball. Each operation adds at most kappa (|A| r + |b|) to the deviation, where |A| is
+the norm of the absolute values of its weights, and propagates the deviation of its input multiplied by its Lipschitz
+constant. A residual block propagates the deviation at its entry by the block's own bound, so that a tight block bound
+helps here too.
 """
 
 import math
@@ -26,10 +27,10 @@ SLACK = 1 + 1e-6
 
 @dataclass(eq=False)
 class Deviation:
-    """Bounds of |computed - exact| at every node, for N samples at once.
+    """Bounds on |computed - exact| at every node, for N samples at once.
 
     sizes: l2 norm (N,) of every node's value at the samples. ball: (N,) l2 radius around each sample.
-    dtype: of the computation that is bounded.
+    dtype: type of the computation whose error is bounded.
     """
 
     analysis: Analysis
@@ -46,9 +47,10 @@ class Deviation:
         self._original = {node.origin: node for node in self.analysis.network.ordered()}
 
     def at_output(self) -> Tensor:
-        """(N,) the l2 deviation of the logits, at every input in the ball."""
+        """(N,): bound on the l2 deviation of the logits at every input in the ball."""
         source, *rest = self.analysis.bounder.order
-        # One operation may be several nodes (x - 2 y: a scaling and a sum); it is charged at the last of them.
+        # One operation may consist of several nodes (x - 2 y: a scaling and a sum); its error is added at the last of
+        # them.
         inner = {parent for node in rest for parent in node.inputs if parent.origin is node.origin}
         self._lipschitz[source] = 1.0
         reached = {source: torch.zeros_like(self.ball)}
@@ -60,12 +62,12 @@ class Deviation:
             self._local[node] = introduced + self._carried_inside(node)
             reached[node] = reached[above] * constant + self._local[node]
         total = reached[self.analysis.output] * SLACK
-        if self.analysis.captured.on_unit_domain:  # bounds that hold where values lie this close to the exact ones
+        if self.analysis.captured.on_unit_domain:  # bounds that hold if values are this close to the exact ones
             total = torch.where(torch.stack(list(reached.values())).amax(0) > BOX_SLACK / 2, math.inf, total)
         return total
 
     def _carried_inside(self, node: Node) -> Tensor:
-        """What the branches that end in a merge introduce between the merge's dominator and the merge."""
+        """The deviation introduced by the branches of a merge between its dominator and the merge."""
         if not isinstance(node.piece, Merge | Product):
             return torch.zeros_like(self.ball)
         parts = torch.stack([self._since(parent, self._dominator[node]) for parent in node.inputs])
@@ -74,14 +76,14 @@ class Deviation:
         return parts.sum(0) if node.piece.kind == "sum" else parts.norm(dim=0)
 
     def _since(self, node: Node, start: Node) -> Tensor:
-        """What was introduced after `start`, which dominates `node`."""
+        """The deviation introduced after `start`, which dominates `node`."""
         if node is start:
             return torch.zeros_like(self.ball)
         constant = self.analysis.bounder.row(node).upper
         return self._since(self._dominator[node], start) * constant + self._local[node]
 
     def _introduced(self, node: Node, reached: dict[Node, Tensor]) -> Tensor:
-        """What the operations between the inputs of a simplified node and the node itself introduce."""
+        """The deviation introduced by the operations between the inputs of a simplified node and the node itself."""
         entries = {}
         for parent in node.inputs:
             while parent.origin is node.origin and parent.inputs:
@@ -93,7 +95,7 @@ class Deviation:
     def _fold(
         self, node: Node, entries: dict[Node, Tensor], known: dict[Node, tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Deviation introduced since the entries, and size, of a node as captured."""
+        """The deviation introduced since the entries, and the size, of a node as captured."""
         if node in entries:
             return torch.zeros_like(self.ball), entries[node]
         if node not in known:
@@ -134,7 +136,7 @@ class Deviation:
 
     @property
     def _underflow(self) -> float:
-        """What a product near the smallest numbers may lose, also where the processor takes them for zero."""
+        """Largest loss of a product near the smallest numbers, including flushing of subnormal numbers to zero."""
         return 4 * torch.finfo(self.dtype).tiny
 
     def _relative(self, node: Node, kind: Activation | Opaque) -> float:
@@ -157,12 +159,12 @@ class Deviation:
 
 
 def _product_error(piece: Product, errors: Tensor) -> Tensor:
-    """What errors (2, N) of two factors do to their product."""
+    """The error of a product caused by errors (2, N) of its two factors."""
     return piece.largest[0] * errors[1] + piece.largest[1] * errors[0] + errors[0] * errors[1]
 
 
 def require_covered_float32(analysis: Analysis, x: Tensor) -> None:
-    """Refuse a float32 certificate of what the bounds below do not cover."""
+    """Refuse a float32 certificate for cases that the bounds here do not cover."""
     captured = analysis.captured
     if captured.computed:
         raise PrecisionError(
@@ -171,7 +173,7 @@ def require_covered_float32(analysis: Analysis, x: Tensor) -> None:
             "torch.float64"
         )
     if x.dtype != torch.float32:
-        raise PrecisionError(f"a float32 certificate is about float32 images, got {x.dtype}; convert them first")
+        raise PrecisionError(f"a float32 certificate requires float32 images, got {x.dtype}; convert them first")
     if x.device.type == "cuda" and torch.backends.cudnn.enabled:
         raise PrecisionError(
             "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "

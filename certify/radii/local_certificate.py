@@ -1,4 +1,4 @@
-"""Radii around each image by local bounds, as a certificate like the others."""
+"""Radii by local bounds around each image, as a certificate like the others."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
 from robustres.errors import InputError
 from robustres.threat import Norm
 
-# A search may reach just beyond a known adversarial example, so that a wrong proof would still show as a contradiction.
+# A search may reach slightly beyond a known adversarial example, so that a wrong proof would be detected.
 BEYOND = 1 + 1e-4
 
 
@@ -25,13 +25,13 @@ BEYOND = 1 + 1e-4
 class LocalCertificate:
     """Linear bounds propagated around every image, searched in float32 and proved in float64.
 
-    Guaranteed: no image in [0, 1]^n within `radius` of x, in `norm` and pixel units, is answered with another class by
-    the model in exact arithmetic with the weights that it has; rounding of the proof itself is charged. (Around an x
-    that lies outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide.
-    report: of `lipschitz` on this very model, which spares capturing it again. aims: radii in question; the time then
-    goes to proving the largest of them, not any radius. distances: of adversarial examples in this norm, by the
-    sample's number in its data set; the search does not go far beyond them. tell: is called after each image with the
-    sample's number, what was found, and the network as it was bounded.
+    Guaranteed: no image in [0, 1]^n within `radius` of x, in `norm` and pixel units, is classified differently by the
+    model in exact arithmetic with its given weights; the rounding of the proof itself is accounted for. (For an x
+    outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide. report: of
+    `lipschitz` on this model, which saves capturing it again. aims: target radii; the time is then spent on proving the
+    largest of them instead of any radius. distances: of adversarial examples in this norm, by the sample's number in
+    its data set; the search does not go far beyond them. tell: called after each image with the sample's number, the
+    result, and the network as it was bounded.
     """
 
     norm: Norm = "linf"
@@ -47,15 +47,15 @@ class LocalCertificate:
 
     @property
     def name(self) -> str:
-        """As it stands in the tables of a run."""
+        """The name in the tables of a run."""
         return "local"
 
     def telling(self, tell: Callable[[int, LocalRadius, Program], None]) -> Self:
-        """The same certificate, which calls this after each image."""
+        """The same certificate with this callback after each image."""
         return replace(self, tell=tell)
 
     def beside(self, distances: Mapping[int, float]) -> Self:
-        """The same certificate when these adversarial examples are known."""
+        """The same certificate with these distances of known adversarial examples."""
         return replace(self, distances=distances)
 
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:

@@ -1,7 +1,7 @@
-"""From margins to radii: each route is a certificate of the whole network by itself, so the largest may be taken.
+"""Radii from margins: each route certifies the whole network by itself, so the largest radius may be taken.
 
-A route bounds the constants of the differences of two logits over all inputs. What bounds them around one input only
-(local bounds by propagation) is no route but a `Certificate`, and joins by `certify_best`.
+A route bounds the constants of the differences of two logits over all inputs. Bounds around one input only (local
+bounds by propagation) are not a route but a separate `Certificate`, combined with the others by `certify_best`.
 """
 
 import math
@@ -18,20 +18,22 @@ from robustres.errors import InputError
 from robustres.numerics import rounded_up
 
 Norm = Literal["l2", "linf"]
-# "lipschitz": the report's bounds, and pairs of classes within a little effort. "best": every route that there is, and
-# every pair of classes within a larger one.
+# "lipschitz": the report's bounds, and pairs of classes within a small effort. "best": all routes, and pairs of classes
+# within a larger effort.
 Choice = Literal["lipschitz", "best"]
-SHARE: dict[Choice, float] = {"lipschitz": 0.25, "best": 15.0}  # effort for pairs, in that of the whole network
+SHARE: dict[Choice, float] = {"lipschitz": 0.25, "best": 15.0}  # effort for pairs over that for the whole network
 
 
-MOST_CLASSES = 1000  # whose pairs are kept one by one
+MOST_CLASSES = 1000  # for which pairs are stored individually
 
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """name: what stands in the column `source`. pairs: of a class, bounds (classes,) of the constants of its logit
-    minus every logit, in some norm of the input. shrink: a ball of radius r in the norm that is asked for lies within
-    the ball of radius shrink * r in that norm.
+    """One way from bounds to radii.
+
+    name: in the column `source`. pairs: for a class, bounds (classes,) on the constants of its logit minus every logit,
+    in some norm of the input. shrink: a ball of radius r in the requested norm lies within the ball of radius
+    shrink * r in that norm.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Route:
     shrink: float = 1.0
 
     def radii(self, logits: Tensor, charge: Tensor) -> Tensor:
-        """min over classes of margin / constant of that difference of logits, (N,); 0 where nothing is certified."""
+        """(N,): minimum over the classes of margin / constant of the difference of logits; else 0."""
         prediction = logits.argmax(dim=1)
         radii = torch.zeros(len(logits), dtype=torch.float64)
         for label in sorted(set(prediction.tolist())):
@@ -54,10 +56,9 @@ class Route:
 
 
 def routes_of(report: LipschitzReport, norm: Norm, choice: Choice, logits: Tensor) -> list[Route]:
-    """The routes to radii in `norm` that the choice allows for samples with these logits (N, classes), the most usual
-    first.
+    """The routes to radii in `norm` for samples with these logits (N, classes), the most common first.
 
-    The l2 ball of radius sqrt(d) r holds the linf ball of radius r, and the linf ball of radius r holds the l2 ball.
+    The l2 ball of radius sqrt(d) r contains the linf ball of radius r, and the linf ball of radius r the l2 ball.
     """
     if choice not in ("lipschitz", "best"):
         raise InputError(f"certificate must be lipschitz or best, got {choice!r}")
@@ -74,7 +75,7 @@ def routes_of(report: LipschitzReport, norm: Norm, choice: Choice, logits: Tenso
 
 
 def _eliminated(report: LipschitzReport, choice: Choice, logits: Tensor) -> PairBounds | None:
-    """Pairs of classes by the elimination of the layers, all of them or those that decide samples."""
+    """Bounds for pairs of classes by the elimination of the layers, for all pairs or for those that decide samples."""
     if report.analysis is None or (choice == "lipschitz" and report.whole.skipped) or not report.analysis.bounder.joint:
         return None
     whole, classes = report.analysis.whole, logits.shape[1]
@@ -90,7 +91,7 @@ def _eliminated(report: LipschitzReport, choice: Choice, logits: Tensor) -> Pair
 
 
 def largest(routes: Sequence[Route], logits: Tensor, charge: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Per sample the largest radius and the name of the route that gave it; earlier routes win ties."""
+    """Per sample, the largest radius and the name of its route; earlier routes win ties."""
     radii = torch.stack([route.radii(logits, charge) for route in routes])
     best = radii.amax(dim=0)
     chosen = (radii == best).int().argmax(dim=0)
@@ -98,7 +99,7 @@ def largest(routes: Sequence[Route], logits: Tensor, charge: Tensor) -> tuple[Te
 
 
 def _product(report: LipschitzReport, norm: Norm, classes: int) -> Callable[[int], Tensor]:
-    """Bounds of the constant of z_label - z_j for every j, (classes,), in `norm`."""
+    """Bounds on the constant of z_label - z_j for every j, (classes,), in `norm`."""
     whole = rounded_up(math.sqrt(2) * report.l2_upper, 2) if norm == "l2" else rounded_up(2 * report.linf_upper, 1)
 
     def pairs(label: int) -> Tensor:
@@ -106,7 +107,7 @@ def _product(report: LipschitzReport, norm: Norm, classes: int) -> Callable[[int
             return torch.full((classes,), whole, dtype=torch.float64)
         body = report.head.body_l2 if norm == "l2" else report.head.body_linf
         products = report.head.pair_norms(label, norm).cpu() * body * (1 + 2**-50)
-        above = torch.nextafter(products, torch.tensor(math.inf, dtype=torch.float64))  # also of those that underflow
+        above = torch.nextafter(products, torch.tensor(math.inf, dtype=torch.float64))  # including those that underflow
         return above.nan_to_num(math.inf).clamp_max(whole)
 
     return pairs

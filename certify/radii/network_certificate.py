@@ -1,4 +1,4 @@
-"""The network's own radii as a column, beside those of other certificates."""
+"""The radii of the network itself as a certificate like the others."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
 
 @dataclass(frozen=True)
 class NetworkCertificate:
-    """`certify` with its settings, as `certify_best` wants it.
+    """`certify` with its settings, in the form that `certify_best` expects.
 
-    report: of `lipschitz` on the model that will be certified; computed at every call if left out.
+    report: of `lipschitz` on the model to be certified; computed in every call if omitted.
     """
 
     norm: Norm = "l2"
@@ -25,7 +25,7 @@ class NetworkCertificate:
 
     @property
     def name(self) -> str:
-        """As it stands in the tables of a run."""
+        """The name in the tables of a run."""
         return self.certificate
 
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:

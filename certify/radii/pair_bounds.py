@@ -1,4 +1,4 @@
-"""Bounds of the differences of two logits for pairs of classes, made smaller where they decide a sample's radius."""
+"""Bounds for pairs of classes on the differences of two logits, improved where they decide a sample's radius."""
 
 import math
 from collections import Counter
@@ -10,10 +10,10 @@ from robustres.certify.bounds.whole_network import WholeNetwork
 
 
 class PairBounds:
-    """A symmetric matrix (classes, classes) of l2 bounds of z_i - z_j, and the elimination that can make them smaller.
+    """A symmetric matrix (classes, classes) of l2 bounds on z_i - z_j, and the elimination that can improve them.
 
-    effort: nominal seconds that the pairs may take together. Where all pairs are affordable, all are bounded, so that
-    the result does not depend on the samples; else those that decide the radii of the most samples.
+    effort: nominal seconds for all pairs together. If all pairs are affordable, all are bounded, so that the result
+    does not depend on the samples; otherwise those that decide the radii of the most samples are.
     """
 
     def __init__(self, bounds: Tensor, whole: WholeNetwork, effort: float) -> None:
@@ -21,11 +21,11 @@ class PairBounds:
         self._done: set[tuple[int, int]] = set()
 
     def __call__(self, label: int) -> Tensor:
-        """(classes,) the bounds of that class's logit minus every other."""
+        """(classes,): the bounds on the logit of this class minus every other logit."""
         return self.bounds[label]
 
     def refine_all(self) -> bool:
-        """Bound every pair, if the effort allows; whether it did."""
+        """Bound every pair if the effort allows; return whether it did."""
         classes = len(self.bounds)
         pairs = [(i, j) for i in range(classes) for j in range(i)]
         if self.whole.obstacle() or len(pairs) * self.whole.pair_cost > self.effort:
@@ -35,7 +35,7 @@ class PairBounds:
         return True
 
     def refine_for(self, logits: Tensor) -> None:
-        """Bound the pairs that decide these samples (N, classes), until no other decides any or the effort ends."""
+        """Bound the pairs that decide these samples (N, classes), until none is left or the effort is used up."""
         left = 0 if self.whole.obstacle() else int(self.effort / self.whole.pair_cost)
         while left > 0:
             pair = self._deciding(logits)
@@ -50,7 +50,7 @@ class PairBounds:
         self.bounds[i, j] = self.bounds[j, i] = found
 
     def _deciding(self, logits: Tensor) -> tuple[int, int] | None:
-        """The pair that sets the radius of the most samples and was not bounded yet."""
+        """The pair that decides the radius of the most samples and has not been bounded yet."""
         label = logits.argmax(dim=1)
         gap = logits.gather(1, label[:, None]) - logits
         ratio = (gap / self.bounds[label]).nan_to_num(math.inf)

@@ -26,11 +26,11 @@ from robustres.numerics import require_certifiable_arithmetic, round_radius_down
 class Certificates:
     """Certified radii of a batch of images.
 
-    radius: (N,) float64, pixel units in `norm`, rounded down: within it the model's prediction cannot change. 0 where
-        nothing is certified: ties, NaN, infinite logits. It says nothing about whether the prediction is correct.
+    radius: (N,) float64, pixel units in `norm`, rounded down: within it the model's prediction cannot change. 0 if
+    nothing is certified: ties, NaN, infinite logits. It does not say whether the prediction is correct.
     prediction: (N,) int64. margin: (N,) float64, the largest logit minus the second largest.
-    source: (N,) which bound gave each radius. guarantee: for all radii together; never a mixture, since every radius
-        rests on the same bounds of the network's pieces.
+    source: (N,) the bound that gave each radius. guarantee: for all radii together; never a mixture, since all radii
+        are based on the same bounds of the network's pieces.
     """
 
     radius: Tensor
@@ -54,22 +54,22 @@ def certify(
 ) -> Certificates:
     """The radius around each image within which the model's prediction provably cannot change.
 
-    Guaranteed: no image within `radius` of x, in `norm` and pixel units, is answered with another class by the model
-    in evaluation mode, neither in exact arithmetic nor computed in `dtype`: what rounding can do to the logits, at x
-    and anywhere in the ball, comes off the margin. In float32 that is a lot unless the layers are close to
-    non-expansive; an operation that no float32 bound covers raises PrecisionError.
+    Guaranteed: no image within `radius` of x, in `norm` and pixel units, is classified differently by the model in
+    evaluation mode, neither in exact arithmetic nor computed in `dtype`: the possible rounding error of the logits, at
+    x and anywhere in the ball, is subtracted from the margin. In float32 this error is large unless the layers are
+    close to non-expansive; an operation without a float32 error bound raises PrecisionError.
 
     x: images (N, *input_shape) in [0, 1].
-    certificate: "lipschitz" takes the report's bounds, and pairs of classes where all of them take no more than a
-        quarter of the whole network's effort; "best" per sample the largest radius of every route, and up to fifteen
-        times that effort for pairs of classes, those first that decide the most samples (kept with the report); "local"
-        bounds around each image instead, within [0, 1]^n and in exact arithmetic, for about `seconds` of one core each
-        (`LocalCertificate`). For other functions than the network (smoothing), and for the best of several, see
-        `certify_best`.
-    report: of `lipschitz` on this very model; computed here if left out.
+    certificate: "lipschitz" uses the report's bounds, and bounds for pairs of classes if all of them take no more than
+        a quarter of the effort for the whole network; "best" takes, per sample, the largest radius of all routes, with
+        up to fifteen times that effort for pairs of classes, beginning with those that decide the most samples (stored
+        in the report); "local" uses bounds around each image instead, within [0, 1]^n and in exact arithmetic, for
+        about `seconds` of one core each (`LocalCertificate`). For functions other than the network (smoothing), and for
+        the best of several certificates, see `certify_best`.
+    report: of `lipschitz` on this model; computed if omitted.
     dtype: torch.float64, or torch.float32 for the model as it runs in float32.
-    Raises: UnsupportedOperationError where the network is not covered; PrecisionError under TF32 or autocast;
-    InputError where the report is about another model or shape.
+    Raises: UnsupportedOperationError if the network is not covered; PrecisionError under TF32 or autocast;
+    InputError if the report is for another model or shape.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     >>> _ = model[1].weight.data.copy_(torch.eye(2))
@@ -89,7 +89,7 @@ def certify(
         raise UnsupportedOperationError(report.refused)
     if report.input_shape != tuple(x.shape[1:]):
         raise InputError(
-            f"the report is about inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
+            f"the report is for inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
         )
     classes = math.prod(analysis.output.shape)
     if len(analysis.output.shape) != 1 or classes < 2:
@@ -121,7 +121,7 @@ def _certified(
         routes = routes_of(report, norm, certificate, logits)
         free, _ = largest(routes, logits, torch.zeros(len(logits), dtype=torch.float64))
         radius, source = largest(routes, logits, _charge(report, analysis, logits, sizes, free, norm, dtype))
-    if report.domain == "unit":  # nothing is known of images outside
+    if report.domain == "unit":  # no bound holds for images outside
         inside = ((exact >= 0) & (exact <= 1)).reshape(len(exact), -1).all(1).cpu()
         radius = torch.where(inside, radius, 0.0)
     top = logits.topk(2, dim=1).values
@@ -139,7 +139,7 @@ def _local(
     model: nn.Module, x: Tensor, norm: Norm, report: LipschitzReport | None, dtype: torch.dtype, seconds: float
 ) -> Certificates:
     if dtype != torch.float64:
-        raise PrecisionError("local certificates are of the exact network; certify in torch.float64")
+        raise PrecisionError("local certificates hold for the network in exact arithmetic; certify in torch.float64")
     column = LocalCertificate(norm, seconds, report)(model, x)
     with torch.no_grad(), evaluation_mode(model), random_state_kept():
         top = model(x.to(device_of(model))).to("cpu", torch.float64).topk(2, dim=1).values
@@ -158,7 +158,7 @@ def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:
 
 
 def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[float]) -> list[float]:
-    """Share of all samples that are correctly classified and certified at each eps.
+    """Share of all samples that are classified correctly and certified at each eps.
 
     >>> certified_accuracy_curve(torch.tensor([0.5, 0.2]), torch.tensor([True, True]), [0.1, 0.3])
     [1.0, 0.5]
@@ -169,7 +169,7 @@ def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[floa
 
 
 def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """The logits as the model itself computes them, in float64 numbers."""
+    """The logits as the model itself computes them, converted to float64."""
     with evaluation_mode(model), random_state_kept():
         batches = torch.split(x.to(device_of(model)), batch_size)
         return torch.cat([model(batch.clone()) for batch in batches]).to("cpu", torch.float64)
@@ -184,9 +184,9 @@ def _charge(
     norm: Norm,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(N,) what rounding can take from the difference of two logits, at x and at the other input together.
+    """(N,): bound on the rounding error of the difference of two logits, at x and at the other input together.
 
-    free: (N,) the radii that would be certified without rounding: those that come out are smaller.
+    free: (N,) the radii that would be certified without rounding; the certified radii are smaller.
     """
     dimension = math.prod(report.input_shape)
     ball = free if norm == "l2" else free * rounded_up(math.sqrt(dimension), 1)

@@ -1,4 +1,4 @@
-"""Radii that may stand in one column: of one function, in one norm, with one kind of guarantee."""
+"""A column of radii: of one function, in one norm, with one kind of guarantee."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +15,7 @@ __all__ = ["NETWORK", "ColumnKey", "RadiusColumn"]
 
 
 class ColumnKey(NamedTuple):
-    """What two radii must share before one may be compared with, or chosen over, the other."""
+    """What two radii must have in common before they may be compared."""
 
     function: str
     norm: Norm
@@ -24,14 +24,14 @@ class ColumnKey(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RadiusColumn:
-    """One radius per sample, and what each of them promises.
+    """One radius per sample, and the guarantee of each.
 
-    radius: (N,) float64, in pixel units and `norm`, rounded down; 0 where nothing is certified.
-    prediction: (N,) int64, the class that `function` keeps within the radius; -1 where it abstains.
-    source: (N,) names of the certificate that gave each radius.
-    function: which function the radii are of: `NETWORK`, or the name of another classifier made from it. Only radii
-        of `NETWORK` may be held against attacks on the network.
-    guarantee: of each radius on its own. Over N samples the failure probabilities add.
+    radius: (N,) float64, in pixel units and `norm`, rounded down; 0 if nothing is certified.
+    prediction: (N,) int64, the class that `function` predicts within the radius; -1 if it abstains.
+    source: (N,) the name of the certificate that gave each radius.
+    function: the function that the radii concern: `NETWORK`, or the name of another classifier derived from it. Only
+        radii of `NETWORK` may be compared with attacks on the network.
+    guarantee: of each radius separately. Over N samples the failure probabilities add.
     """
 
     radius: Tensor
@@ -52,7 +52,7 @@ class RadiusColumn:
 
     @property
     def key(self) -> ColumnKey:
-        """Columns of the same key may be merged; others never."""
+        """Only columns with the same key may be merged."""
         return ColumnKey(self.function, self.norm, self.guarantee.failure_probability == 0)
 
     def __len__(self) -> int:

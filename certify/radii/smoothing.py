@@ -1,4 +1,4 @@
-"""Randomised smoothing: a certificate of the classifier that answers by vote under Gaussian noise."""
+"""Randomised smoothing: a certificate for the classifier that predicts by majority vote under Gaussian noise."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from robustres.precision import taking
 from robustres.results import SMOOTHED
 
 ABSTAIN = -1
-# The quantile function of scipy (Cephes) is accurate to a few units in the last place; this many are charged.
+# The quantile function of scipy (Cephes) is accurate to a few units in the last place; this error is assumed.
 _QUANTILE_ROUNDINGS = 2**12
 # Draws are generated in blocks of this many, so that the noise does not depend on the batch size.
 _BLOCK = 16
@@ -28,11 +28,11 @@ _BLOCK = 16
 
 @dataclass(frozen=True, eq=False)
 class SmoothedColumn(RadiusColumn):
-    """Radii of a smoothed classifier, with the votes they come from.
+    """Radii of a smoothed classifier, with the votes on which they are based.
 
-    selected: (N,) int64, the class of most votes among the selection draws, also where the vote abstains.
-    votes: (N,) int64, how many of the estimation draws were answered with that class.
-    probability_lower: (N,) float64, the lower confidence bound of the probability of that answer.
+    selected: (N,) int64, the class with the most votes among the selection draws, even if the classifier abstains.
+    votes: (N,) int64, the number of estimation draws classified as that class.
+    probability_lower: (N,) float64, the lower confidence bound on the probability of that class.
     """
 
     selected: Tensor
@@ -41,27 +41,27 @@ class SmoothedColumn(RadiusColumn):
 
     @property
     def abstained(self) -> Tensor:
-        """(N,) bool: no class is shown to have more than half of the vote."""
+        """(N,) bool: True if no class is shown to have more than half of the votes."""
         return self.prediction == ABSTAIN
 
 
 @dataclass(frozen=True)
 class RandomisedSmoothing:
-    """Certify the *smoothed* classifier g(x) = the class that the network answers most often at x + sigma N(0, I).
+    """Certify the *smoothed* classifier g(x) = the class that the network predicts most often at x + sigma N(0, I).
 
-    g is another function than the network: its radii say nothing about the network, must not be held against attacks
-    on the network, and never share a column with radii of the network. To use the certificate, deploy g.
+    g is a different function from the network: its radii say nothing about the network, must not be compared with
+    attacks on the network, and never share a column with radii of the network. To use the certificate, deploy g.
 
-    Guaranteed: with probability at least 1 - alpha over the noise, for each sample on its own, g is constant within
-    the l2 radius, or the radius is 0 (abstention). The noise is taken to be Gaussian and x + noise to be exact: the
-    rounding of the noisy images is not charged (Voracek and Hein 2023 build inputs for which this matters).
-    Noisy images leave [0, 1] on purpose, and the network must take them as they are.
+    Guaranteed: with probability at least 1 - alpha over the noise, for each sample separately, g is constant within the
+    l2 radius, or the radius is 0 (abstention). The noise is assumed to be Gaussian and x + noise to be exact: the
+    rounding of the noisy images is not accounted for (Voracek and Hein 2023 construct inputs for which this matters).
+    Noisy images leave [0, 1] on purpose, and the network must accept them as they are.
 
     sigma: standard deviation of the noise, in pixel units.
-    selection_samples, estimation_samples: n0 and n of the paper. The largest radius that can come out is
-        sigma * Phi^-1(alpha^(1/n)).
+    selection_samples, estimation_samples: n0 and n of the paper. The largest possible radius is sigma *
+    Phi^-1(alpha^(1/n)).
     alpha: failure probability for each sample.
-    seed: with the index of a sample it fixes the sample's noise, on a given kind of device.
+    seed: together with the index of a sample it determines the sample's noise, on a given kind of device.
     batch_size: noisy images per forward pass, rounded up to a multiple of 16; the noise does not depend on it.
 
     Source: Cohen, Rosenfeld and Kolter (2019), Certified Adversarial Robustness via Randomized Smoothing, theorem 1
@@ -88,12 +88,12 @@ class RandomisedSmoothing:
 
     @property
     def name(self) -> str:
-        """Name of the certificate, which is also the name of the function that it certifies."""
+        """Name of the certificate, which is also the name of the certified function."""
         return f"{SMOOTHED}(sigma={self.sigma:g})"
 
     @property
     def guarantee(self) -> Guarantee:
-        """Of each radius on its own."""
+        """The guarantee of each radius separately."""
         return Guarantee(self.alpha)
 
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> SmoothedColumn:
@@ -121,7 +121,7 @@ class RandomisedSmoothing:
         )
 
     def _certify(self, model: nn.Module, image: Tensor, number: int) -> tuple[int, int, float, float]:
-        """CERTIFY for one image: class selected, its votes, the bound of its probability, the radius."""
+        """CERTIFY for one image: the selected class, its votes, the bound on its probability, the radius."""
         selection = self._votes(model, image, number, "selection")
         top = int(selection.argmax()) if int(selection.sum()) else 0
         votes = int(self._votes(model, image, number, "estimation")[top])
@@ -129,7 +129,7 @@ class RandomisedSmoothing:
         return top, votes, lower, smoothed_radius(lower, self.sigma)
 
     def _votes(self, model: nn.Module, image: Tensor, number: int, stage: Literal["selection", "estimation"]) -> Tensor:
-        """(classes,) int64: how often each class was answered; an answer that is not finite votes for none."""
+        """(classes,) int64: number of votes for each class; a non-finite output votes for none."""
         votes: Tensor | None = None
         for noise in self._noise(image, number, stage):
             logits = model(image + self.sigma * noise)
@@ -138,11 +138,11 @@ class RandomisedSmoothing:
             answers = logits.argmax(dim=1)[torch.isfinite(logits).all(dim=1)]
             counted = torch.bincount(answers, minlength=logits.shape[1]).cpu()
             votes = counted if votes is None else votes + counted
-        assert votes is not None  # at least one draw was asked for
+        assert votes is not None  # there is at least one draw
         return votes
 
     def _noise(self, image: Tensor, number: int, stage: Literal["selection", "estimation"]) -> Iterator[Tensor]:
-        """Standard normal draws in batches; the stages are independent of each other, and so are the samples."""
+        """Standard normal draws in batches; the two stages are independent, and so are the samples."""
         first, total = (0, self.selection_samples) if stage == "selection" else (1, self.estimation_samples)
         state = np.random.SeedSequence((self.seed, number, first)).generate_state(2, np.uint32)
         seed = int(state[0]) << 31 | int(state[1]) >> 1

@@ -301,7 +301,7 @@ def test_a_change_that_no_ordinary_input_meets_is_noticed(change: tuple[str, Any
     for _ in range(2):
         certify(model, x, report=report)
     setattr(model, *change)
-    with pytest.raises(InputError, match="report is about"):
+    with pytest.raises(InputError, match="report is for"):
         certify(model, x, report=report)
 
 
@@ -313,7 +313,7 @@ def test_a_weight_that_no_ordinary_input_meets_is_compared(kind: Callable[[Tenso
     certify(model, x, report=report)
     with torch.no_grad():
         torch.as_tensor(model.steep).fill_(50.0)
-    with pytest.raises(InputError, match="report is about"):
+    with pytest.raises(InputError, match="report is for"):
         certify(model, x, report=report)
 
 
