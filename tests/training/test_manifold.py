@@ -144,6 +144,18 @@ def test_coarse_products_follow_the_fine_ones_and_leave_the_manifold_no_further(
     assert float((ends[1] - ends[0]).norm()) < 0.05 * moved
 
 
+@pytest.mark.parametrize(
+    ("name", "tiles", "worthwhile"), [("AMD", False, True), ("Intel", False, False), ("Intel", True, True)]
+)
+def test_bfloat16_is_used_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, name: str, tiles: bool, worthwhile: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": f"{name} processor"}, raising=False)
+    assert multiplies_bfloat16("cpu") is worthwhile
+
+
 def test_without_products_in_bfloat16_mixed_precision_is_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = load_data("digits", split="train", limit=60), load_data("digits", split="validation", limit=30)
     recipe = Recipe(loss="emma", epochs=1, optimiser="manifold", mixed_precision=True)
@@ -155,7 +167,7 @@ def test_without_products_in_bfloat16_mixed_precision_is_full_precision(monkeypa
     train(mixed, *sets, recipe)
     train(full, *sets, replace(recipe, mixed_precision=False))
     assert all(torch.equal(value, full.state_dict()[name]) for name, value in mixed.state_dict().items())
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     coarse = preset("constrained-tiny")
     train(coarse, *sets, recipe)
     assert not all(torch.equal(value, full.state_dict()[name]) for name, value in coarse.state_dict().items())

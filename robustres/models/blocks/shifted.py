@@ -4,7 +4,7 @@ During training, the images of a batch are innermost in memory, (C, H, W, N) beh
 then a contiguous copy and a layer one matrix product. In evaluation mode the same functions are plain operations.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +105,8 @@ def mixed_innermost(matrix: Tensor, columns: Tensor, bias: Tensor, size: Any, ac
     if torch.is_autocast_enabled(columns.device.type):
         kind = torch.get_autocast_dtype(columns.device.type)
         matrix, columns = matrix.to(kind), columns.to(kind)
-    out: Tensor = _MixedInnermost.apply(matrix, columns, bias, half)
-    out = out.reshape(len(matrix), *size, -1).permute(3, 0, 1, 2)
-    return out if half else act(out)
+    out = _MixedInnermost.apply(matrix, columns, bias, half).reshape(len(matrix), *size, -1).permute(3, 0, 1, 2)
+    return out if half else cast(Tensor, act(out))
 
 
 class _MixedInnermost(torch.autograd.Function):
@@ -144,15 +143,19 @@ class WindowConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels, side, side)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.activated(x, nn.Identity())
+
+    def activated(self, x: Tensor, act: nn.Module) -> Tensor:
+        """The activation of the convolution."""
         if not self.training:
-            return super().forward(x)
+            return cast(Tensor, act(super().forward(x)))
         side = self.kernel_size[0]
         channels, height, width, count = (inner := x.permute(1, 2, 3, 0)).shape
         windows = inner.reshape(channels, height // side, side, width // side, side, count)
         windows = windows.permute(0, 2, 4, 1, 3, 5).reshape(channels * side * side, -1)
         assert self.bias is not None
         size = (height // side, width // side)
-        return mixed_innermost(self.weight.flatten(1), windows, self.bias, size, nn.Identity())
+        return mixed_innermost(self.weight.flatten(1), windows, self.bias, size, act)
 
 
 class ShiftTransition(nn.Module):
@@ -172,8 +175,7 @@ class ShiftTransition(nn.Module):
         self.activation = activation(site.activation, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.convolution(x))
-        return out
+        return self.convolution.activated(x, self.activation)
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
         """|W| for the current weights on features of that shape."""

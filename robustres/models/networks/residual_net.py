@@ -171,7 +171,11 @@ class ResidualNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The input of the head, (N, features)."""
         convolution, act = self.stem
-        out: Tensor = self.pool(self.blocks(act(convolved(convolution, x))))
+        if isinstance(convolution, WindowConvolution):
+            out: Tensor = convolution.activated(x, act)
+        else:
+            out = act(convolved(convolution, x))
+        out = self.pool(self.blocks(out))
         flat: Tensor = self.dense(out.flatten(1))
         return flat
 
