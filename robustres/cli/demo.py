@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from robustres.threat import Norm
 
 # Name on the console and preset.
-NETWORKS = {"plain": "plain-tiny", "residual": "residual-tiny", "constrained": "constrained-tiny"}
+NETWORKS = {"plain": "plain-tiny", "residual": "residual-tiny", "constrained": "orthogonal-digits"}
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"loss": "clean", "epochs": 8},
     "residual": {"loss": "clean", "epochs": 6},
     "constrained": {
         "loss": "emma",
         "eps": 0.5,
-        "budget": 0.9,
-        "epochs": 80,
+        "budget": 0.65,
+        "temperature": 8.0,
+        "epochs": 110,
         "optimiser": "manifold",
         "learning_rate": 8e-3,
+        "manifold_learning_rate": 1.5e-2,
+        "augmentation": "jitter",
+        "keep": "last",
     },
 }
 EPS: dict["Norm", tuple[float, ...]] = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}
