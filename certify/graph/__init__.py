@@ -1,1 +1,1 @@
-"""From a module to the network of linear maps, activations and merges."""
+"""Capture of a module as a network of linear maps, activations and merges."""

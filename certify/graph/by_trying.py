@@ -1,4 +1,4 @@
-"""Linear operations as the matrix of what they do to every coordinate, tried on one after the other."""
+"""The matrix of a linear operation, found by applying it to one unit vector after another."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from robustres.certify.graph.capture import BATCH, device_of
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import Dense, Shape
 
-LARGEST_MATRIX = 2**24  # entries of a matrix that is found by trying every input coordinate
-TRIED = 16  # roundings of an entry that is found by trying: a product of a few weights
+LARGEST_MATRIX = 2**24  # largest number of entries of a matrix found in this way
+TRIED = 16  # roundings of an entry found in this way: a product of a few weights
 
 
 def by_trying(call: Call, source: Node, *, without: Sequence[str] = ()) -> Node:
-    """A linear operation as the matrix of what it does to every coordinate, where that is small.
+    """A linear operation as its matrix, if that is small.
 
-    without: arguments that add a constant, left out.
+    without: arguments that add a constant, which are left out.
     """
     entries = math.prod(source.shape) * math.prod(call.out_shape)
     if entries > LARGEST_MATRIX:
@@ -34,7 +34,7 @@ def by_trying(call: Call, source: Node, *, without: Sequence[str] = ()) -> Node:
 
 
 def by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
-    """Whether a linear map of a whole batch does the same to every sample by itself, tried on a random one."""
+    """Whether a linear map of a batch acts on every sample separately and equally, checked on a random batch."""
     sample = torch.randn(shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     images = []
     for place in range(BATCH):

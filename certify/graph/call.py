@@ -1,4 +1,4 @@
-"""One operation of the captured graph with its arguments by name, and the nodes that its rule makes of them."""
+"""One operation of the captured graph with its arguments by name, and the nodes that its rule creates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ from robustres.certify.maps.nonlinear import Unknown
 
 
 class NotCoveredError(Exception):
-    """A rule met a case that it does not cover; the message says which. at: another operation that it is about."""
+    """A rule does not cover a case, which the message names. at: another operation to which the message refers."""
 
     at: fx.Node | None = None
 
 
 class BatchMovedError(NotCoveredError):
-    """An operation whose answer does not have the batch as its first axis."""
+    """An operation whose output does not have the batch as its first axis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """A linear image of `root` whose first axis is not the batch: what W @ x.T is before it is transposed back.
+    """A linear image of `root` whose first axis is not the batch, such as W @ x.T before it is transposed back.
 
-    contracted: whether a weight was multiplied in on the way; a second one would have to be multiplied out.
+    contracted: whether a weight has been multiplied in already; a second one would have to be multiplied out.
     """
 
     root: Node
@@ -40,14 +40,14 @@ class Pending:
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
-    """The value of an operation that has no bound by itself, but may be part of an activation that has one."""
+    """The value of an operation that has no bound by itself but may be part of an activation that has one."""
 
     reason: NotCoveredError
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What an operation with several outputs makes (split): one node for each output."""
+    """The result of an operation with several outputs (split): one node per output."""
 
     nodes: tuple[Node, ...]
 
@@ -86,12 +86,12 @@ class Call:
         return nodes[0]
 
     def states(self) -> tuple[Node, ...]:
-        """All arguments that depend on the input of the network, also those in lists, each once."""
+        """All arguments that depend on the input of the network, including those in lists, each once."""
         leaves = tree_leaves(dict(self.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
         return tuple(dict.fromkeys(value for value in leaves if isinstance(value, Node)))
 
     def evaluate(self, values: Mapping[Node, Tensor]) -> Any:
-        """What the operation gives for values (BATCH, *shape) of its states."""
+        """The result of the operation for values (BATCH, *shape) of its states."""
 
         def known(argument: Any) -> Any:
             return values[argument] if isinstance(argument, Node) else argument
@@ -102,14 +102,14 @@ class Call:
 
     @property
     def out_shape(self) -> Shape:
-        """Unbatched shape of the operation's output, the first one where it has several."""
+        """Unbatched shape of the operation's output (the first one if there are several)."""
         value = self.origin.meta["val"]
         return unbatched(value[0] if isinstance(value, list | tuple) else value)
 
     def make(self, piece: Piece, *inputs: Node, shape: Shape | None = None) -> Node:
-        """A node at this place of the graph; what is not linear sees one number per sample as a vector of length 1.
+        """A node for this operation; nonlinear pieces treat one number per sample as a vector of length 1.
 
-        Raises NotCoveredError where the piece does not fit the shapes: a defect of the rule, which must not pass.
+        Raises NotCoveredError if the piece does not fit the shapes, which would be a defect of the rule.
         """
         wanted = self.out_shape if shape is None else shape
         if isinstance(piece, Linear):
@@ -125,7 +125,7 @@ class Call:
         return Node(piece, inputs, shape, path_of(self.origin), self.origin)
 
     def elementwise(self, source: Node, function: Activation) -> Node:
-        """The function of every coordinate of `source`, broadcast to the shape of the output first."""
+        """The function applied to every coordinate of `source`, broadcast to the shape of the output first."""
         each = None
         if broadcast_size(function.parameters):
             far = torch.full(self.out_shape, math.inf, dtype=torch.float64, device=device_of(self.captured.module))
@@ -162,7 +162,7 @@ class Call:
         return self.make(Linear(linear_map, shift), source, shape=linear_map.out_shape)
 
     def same(self, source: Node, shape: Shape | None = None, *, shift: float = 0.0) -> Node:
-        """The numbers of `source`, shifted by a constant or in another shape."""
+        """The values of `source`, shifted by a constant or in another shape."""
         return self.linear(source, Identity(source.shape, self.out_shape if shape is None else shape), shift=shift)
 
     def size(self, constant: Any) -> float:
@@ -184,9 +184,9 @@ class Call:
 
 
 def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None:
-    """Refuse a piece that does not take inputs of these shapes to this shape: its rule has a defect.
+    """Refuse a piece that does not map inputs of these shapes to this shape: its rule has a defect.
 
-    An elementwise piece in particular must not be larger than its input, which would repeat values and count once.
+    In particular, an elementwise piece must not be larger than its input, since repeated values would count only once.
     """
     match piece:
         case Source():

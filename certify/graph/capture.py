@@ -1,4 +1,4 @@
-"""A model as a graph of ATen operations, compared with the model before it is used."""
+"""Capture of a model as a graph of ATen operations, which is compared with the model before it is used."""
 
 import copy
 from collections import Counter
@@ -24,17 +24,17 @@ from robustres.guard import random_state_kept, without_guards
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
-# Operations whose second argument is the shape of the whole batch. A view may meet other strides than those captured.
+# Operations whose second argument is the shape of the whole batch. A view may encounter other strides than captured.
 RESHAPES = frozenset({torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default})
 EXPAND = torch.ops.aten.expand.default
-COPY = torch.ops.aten.copy.default  # of what is put in place; torch has no derivative of it
+COPY = torch.ops.aten.copy.default  # for in-place copies; torch has no derivative of it
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
     """A model's graph in float64 and evaluation mode.
 
-    on_unit_domain: only images in [0, 1]^n count.
+    on_unit_domain: the inputs are restricted to images in [0, 1]^n.
     module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
     """
 
@@ -54,10 +54,10 @@ class Captured:
         *,
         observe: Callable[[fx.Node, Any], None] | None = None,
     ) -> Tensor:
-        """The value of `wanted`, given the values of nodes that cut it off from the input; differentiable.
+        """The value of `wanted`, given the values of nodes that separate it from the input; differentiable.
 
-        A batch of BATCH samples always runs; one of another size where `rebatches` says so.
-        observe: told every node that is computed and its value; values are let go after their last use.
+        A batch of BATCH samples is always possible, other sizes if `rebatches`.
+        observe: called with every computed node and its value; values are released after their last use.
         """
         values: dict[fx.Node, Any] = {**self.constants, **known}
         batch = len(next(iter(known.values())))
@@ -88,7 +88,7 @@ class Captured:
 
 
 def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, batch: int = BATCH) -> Any:
-    """The value of one operation; the batch size that was captured in a shape is replaced by `batch`."""
+    """The value of one operation; the batch size captured in a shape is replaced by `batch`."""
     arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
     args, kwargs = arguments
     if node.target is STATED:
@@ -106,7 +106,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
     scripted = [path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
-        what = "TorchScript that is no plain graph, which certification cannot look into (pass its nn.Module)"
+        what = "TorchScript that is not a plain graph, which certification cannot analyse (pass its nn.Module)"
         raise UnsupportedOperationError([Refusal(path, what) for path in scripted[:1]])
     derived = [value for part in model.modules() for value in tree_leaves(_plain_attributes(part)) if _derived(value)]
     try:
@@ -123,17 +123,17 @@ def float64_copy(model: nn.Module) -> nn.Module:
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """What stands in the module beside its parameters, buffers and submodules."""
+    """The attributes of the module other than its parameters, buffers and submodules."""
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
 def _derived(value: Any) -> bool:
-    """Whether this is a tensor that was computed from parameters, which `copy.deepcopy` refuses."""
+    """Whether this is a tensor computed from parameters, which `copy.deepcopy` refuses."""
     return isinstance(value, Tensor) and value.grad_fn is not None
 
 
 def _without_hooks_that_derive(module: nn.Module) -> None:
-    """Make plain weights of those that hooks derive before every call (weight and spectral norm as hooks, pruning)."""
+    """Replace weights that hooks derive before every call by plain weights (weight and spectral norm, pruning)."""
     for part in module.modules():
         for key, hook in list(part._forward_pre_hooks.items()):
             if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
@@ -142,7 +142,7 @@ def _without_hooks_that_derive(module: nn.Module) -> None:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module's tensors lie; the CPU if it has none."""
+    """The device of the module's tensors; the CPU if it has none."""
     tensors = (*module.parameters(), *module.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
 
@@ -150,8 +150,8 @@ def device_of(module: nn.Module) -> torch.device:
 def capture(model: nn.Module, input_shape: Shape) -> Captured:
     """The graph of the model on a batch of inputs of `input_shape`, checked against the model.
 
-    Raises: ModelError where the model does not run on such inputs, mixes the samples of a batch, or is not a function;
-    UnsupportedOperationError where it cannot be written as a graph (control flow that depends on the data).
+    Raises: ModelError if the model does not run on such inputs, mixes the samples of a batch, or is not a function;
+    UnsupportedOperationError if it cannot be written as a graph (control flow that depends on the data).
     """
     if refused := [
         Refusal(path, m.no_certificate) for path, m in model.named_modules() if isinstance(m, HasNoCertificate)
@@ -173,7 +173,7 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
 
 
 def _refuse_random(module: nn.Module, example: Tensor) -> None:
-    """Refuse by name what draws random numbers in evaluation mode, where it is seen."""
+    """Refuse, by name, modules that draw random numbers in evaluation mode, if they are recognised."""
     random = [node for node in exported(module, example).graph.nodes if is_random(node)]
     if random:
         what = "which draws random numbers in evaluation mode too"
@@ -217,7 +217,7 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
 
 
 def _used(operations: list[fx.Node], answer: fx.Node) -> list[fx.Node]:
-    """The operations that the answer hangs on; what torch adds to check types and sizes is none of them."""
+    """The operations on which the output depends, without the checks of types and sizes that torch adds."""
     used = {answer}
     for node in reversed(operations):
         if node in used:
@@ -226,7 +226,7 @@ def _used(operations: list[fx.Node], answer: fx.Node) -> list[fx.Node]:
 
 
 def _repetitions_removed(graph: fx.Graph) -> None:
-    """Let an operation that is repeated on the same arguments be computed once: it is one value of the network."""
+    """Compute an operation that is repeated with the same arguments only once: it is one value of the network."""
     first: dict[tuple[Any, str], fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or is_random(node):
@@ -244,7 +244,7 @@ def is_random(node: fx.Node) -> bool:
 
 @contextmanager
 def refusing_what_fails(doing: str) -> Iterator[None]:
-    """Turn errors of torch's or Python's own into a refusal that says what was being done."""
+    """Turn errors of torch or Python into a refusal that names the current activity."""
     try:
         yield
     except (RobustresError, MemoryError, torch.OutOfMemoryError):
@@ -255,35 +255,34 @@ def refusing_what_fails(doing: str) -> Iterator[None]:
 
 
 def path_of(node: fx.Node) -> str:
-    """Dotted name of the module in which an operation stands."""
+    """Dotted name of the module that contains an operation."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed([path for path, _ in stack.values()]), "")
     return path.removeprefix("model").removeprefix(".")
 
 
 def operation_of(node: fx.Node) -> str:
-    """Name of an operation for people: `aten.softmax`."""
+    """Readable name of an operation: `aten.softmax`."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.overloadpacket).replace("::", ".")
     return str(getattr(node.target, "__name__", node.target))
 
 
 def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
-    """Refuse a graph that does not answer as the model does."""
+    """Refuse a graph whose output differs from that of the model."""
     for sample in (example, example.flip(0) - 0.5):
         expected = answer if sample is example else captured.module(sample.clone())
         if not close(captured.run({captured.source: sample}, captured.output), expected, AGREEMENT):
-            raise ModelError("the captured graph does not answer as the model does; please report this model")
+            raise ModelError("the captured graph does not give the same output as the model; please report this model")
 
 
 def _rebatches(captured: Captured, example: Tensor, answer: Tensor) -> bool:
-    """Whether the graph can be run on other batch sizes, smaller and larger: constants may have the captured one in
-    their shape, and slices of the batch end at it."""
+    """Whether the graph runs with smaller and larger batches; constants and slices may depend on the captured size."""
     try:
         smaller, larger = (
             captured.run({captured.source: batch}, captured.output)
             for batch in (example[:2], torch.cat([example, example, example[:1]]))
         )
-    except Exception:  # of torch's, whichever: places that only the captured batch has
+    except Exception:  # any error of torch, for example for indices that exist only in the captured batch
         return False
     return close(smaller, answer[:2], AGREEMENT) and close(larger, torch.cat([answer, answer, answer[:1]]), AGREEMENT)

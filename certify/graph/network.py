@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.linear_map import LinearMap, Shape
-from robustres.certify.maps.nonlinear import Opaque as Opaque  # one of the pieces below
+from robustres.certify.maps.nonlinear import Opaque as Opaque  # re-exported: one of the pieces below
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class Source:
 class Linear:
     """An affine map; its constant part plays no role for a Lipschitz constant.
 
-    shift: at or above the l2 norm of everything constant that is added to a sample; it matters for rounding.
-    summands: the maps whose sum it is, where it was written as one, such as x + W x; empty otherwise.
+    shift: at or above the l2 norm of all constants added to a sample; needed for rounding errors.
+    summands: the maps of which it is the sum, if it was written as a sum such as x + W x; otherwise empty.
     """
 
     map: LinearMap
@@ -34,7 +34,8 @@ class Linear:
 class Elementwise:
     """A scalar function applied to every coordinate.
 
-    within: its slopes where only some inputs count, None for all. each: those of every coordinate, of the node's shape.
+    within: its slopes on a restricted set of inputs, None for all inputs. each: the slopes of every coordinate, in the
+    node's shape.
     """
 
     function: Activation
@@ -43,7 +44,7 @@ class Elementwise:
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """An interval that holds all difference quotients of the function, on the inputs that count."""
+        """An interval that contains all difference quotients of the function on the admissible inputs."""
         return self.function.slopes if self.within is None else self.within
 
     @property
@@ -54,11 +55,11 @@ class Elementwise:
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """Several inputs become one.
+    """A combination of several inputs.
 
-    "sum" adds them. "concatenation" is an isometry, "maximum" and "minimum" (elementwise, of two inputs) are
-    nonexpansive on the inputs laid side by side, in l2 as in linf.
-    axis: the unbatched axis of a concatenation of nothing but the inputs.
+    "sum" adds them. "concatenation" is an isometry; "maximum" and "minimum" (elementwise, of two inputs) are
+    nonexpansive on the concatenated inputs, in l2 and in linf.
+    axis: the unbatched axis of a concatenation without constants.
     """
 
     kind: Literal["sum", "concatenation", "maximum", "minimum"]
@@ -69,7 +70,7 @@ class Merge:
 class Product:
     """The elementwise product of two values, which has no global bound.
 
-    largest: at or above the absolute values of both factors on the inputs that count, infinite for all inputs.
+    largest: at or above the absolute values of both factors on the admissible inputs; infinite for all inputs.
     """
 
     largest: tuple[float, float] = (math.inf, math.inf)
@@ -80,9 +81,9 @@ Piece = Source | Linear | Elementwise | Opaque | Merge | Product
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value in the network and the piece that makes it from its inputs.
+    """One value in the network, and the piece that computes it from its inputs.
 
-    path: dotted name of the module in which the operation stands. origin: its node in the captured graph.
+    path: dotted name of the module that contains the operation. origin: its node in the captured graph.
     """
 
     piece: Piece
@@ -108,7 +109,7 @@ class Node:
 
 
 def dominators(order: Sequence[Node]) -> dict[Node, Node]:
-    """The immediate dominator of every node but the first: the last node that all of its paths from the source share.
+    """The immediate dominator of every node except the first: the last node shared by all of its paths from the source.
 
     `order` is topological and starts with the source (Cooper, Harvey and Kennedy 2001; one pass suffices without
     cycles).
@@ -129,7 +130,7 @@ def dominators(order: Sequence[Node]) -> dict[Node, Node]:
 
 
 def chain(dominator: dict[Node, Node], start: Node, end: Node) -> list[Node]:
-    """The nodes between `start` (left out) and `end` (included) that every path from `start` to `end` passes."""
+    """The nodes after `start`, up to and including `end`, through which every path from `start` to `end` passes."""
     nodes = []
     while end is not start:
         nodes.append(end)

@@ -1,7 +1,8 @@
-"""From the captured graph to the network of linear maps and activations: one rule for each ATen operation.
+"""Conversion of the captured graph to the network of linear maps and activations: one rule per ATen operation.
 
-A rule takes a `Call` and returns the node that the operation makes. An operation without a rule, or that its rule does
-not cover, is refused by name and place; all refusals of a network are listed at once. Nothing unknown ever counts as 1.
+A rule takes a `Call` and returns the node of the operation. An operation without a rule, or that its rule does not
+cover, is refused by name and location; all refusals of a network are listed at once. An unknown operation is never
+assumed to have the constant 1.
 """
 
 import math
@@ -23,7 +24,7 @@ from robustres.certify.maps.linear_map import Dense
 from robustres.certify.maps.nonlinear import Unknown
 from robustres.errors import Refusal
 
-# What stands in place of a rule, by operation: why there is no bound, and what to do.
+# Operations that have no rule: the reason why there is no bound, and the remedy.
 PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
 COMPARES = "whose answer is yes or no, so that what is chosen by it jumps or has no rule"
 REASONS: dict[str, str] = {
@@ -37,25 +38,25 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(("round", "floor", "ceil", "sign", "argmax", "argsort"), "which jumps"),
 }
 
-# Operations that draw random numbers in training mode only, which their rules refuse.
+# Operations that draw random numbers in training mode only, in which their rules refuse them.
 INERT = frozenset({"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"})
 
 Rule = Callable[[Call], "Node | Parts | Pending | Tensor"]
 RULES: dict[str, Rule] = {}
 
 
-# Whether an operation may complete a function of one number that is written out, and how it is recognised.
+# Whether an operation may be part of a scalar function that is written out, and how the function is recognised.
 Completion = Callable[[fx.Node, Mapping[fx.Node, Any], Captured], "Node | None"]
 COMPLETIONS: dict[Callable[[fx.Node], bool], Completion] = {}
-# Rules of operations that are linear in their one state, wherever its batch stands; True where weights multiply it.
+# Rules of operations that are linear in their only state, on any axis order; True if they multiply it by weights.
 LINEAR: dict[Rule, bool] = {}
 
 
 def rule(*operations: str, linear: bool = False, weights: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operations, named with or without their overload: "relu", "add.Tensor".
 
-    linear: the operation is linear in its one state, also where the batch is not its first axis.
-    weights: and multiplies it by constants.
+    linear: the operation is linear in its only state, even if the batch is not its first axis.
+    weights: the operation also multiplies it by constants.
     """
 
     def register(function: Rule) -> Rule:
@@ -71,7 +72,7 @@ def rule(*operations: str, linear: bool = False, weights: bool = False) -> Calla
 
 
 def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]:
-    """The output node of the network, or None and everything that was refused."""
+    """The output node of the network, or None and all refusals."""
     source = captured.source
     values: dict[fx.Node, Any] = {**captured.constants}
     values[source] = Node(Source(), (), unbatched(source.meta["val"]), "", source)
@@ -84,7 +85,7 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
                     refused[_refusal(waiting.reason.at or parent, waiting.reason)] = None
                     values[parent] = _unknown(parent)
         if any(values[parent] is None for parent in origin.all_input_nodes if parent not in captured.constants):
-            values[origin] = None  # hangs on something refused whose output has no known form
+            values[origin] = None  # depends on a refused operation whose output has no known form
             if origin.target is not operator.getitem and _rule_of(origin) is None:
                 refused[_refusal(origin, NotCoveredError(_reason(origin)))] = None
             continue
@@ -102,18 +103,18 @@ def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]
 
 
 def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Any:
-    """What the operation makes of values that are known: a node, several, or a constant where the value is empty."""
+    """The result of the operation for known values: a node, several nodes, or a constant if the value is empty."""
     value = origin.meta.get("val")
     if isinstance(value, Tensor) and not value.numel():
         return torch.zeros(tuple(value.shape), dtype=value.dtype, device=device_of(captured.module))
     if all(isinstance(values.get(parent), Tensor) for parent in origin.all_input_nodes) and not is_random(origin):
-        return call(origin, values, captured.module)  # of empty values and constants: a constant itself
+        return call(origin, values, captured.module)  # empty values and constants give a constant
     _require_float64(origin, list(value) if isinstance(value, list | tuple) else [value])
     try:
         made = _made_or_deferred(origin, values, captured)
     except NotCoveredError:
         raise
-    except Exception as error:  # of torch's or Python's own, deep inside a rule: a refusal, never a bound
+    except Exception as error:  # any error of torch or Python inside a rule is a refusal, never a bound
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise NotCoveredError(f"in a form that its rule does not cover ({reason})") from error
     if isinstance(made, Node) and made.shape != tuple(origin.meta["val"].shape[1:]):
@@ -122,9 +123,9 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
 
 
 def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
-    """Refuse what rounds: narrower types, and whole numbers or truth values made of a value that depends on the input.
+    """Refuse rounding: narrower types, and integers or booleans computed from a value that depends on the input.
 
-    Places beside a value (those of a maximum) are whole numbers, but no rule covers them.
+    Indices returned beside a value (those of a maximum) are integers, but no rule covers them.
     """
     first = [] if _rule_of(origin) is None else values[:1]
     for part in values:
@@ -137,12 +138,12 @@ def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
 
 
 def is_scalar(origin: fx.Node) -> bool:
-    """Whether the operation may be part of an activation that is written out."""
+    """Whether the operation may be part of an activation that is written in several operations."""
     return any(applies(origin) for applies in COMPLETIONS)
 
 
 def _made_or_deferred(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Any:
-    """By the operation's rule; what has none may complete an activation, or become part of one later."""
+    """The result of the operation's rule; without a rule, it may complete an activation or become part of one."""
     waiting = [value for parent in origin.all_input_nodes if isinstance(value := values.get(parent), Deferred)]
     try:
         if not waiting:
@@ -185,23 +186,22 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
 
 
 def _standing_at(output: fx.Node, node: Node) -> Node:
-    """A node of an operation with several outputs, and all that the operation made before it, at the output's place:
-    no value stands at the operation's own."""
+    """A node of an operation with several outputs, with all nodes created before it, attributed to the given output."""
     inputs = (_standing_at(output, part) if part.origin is node.origin else part for part in node.inputs)
     return replace(node, origin=output, inputs=tuple(inputs))
 
 
 def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
-    """A linear operation on a value whose batch is not its first axis, or that puts it back there.
+    """A linear operation on a value whose batch is not its first axis, or that moves it back there.
 
-    Where the batch is the first axis again, and every sample by itself, the map from the root is read off column by
-    column; the operations between multiply by one weight at most, so nothing is multiplied out.
+    Once the batch is the first axis again and samples are separate, the map from the root is read off column by column;
+    the operations in between multiply by at most one weight, so no products of weights are formed.
     """
     rule_ = _rule_of(call.origin)
     if rule_ is not None and LINEAR.get(rule_) and len(pending) + len(call.states()) > 1:
         raise NotCoveredError(PRODUCT)
     if rule_ not in LINEAR or len(pending) != 1 or call.states() not in ((), (pending[0].root,)):
-        raise NotCoveredError("that lays the batch behind another axis")
+        raise NotCoveredError("that moves the batch behind another axis")
     weights = LINEAR[rule_]
     if weights and pending[0].contracted:
         raise NotCoveredError("with a second weight while the batch is not the first axis")
@@ -251,7 +251,7 @@ def _refusal(origin: fx.Node, reason: NotCoveredError) -> Refusal:
 
 
 def _unknown(origin: fx.Node) -> Node | Parts | None:
-    """Something of the right shape in place of a refused operation, so that everything after it is looked at too."""
+    """A placeholder of the right shape for a refused operation, so that everything after it is checked too."""
     value: Any = origin.meta.get("val")
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, Tensor) and part.ndim and part.shape[0] == BATCH for part in parts):

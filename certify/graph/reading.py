@@ -1,4 +1,4 @@
-"""From a model to its network of pieces: captured, and read operation by operation with every rule there is."""
+"""Conversion of a model to its network of pieces: capture, and application of the rules operation by operation."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from robustres.certify.graph.operation_rules import build_network
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import UnsupportedOperationError
 
-# Importing these registers their rules.
+# Importing these modules registers their rules.
 RULE_FILES = (
     rules_activation,
     rules_arithmetic,
@@ -34,8 +34,8 @@ RULE_FILES = (
 def read_network(model: nn.Module, input_shape: Shape, *, on_unit_domain: bool = False) -> tuple[Captured, Node]:
     """The model's graph in float64, and its logits as a network of maps, activations and merges.
 
-    on_unit_domain: only images in [0, 1]^n count. Raises UnsupportedOperationError, which lists every operation that
-    has no rule, ModelError for a model that cannot be captured.
+    on_unit_domain: restrict the inputs to images in [0, 1]^n. Raises UnsupportedOperationError, which lists every
+    operation without a rule, and ModelError for a model that cannot be captured.
     """
     captured = replace(capture(model, input_shape), on_unit_domain=on_unit_domain)
     output, refused = build_network(captured)

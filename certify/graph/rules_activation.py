@@ -1,4 +1,4 @@
-"""Rules for activations and for maps along an axis: which kind an operation is, and with which parameters."""
+"""Rules for activations and for maps along an axis: the kind of each operation and its parameters."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from robustres.certify.maps.smooth import (
 from robustres.certify.maps.sorting import sorts_as_stated
 from robustres.certify.proof.bound import Bound
 
-# torch's own threshold of softplus; below it the cut to the identity is a jump that counts.
+# torch's default threshold of softplus; for smaller thresholds the jump to the identity is not negligible.
 SOFTPLUS_THRESHOLD = 20.0
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
@@ -52,7 +52,7 @@ def _leaky(call: Call, left: Parameter) -> Activation:
 
 
 def _prelu(call: Call) -> Activation:
-    """One slope for each entry of the first axis, or one for all; _prelu_kernel has it broadcast already."""
+    """One slope per entry of the first axis, or one for all; for _prelu_kernel it is already broadcast."""
     weight = call.constant("weight")
     if weight.ndim == 1 and weight.numel() > 1:
         return _leaky(call, call.per_sample(weight.reshape(-1, *[1] * (len(call.out_shape) - 1))))
@@ -107,7 +107,7 @@ def _hardshrink(call: Call) -> Activation:
     return LeakyRelu(1.0)
 
 
-# Every spelling of an activation, by ATen operation, and the kind that it is.
+# Every ATen operation that is an activation, and its kind.
 ACTIVATIONS: dict[str, Callable[[Call], Activation]] = {
     "relu": lambda call: Relu(),
     "relu6": lambda call: Clamp(0.0, 6.0),
@@ -141,15 +141,15 @@ ACTIVATIONS: dict[str, Callable[[Call], Activation]] = {
 
 @rule(*ACTIVATIONS)
 def activation(call: Call) -> Node | Parts:
-    """An activation of every coordinate; parameters that are larger than the value repeat it first."""
+    """An activation of every coordinate; parameters that are larger than the value broadcast it first."""
     name = str(call.origin.target).removeprefix("aten.").split(".")[0]
     node = call.elementwise(call.only_input, ACTIVATIONS[name](call))
-    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))  # what a backward pass wants
+    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))  # the form used for backward passes
 
 
 @rule("maximum", "minimum", "max.other", "min.other", "fmax", "fmin")
 def extremum(call: Call) -> Node:
-    """Of a value and a constant: the value clamped. Of two values: 1-Lipschitz in the two side by side."""
+    """For a value and a constant, the clamped value; for two values, a 1-Lipschitz map of their concatenation."""
     largest = "max" in str(call.origin.target)
     values = (call["self"], call["other"])
     inputs = [call.expanded(value) for value in values if isinstance(value, Node)]
@@ -161,7 +161,7 @@ def extremum(call: Call) -> Node:
 
 @rule("sort", "msort", "topk", "max.dim", "min.dim", "amax", "amin", "softmax", "_softmax", "logsumexp")
 def along_axis(call: Call) -> Node | Parts:
-    """A map on every slice along one axis, or several."""
+    """A map on every slice along one or several axes."""
     source = call.node("self")
     given = call.arguments.get("dim", 0)
     rank = len(source.shape) + 1
@@ -186,7 +186,7 @@ def along_axis(call: Call) -> Node | Parts:
 
 @rule("kthvalue", "median.dim", "nanmedian.dim")
 def order_statistic(call: Call) -> Parts:
-    """One place of the values along an axis in order."""
+    """One order statistic of the values along an axis."""
     source = call.node("self")
     axis = _one_axis(call, source)
     place = int(call["k"]) - 1 if "k" in call.arguments else (source.shape[axis] - 1) // 2
@@ -206,7 +206,7 @@ def both_extrema(call: Call) -> Parts:
 
 @rule("linalg_vector_norm", "norm.ScalarOpt_dim")
 def length(call: Call) -> Node:
-    """A norm of the values along one axis or several."""
+    """A norm of the values along one or several axes."""
     source, given = call.node("self"), call["dim"]
     order = call.arguments.get("ord", call.arguments.get("p"))
     order = 2.0 if order is None else float(order)
@@ -222,7 +222,7 @@ def length(call: Call) -> Node:
 
 @rule("logaddexp", "hypot")
 def of_pairs(call: Call) -> Node:
-    """A function of two values at each coordinate: of the two laid side by side along an axis of their own."""
+    """A function of two values at each coordinate, applied to the two stacked along a new axis."""
     values = (call["self"], call["other"])
     if not all(isinstance(value, Node) for value in values):
         raise NotCoveredError("of a value and a constant")
@@ -233,7 +233,7 @@ def of_pairs(call: Call) -> Node:
 
 
 def _one_axis(call: Call, source: Node) -> int:
-    """The unbatched axis that the operation is told."""
+    """The unbatched axis given to the operation."""
     given = call["dim"]
     axis = -1 if given is None else int(given) % (len(source.shape) + 1) - 1
     if axis < 0:
@@ -243,7 +243,7 @@ def _one_axis(call: Call, source: Node) -> int:
 
 @rule("robustres.stated")
 def stated(call: Call) -> Node:
-    """The module's own word."""
+    """A module that states its own bound."""
     source, path = call.node("x"), str(call["path"])
     module = call.captured.module.get_submodule(path)
     bound = module.lipschitz_bound(source.shape)  # type: ignore[operator]

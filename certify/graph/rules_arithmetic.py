@@ -21,7 +21,7 @@ PRODUCT = (
 
 @rule("add", "sub", "subtract", "rsub")
 def added(call: Call) -> Node:
-    """left + alpha right and its relatives."""
+    """left + alpha right and its variants."""
     name = str(call.origin.target)
     alpha = call.constant("alpha")
     left, right = 1.0, float(1 if alpha is None else alpha)
@@ -79,14 +79,14 @@ def with_product(call: Call) -> Node:
 
 
 def reciprocal(divisor: float | Tensor) -> float | Tensor:
-    """1 / divisor in float64; infinite for 0, which no rule takes."""
+    """1 / divisor in float64; infinite for 0, which no rule accepts."""
     if isinstance(divisor, Tensor):
         return 1 / divisor.to(torch.float64)
     return 1 / divisor if divisor else math.inf
 
 
 def combination(call: Call, terms: Sequence[tuple[Any, float | Tensor]], *, seen: int = 0) -> Node:
-    """The sum of values times constant factors, broadcast against each other; constant values are a shift."""
+    """The sum of values times constant factors, broadcast against each other; constant values become a shift."""
     states = [scaled_by_constant(call, value, factor, seen=seen) for value, factor in terms if isinstance(value, Node)]
     constants = [(value, factor) for value, factor in terms if not isinstance(value, Node)]
     shift = math.fsum(call.size(torch.as_tensor(value, dtype=torch.float64) * factor) for value, factor in constants)
@@ -108,7 +108,7 @@ def scaled_by_constant(call: Call, source: Node, factor: Any, *, seen: int = 0) 
 
 
 def _diagonal(factors: Tensor, shape: Shape, seen: int) -> LinearMap:
-    """The map that multiplies by `factors`, in the most special form that it has."""
+    """The map that multiplies by `factors`, in the most specific form."""
     per_channel = factors.reshape(shape[0], -1)
     if bool((per_channel == per_channel[:, :1]).all()):
         return ChannelScale(per_channel[:, 0].clone(), shape, seen)

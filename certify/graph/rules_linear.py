@@ -21,7 +21,7 @@ from robustres.certify.maps.sorting import rearranged
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
 def convolution(call: Call) -> Node:
-    """A convolution with zero padding, or the transpose of one; in one dimension as an image of height 1."""
+    """A convolution with zero padding, or its transpose; one-dimensional inputs are treated as images of height 1."""
     source, weight = call.node("input"), _weight(call, "weight")
     rank = weight.ndim - 2
     if len(source.shape) != rank + 1:
@@ -48,7 +48,7 @@ def _plain(call: Call, source: Node, weight: Tensor) -> Node:
 
 
 def _transposed(call: Call, source: Node, weight: Tensor) -> Node:
-    """Where the output is padded by the stride or more, as many zeros behind the input do the same."""
+    """If the output is padded by the stride or more, zeros appended to the input have the same effect."""
     flat = weight.ndim == 3
     kernel = weight[:, :, None] if flat else weight
     names = ("stride", "padding", "output_padding", "dilation")
@@ -99,7 +99,7 @@ def matrix_product(call: Call) -> Node:
 
 
 def _product(call: Call, left: Any, right: Any) -> Node:
-    """The matrix product by letters: leading axes, then rows and columns."""
+    """The matrix product in Einstein notation: leading axes, then rows and columns."""
     if isinstance(left, Node) and isinstance(right, Node):
         raise NotCoveredError(PRODUCT)
     ranks = [len(value.shape) + 1 if isinstance(value, Node) else value.ndim for value in (left, right)]
@@ -141,10 +141,10 @@ def einstein_sum(call: Call) -> Node:
 
 
 def contraction(call: Call, operands: Sequence[Any], letters: Sequence[str], answer: str) -> Node:
-    """The sum over the letters that the answer lacks of the product of one value and one constant.
+    """The sum, over the letters missing in the output, of the product of one value and one constant.
 
-    Where the constant only takes away some letters of the value and puts others in their place, it is a matrix on one
-    axis; elsewhere the map is found by trying.
+    If the constant only replaces some letters of the value by others, it is a matrix on one axis; otherwise the map is
+    found by applying it to unit vectors.
     """
     place = next(k for k, operand in enumerate(operands) if isinstance(operand, Node))
     source, weight = operands[place], operands[1 - place].to(torch.float64)
@@ -155,7 +155,7 @@ def contraction(call: Call, operands: Sequence[Any], letters: Sequence[str], ans
         raise NotCoveredError("that sums over the batch")
     if answer[0] != inside[0]:
         raise BatchMovedError("that does not keep the batch as the first axis")
-    if inside[0] in outside:  # a constant for each sample, which must be the same for all
+    if inside[0] in outside:  # one constant per sample, which must be the same for all
         axis = outside.index(inside[0])
         if weight.shape[axis] != 1 and not bool((weight == weight.narrow(axis, 0, 1)).all()):
             raise NotCoveredError("with a constant that differs between the samples of a batch")
@@ -193,7 +193,7 @@ def _permuted(call: Call, source: Node, order: Sequence[int]) -> Node:
 
 @rule("cumsum")
 def summed_up(call: Call) -> Node:
-    """Partial sums along an axis: a lower triangle of ones."""
+    """Cumulative sums along an axis: a lower triangular matrix of ones."""
     source = call.node("self")
     axis = int(call["dim"]) % (len(source.shape) + 1) - 1
     if axis < 0:
@@ -206,7 +206,7 @@ def summed_up(call: Call) -> Node:
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
 def batch_norm(call: Call) -> Node | Parts:
-    """By running statistics: each channel times gamma / sqrt(variance + eps)."""
+    """With running statistics: each channel times gamma / sqrt(variance + eps)."""
     names = ("training", "use_input_stats")
     if any(call.arguments.get(name) for name in names) or call.arguments.get("running_var") is None:
         raise NotCoveredError("by the statistics of the batch")
@@ -228,7 +228,7 @@ def batch_norm(call: Call) -> Node | Parts:
 
 
 def _bias_size(call: Call) -> float:
-    """The norm of a convolution's bias over the whole image."""
+    """The norm of the bias of a convolution over the whole image."""
     bias = call.constant("bias")
     if bias is None:
         return 0.0
@@ -265,7 +265,7 @@ def _as_image(shape: Shape) -> Shape:
 
 
 def reshaped(inner: LinearMap, in_shape: Shape, out_shape: Shape) -> LinearMap:
-    """`inner` between other shapes of the same sizes."""
+    """`inner` with reshaped inputs and outputs of the same sizes."""
     parts: list[LinearMap] = [inner]
     if inner.in_shape != in_shape:
         parts.insert(0, Identity(in_shape, inner.in_shape))

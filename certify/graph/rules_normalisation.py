@@ -15,7 +15,7 @@ from robustres.certify.maps.lengths import Normalisation
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def over_last_axes(call: Call) -> Node | Parts:
-    """Over the last axes, with a factor and a shift for each coordinate there."""
+    """Over the last axes, with a factor and a shift for each coordinate of these axes."""
     group = math.prod(call["normalized_shape"])
     centred = "rms" not in str(call.origin.target)
     return _normalised(call, group, call["weight"], call.arguments.get("bias"), centred=centred)
@@ -31,7 +31,7 @@ def over_groups(call: Call) -> Node | Parts:
 
 @rule("instance_norm")
 def over_pixels(call: Call) -> Any:
-    """Over the pixels of every channel; by running statistics it is a batch normalisation."""
+    """Over the pixels of every channel; with running statistics it is a batch normalisation."""
     if not call["use_input_stats"]:
         return batch_norm(call)
     source = call.node("input")

@@ -61,15 +61,16 @@ def adaptively_averaged(call: Call) -> Node:
     "avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "upsample_linear1d", "upsample_trilinear3d", "col2im"
 )
 def by_matrix(call: Call) -> Node:
-    """Linear operations that are found by trying, where they are small."""
+    """Small linear operations, whose matrix is found by applying them to unit vectors."""
     return by_trying(call, call.only_input)
 
 
 @rule("upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa")
 def resized(call: Call) -> Node:
-    """Resizing by weights along rows and along columns, which are what it does to rows and columns of ones.
+    """Resizing by weights along rows and columns, found by applying it to images that are constant along the other
+    axis.
 
-    Along the other axis the weights of constant values add up to 1.
+    Along the other axis the weights add up to 1.
     """
     source = call.only_input
     channels, height, width = source.shape
@@ -127,7 +128,7 @@ def max_pooled(call: Call) -> Node | Parts:
 
 @rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def adaptively_max_pooled(call: Call) -> Node | Parts:
-    """Maximum over windows of a number that is given."""
+    """Maximum over a given number of windows."""
     source = call.node("self")
     rank = int(str(call.origin.target).split("pool")[1][0])
     axes = zip(source.shape[-rank:], call.out_shape[-rank:], strict=True)
@@ -136,7 +137,7 @@ def adaptively_max_pooled(call: Call) -> Node | Parts:
 
 def _max_pooled(call: Call, source: Node, axes: list[torch.Tensor]) -> Node | Parts:
     if any(bool((pixels < 0).all(1).any()) for pixels in axes):
-        raise NotCoveredError("with a window that holds no pixel, for which torch does not define the value")
+        raise NotCoveredError("with a window that contains no pixel, for which torch does not define the value")
     node = call.make(MaxPool(tuple(axes)), source)
     return node if isinstance(call.origin.meta["val"], torch.Tensor) else Parts((node,))
 
@@ -178,7 +179,7 @@ def _image(shape: Shape) -> Shape:
 
 
 def _pair(value: Sequence[int] | int | None, flat: bool) -> tuple[int, int] | None:
-    """(vertical, horizontal), or None where torch's default stands; one-dimensional windows have height 1."""
+    """(vertical, horizontal), or None for torch's default; one-dimensional windows have height 1."""
     numbers = [value] if isinstance(value, int) else list(value or [])
     if not numbers:
         return None
@@ -186,6 +187,6 @@ def _pair(value: Sequence[int] | int | None, flat: bool) -> tuple[int, int] | No
 
 
 def _numbers(value: Sequence[int] | int | None, rank: int) -> list[int]:
-    """One number for each axis; empty where torch's default stands."""
+    """One number per axis; empty for torch's default."""
     numbers = [value] if isinstance(value, int) else list(value or [])
     return numbers * rank if len(numbers) == 1 else numbers

@@ -22,7 +22,7 @@ SAME = (
     *("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "to", "_to_copy", "type_as"),
     *("conj", "resolve_conj", "resolve_neg", "real", "conj_physical"),
 )
-# Operations that only move, copy or drop numbers, and put constants beside them.
+# Operations that only move, copy or drop elements, and insert constants.
 MOVING = (
     *(
         "view",
@@ -79,7 +79,7 @@ SHAPE_ONLY = (
 
 @rule(*SAME, linear=True)
 def same(call: Call) -> Node:
-    """The same numbers; a change of precision that rounds was refused before."""
+    """The same values; a conversion that rounds has been refused before."""
     return call.same(call.states()[0])
 
 
@@ -92,16 +92,16 @@ def constant(call: Call) -> Tensor:
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
 def dropout(call: Call) -> Node | Parts:
-    """Nothing in evaluation mode."""
+    """The identity in evaluation mode."""
     if call.constant("train"):
-        raise NotCoveredError("in training mode, whose answer is random")
+        raise NotCoveredError("in training mode, whose output is random")
     node = call.same(call.only_input)
     return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
 
 
 @rule(*MOVING, linear=True)
 def moved(call: Call) -> Any:
-    """Run the operation on the numbers 1, 2, ... of its inputs' coordinates and read off where each went."""
+    """Run the operation on the indices 1, 2, ... of its inputs' coordinates and locate them in the output."""
     if call.arguments.get("accumulate"):
         return put_together(call)
     _require_known_places(call)
@@ -113,12 +113,12 @@ def moved(call: Call) -> Any:
         numbers[state], start = values.reshape(BATCH, *state.shape), start + count
     answer = replace(call, arguments=_without_constants(call)).evaluate(numbers)
     parts = [answer] if isinstance(answer, Tensor) else list(answer)
-    placed = [_placed(part, states) for part in parts]  # which refuses an answer that mixes samples
+    placed = [_placed(part, states) for part in parts]  # refuses an output that mixes samples
     source = states[0]
     if len(states) > 1:
         flat = [call.same(state, (math.prod(state.shape),)) for state in states]
         source = call.make(Merge("concatenation", 0), *flat, shape=(sum(math.prod(state.shape) for state in states),))
-    # Whatever constants stand in the answer, each at most as often as the answer is large.
+    # The constants in the output: each occurs at most as often as the output has elements.
     shift = max(map(abs, constants), default=0.0) * math.sqrt(max(part[0].numel() for part in parts))
     nodes = [
         call.linear(source, _selection(index, source.shape, tuple(part.shape[1:])), shift=shift)
@@ -132,8 +132,8 @@ def moved(call: Call) -> Any:
 
 @rule("index_add", "scatter_add", "diff", "kron")
 def put_together(call: Call) -> Node:
-    """Numbers that are added up in places, differences of neighbours, a value times every entry of a constant: the sum
-    of what the operation does to each of its states, by trying."""
+    """Scattered sums, differences of neighbours, products with every entry of a constant: the sum of the linear maps of
+    all states, found by applying the operation to unit vectors."""
     _require_known_places(call)
     states, device = call.states(), device_of(call.captured.module)
     nothing = {state: torch.zeros(BATCH, *state.shape, dtype=torch.float64, device=device) for state in states}
@@ -164,19 +164,19 @@ def put_together(call: Call) -> Node:
 
 
 def _require_known_places(call: Call) -> None:
-    """Refuse places that hang on the input."""
+    """Refuse indices that depend on the input."""
     for name in PLACES & set(call.arguments):
         leaves = tree_leaves(call[name], is_leaf=lambda leaf: isinstance(leaf, Node))
         if any(isinstance(leaf, Node) for leaf in leaves):
             raise NotCoveredError(f"whose {name} depends on the input")
 
 
-# Arguments whose tensors say where numbers go; every other constant may stand in the answer.
+# Arguments whose tensors are indices or masks; every other constant may occur in the output.
 PLACES = frozenset({"indices", "index", "mask", "condition", "repeats", "tensor_indices_or_sections"})
 
 
 def _without_constants(call: Call) -> dict[str, Any]:
-    """The arguments with 0 for every constant that may stand in the answer."""
+    """The arguments with 0 in place of every constant that may occur in the output."""
 
     def zero(leaf: Any) -> Any:
         return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
@@ -190,7 +190,7 @@ def _without_constants(call: Call) -> dict[str, Any]:
 
 
 def _real_constants(call: Call) -> list[float]:
-    """The largest of every constant among the arguments that may stand in the answer."""
+    """The largest absolute value of each constant among the arguments that may occur in the output."""
     found = [float(call["value"])] if isinstance(call.arguments.get("value"), int | float) else []
     others = {name: value for name, value in call.arguments.items() if name not in PLACES}
     for value in tree_leaves(others, is_leaf=lambda leaf: isinstance(leaf, Node)):
@@ -202,7 +202,7 @@ def _real_constants(call: Call) -> list[float]:
 
 
 def _placed(answer: Tensor, states: Sequence[Node]) -> Tensor:
-    """Where each coordinate of a sample's answer comes from: its place in the states side by side, -1: a constant."""
+    """The source of each output coordinate of a sample: its index in the concatenated states, or -1 for a constant."""
     if answer.ndim == 0 or answer.shape[0] != BATCH:
         raise BatchMovedError("that does not keep the batch as the first axis")
     number = answer.reshape(BATCH, -1).to(torch.int64) - 1
@@ -231,7 +231,7 @@ def _selection(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
 
 @rule("where")
 def chosen(call: Call) -> Any:
-    """One value or the other, where that does not depend on the input."""
+    """A selection between two values by a condition that does not depend on the input."""
     if isinstance(call["condition"], Node):
         raise NotCoveredError("whose condition depends on the input")
     return moved(call)
@@ -239,7 +239,7 @@ def chosen(call: Call) -> Any:
 
 @rule("cat", "concat", "concatenate", "stack")
 def concatenated(call: Call) -> Node:
-    """Several inputs side by side: their squared distances add. Constants among them contribute nothing."""
+    """A concatenation of inputs: their squared distances add. Constants contribute nothing."""
     operands, rank = list(call["tensors"]), len(call.out_shape) + 1
     axis = int(call["dim"]) % rank - 1
     if axis < 0:

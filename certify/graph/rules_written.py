@@ -1,4 +1,4 @@
-"""Scalar functions that a network writes out in several operations: hand-written SiLU, leaky ReLU, softsign, GELU."""
+"""Scalar functions written in several operations: hand-written SiLU, leaky ReLU, softsign, GELU."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +33,11 @@ SAME = frozenset({"clone", "alias", "detach", "contiguous", "to", "_to_copy", "t
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
 STRICT = frozenset({"gt", "greater", "lt", "less"})
 LARGEST_POWER = 8
-MOST_FUNCTIONS = 16  # of one value, where constants differ between its coordinates
+MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
 
 
 class NotScalarError(Exception):
-    """An operation that is no function of one number, or that is not known as one."""
+    """An operation that is not a scalar function, or is not known to be one."""
 
 
 def name_of(origin: fx.Node) -> str:
@@ -46,11 +46,11 @@ def name_of(origin: fx.Node) -> str:
 
 
 def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
-    """The value of an operation as one activation of an earlier value; None where it is not one with finite slopes."""
+    """The value of an operation as an activation of an earlier value; None if it is not one with finite slopes."""
     try:
         base = _base(origin, values)
         function = _function(origin, base, values, captured)
-        while not math.isfinite(function.constant):  # the square of a clamp: bounded from farther back
+        while not math.isfinite(function.constant):  # the square of a clamp is bounded in terms of an earlier value
             base = _base(base, values)
             function = _function(origin, base, values, captured)
     except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
@@ -60,7 +60,7 @@ def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captur
 
 
 def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Activation:
-    """One function, or one for each set of constants that coordinates have."""
+    """One function, or one for each set of constants that occurs among the coordinates."""
     which, places = _functions(origin, base, values)
     read = [Written(_Reader(base, values, captured, place).read(origin)) for place in places]
     return read[0] if which is None else PerCoordinate(tuple(read), which)
@@ -69,7 +69,7 @@ def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], cap
 def _functions(
     origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any]
 ) -> tuple[Tensor | None, Sequence[int | None]]:
-    """Which set of constants each coordinate (*shape) has, and a coordinate of each set; None where there is one."""
+    """The set of constants of each coordinate (*shape), and one coordinate of each set; None for a single set."""
     stack, constants = [origin], dict[fx.Node, Tensor]()
     while stack:
         for parent in stack.pop().all_input_nodes:
@@ -91,12 +91,12 @@ def _functions(
 
 
 def is_scalar(origin: fx.Node) -> bool:
-    """Whether the operation acts on every coordinate by itself, so that others may complete it to an activation."""
+    """Whether the operation acts on every coordinate separately, so that others may complete it to an activation."""
     return name_of(origin) in {*READERS, *COMPARISONS, "logical_not", *ACTIVATIONS, *SAME}
 
 
 def _base(origin: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node:
-    """The last value that everything in `origin` is computed from, through scalar operations alone."""
+    """The last value from which everything in `origin` is computed by scalar operations alone."""
     order = {node: place for place, node in enumerate(origin.graph.nodes)}
     frontier = {origin}
     while len(frontier) > 1 or not isinstance(values.get(next(iter(frontier))), Node) or origin in frontier:
@@ -115,9 +115,9 @@ def _is_constant(value: Any) -> bool:
 
 
 class _Reader:
-    """Reads the operations between a value and what is computed from it as an expression.
+    """Converts the operations between a value and a result computed from it to an expression.
 
-    place: the coordinate whose constants are read, where they differ.
+    place: the coordinate whose constants are used, if they differ.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class _Reader:
         name = name_of(node)
         if name in COMPARISONS or name == "logical_not":  # 1 or 0 in a product
             return self.condition(node, Constant(1.0), Constant(0.0))
-        if node.meta["val"].dtype != torch.float64:  # whole numbers round, and truth values add up otherwise
+        if node.meta["val"].dtype != torch.float64:  # integers round, and booleans add differently
             raise NotScalarError
         arguments = call_of(node, {parent: parent for parent in node.all_input_nodes}, self.captured).arguments
         if name in SAME:
@@ -164,7 +164,7 @@ class _Reader:
         raise NotScalarError
 
     def condition(self, node: Any, above: Expression, below: Expression) -> Expression:
-        """One or the other by comparing an affine function of the value, or its absolute value, with a number."""
+        """A selection by comparing an affine function of the value, or its absolute value, with a number."""
         name = name_of(node) if isinstance(node, fx.Node) else ""
         if name == "logical_not":
             return self.condition(node.args[0], below, above)
@@ -308,7 +308,7 @@ READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
 
 
 def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
-    """The product of two values where only images in [0, 1]^n count, which bounds both."""
+    """The product of two values on images in [0, 1]^n, where both are bounded."""
     factors = [values.get(parent) for parent in origin.args[:2] if isinstance(parent, fx.Node)]
     if not captured.on_unit_domain or len(factors) != 2 or not all(isinstance(factor, Node) for factor in factors):
         return None

@@ -1,4 +1,4 @@
-"""The network with its linear runs merged: what stays are the activations, the linear maps between, and the merges."""
+"""Simplification of a network: runs of linear maps are merged, which leaves activations, linear maps and merges."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.maps.nonlinear import Extremum, MaxMin, Opaque, Sort
 from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along, rearranged
 
-# Entries of the matrix of linear images side by side, up to which they become one map.
+# Largest matrix of concatenated linear images that is merged into one map, in entries.
 SMALL = 2**22
 
 
@@ -24,7 +24,7 @@ def simplified(output: Node) -> Node:
 
 
 class _Simplifier:
-    """Every old node becomes a new root and a linear map of it that waits to be merged with what follows."""
+    """Represents every old node as a new root and a pending linear map of it, to be merged with what follows."""
 
     def __init__(self, output: Node) -> None:
         self.order = output.ordered()
@@ -51,7 +51,7 @@ class _Simplifier:
         return node_like(node, piece, *sources), None
 
     def _sorted(self, node: Node, piece: Sort) -> tuple[Node, LinearMap | None]:
-        """A sort along an axis, moved to where that axis is still part of the channels."""
+        """A sort along an axis, moved to where this axis is still part of the channels."""
         parent = node.inputs[0]
         root, waiting = self.images[parent]
         rest, shape = before_reshape(waiting, parent.shape)
@@ -65,7 +65,7 @@ class _Simplifier:
         return self._followed_by(node, place, Identity(shape, node.shape))
 
     def _followed_by(self, node: Node, root: Node, map_: LinearMap) -> tuple[Node, LinearMap | None]:
-        """`node` as a map of `root`, which waits where it has one consumer."""
+        """`node` as a map of `root`, which stays pending if it has one consumer."""
         if isinstance(map_, Identity) and map_.in_shape == map_.out_shape:
             return root, None
         if self.consumers[node] > 1:
@@ -106,7 +106,7 @@ class _Simplifier:
         return node_like(node, piece, *(self._materialised(parent) for parent in node.inputs)), None
 
     def _linear_side_by_side(self, node: Node, axis: int) -> tuple[Node, LinearMap | None] | None:
-        """Small linear images of one and the same value side by side, as the sum of each put into its place."""
+        """A concatenation of small linear images of the same value, as a sum of maps with padded outputs."""
         images = [self.images[parent] for parent in node.inputs]
         root, size = images[0][0], math.prod(node.shape)
         if any(other is not root for other, _ in images) or size * math.prod(root.shape) > SMALL:
@@ -133,7 +133,7 @@ class _Simplifier:
         return node_like(old, Linear(map_, summands=self.summands.get(map_, ())), root)
 
     def _maxmin(self, node: Node, axis: int) -> tuple[Node, LinearMap | None] | None:
-        """max(a, b) beside min(a, b): a and b side by side, sorted in pairs, and laid out as the network has it."""
+        """max(a, b) concatenated with min(a, b): a and b concatenated, sorted in pairs, and rearranged."""
         operands = [_through_reshapes(parent) for parent in node.inputs]
         pairs = self._pairs(operands)
         if pairs is None:
@@ -148,8 +148,8 @@ class _Simplifier:
         return self._followed_by(node, place, rearranged(torch.cat(numbers, dim=axis), shape))
 
     def _pairs(self, operands: list[Node]) -> tuple[Node, LinearMap] | None:
-        """Where the operands are the larger and the smaller of pairs: a value, and the map that lays the first of each
-        pair, then the second, along its first axis."""
+        """If the operands are the maxima and minima of pairs: a value, and the map that arranges the first elements of
+        all pairs, then the second ones, along its first axis."""
         pieces, inputs = [operand.piece for operand in operands], operands[0].inputs
         if {piece.kind for piece in pieces if isinstance(piece, Merge)} == {"maximum", "minimum"}:
             if len(operands) != 2:
@@ -168,7 +168,7 @@ class _Simplifier:
         return self._materialised(inputs[0]), halves_along(along, inputs[0].shape)
 
     def _side_by_side(self, nodes: tuple[Node, ...], axis: int) -> tuple[Node, Tensor] | None:
-        """Selections of one and the same value laid side by side: the value, and which coordinate stands where."""
+        """A concatenation of selections of the same value: the value, and the indices of its coordinates."""
         roots, indices = set(), []
         for node in nodes:
             root, waiting = self.images[node]
@@ -188,7 +188,7 @@ class _Simplifier:
 
 
 def node_like(old: Node, piece: Linear | Elementwise | Opaque | Merge | Product, *inputs: Node) -> Node:
-    """A new node that stands where the old one stood."""
+    """A new node in place of the old one."""
     return Node(piece, inputs, old.shape, old.path, old.origin)
 
 

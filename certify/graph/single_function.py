@@ -1,4 +1,4 @@
-"""Whether a module is one function of each sample: in every call, with gradients and without, in any batch."""
+"""Check that a module is a function of single samples: in every call, with and without gradients, in any batch."""
 
 import torch
 from torch import Tensor, nn
@@ -6,22 +6,22 @@ from torch import Tensor, nn
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import ModelError, RobustresError
 
-# Numbers that a larger batch may hold, and its largest size.
+# Largest number of elements of a larger batch, and its largest size.
 LARGER, LARGEST = 2**15, 257
-# How far a number that the module counts up is set ahead.
+# By how much a counter of the module is advanced.
 AHEAD = (1, 10, 1000, 1_000_000)
 AGREEMENT = 1e-9
 
 
 class ChangingAnswerError(ModelError):
-    """The module answers the same call differently."""
+    """The output of the module differs between identical calls."""
 
 
 def answer_of(module: nn.Module, example: Tensor) -> Tensor:
-    """The module's answer to the batch `example` (N, *shape), a row for each sample; call without gradients.
+    """The output of the module for the batch `example` (N, *shape), one row per sample; to be called without gradients.
 
-    Raises: ModelError where the module does not run, does not answer with one row for each sample, or answers otherwise
-    when it is called again, later, with gradients, or with other samples in the batch.
+    Raises ModelError if the module does not run, does not return one row per sample, or gives a different output when
+    called again, later, with gradients, or with other samples in the batch.
     """
     counted = _numbers(module)
     try:
@@ -36,7 +36,7 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
             f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
-        raise ModelError("the model must return one tensor with a row for each sample; wrap it so that it does")
+        raise ModelError("the model must return one tensor with one row per sample; wrap it so that it does")
     if not close(answer, repeated, AGREEMENT):
         raise ChangingAnswerError("the model's answer changes from call to call, so it is not a function of its input")
     if not all(close(_repeated(answer, count), part, AGREEMENT) for count, part in batches.items()):
@@ -50,26 +50,26 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
 
 
 def _batches(example: Tensor) -> list[Tensor]:
-    """Fewer samples, and many more where they are small."""
+    """Batches of fewer samples, and of many more if the samples are small."""
     many = min(LARGEST, LARGER // max(1, example[0].numel()))
     counts = [*range(1, len(example)), *([many] if many > len(example) else [])]
     return [_repeated(example, count) for count in counts]
 
 
 def _repeated(rows: Tensor, count: int) -> Tensor:
-    """So many rows, those given again and again."""
+    """`count` rows, repeating the given ones."""
     return rows[torch.arange(count, device=rows.device) % len(rows)]
 
 
 def _with_gradients(module: nn.Module, example: Tensor) -> list[Tensor]:
-    """The answers with gradients enabled, to an input that asks for none and to one that does."""
+    """The outputs with gradients enabled, for an input that does not require gradients and for one that does."""
     with torch.enable_grad():
         inputs = (example.clone(), example.clone().requires_grad_().clone())
         return [module(x).detach() for x in inputs]
 
 
 def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
-    """The plain numbers that the module's parts hold."""
+    """The plain numbers among the attributes of the module and its parts."""
     return {
         (part, name): value
         for part in module.modules()
@@ -81,22 +81,20 @@ def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
 def _require_uncounted(
     module: nn.Module, example: Tensor, answer: Tensor, counted: dict[tuple[nn.Module, str], float]
 ) -> None:
-    """ModelError where the answer hangs on a number that the module changes when it answers."""
+    """Raise ModelError if the output depends on a number that the module changes when it runs."""
     changed = [(part, name, value) for (part, name), value in counted.items() if vars(part).get(name) != value]
     for ahead in AHEAD if changed else ():
         for part, name, value in changed:
             setattr(part, name, value + ahead)
         if not close(answer, module(example.clone()), AGREEMENT):
             names = ", ".join(name for _, name, _ in changed)
-            raise ModelError(
-                f"the model's answer hangs on what it counts ({names}), so it is not a function of its input"
-            )
+            raise ModelError(f"the model's answer depends on a counter ({names}), so it is not a function of its input")
     for part, name, value in changed:
         setattr(part, name, value)
 
 
 def close(left: Tensor, right: Tensor, tolerance: float) -> bool:
-    """Whether two answers agree to a tolerance relative to 1 plus the largest finite value.
+    """Whether two outputs agree to a tolerance relative to 1 plus the largest finite value.
 
     Values that overflow agree with each other: whether a sum of them is infinite or NaN depends on the order of its
     terms, which changes with the size of the batch.

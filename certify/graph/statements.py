@@ -1,4 +1,4 @@
-"""How a module states what it is: what the certifier asks instead of looking inside."""
+"""Protocols by which a module states its properties, which the certifier uses instead of analysing the module."""
 
 from typing import Protocol, runtime_checkable
 
@@ -8,10 +8,11 @@ from robustres.certify.proof.bound import Bound
 
 @runtime_checkable
 class HasLipschitzBound(Protocol):
-    """A module whose forward takes one tensor, returns one tensor, and whose l2 Lipschitz constant it bounds itself.
+    """A module with one input and one output tensor that bounds its own l2 Lipschitz constant.
 
-    The certifier treats such a module as one node of the network: it trusts `upper` and never looks inside. The bound
-    is about the map of one sample, in evaluation mode, for unbatched inputs of `input_shape`, in exact arithmetic.
+    The certifier treats such a module as one node of the network: it trusts `upper` and does not analyse the module.
+    The bound is for the map of one sample, in evaluation mode, for unbatched inputs of `input_shape`, in exact
+    arithmetic.
     """
 
     def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
@@ -23,20 +24,20 @@ class HasLipschitzBound(Protocol):
 class HasSortedGroups(Protocol):
     """A module that states its own bound and sorts the channels of each position within groups (MaxMin, GroupSort).
 
-    Inside a residual branch the certifier then bounds the block jointly; elsewhere the module counts as 1. The
-    statement is tried on random inputs.
+    Inside a residual branch the certifier then bounds the block jointly; elsewhere the module has the constant 1. The
+    statement is checked on random inputs.
     """
 
     def sorted_groups(self) -> GroupSort:
-        """Which channels are sorted together."""
+        """The groups of channels that are sorted."""
         ...
 
 
 @runtime_checkable
 class HasNoCertificate(Protocol):
-    """A module that the certifier cannot read as a map of one sample, and that says why.
+    """A module that is not a map of single samples, with an explanation.
 
-    no_certificate: what it is and how to mend it, as it follows "no bound is known for".
+    no_certificate: the reason and the remedy, as a continuation of "no bound is known for".
     """
 
     no_certificate: str

@@ -1,10 +1,10 @@
-"""From a module to an exported program of ATen operations: by `torch.export`, or with the help of `torch.fx`.
+"""Export of a module as a program of ATen operations, by `torch.export`, or with the help of `torch.fx`.
 
-`torch.export` knows no value of any weight, so it refuses a module whose Python depends on them: `if sigma > 1`,
-`float(self.scale)`. Such a module is first traced by `torch.fx` with its weights as they are, which leaves plain
-operations on the input, and these are exported. Weights are constants for a certificate; an input never is. Where
-that fails too (Python that asks whether it was given a tensor), the operations that the module runs are recorded, which
-stops at any question about the value of an input.
+`torch.export` treats the values of weights as unknown, so it refuses a module whose Python code depends on them:
+`if sigma > 1`, `float(self.scale)`. Such a module is first traced by `torch.fx` with its current weights, which leaves
+plain operations on the input, and these are exported. For a certificate, weights are constants; inputs never are. If
+that fails too (Python code that checks whether it was given a tensor), the operations that the module runs are
+recorded; this stops at any access to the value of an input.
 """
 
 import logging
@@ -22,7 +22,7 @@ from robustres.certify.graph.statements import HasLipschitzBound
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
 
-# A module that states its own bound is captured as one call of this operation, which only has a shape.
+# A module that states its own bound is captured as one call of this operation, of which only the shape is known.
 _LIBRARY = torch.library.Library("robustres", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stated(Tensor x, str path, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")  # type: ignore[no-untyped-call]
@@ -30,9 +30,9 @@ STATED = torch.ops.robustres.stated.default
 
 
 def exported(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The module on a batch like `example`, without changes in place; modules that state a bound are single calls.
+    """The module on a batch like `example`, without in-place changes; modules that state a bound become single calls.
 
-    Raises UnsupportedOperationError where neither way leads to a graph.
+    Raises UnsupportedOperationError if neither way gives a graph.
     """
     stated = _outermost_stated(module)
     shapes: dict[tuple[str, Shape], list[int]] = {}
@@ -54,7 +54,7 @@ def exported(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
 def _by_export_or_fx(
     root: nn.Module, example: Tensor, *, stated: tuple[nn.Module, ...]
 ) -> torch.export.ExportedProgram:
-    # Both raise errors of their own and whatever the traced code raises.
+    # Both raise their own errors and those of the traced code.
     with _without_dumps():
         try:
             return _exported(root, example)
@@ -69,13 +69,13 @@ def _by_export_or_fx(
             return _exported(_recorded(root, example), example)
         except Exception:
             both = f"torch.export: {first_line(reason)}; torch.fx: {first_line(second)}"
-            values = "data-dependent" in str(reason)  # what torch.export calls it
+            values = "data-dependent" in str(reason)  # the wording of torch.export
             what = "Python that looks at the values of the input (if, float(), .item()) and" if values else "Python"
             raise UnsupportedOperationError([Refusal("", f"{what} that cannot be a graph ({both})")]) from reason
 
 
 def _recorded(root: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The operations that the module runs on the example; values that do not depend on it are known up to this size."""
+    """The operations that the module runs on the example; values independent of it are constants up to this size."""
     with mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 4096):
         return proxy_tensor.make_fx(root)(example)
 
@@ -91,24 +91,24 @@ def _exported(root: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 
 class _KnownWeights(fx.Tracer):
-    """Traces what happens to the input; weights and buffers are the tensors that they are."""
+    """Tracer of the operations on the input, in which weights and buffers keep their values."""
 
     def __init__(self, stated: tuple[nn.Module, ...]) -> None:
         super().__init__()
         self._stated = stated
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch's own modules, and those that state their bound."""
+        """Whether it is one of torch's own modules or one that states its bound."""
         return m in self._stated or super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """The value itself, where torch's tracer would put a proxy for a parameter."""
+        """The attribute itself, where torch's tracer would use a proxy for a parameter."""
         return attr_val
 
 
 @contextmanager
 def _without_dumps() -> Iterator[None]:
-    """Without the graphs that torch logs and prints when it meets what it cannot trace: the error says it."""
+    """Suppress the graphs that torch logs and prints for code that it cannot trace; the error is sufficient."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -120,7 +120,7 @@ def _without_dumps() -> Iterator[None]:
 
 
 def _outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules that state their own bound and do not stand inside another such module."""
+    """The modules that state their own bound and are not part of another such module."""
     found: dict[str, nn.Module] = {}
     child: nn.Module
     for path, child in module.named_modules():
@@ -148,7 +148,7 @@ def _stated_forward(path: str, shapes: dict[tuple[str, Shape], list[int]]) -> Ca
 
 
 class _Root(nn.Module):
-    """Lets the network itself be a module that states its own bound, and lets it overwrite its input."""
+    """Wrapper that allows the network itself to state its own bound, and to overwrite its input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -160,6 +160,6 @@ class _Root(nn.Module):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut."""
+    """The first line of the text of an error, truncated."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -252,7 +252,7 @@ def test_a_graph_that_answers_otherwise_than_the_model_is_refused() -> None:
             Forgetful.calls += 1
             return x * (1 if Forgetful.calls < 8 else 2)
 
-    with pytest.raises(ModelError, match="does not answer as the model"):
+    with pytest.raises(ModelError, match="does not give the same output as the model"):
         lipschitz(Forgetful(), (4,))
 
 

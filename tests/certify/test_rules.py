@@ -259,7 +259,7 @@ def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
         (nn.LayerNorm(3, eps=0.0), "layer_norm with eps of 0"),
         (nn.Softplus(threshold=1), "softplus with threshold 1, where its value jumps by 0.313"),
         (nn.LogSoftmax(1), "log_softmax .*leave it out"),
-        (nn.MaxPool2d((1, 2), 1, (0, 1), 2), "max_pool2d with a window that holds no pixel"),
+        (nn.MaxPool2d((1, 2), 1, (0, 1), 2), "max_pool2d with a window that contains no pixel"),
     ],
 )
 def test_a_refusal_says_why_and_what_to_do(layer: nn.Module, words: str) -> None:
