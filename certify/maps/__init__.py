@@ -1,1 +1,1 @@
-"""What a linear layer and an activation are to the certifier."""
+"""The certifier's representation of linear layers and activations."""

@@ -1,8 +1,8 @@
-"""What an activation is to the certifier: a scalar function with everything that is ever asked of it.
+"""The certifier's representation of activations: scalar functions with the properties needed for bounds.
 
-A kind is a frozen dataclass that answers every question below; one that forgets a question cannot be instantiated.
-Parameters (slopes, bounds) are numbers, or tensors that broadcast to the unbatched shape of the value without enlarging
-it; `parameters` lists them, so that the place where a network is built can check that.
+A kind is a frozen dataclass that defines all abstract members; otherwise it cannot be instantiated. Parameters (slopes,
+limits) are numbers, or tensors that broadcast to the unbatched shape of the value without enlarging it; `parameters`
+lists them, so that this can be checked when a network is built.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor
 
 Parameter = float | Tensor
 
-# What is charged for elementary functions in float64: no vendor proves their accuracy, all are within a few units.
+# Assumed error of elementary functions in float64: no vendor proves their accuracy, but all are within a few units.
 FUNCTION_UNITS = 64
-# Farther out than this no derivative of a smooth kind changes, and none of them overflows there.
+# Beyond this distance no derivative of a smooth kind changes, and none of them overflows.
 FAR = 1e100
-# How far computed derivatives and values may be off, relative to the steepest slope and to the values they are made of.
+# Bound on the error of computed derivatives and values, relative to the steepest slope and to their operands.
 WIDENING = 1e-13
 
 
@@ -26,36 +26,36 @@ class Activation(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """The function of a batch (N, *shape) or of one sample (*shape), in float64."""
+        """The function applied to a batch (N, *shape) or to one sample (*shape), in float64."""
 
     @property
     @abstractmethod
     def slopes(self) -> tuple[float, float]:
-        """An interval that holds every difference quotient, at every coordinate; infinite where there is none."""
+        """An interval that contains every difference quotient at every coordinate; infinite if there is none."""
 
     @abstractmethod
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """For each coordinate an interval that holds every difference quotient between points of [lower, upper].
+        """For each coordinate, an interval that contains every difference quotient between points of [lower, upper].
 
         lower, upper: (*shape) or (N, *shape), lower <= upper, infinite ends allowed.
         """
 
     @abstractmethod
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """What torch's computation in `dtype` may be off, relative to constant |x| + |f(x)|; None: not covered."""
+        """Bound on the error of torch's computation in `dtype`, relative to constant |x| + |f(x)|, or None."""
 
     @property
     @abstractmethod
     def jump(self) -> float:
-        """How far torch's operation lies from this function at most, in exact arithmetic (a tail that is cut off)."""
+        """Largest distance, in exact arithmetic, of torch's operation from this function (a tail that is cut off)."""
 
     @property
     @abstractmethod
     def parameters(self) -> tuple[Parameter, ...]:
-        """Everything that may differ between coordinates."""
+        """All parameters that may differ between coordinates."""
 
     def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """At or above |y f'(y)| for all y <= -distance, and for all y >= distance; infinite where nothing is known."""
+        """Upper bounds on |y f'(y)| for all y <= -distance, and for all y >= distance; infinite if nothing is known."""
         unknown = torch.full_like(distance, math.inf)
         return unknown, unknown
 
@@ -65,7 +65,8 @@ class Activation(ABC):
         return max(abs(self.slopes[0]), abs(self.slopes[1]))
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """For each coordinate an interval that holds the function on [lower, upper], which must be finite.
+        """For each coordinate, an interval that contains the values of the function on [lower, upper], which must be
+        finite.
 
         With slopes in [s, t], f lies above both f(lower) + s (x - lower) and f(upper) - t (upper - x); where s < 0 < t
         the larger of the two is smallest where they meet.
@@ -83,19 +84,19 @@ class Activation(ABC):
 
 
 class PiecewiseLinear(Activation):
-    """A continuous function of several linear pieces."""
+    """A continuous piecewise linear function."""
 
     jump = 0.0
 
     @property
     @abstractmethod
     def kinks(self) -> tuple[Parameter, ...]:
-        """Where one piece ends and the next begins, in ascending order (infinite ones are never met)."""
+        """The points between the pieces, in ascending order (infinite ones are never reached)."""
 
     @property
     @abstractmethod
     def pieces(self) -> tuple[Parameter, ...]:
-        """The slopes from left to right, one more than kinks."""
+        """The slopes from left to right, one more than there are kinks."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -110,7 +111,7 @@ class PiecewiseLinear(Activation):
         return min(low for low, _ in ends), max(high for _, high in ends)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The hull of the slopes of the pieces that [lower, upper] meets in more than an end; empty pieces aside."""
+        """The hull of the slopes of the nonempty pieces that [lower, upper] intersects in more than an end point."""
         starts: tuple[Parameter, ...] = (-math.inf, *self.kinks)
         ends: tuple[Parameter, ...] = (*self.kinks, math.inf)
         point = lower == upper
@@ -125,7 +126,7 @@ class PiecewiseLinear(Activation):
 
 
 class Smooth(Activation):
-    """A function whose derivative is known, monotone between the places in `turns`."""
+    """A function whose derivative is known and monotone between the points in `turns`."""
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
@@ -134,20 +135,21 @@ class Smooth(Activation):
     @property
     @abstractmethod
     def turns(self) -> tuple[tuple[float, float, float], ...]:
-        """Places [from, to] that hold a local extremum or a jump of the derivative, and its value there, outward."""
+        """Intervals [from, to] that contain a local extremum or a jump of the derivative, and its value rounded
+        outwards."""
 
     @property
     def jump(self) -> float:
-        """None, unless a kind says otherwise."""
+        """0, unless a kind overrides it."""
         return 0.0
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The same function at every coordinate."""
+        """None: the function is the same at every coordinate."""
         return ()
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The derivative at the ends and at the turns between, widened by what computing it may be off."""
+        """The derivative at the ends and at the turns in between, widened by its computation error."""
         ends = [self.derivative(end.clamp(-FAR, FAR)) for end in (lower, upper)]
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         for start, stop, slope in self.turns:
@@ -158,11 +160,11 @@ class Smooth(Activation):
         return (low - slack).clamp(*self.slopes), (high + slack).clamp(*self.slopes)
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """A few units in float64; what elementary functions do in float32 is not covered."""
+        """A few units in float64; the error of elementary functions in float32 is not covered."""
         return FUNCTION_UNITS * 2.0**-53 if dtype == torch.float64 else None
 
 
 def broadcast_size(parameters: tuple[Parameter, ...]) -> tuple[int, ...]:
-    """The shape that the parameters broadcast to together; () for numbers only."""
+    """The common broadcast shape of the parameters; () for numbers only."""
     shapes = [tuple(value.shape) for value in parameters if isinstance(value, Tensor)]
     return tuple(torch.broadcast_shapes(*shapes)) if shapes else ()  # type: ignore[no-untyped-call]

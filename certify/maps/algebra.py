@@ -1,4 +1,4 @@
-"""Linear maps between unbatched tensors, through exact products in float64: the kinds of sums and chains of others."""
+"""Linear maps between unbatched tensors in float64: the base class, and sums, compositions and multiples of maps."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from robustres.errors import InputError
 from robustres.numerics import gamma
 
 Shape = tuple[int, ...]
-FEW = 16  # a power of two that is left in weights
+FEW = 16  # binary exponents up to this size are left in the weights
 
 
 class LinearMap(ABC):
@@ -22,13 +22,12 @@ class LinearMap(ABC):
     `map(x)` takes (B, *in_shape) and returns (B, *out_shape); `map.adjoint(y)` is the transpose. Both are exact up to
     float64 rounding and differentiable. `outer @ inner` composes, `a + b` adds, `2.0 * a` scales.
 
-    The exact map A is the one that the network's own weights define, however many roundings the stored weights have
-    seen since (folding multiplies weights). Every product and the dense matrix C that are computed satisfy, entry by
-    entry,
+    The exact map A is defined by the network's own weights, regardless of the roundings of the stored weights (folding
+    multiplies weights). Every computed product and the computed dense matrix C satisfy, entry by entry,
         |C - A| <= gamma(ALGORITHM_FACTOR * roundings) * absolute()    and    |A| <= absolute().
 
-    Every kind answers every question by itself: nothing has a default, so a kind that forgets one cannot be made. What
-    the rooms above ask (`structural_norm`, `passage`, `polynomial`) are single-dispatch functions whose default raises.
+    Every subclass must define all abstract members; none has a default. The questions of higher packages
+    (`structural_norm`, `passage`, `polynomial`) are single-dispatch functions whose default raises.
     """
 
     in_shape: Shape
@@ -48,25 +47,25 @@ class LinearMap(ABC):
 
     @abstractmethod
     def absolute(self) -> "LinearMap":
-        """A map whose entries are at or above the absolute values of the exact map's; of a product B A, |B| |A|."""
+        """A map whose entries are at or above the absolute values of those of the exact map; for B A, |B| |A|."""
 
     @abstractmethod
     def normalised(self) -> tuple["LinearMap", int]:
-        """A map with weights of about 1, and k: 2^k times it is this one, but for entries that vanish beside others.
+        """A map with weights of about 1, and k such that 2^k times it is this map, except for entries that are
+        negligible.
 
-        `UNDERFLOW` in `rounding` is above all that is lost so, and to products that underflow.
+        `UNDERFLOW` in `rounding` bounds this loss and that of products that underflow.
         """
 
     @property
     @abstractmethod
     def roundings(self) -> int:
-        """Roundings that a coordinate of a product or of the adjoint goes through, those of the stored weights among
-        them."""
+        """Number of roundings of a coordinate of a product or of the adjoint, including those of the stored weights."""
 
     @property
     @abstractmethod
     def forward_roundings(self) -> int:
-        """Roundings that an output coordinate goes through where the network itself applies the map to its weights."""
+        """Number of roundings of an output coordinate when the network itself computes it from its weights."""
 
     @property
     @abstractmethod
@@ -76,7 +75,7 @@ class LinearMap(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the map's tensors lie, and where its arguments must lie; the processor where it holds none."""
+        """The device of the map's tensors and of its arguments; the CPU if it has no tensors."""
 
     @property
     def in_size(self) -> int:
@@ -99,7 +98,7 @@ class LinearMap(ABC):
 
 
 def as_rows(values: Tensor) -> Tensor:
-    """(B, *shape) as (B, size), also where a sample is one number, (B,), and where there are no samples."""
+    """(B, *shape) as (B, size), including samples of one number, (B,), and empty batches."""
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
@@ -113,8 +112,8 @@ def written_out(map_: LinearMap) -> Tensor:
 
 
 def unanswered(question: str, map_: LinearMap) -> TypeError:
-    """The error of a question that a kind of map has not been registered for."""
-    return TypeError(f"{type(map_).__name__} has no answer to {question}; register one for this kind of map")
+    """The error for a function that is not registered for a kind of map."""
+    return TypeError(f"{type(map_).__name__} has no implementation of {question}; register one for this kind of map")
 
 
 def magnitude_of(stored: Tensor, seen: int) -> Tensor:
@@ -123,23 +122,23 @@ def magnitude_of(stored: Tensor, seen: int) -> Tensor:
 
 
 def exponent_of(values: Tensor) -> int:
-    """The power of two above the largest absolute value; 0 where that is about 1 already or where all are 0."""
+    """The exponent of the power of two above the largest absolute value; 0 if that is about 1 or if all are 0."""
     largest = float(values.detach().abs().max()) if values.numel() else 0.0
     exponent = math.frexp(largest)[1]
     return exponent if largest and abs(exponent) > FEW else 0
 
 
 def as_weight(values: Tensor, name: str) -> Tensor:
-    """The values in float64; InputError names a weight that is not finite."""
+    """The values in float64; raises InputError that names a weight that is not finite."""
     weight = values.to(torch.float64)
     if not bool(torch.isfinite(weight.detach()).all()):
-        raise InputError(f"the {name} holds NaN or infinite values, so no norm of it exists; repair the weights first")
+        raise InputError(f"the {name} contains NaN or infinite values, so it has no norm; repair the weights first")
     return weight
 
 
 @dataclass(frozen=True, eq=False)
 class Composition(LinearMap):
-    """The parts one after the other, in the order in which they are applied."""
+    """A composition; `parts` are in the order in which they are applied."""
 
     parts: Sequence[LinearMap]
     in_shape: Shape = field(init=False)
@@ -190,7 +189,7 @@ class Composition(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Sum(LinearMap):
-    """The sum of maps between the same shapes: a shortcut and its linear branch."""
+    """A sum of maps between the same shapes, such as a shortcut and a linear branch."""
 
     terms: Sequence[LinearMap]
     in_shape: Shape = field(init=False)

@@ -28,7 +28,7 @@ Padding = tuple[Pair, Pair]
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    """The number twice, or the two numbers given."""
+    """The number twice, or the two given numbers."""
     if isinstance(value, int):
         return value, value
     first, second = value
@@ -49,10 +49,10 @@ def both_sides(padding: int | Sequence[int | Sequence[int]]) -> Padding:
 
 @dataclass(frozen=True, eq=False)
 class Convolution(LinearMap):
-    """What `torch.nn.functional.conv2d` computes (a cross-correlation), without its bias, at one image size.
+    """The map of `torch.nn.functional.conv2d` (a cross-correlation), without bias, for one image size.
 
     weight: (C_out, C_in / groups, k_1, k_2). in_shape: (C_in, H, W). padding: ((top, bottom), (left, right)).
-    seen: relative roundings that the weights have seen.
+    seen: number of relative roundings of the weights.
     """
 
     weight: Tensor
@@ -134,10 +134,10 @@ class Convolution(LinearMap):
 
     @property
     def cancels(self) -> bool:
-        return self.padding_mode != "zeros"  # taps of both signs may read the same pixel
+        return self.padding_mode != "zeros"  # taps of opposite signs may read the same pixel
 
     def pad(self) -> Separable:
-        """The padding alone, as a linear map of its own."""
+        """The padding alone, as a separate linear map."""
         rows, columns = (
             padding_matrix(side, pads, self.padding_mode, self.device)
             for side, pads in zip(self.in_shape[1:], self.padding, strict=True)
@@ -145,7 +145,7 @@ class Convolution(LinearMap):
         return Separable(rows, columns, self.in_shape[0])
 
     def unpadded(self) -> "Convolution":
-        """The same kernel on the image that is padded already; `unpadded() @ pad()` is the whole map."""
+        """The same kernel on the padded image; `unpadded() @ pad()` is the whole map."""
         image = tuple(side + sum(pads) for side, pads in zip(self.in_shape[1:], self.padding, strict=True))
         return Convolution(
             self.weight,
@@ -158,22 +158,22 @@ class Convolution(LinearMap):
 
 
 def _scatter(y: Tensor, convolution: Convolution, image_shape: Shape) -> Tensor:
-    """The transpose of a zero-padded convolution: spread, then cut the padding off."""
+    """The transpose of a zero-padded convolution: scatter, then crop the padding."""
     padded = functional.conv_transpose2d(
         y, convolution.weight, None, convolution.stride, 0, 0, convolution.groups, convolution.dilation
     )
     (top, bottom), (left, right) = convolution.padding
     _, height, width = image_shape
     missing = (height + top + bottom - padded.shape[2], width + left + right - padded.shape[3])
-    padded = functional.pad(padded, (0, missing[1], 0, missing[0]))  # positions that no output reads
+    padded = functional.pad(padded, (0, missing[1], 0, missing[0]))  # positions not read by any output
     return padded[:, :, top : top + height, left : left + width]
 
 
 @dataclass(frozen=True, eq=False)
 class TransposedConvolution(LinearMap):
-    """What `torch.nn.functional.conv_transpose2d` computes, without its bias: the transpose of `forward_map`.
+    """The map of `torch.nn.functional.conv_transpose2d`, without bias: the transpose of `forward_map`.
 
-    weight: (C_in, C_out / groups, k_1, k_2), as torch keeps it. in_shape: (C_in, H, W). seen: as in `Convolution`.
+    weight: (C_in, C_out / groups, k_1, k_2), as in torch. in_shape: (C_in, H, W). seen: as in `Convolution`.
     """
 
     weight: Tensor
@@ -269,9 +269,9 @@ def average_pool(
     divisor: int | None = None,
     device: torch.device | str = "cpu",
 ) -> LinearMap:
-    """What `torch.nn.functional.avg_pool2d` computes, as a linear map.
+    """`torch.nn.functional.avg_pool2d` as a linear map.
 
-    A depthwise `Convolution` where every window is divided by the same number, else a `Separable` map.
+    A depthwise `Convolution` if every window is divided by the same number, else a `Separable` map.
     """
     channels = in_shape[0]
     kernels, pads = pair(kernel), pair(padding)
@@ -293,7 +293,7 @@ def average_pool(
 def _pooling_matrix(
     side: int, kernel: int, stride: int, pad: int, ceil_mode: bool, include_pad: bool, undivided: bool
 ) -> tuple[Tensor, bool]:
-    """One axis of average pooling as a matrix, and whether it is the regular one (each window divided by `kernel`)."""
+    """One axis of average pooling as a matrix, and whether it is regular (each window divided by `kernel`)."""
     extra = stride - 1 if ceil_mode else 0
     count = (side + 2 * pad - kernel + extra) // stride + 1
     if ceil_mode and (count - 1) * stride >= side + pad:
@@ -311,5 +311,5 @@ def _pooling_matrix(
 
 
 def padded_convolution(convolution: Convolution) -> Composition:
-    """The convolution written as its padding followed by the kernel on the padded image."""
+    """The convolution as its padding followed by the kernel on the padded image."""
     return Composition((convolution.pad(), convolution.unpadded()))

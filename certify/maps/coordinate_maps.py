@@ -1,4 +1,4 @@
-"""Linear maps that copy coordinates (permute, slice, pad, repeat) and that scale each by its own factor."""
+"""Linear maps that copy coordinates (permute, slice, pad, repeat) or scale each by its own factor."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from robustres.certify.proof.largest_singular_value import times_power_of_two
 
 @dataclass(frozen=True, eq=False)
 class Selection(LinearMap):
-    """Output coordinate i is the input coordinate `index[i]`, or 0 where `index[i]` is -1.
+    """Output coordinate i is the input coordinate `index[i]`, or 0 if `index[i]` is -1.
 
     Permutations, slices, paddings, repetitions and nearest-neighbour resizing are of this kind. The norm is known
     exactly: the squared norm is the largest number of times that one input coordinate is copied.
@@ -63,7 +63,7 @@ class Selection(LinearMap):
 class Diagonal(LinearMap):
     """Each coordinate times its own factor; the norm is the largest |factor|.
 
-    seen: relative roundings that the factors have seen.
+    seen: number of relative roundings of the factors.
     """
 
     factors: Tensor

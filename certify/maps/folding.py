@@ -1,4 +1,4 @@
-"""Chains of linear maps written as fewer maps: batch normalisation, scales and paddings go into their convolution."""
+"""Folding of chains of linear maps into fewer maps: normalisation, scales and paddings join a convolution."""
 
 import math
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from robustres.numerics import gamma
 
 # Two dense matrices are multiplied out when the product costs at most this many multiplications.
 DENSE_PRODUCT = 200_000_000
-# Smaller products have fewer digits; sums of products that are at least so large lose nothing by those that do.
+# Smaller products lose digits; sums of products of at least this size are not affected by this loss.
 SMALLEST_PRODUCT = 2.0**-1022
 SMALLEST_SUM = 2.0**-900
 
 
 def composed(maps: Iterable[LinearMap]) -> LinearMap:
-    """The maps one after the other, in the order in which they are applied, folded into as few as possible.
+    """The composition of maps, in the order in which they are applied, folded into as few maps as possible.
 
-    The roundings that folding adds to the weights are counted in the folded map (`seen`), relative to |B| |A| where
-    matrices are multiplied out. Maps whose product would overflow, or lose digits near the smallest numbers, stay
-    apart.
+    The roundings that folding adds to the weights are counted in the folded map (`seen`), relative to |B| |A| if
+    matrices are multiplied out. Maps whose product would overflow, or lose digits near the smallest numbers, are kept
+    separate.
     """
     parts: list[LinearMap] = []
     factor, seen = 1.0, 0
@@ -61,7 +61,7 @@ def _one_pass(parts: list[LinearMap]) -> tuple[list[LinearMap], bool]:
 
 
 def _pair(inner: LinearMap, outer: LinearMap) -> LinearMap | None:
-    """`outer` after `inner` as one map, where that is one; None keeps both."""
+    """`outer` after `inner` as one map, or None if both have to be kept."""
     match inner, outer:
         case Identity(), Identity():
             return Identity(inner.in_shape, outer.out_shape)
@@ -101,7 +101,7 @@ def _pair(inner: LinearMap, outer: LinearMap) -> LinearMap | None:
 
 
 def _multiplied_out(inner: Dense, outer: Dense) -> Dense | None:
-    """The product of two matrices, its roundings relative to the product of their magnitudes."""
+    """The product of two matrices, with roundings relative to the product of their magnitudes."""
     left, right = outer.absolute().matrix, inner.absolute().matrix
     matrix = outer.matrix @ inner.matrix
     magnitude = (left @ right) * (1 + gamma(left.shape[1] + 2))
@@ -113,7 +113,7 @@ def _multiplied_out(inner: Dense, outer: Dense) -> Dense | None:
 
 
 def _scaled_dense(map_: Dense, columns: Tensor, roundings: int) -> Dense | None:
-    """The matrix times factors of its columns that have seen so many roundings, the product counted."""
+    """The matrix with its columns multiplied by factors with this number of roundings, including the product."""
     matrix = _scaled_weights(map_.matrix, columns)
     if matrix is None:
         return None
@@ -126,14 +126,14 @@ def _scaled_dense(map_: Dense, columns: Tensor, roundings: int) -> Dense | None:
 
 
 def _scaled_weights(weights: Tensor, factors: Tensor) -> Tensor | None:
-    """The products, each within one rounding; None where one overflows or loses digits."""
+    """The products, each within one rounding; None if one overflows or loses digits."""
     products = weights * factors
     accurate = (products.abs() >= SMALLEST_PRODUCT) & torch.isfinite(products)
     return products if bool((accurate | (weights == 0) | (factors == 0)).all()) else None
 
 
 def channel_order(selection: Selection) -> Tensor | None:
-    """(C,) the input channel of each output channel, where the selection reorders whole channels and nothing else."""
+    """(C,): the input channel of each output channel, if the selection only reorders whole channels; else None."""
     if selection.in_shape != selection.out_shape or len(selection.in_shape) != 3 or bool((selection.index < 0).any()):
         return None
     positions = math.prod(selection.in_shape[1:])
@@ -145,7 +145,7 @@ def channel_order(selection: Selection) -> Tensor | None:
 
 
 def _padded(selection: Selection, convolution: Convolution) -> Convolution | None:
-    """A padding written as a selection, put into the convolution that follows."""
+    """A padding in the form of a selection, merged into the convolution that follows."""
     channels, height, width = selection.in_shape if len(selection.in_shape) == 3 else (0, 0, 0)
     if len(selection.out_shape) != 3 or channels != selection.out_shape[0]:
         return None
@@ -175,7 +175,7 @@ def _room(mode: PaddingMode, pads: Padding, image: tuple[int, int]) -> bool:
 
 
 def _rescaled(parts: list[LinearMap], factor: float, seen: int) -> list[LinearMap]:
-    """A number put into the first map that has weights and can take it; a factor in front where there is none."""
+    """Multiply the first map that has suitable weights by a number; without such a map, prepend the factor."""
     for place, part in enumerate(parts):
         scaled = _times(part, factor, seen + 1)
         if scaled is not None:
@@ -184,7 +184,7 @@ def _rescaled(parts: list[LinearMap], factor: float, seen: int) -> list[LinearMa
 
 
 def _times(map_: LinearMap, factor: float, roundings: int) -> LinearMap | None:
-    """The map with its weights multiplied by the number; None where it has none or they cannot take it."""
+    """The map with its weights multiplied by the number; None if it has none or they would lose digits."""
     number = torch.tensor(factor, dtype=torch.float64, device=map_.device)
     match map_:
         case Dense():

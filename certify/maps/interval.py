@@ -12,7 +12,7 @@ TINY = 5e-324
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """For each coordinate all numbers between `low` and `high`."""
+    """For each coordinate, all numbers between `low` and `high`."""
 
     low: Tensor
     high: Tensor
@@ -34,7 +34,7 @@ class Interval:
         return _outward(products.amin(0), products.amax(0))
 
     def reciprocal(self) -> "Interval":
-        """1 / x; everything where 0 lies inside or at an end."""
+        """1 / x; the whole line where 0 lies inside or at an end."""
         met = (self.low <= 0) & (self.high >= 0)
         low, high = 1 / self.high, 1 / self.low
         found = _outward(low, high)
@@ -44,16 +44,16 @@ class Interval:
         )
 
     def over(self, other: "Interval") -> "Interval":
-        """The quotient; everything where 0 is in the other one."""
+        """The quotient; the whole line where 0 is in the other interval."""
         met = (other.low <= 0) & (other.high >= 0)
         return everything(self.low).where(met, self * other.reciprocal())
 
     def hull(self, other: "Interval") -> "Interval":
-        """The smallest interval that holds both."""
+        """The smallest interval that contains both."""
         return Interval(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
 
     def meet(self, other: "Interval") -> "Interval":
-        """What both hold, where both are known to hold the same number."""
+        """The intersection, for two enclosures of the same number."""
         low, high = torch.maximum(self.low, other.low), torch.minimum(self.high, other.high)
         return Interval(torch.minimum(low, high), torch.maximum(low, high))
 
@@ -76,12 +76,12 @@ def everything(like: Tensor) -> Interval:
 
 
 def widened(value: Interval) -> Interval:
-    """Wider by what elementary functions may be off."""
+    """Widened by the error of elementary functions."""
     return value.widened(WIDENING * value.largest().nan_to_num(0, 0, 0).where(torch.isfinite(value.largest()), 0.0))
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
-    """The product of ends, 0 times infinity being 0: the other end of the interval is what counts then."""
+    """The product of ends, with 0 times infinity = 0, since the other end of the interval decides in that case."""
     product = left * right
     zero = (left == 0) | (right == 0)
     lost = (product == 0) & ~zero  # underflow
@@ -91,7 +91,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _outward(low: Tensor, high: Tensor) -> Interval:
-    """One float further out, but for an exact 0; what has no value is unknown."""
+    """Rounded outwards by one floating-point number, except for an exact 0; NaN becomes the whole line."""
     low, high = low.nan_to_num(-torch.inf, torch.inf, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -torch.inf)
     below = torch.nextafter(low, torch.full_like(low, -torch.inf))
     above = torch.nextafter(high, torch.full_like(high, torch.inf))

@@ -1,4 +1,4 @@
-"""The length of a group of values, and normalisation by it: what a Lipschitz constant is known of."""
+"""Norms of groups of values, and normalisation by them, with their Lipschitz constants."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Length(Opaque):
         return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """It is increasing in every absolute value."""
+        """Its values at the extreme absolute values: it is increasing in each of them."""
         low, high = self(torch.maximum(lower, -upper).clamp_min(0)), self(torch.maximum(-lower, upper))
         slack = WIDENING * self.length
         return low * (1 - slack), high * (1 + slack)
@@ -60,10 +60,10 @@ class Length(Opaque):
 
 @dataclass(frozen=True, eq=False)
 class Normalisation(Opaque):
-    """Layer, group, instance and RMS normalisation: each group of values, its mean taken away where it is `centred`,
-    over sqrt(its mean square + eps), times a factor gamma of each coordinate.
+    """Layer, group, instance and RMS normalisation: each group of values, minus its mean if `centred`, divided by
+    sqrt(its mean square + eps), times a factor gamma for each coordinate.
 
-    eps > 0 makes it Lipschitz: let z = P x, P the projection that takes the mean away (or the identity),
+    eps > 0 makes it Lipschitz: let z = P x, where P is the projection that removes the mean (or the identity),
     s^2 = |z|^2/n + eps, y = z / s. Then dy = (P v)/s - z <z, v>/(n s^3), so the Jacobian is
     (I - z z^T/(n s^2)) P / s. The matrix in brackets is symmetric with eigenvalues 1 and 1 - |z|^2/(n s^2) = eps/s^2,
     all in (0, 1], hence the norm is at most 1/s <= 1/sqrt(eps), reached at z = 0. In linf the row sums of the bracket
@@ -87,7 +87,7 @@ class Normalisation(Opaque):
 
     @property
     def linf(self) -> float:
-        """From the row sums above."""
+        """The bound by the row sums above."""
         rows = (1 + (1 + math.sqrt(self.group)) / 2) * (2 if self.centred else 1)
         return rounded_up(self.bound.upper * min(rows, math.sqrt(self.group)), 6)
 
@@ -96,7 +96,7 @@ class Normalisation(Opaque):
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Not looked into, since shifts are not known here."""
+        """The whole line, since shifts are not known here."""
         largest = math.inf
         return torch.full_like(lower, -largest), torch.full_like(upper, largest)
 

@@ -1,4 +1,4 @@
-"""Linear maps that hold numbers of their own: a matrix, factors of channels, a matrix along each axis; the identity."""
+"""Linear maps with their own coefficients: a matrix, channel factors, a matrix along each axis; and the identity."""
 
 from dataclasses import dataclass, field, replace
 
@@ -44,8 +44,9 @@ __all__ = [
 class Dense(LinearMap):
     """The matrix (out, in), acting on the flattened input.
 
-    seen: roundings of the stored entries: they lie within gamma(seen) * magnitude of the exact ones. magnitude: (out,
-    in), at or above the absolute values of the exact entries; None where the roundings are relative to the entries.
+    seen: number of roundings of the stored entries, which lie within gamma(seen) * magnitude of the exact ones.
+    magnitude: (out, in), at or above the absolute values of the exact entries; None if the roundings are relative to
+    the entries.
     """
 
     matrix: Tensor
@@ -103,7 +104,7 @@ class Dense(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Identity(LinearMap):
-    """x, or the same numbers in another shape of the same size (flatten, reshape)."""
+    """x, or the same values in another shape of the same size (flatten, reshape)."""
 
     in_shape: Shape
     out_shape: Shape = None  # type: ignore[assignment]
@@ -137,7 +138,7 @@ class Identity(LinearMap):
 class ChannelScale(LinearMap):
     """Each channel (first axis) times its own factor `scale` (C,), what remains of batch normalisation.
 
-    seen: relative roundings that the factors have seen.
+    seen: number of relative roundings of the factors.
     """
 
     scale: Tensor

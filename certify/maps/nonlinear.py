@@ -1,6 +1,6 @@
-"""Maps of which the certifier knows a Lipschitz constant and no more: pooling, sorting, softmax, a module's own word.
+"""Maps of which only a Lipschitz constant is known: pooling, sorting, softmax, modules that state their own bound.
 
-A kind is a frozen dataclass that answers every question below; one that forgets a question cannot be instantiated.
+A kind is a frozen dataclass that defines all abstract members; otherwise it cannot be instantiated.
 """
 
 import math
@@ -18,27 +18,27 @@ from robustres.certify.maps.sorting import in_groups, out_of_groups
 from robustres.certify.proof.bound import Bound
 from robustres.numerics import UNIT_ROUNDOFF, rounded_up
 
-# What is charged in float64, relative to its values, for a module that states its own bound.
+# Assumed error in float64, relative to its values, of a module that states its own bound.
 STATED_RELATIVE = 1e-9
 
 
 class Opaque(ABC):
-    """A map between unbatched shapes, not elementwise, bounded by a constant."""
+    """A map between unbatched shapes that is not elementwise and is bounded by a constant."""
 
     @property
     @abstractmethod
     def bound(self) -> Bound:
-        """Of its Lipschitz constant in l2."""
+        """A bound on its Lipschitz constant in l2."""
 
     @property
     @abstractmethod
     def linf(self) -> float:
-        """At or above its Lipschitz constant from linf to linf, infinite where none is known."""
+        """Upper bound on its Lipschitz constant from linf to linf; infinite if none is known."""
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What the report calls it."""
+        """Its name in the report."""
 
     @property
     @abstractmethod
@@ -51,15 +51,15 @@ class Opaque(ABC):
 
     @abstractmethod
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """For each output coordinate an interval that holds it for inputs (N, *shape) in [lower, upper]."""
+        """For each output coordinate, an interval that contains it for inputs (N, *shape) in [lower, upper]."""
 
     @abstractmethod
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """What torch's computation in `dtype` may be off, relative to constant |x| + |f(x)|; None: not covered."""
+        """Bound on the error of torch's computation in `dtype`, relative to constant |x| + |f(x)|, or None."""
 
 
 class _Comparing(Opaque):
-    """Nonexpansive in every norm, increasing in every coordinate, computed by comparisons alone."""
+    """Maps that are nonexpansive in every norm, increasing in every coordinate, and computed by comparisons alone."""
 
     kind = "nonlinear"
     linf = 1.0
@@ -68,10 +68,10 @@ class _Comparing(Opaque):
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """The map of a batch (N, *shape)."""
+        """The map applied to a batch (N, *shape)."""
 
     def out_shape(self, shape: Shape) -> Shape:
-        """By running it on zeros."""
+        """The shape of the output for zeros."""
         return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +85,9 @@ class _Comparing(Opaque):
 
 @dataclass(frozen=True, eq=False)
 class Sort(_Comparing):
-    """The values along one unbatched axis in order; the first `count` of them where that is not None (topk).
+    """The values along one unbatched axis in order; the first `count` of them unless that is None (topk).
 
-    groups: the sort written as one of channels of the map's own input, where simplification found that form.
+    groups: the same sort as a sort of channels of the map's own input, if simplification found this form.
     """
 
     along: int
@@ -117,7 +117,7 @@ class Extremum(_Comparing):
 
 @dataclass(frozen=True, eq=False)
 class MaxMin(_Comparing):
-    """The first axis in two halves, each pair (c, c + C/2) sorted, the larger ones first."""
+    """Sorts each pair (c, c + C/2) of the first axis, with the larger values in the first half."""
 
     sorts = GroupSort(2, "strided")
 
@@ -130,8 +130,8 @@ class MaxMin(_Comparing):
 class MaxPool(Opaque):
     """The largest value in every window, window by window along each of the last axes.
 
-    windows: for each of the last axes the pixels (out, taps) of its windows, -1 for padding, which never wins.
-    Each window is nonexpansive, and a pixel's square counts once for each of the windows that hold it.
+    windows: for each of the last axes, the pixels (out, taps) of its windows, -1 for padding, which is never the
+    maximum. Each window is nonexpansive, and the square of a pixel counts once for each window that contains it.
     """
 
     windows: tuple[Tensor, ...]
@@ -141,7 +141,7 @@ class MaxPool(Opaque):
 
     @cached_property
     def bound(self) -> Bound:
-        """sqrt(the largest number of windows that hold the same pixel)."""
+        """sqrt(the largest number of windows that contain the same pixel)."""
         overlap = math.prod(_most_windows(pixels) for pixels in self.windows)
         return Bound(0.0, rounded_up(math.sqrt(overlap), 1) if overlap != 1 else 1.0, "windows per pixel")
 
@@ -168,7 +168,7 @@ class MaxPool(Opaque):
 
 
 def _most_windows(pixels: Tensor) -> int:
-    """The largest number of windows that hold the same pixel, each window counted once."""
+    """The largest number of windows that contain the same pixel, each window counted once."""
     members = [torch.unique(window[window >= 0]) for window in pixels]
     used = torch.cat(members)
     return int(torch.bincount(used).max()) if used.numel() else 0
@@ -194,7 +194,7 @@ class Softmax(Opaque):
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares lie in [0, 1], and are smallest where a value is small and all others are large."""
+        """The outputs lie in [0, 1]; each is smallest if its input is small and all others are large."""
         return torch.zeros_like(lower), torch.ones_like(upper)
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
@@ -204,7 +204,7 @@ class Softmax(Opaque):
 
 @dataclass(frozen=True, eq=False)
 class LogSumExp(Opaque):
-    """log of the sum of exponentials along unbatched axes of `length` values together.
+    """log of the sum of exponentials along unbatched axes with `length` values in total.
 
     Its gradient is a distribution, of norm at most 1 in l2 and l1.
     """
@@ -221,11 +221,11 @@ class LogSumExp(Opaque):
         return torch.logsumexp(x, dim=[axis + 1 for axis in self.axes], keepdim=self.keepdim)
 
     def out_shape(self, shape: Shape) -> Shape:
-        """Without the axes, or with length 1 there."""
+        """The shape without the axes, or with length 1 there."""
         return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """It is increasing in every coordinate."""
+        """Its values at the two ends: it is increasing in every coordinate."""
         low, high = self(lower), self(upper)
         slack = WIDENING * self.length * (1 + torch.maximum(low.abs(), high.abs()))
         return low - slack, high + slack
@@ -236,12 +236,12 @@ class LogSumExp(Opaque):
 
 
 class _Stated(Opaque):
-    """A module that is taken by its word; the shape is the one that it was met with."""
+    """A module whose statement is trusted; the shape is the one found during capture."""
 
     kind = "stated"
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing is stated about its values."""
+        """The whole line: nothing is stated about its values."""
         shape = (len(lower), *self.out_shape(tuple(lower.shape[1:])))
         return lower.new_full(shape, -math.inf), lower.new_full(shape, math.inf)
 
@@ -257,11 +257,11 @@ class Stated(_Stated):
 
     @property
     def bound(self) -> Bound:
-        """The module's own."""
+        """The bound stated by the module."""
         return self.word
 
     def out_shape(self, shape: Shape) -> Shape:
-        """As it was met."""
+        """The shape found during capture."""
         return self.met_shape
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
@@ -271,7 +271,7 @@ class Stated(_Stated):
 
 @dataclass(frozen=True, eq=False)
 class StatedSort(_Stated):
-    """A module that sorts groups of channels and says so; it was tried, and computes by comparisons alone."""
+    """A module that states that it sorts groups of channels; checked, and computed by comparisons alone."""
 
     groups: GroupSort
     linf = 1.0
@@ -287,7 +287,7 @@ class StatedSort(_Stated):
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Every value stays within its group, in an order that is not stated: the group's hull."""
+        """The hull of each group: every value stays within its group, in an unknown order."""
         low, high = (in_groups(end, self.groups) for end in (lower, upper))
         ends = low.amin(2, keepdim=True).expand_as(low), high.amax(2, keepdim=True).expand_as(high)
         return out_of_groups(ends[0], self.groups), out_of_groups(ends[1], self.groups)
@@ -299,7 +299,7 @@ class StatedSort(_Stated):
 
 @dataclass(frozen=True, eq=False)
 class Unknown(Opaque):
-    """Something of the right shape in place of a refused operation; it never stands in a network that is bounded."""
+    """A placeholder of the right shape for a refused operation; it never occurs in a network that is bounded."""
 
     shape: Shape
     kind = "refused"
@@ -312,7 +312,7 @@ class Unknown(Opaque):
         return self.shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Anything."""
+        """The whole line."""
         shape = (len(lower), *self.shape)
         return lower.new_full(shape, -math.inf), lower.new_full(shape, math.inf)
 

@@ -1,4 +1,4 @@
-"""An activation that is another function at some coordinates: slopes of each channel that a network writes out."""
+"""An activation that differs between coordinates, for example with hand-written slopes per channel."""
 
 from dataclasses import dataclass
 
@@ -16,34 +16,34 @@ class PerCoordinate(Activation):
     which: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Each function where it is chosen."""
+        """The chosen function at every coordinate."""
         return self._chosen([function(x) for function in self.functions])
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """The smallest and the largest of all."""
+        """The smallest and the largest slope of all functions."""
         low, high = zip(*(function.slopes for function in self.functions), strict=True)
         return min(low), max(high)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Each function's own."""
+        """The slopes of the chosen function at every coordinate."""
         low, high = zip(*(function.slopes_on(lower, upper) for function in self.functions), strict=True)
         return self._chosen(low), self._chosen(high)
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """The largest of all."""
+        """The largest of all functions."""
         errors = [function.relative_error(dtype) for function in self.functions]
         known = [error for error in errors if error is not None]
         return max(known) if len(known) == len(errors) else None
 
     @property
     def jump(self) -> float:
-        """The largest of all."""
+        """The largest of all functions."""
         return max(function.jump for function in self.functions)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Which function stands where."""
+        """The number of the function at every coordinate."""
         return (self.which,)
 
     def _chosen(self, values: tuple[Tensor, ...] | list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Activations of several linear pieces: computed by comparisons, and by one product where a slope is not 0 or +-1."""
+"""Piecewise linear activations: computed by comparisons, and by one product if a slope is not 0 or +-1."""
 
 import math
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from robustres.numerics import UNIT_ROUNDOFF
 
 
 class _Exact(PiecewiseLinear):
-    """Computed by comparisons, copies and sign changes: no rounding at all."""
+    """Computed by comparisons, copies and sign changes, without any rounding."""
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """None is made."""
+        """0: there is no rounding."""
         return 0.0
 
 
 class _OneProduct(PiecewiseLinear):
-    """One product, or one sum and one product, per coordinate; the parameter itself may be rounded to the type."""
+    """One product, or one sum and one product, per coordinate; the parameter itself may be rounded to the data type."""
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """Three roundings."""
@@ -42,7 +42,7 @@ class Relu(_Exact):
 class Clamp(_Exact):
     """min(max(x, low), high): relu6, hardtanh, clamp, the maximum or minimum of a value and a constant, threshold.
 
-    low, high: numbers or tensors, infinite where there is no bound; where low > high it is `high` everywhere.
+    low, high: numbers or tensors, infinite for no limit; if low > high, the value is `high` everywhere.
     """
 
     low: Parameter
@@ -50,13 +50,13 @@ class Clamp(_Exact):
     pieces = (0.0, 1.0, 0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The value between the two bounds that is nearest to x."""
+        """The value between the two limits that is nearest to x."""
         bounds = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (self.low, self.high))
         return torch.clamp(x, *bounds)
 
     @property
     def kinks(self) -> tuple[Parameter, ...]:
-        """The two bounds."""
+        """The two limits."""
         return (self.low, self.high)
 
 
@@ -92,7 +92,7 @@ class LeakyRelu(_OneProduct):
 
 @dataclass(frozen=True, eq=False)
 class Softshrink(_OneProduct):
-    """x moved towards 0 by `cut` >= 0, and 0 within it."""
+    """x moved towards 0 by `cut` >= 0; 0 for |x| <= cut."""
 
     cut: float
     pieces = (1.0, 0.0, 1.0)
@@ -119,7 +119,7 @@ class Hardsigmoid(PiecewiseLinear):
         return torch.nn.functional.hardsigmoid(x)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """As for all pieces, 1/6 from both sides."""
+        """As for all piecewise linear functions, with 1/6 rounded outwards."""
         low, high = super().slopes_on(lower, upper)
         return torch.where(low > 0, low * (1 - 2**-50), low), high
 

@@ -1,4 +1,4 @@
-"""How far a map's computed product can be from the exact one: gamma_n times the norm of the map of absolute values."""
+"""Bounds on the error of a computed product with a map: gamma_n times the norm of the map of absolute values."""
 
 import math
 from weakref import WeakKeyDictionary
@@ -8,15 +8,15 @@ import torch
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.numerics import gamma, rounded_up
 
-ALGORITHM_FACTOR = 16  # room for convolution algorithms that do not add the plain products
-# Above all that maps with weights of about 1 (`normalised`) lose to products that underflow, each 2^-1074 at most.
+ALGORITHM_FACTOR = 16  # allowance for convolution algorithms that do not sum the plain products
+# Above the loss of maps with weights of about 1 (`normalised`) by products that underflow, each at most 2^-1074.
 UNDERFLOW = 2.0**-900
 
 _ABSOLUTE_NORMS: WeakKeyDictionary[LinearMap, float] = WeakKeyDictionary()
 
 
 def product_error(map_: LinearMap) -> float:
-    """A number at or above the spectral norm of (computed map - exact map), where the map is `normalised`."""
+    """A number at or above the spectral norm of (computed map - exact map), for a map that is `normalised`."""
     return gamma(ALGORITHM_FACTOR * map_.roundings) * absolute_norm(map_) * (1 + gamma(4)) + UNDERFLOW
 
 

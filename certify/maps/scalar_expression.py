@@ -1,11 +1,11 @@
-"""Scalar functions that a network writes out: x * sigmoid(x), where(x > 0, x, 0.1 x), x / (1 + |x|), and what is alike.
+"""Scalar functions written in several operations: x * sigmoid(x), where(x > 0, x, 0.1 x), x / (1 + |x|) and the like.
 
-The derivative of the expression is enclosed by interval arithmetic on cells of the real line, which are halved where
-the steepest slope may still lie. On the two unbounded cells products such as x sigmoid'(x) are 0 times infinity; there
-the enclosures of x f'(x), of f(x) / x and of the elasticity x f'(x) / f(x) are carried along, which stay finite:
-    (f g)' = f' g + (f / x) (x g'),    x (g o f)' = (y g'(y) at y = f) times the elasticity of f.
+The derivative of the expression is enclosed by interval arithmetic on cells of the real line, which are bisected where
+the steepest slope may still lie. On the two unbounded cells, products such as x sigmoid'(x) are 0 times infinity;
+therefore enclosures of x f'(x), of f(x) / x and of the elasticity x f'(x) / f(x), which stay finite, are propagated
+    too: (f g)' = f' g + (f / x) (x g'), x (g o f)' = (y g'(y) at y = f) times the elasticity of f.
 Difference quotients of a continuous function lie in the hull of its derivatives; continuity is checked where a
-condition changes its answer.
+condition changes.
 """
 
 import math
@@ -39,7 +39,7 @@ class Expression(ABC):
 
     @abstractmethod
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
-        """The value at x, conditions being decided at `decide`: at x, or exactly at a place beside it."""
+        """The value at x, with conditions decided at `decide`: at x, or exactly at a point beside it."""
 
     @abstractmethod
     def jet(self, x: Interval) -> Jet:
@@ -48,15 +48,15 @@ class Expression(ABC):
     @property
     @abstractmethod
     def parts(self) -> "tuple[Expression, ...]":
-        """What it is computed from."""
+        """The subexpressions."""
 
     def breaks(self) -> Iterator[Fraction]:
-        """Where a condition changes its answer, exactly."""
+        """The points at which a condition changes, exactly."""
         for part in self.parts:
             yield from part.breaks()
 
     def size(self) -> int:
-        """Operations."""
+        """The number of operations."""
         return 1 + sum(part.size() for part in self.parts)
 
 
@@ -107,7 +107,7 @@ class Total(Expression):
         a, b = self.left.jet(x), self.right.jet(x)
         value, moment = a.value + b.value, a.moment + b.moment
         same = ((a.value.low >= 0) & (b.value.low >= 0)) | ((a.value.high <= 0) & (b.value.high <= 0))
-        # Of one sign: a weighted mean of the two.
+        # If both have one sign, a weighted mean of the two.
         elasticity = a.elasticity.hull(b.elasticity).where(same, everything(x.low))
         return _jet(x, value, a.slope + b.slope, moment, a.ratio + b.ratio, elasticity)
 
@@ -193,9 +193,9 @@ class Applied(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Chosen(Expression):
-    """above on one side of a place, or outside two of them; below elsewhere.
+    """`above` on one side of a point, or outside two points; `below` elsewhere.
 
-    rising: whether `above` holds for large x; always where there are two places. strict: `below` holds at the places.
+    rising: whether `above` applies for large x; always True for two points. strict: `below` applies at the points.
     """
 
     places: tuple[Fraction, ...]
@@ -244,7 +244,7 @@ class Chosen(Expression):
 
 
 def around(place: Fraction) -> tuple[float, float]:
-    """The largest float64 at or below the place, and the smallest at or above it.
+    """The largest float64 at or below the point, and the smallest at or above it.
 
     >>> around(Fraction(1, 2))
     (0.5, 0.5)
@@ -270,7 +270,7 @@ def _range(function: Activation, inner: Interval, slopes: Interval) -> Interval:
 
 
 def _jet(x: Interval, value: Interval, slope: Interval, moment: Interval, ratio: Interval, elasticity: Interval) -> Jet:
-    """Each field met with what follows from the others."""
+    """Each field intersected with the consequences of the others."""
     moment = moment.meet(x * slope)
     return Jet(
         value,

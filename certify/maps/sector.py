@@ -1,16 +1,16 @@
-"""Activations as the inequalities that they satisfy: slopes in an interval, or a sort within groups of channels.
+"""Activations as inequalities: slopes in an interval, or a sort within groups of channels.
 
-A hidden layer is brought to one form: after an orthogonal mixing R of the channels, coordinate c of the increment is
+Every hidden layer has one form: after an orthogonal mixing R of the channels, coordinate c of the increment is
     a_c z_c + (b_c - a_c) u_c,   with   sum over each tie group of u_c (z_c - u_c) >= 0.
 For an elementwise activation with slopes in [a, b], R = I and every channel is a tie group of its own: u_c (z_c - u_c)
 >= 0 says that the slope of (phi - a z)/(b - a) lies in [0, 1].
 
 GroupSort (MaxMin is size 2) sorts the channels of each group. Let v be the increment of its input, w that of its
-output, P the projection that takes the group's mean away. Sorting keeps the sum, so the means of v and w agree, and it
-is non-expansive, |w| <= |v| (rearrangement inequality), hence |P w| <= |P v|. With w = -v + 2 u on the range of P,
-u . (v - u) = (|v|^2 - |w|^2)/4 >= 0 summed over the group. So in an orthonormal basis whose first vector is the mean,
-the mean has slope exactly 1 and the other coordinates satisfy the inequality for [-1, 1], tied within the group: one
-multiplier per group, and nothing more is used.
+output, P the projection that removes the mean of the group. Sorting keeps the sum, so the means of v and w agree, and
+it is non-expansive, |w| <= |v| (rearrangement inequality), hence |P w| <= |P v|. With w = -v + 2 u on the range of P, u
+. (v - u) = (|v|^2 - |w|^2)/4 >= 0 summed over the group. So in an orthonormal basis whose first vector is the mean, the
+mean has slope exactly 1 and the other coordinates satisfy the inequality for [-1, 1], tied within the group: one
+multiplier per group. No other property of the sort is used.
 """
 
 import math
@@ -51,12 +51,12 @@ class Sector:
     mixing: Tensor | None = None
 
     def with_zero(self) -> "Sector":
-        """The sector of (mask . activation): units that are cut off have slope 0."""
+        """The sector of (mask . activation): units that are masked out have slope 0."""
         return Sector(self.lower.clamp_max(0), self.upper.clamp_min(0), self.tie, self.mixing)
 
 
 def sector(slopes: Slopes, channels: int, device: torch.device | str = "cpu") -> Sector:
-    """The inequalities of that activation on so many channels (features, where the input is a vector)."""
+    """The inequalities of the activation on this number of channels (features, if the input is a vector)."""
     if isinstance(slopes, GroupSort):
         return _group_sort_sector(slopes, channels, device)
     low, high = slopes

@@ -1,7 +1,7 @@
-"""Smooth activations: derivative, extreme slopes and where they lie.
+"""Smooth activations: derivatives, extreme slopes and their locations.
 
-The extreme slopes of GELU, SiLU and Mish are roots of their second derivatives, rounded outwards; the tests derive them
-again in high precision.
+The extreme slopes of GELU, SiLU and Mish are at roots of their second derivatives and are rounded outwards; the tests
+recompute them in high precision.
 """
 
 import math
@@ -17,30 +17,30 @@ from robustres.certify.maps.activation import WIDENING, Activation, Parameter, S
 Slopes = tuple[float, float]
 Turns = tuple[tuple[float, float, float], ...]
 
-# Phi(sqrt 2) + sqrt 2 phi(sqrt 2), reached at x = sqrt 2; the smallest slope is 1 minus it by symmetry.
+# Phi(sqrt 2) + sqrt 2 phi(sqrt 2), attained at x = sqrt 2; by symmetry the smallest slope is 1 minus it.
 GELU: Slopes = (-0.128904145185155, 1.128904145185155)
 GELU_TANH: Slopes = (-0.128993068658772, 1.128993068658772)
 SILU: Slopes = (-0.099839320128867, 1.099839320128867)
 MISH: Slopes = (-0.112526122389463, 1.088498161251728)
-# Where they are reached.
+# Where they are attained.
 GELU_TANH_PLACE = 1.4185040
 SILU_PLACE = 2.3993573
 MISH_PLACES = (-2.2563764, 1.4905712)
 
 
 def _hump(place: float, slope: float) -> tuple[float, float, float]:
-    """An extremum whose place is known to 1e-6."""
+    """An extremum whose location is known to 1e-6."""
     return place - 1e-6, place + 1e-6, slope
 
 
 def _decaying(distance: Tensor, bound: Tensor) -> Tensor:
-    """A bound that decreases from 2 on, and says nothing before."""
+    """A bound that is decreasing from 2 on; infinite before."""
     return torch.where(distance >= 2, bound * (1 + 1e-12), math.inf)
 
 
 @dataclass(frozen=True, eq=False)
 class Exp(Activation):
-    """exp(x), which has no Lipschitz constant by itself but may be part of a function that has one."""
+    """exp(x), which has no Lipschitz constant but may be part of a function that has one."""
 
     slopes: ClassVar[Slopes] = (0.0, math.inf)
     jump: ClassVar[float] = 0.0
@@ -51,7 +51,7 @@ class Exp(Activation):
         return torch.exp(x)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """exp at the ends."""
+        """exp at the two ends."""
         return torch.exp(lower) * (1 - WIDENING), torch.exp(upper) * (1 + WIDENING) + math.ulp(0.0)
 
     def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ class Erf(Smooth):
         return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
     def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """As it is: |y| exp(-y^2) decreases from 1 on."""
+        """The value itself: |y| exp(-y^2) is decreasing from 1 on."""
         both = _decaying(distance, distance * self.derivative(distance))
         return both, both
 
@@ -165,18 +165,18 @@ class LogSigmoid(Smooth):
 
 @dataclass(frozen=True, eq=False)
 class Gelu(Smooth):
-    """x Phi(x), exact or with tanh in place of erf."""
+    """x Phi(x), exact or with the tanh approximation."""
 
     approximate: Literal["none", "tanh"] = "none"
 
     @property
     def slopes(self) -> Slopes:
-        """Reached near +-sqrt(2)."""
+        """Attained near +-sqrt(2)."""
         return GELU if self.approximate == "none" else GELU_TANH
 
     @property
     def turns(self) -> Turns:
-        """The two extrema, and for the form with tanh nothing else."""
+        """The two extrema; the tanh form has no others."""
         place = math.sqrt(2) if self.approximate == "none" else GELU_TANH_PLACE
         return _hump(-place, self.slopes[0]), _hump(place, self.slopes[1])
 
@@ -185,7 +185,7 @@ class Gelu(Smooth):
         return F.gelu(x, approximate=self.approximate)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """Phi(x) + x phi(x), and its counterpart."""
+        """Phi(x) + x phi(x), or its counterpart with tanh."""
         if self.approximate == "none":
             share: Tensor = torch.special.ndtr(x)
             return share + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
@@ -232,10 +232,10 @@ class Mish(Smooth):
 
 @dataclass(frozen=True, eq=False)
 class Softplus(Smooth):
-    """log(1 + exp(beta x)) / beta, which torch cuts over to x itself where beta x exceeds the threshold.
+    """log(1 + exp(beta x)) / beta, which torch replaces by x itself where beta x exceeds the threshold.
 
-    The cut is a jump of log(1 + exp(-threshold)) / beta. At torch's threshold of 20 or more that is below 1e-10 of the
-    place where it happens, which certificates charge like a rounding; a smaller threshold is no Lipschitz function.
+    There it jumps by log(1 + exp(-threshold)) / beta. For torch's threshold of 20 or more this is below 1e-10 of the
+    argument, which certificates treat like a rounding error; with a smaller threshold the function is not Lipschitz.
     """
 
     beta: float
@@ -249,7 +249,7 @@ class Softplus(Smooth):
         return 1.01 * math.exp(-self.threshold) / self.beta
 
     def __call__(self, x: Tensor) -> Tensor:
-        """log(1 + exp(beta x)) / beta, without a cut."""
+        """log(1 + exp(beta x)) / beta, without the replacement."""
         return torch.logaddexp(self.beta * x, torch.zeros_like(x)) / self.beta
 
     def derivative(self, x: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class Softplus(Smooth):
 
 @dataclass(frozen=True, eq=False)
 class Elu(Smooth):
-    """scale x on the right, alpha scale (exp(input_scale x) - 1) on the left; SELU and CELU are cases of it."""
+    """scale x on the right, alpha scale (exp(input_scale x) - 1) on the left; SELU and CELU are special cases."""
 
     alpha: float
     scale: float = 1.0
@@ -278,7 +278,7 @@ class Elu(Smooth):
 
     @property
     def slopes(self) -> Slopes:
-        """From the left tail (0), the left side of 0, and the right."""
+        """The hull of the left tail (0), the slope just left of 0, and the slope on the right."""
         return min(0.0, self._left, self.scale), max(0.0, self._left, self.scale)
 
     @property

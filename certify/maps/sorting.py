@@ -1,8 +1,8 @@
-"""Sorting within groups of channels, however a network writes it: along an axis, as maximum beside minimum, by word.
+"""Sorting within groups of channels in all its forms: along an axis, as maximum and minimum, or as stated by a module.
 
-A sort is 1-Lipschitz wherever it stands; inside a residual branch the joint bound needs to know the groups (`sector`).
-The order in which a group comes out, and where, plays no part: any fixed permutation of it satisfies the same
-inequality.
+A sort is 1-Lipschitz everywhere; inside a residual branch the joint bound needs the groups (`sector`). The order and
+position in which the members of a group appear in the output does not matter: any fixed permutation of them satisfies
+the same inequality.
 """
 
 import math
@@ -32,7 +32,7 @@ def groups_along(axis: int, shape: Shape, channels: Shape) -> GroupSort | None:
 
 
 def before_reshape(map_: LinearMap | None, shape: Shape) -> tuple[LinearMap | None, Shape]:
-    """The map without the reshape that it ends in, and the shape that it gives then; `shape` is that of its output."""
+    """The map without its final reshape, and its output shape then; `shape` is the shape of its output."""
     match map_:
         case Identity():
             return None, map_.in_shape
@@ -44,13 +44,13 @@ def before_reshape(map_: LinearMap | None, shape: Shape) -> tuple[LinearMap | No
 
 
 def halves_along(axis: int, shape: Shape) -> LinearMap:
-    """The map that lays the two halves of an axis of length 2 side by side along the first axis."""
+    """The map that concatenates the two halves of an axis of length 2 along the first axis."""
     numbers = torch.arange(math.prod(shape)).reshape(shape)
     return rearranged(torch.cat([numbers.select(axis, 0), numbers.select(axis, 1)]), shape)
 
 
 def rearranged(numbers: Tensor, in_shape: Shape) -> LinearMap:
-    """The map that takes input coordinate `numbers[i]` to place i; a reshape where that keeps the order."""
+    """The map that takes input coordinate `numbers[i]` to position i; a reshape if this keeps the order."""
     index, out_shape = numbers.flatten(), tuple(numbers.shape)
     if torch.equal(index, torch.arange(math.prod(in_shape), device=index.device)):
         return Identity(in_shape, out_shape)

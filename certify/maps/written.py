@@ -1,4 +1,4 @@
-"""The activation that a scalar expression is: its steepest slopes by halving cells of the line, and where it jumps."""
+"""Scalar expressions as activations: steepest slopes by bisection of the real line, and a check for jumps."""
 
 import math
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from robustres.certify.maps.interval import Interval
 from robustres.certify.maps.scalar_expression import Expression, around
 from robustres.numerics import UNIT_ROUNDOFF
 
-CELLS = 48  # halvings of the cells in which the steepest slope may lie
+CELLS = 48  # bisections of the cells in which the steepest slope may lie
 TOLERANCE = 1e-6  # of the slopes, absolute and relative
-PARTS = 32  # of an interval on which slopes are asked for
+PARTS = 32  # of an interval on which slopes are requested
 FARTHEST = 2.0**20
 REACH = 2.0**10
-# Of the largest values and moments at a place: what the rounding of constants may leave there.
+# Tolerated jump due to rounded constants, relative to the largest values and moments at the point.
 GAP = 8 * UNIT_ROUNDOFF[torch.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Written(Activation):
-    """The activation that an expression is. Raises ValueError where it jumps."""
+    """The activation given by an expression. Raises ValueError if it jumps."""
 
     expression: Expression
     parameters = ()
@@ -34,9 +34,9 @@ class Written(Activation):
 
     @cached_property
     def gaps(self) -> float:
-        """How far the values just before, at and just after the places where conditions change may be apart.
+        """Largest difference of the values just before, at and just after the points where conditions change.
 
-        They agree up to the rounding of the constants that the network holds. Raises ValueError where they do not.
+        They agree up to the rounding of the network's constants. Raises ValueError if they do not.
         """
         places, total = sorted(set(self.expression.breaks())), 0.0
         for k, place in enumerate(places):
@@ -56,11 +56,11 @@ class Written(Activation):
 
     @cached_property
     def slopes(self) -> tuple[float, float]:
-        """To TOLERANCE; infinite where no enclosure of the derivative is finite."""
+        """The slopes up to TOLERANCE; infinite if no enclosure of the derivative is finite."""
         return -self._steepest(-1.0), self._steepest(1.0)
 
     def _steepest(self, sign: float) -> float:
-        """At or above the largest value of sign f'."""
+        """Upper bound on sign f'."""
         powers = [2.0**k for k in range(-6, 13)]
         edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf})
         edges = sorted({*edges, *(end for place in self.expression.breaks() for end in around(place))})
@@ -95,7 +95,7 @@ class Written(Activation):
         return slope.high if sign > 0 else -slope.low
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The hull of the derivative on parts of the interval; all slopes where an end is infinite."""
+        """The hull of the derivative on parts of the interval; all slopes if an end is infinite."""
         finite = torch.isfinite(lower) & torch.isfinite(upper)
         start, stop = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
         low, high = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
@@ -109,13 +109,13 @@ class Written(Activation):
 
     @cached_property
     def jump(self) -> float:
-        """What rounding may do near 0, where it is not relative to the value: every operation, a few units of the
-        largest value that it meets within the reach of 1."""
+        """Bound on rounding near 0, where it is not relative to the value: for every operation, a few units of the
+        largest value that it encounters for |x| <= 1."""
         near = Interval(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
         return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near)) + self.gaps
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Every operation a few units, relative to the largest of |x| times the slopes that it meets."""
+        """A few units per operation, relative to the largest |x| times the slopes that it encounters."""
         reach = Interval(torch.tensor([-REACH], dtype=torch.float64), torch.tensor([REACH], dtype=torch.float64))
         most = sum(_largest(self.expression, reach)) / REACH
         total = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))

@@ -186,7 +186,7 @@ def test_a_new_kind_that_forgets_a_question_fails() -> None:
     Forgetful.__abstractmethods__ = frozenset()
     forgetful = Forgetful()  # type: ignore[abstract]
     for question in (structural_norm, lambda map_: passage(map_, 0, (0, 1)), lambda map_: polynomial(map_, (1, 1))):
-        with pytest.raises(TypeError, match="Forgetful has no answer"):
+        with pytest.raises(TypeError, match="Forgetful has no implementation"):
             question(forgetful)
 
 
