@@ -1,1 +1,1 @@
-"""One residual block or region in one inequality, its multipliers and their proof."""
+"""Joint bounds of residual blocks and networks by one inequality, its multipliers and their proof."""

@@ -1,6 +1,6 @@
-"""Eliminating a network's layers from its output to its input, every rounding charged (section 3.4 of the mathematics).
+"""Elimination of a network's layers from output to input, with all rounding errors (section 3.4 of the mathematics).
 
-Two inputs differ by d at the nodes of the present cut. Throughout,
+Two inputs differ by d at the nodes of the current cut. Throughout,
 
     |rows . change of the output|^2  <=  factor * ( | sum_n G_n d_n |^2  +  sum_n slack_n |d_n|^2 ),
 
@@ -9,14 +9,14 @@ for the *stored* numbers G_n, slack_n and factor. Each step replaces the last no
 - w = W z: G_z <- G_w W. The stored product is within eta of the exact one, in the Frobenius norm, so that
   |exact|^2 <= (1 + tau) |stored|^2 + (1 + 1/tau) eta^2 |z|^2: errors enter by their squares, as slack.
 - w = a z + D v with v (z - v) >= 0: for any T >= 0 add 2 v^T T (z - v) >= 0. With H = G_w D and B the other rows
-  (G_w a in the place of z), P = 2T - H^T H - slack D^2 and K = H^T B + (T + slack a D) in the place of z, the right
+  (G_w a in place of z), P = 2T - H^T H - slack D^2 and K = H^T B + (T + slack a D) in place of z, the right
   side is |B d|^2 + 2 v^T K d - v^T P v. Let L L^T be the computed factor of P minus a shift, X the computed L^-1 K.
   The shift is chosen so that P - L L^T >= rho by Rump's theorem, and |L X - K| <= r by the error bound of triangular
   systems, hence the maximum over v is at most |B d|^2 + |X d|^2 + r^2 |d|^2 / rho: rows [B; X], and slack again.
 - |w| <= c |z| (pooling, modules that state a bound): the same with t (c^2 |z|^2 - |w|^2) >= 0.
 
-So the multipliers may come from anywhere: what is not admissible fails to factorise. Slack is of the size of squared
-roundings, and the next elimination takes it up into P, so it does not grow along the network.
+The multipliers may therefore come from any source: if they are not admissible, the factorisation fails. Slack is of the
+size of squared roundings, and the next elimination absorbs it into P, so that it does not grow along the network.
 
 Sources: Fazlyab et al. (2019), LipSDP, for the inequality; Higham (2002), theorems 8.5 and 10.3, and Rump (2006) for
 the rounding. The order of elimination, the slack and the repair are derived here.
@@ -55,11 +55,11 @@ def eliminate(
     space: Space | None = None,
     chosen: dict[Node, Tensor] | None = None,
 ) -> Eliminated | None:
-    """All nodes from the last to the first; None where no admissible multipliers are found for a layer.
+    """Eliminate all nodes from the last to the first; None if no admissible multipliers are found for a layer.
 
-    order: `output.ordered()`, or the part of it from a node that all paths pass; its first node is what remains.
-    rows: (R, outputs), the identity where left out; in a space of its own, (F, R, n). slack: of the output.
-    chosen: the multipliers that another part of the same batch was eliminated with; they are taken, and kept there.
+    order: `output.ordered()`, or the part of it from a node that all paths pass; its first node remains.
+    rows: (R, outputs), the identity if omitted; in a separate space, (F, R, n). slack: of the output.
+    chosen: the multipliers used for another part of the same batch; they are reused, and new ones are stored there.
     """
     maps = [node.piece.map for node in order[1:] if isinstance(node.piece, Linear)]
     device = next((m.device for m in maps if m.device.type != "cpu"), torch.device("cpu"))
@@ -67,7 +67,7 @@ def eliminate(
     if space is None:
         start = torch.eye(math.prod(output.shape), dtype=torch.float64) if rows is None else rows.to(torch.float64)
         rows, space = start.to(device)[None], Plain()
-    assert rows is not None, "a space of its own has no identity to start from"
+    assert rows is not None, "rows must be given for a separate space"
     front = Front(output, rows, repair or Repair(), space, slack, chosen)
     with torch.no_grad():
         for node in reversed(order[1:]):

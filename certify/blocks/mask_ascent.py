@@ -1,4 +1,4 @@
-"""The lower estimate of a block: the best fixed slopes, or orders, of its hidden units that an ascent finds."""
+"""The lower estimate of a block: the best fixed slopes, or orders, of its hidden units found by ascent."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from robustres.numerics import gamma
 
 
 def affordable_steps(block: ResidualBlock, *, operations: float = 1e10) -> int:
-    """Steps that so many floating-point operations allow, between 10 and 480."""
+    """Number of steps for a given number of floating-point operations, between 10 and 480."""
     maps = (block.shortcut, *block.layers)
     each = sum(2 * map_.roundings * max(map_.in_size, map_.out_size) for map_ in maps)
     return max(10, min(480, int(operations / max(each, 1))))
@@ -25,12 +25,12 @@ def affordable_steps(block: ResidualBlock, *, operations: float = 1e10) -> int:
 def mask_ascent(
     block: ResidualBlock, *, steps: int = 30, restarts: int = 3, generator: torch.Generator | None = None
 ) -> Estimate:
-    """The norm of S + V D W from below, over diagonal D with slopes in [a, b] that are chosen freely.
+    """Lower estimate of the norm of S + V D W over diagonal D with freely chosen slopes in [a, b].
 
-    No bound that knows only the weights and the slopes can lie below it, since some biases attain it; this very
-    network, whose biases are fixed, may stay below it. Each step multiplies by the current operator and its transpose
-    and sets every slope to the end of [a, b] that increases |output|. For sorted groups D permutes each group: the
-    step brings it into the order of the gradient (rearrangement inequality).
+    No bound that uses only the weights and the slopes can be smaller, since some biases attain this norm; the network
+    itself, whose biases are fixed, may stay below it. Each step multiplies by the current operator and its transpose
+    and sets every slope to the end of [a, b] that increases |output|. For sorted groups D permutes each group; the step
+    sorts it in the order of the gradient (rearrangement inequality).
     """
     source = torch.Generator().manual_seed(0) if generator is None else generator
     best = 0.0
@@ -67,7 +67,7 @@ def _one_ascent(block: ResidualBlock, vector: Tensor, steps: int, generator: tor
 
 @dataclass(frozen=True, eq=False)
 class FixedSlopes:
-    """Every unit times its own slope (1, ...), one of the two ends."""
+    """Every unit times its own slope (1, ...), one of the two end points."""
 
     slopes: tuple[float, float]
     values: Tensor
@@ -86,7 +86,7 @@ class FixedSlopes:
 
 @dataclass(frozen=True, eq=False)
 class FixedOrder:
-    """Place i of each group holds the member `order[i]` (1, groups, size, ...)."""
+    """Position i of each group contains the member `order[i]` (1, groups, size, ...)."""
 
     groups: GroupSort
     order: Tensor
@@ -98,13 +98,13 @@ class FixedOrder:
         return out_of_groups(in_groups(gradient, self.groups).gather(2, self.order.argsort(2)), self.groups)
 
     def better(self, gradient: Tensor, hidden: Tensor) -> "FixedOrder":
-        """The permutations that make <gradient, P hidden> largest: both in the same order."""
+        """The permutations that make <gradient, P hidden> largest, by sorting both in the same order."""
         ranks = in_groups(gradient, self.groups).argsort(2).argsort(2)
         return FixedOrder(self.groups, in_groups(hidden, self.groups).argsort(2).gather(2, ranks))
 
 
 def _first_pattern(block: ResidualBlock, index: int, generator: torch.Generator | None) -> FixedSlopes | FixedOrder:
-    """Every unit at the upper slope and every group in its order, or both by chance."""
+    """Every unit at the upper slope and every group in its order, or both at random."""
     layer, slopes = block.layers[index], block.slopes[index]
     chance = torch.zeros(1, *layer.out_shape, dtype=torch.float64)
     if generator is not None:

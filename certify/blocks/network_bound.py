@@ -1,4 +1,4 @@
-"""What the multipliers of a search prove about a whole network: elimination, and the largest square that is left."""
+"""The bound of a whole network proved by the multipliers of a search: elimination and the largest remaining square."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.certify.proof.largest_singular_value import largest_norm, proved_below
 from robustres.numerics import gamma, rounded_up
 
-EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, above it is sought by Lanczos steps
+EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, beyond it is estimated by Lanczos steps
 LANCZOS_STEPS = 60
 EXCESSES = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
@@ -29,7 +29,7 @@ def proved_bound(
     box: Tensor | None = None,
     repair: Repair | None = None,
 ) -> float:
-    """The bound that the multipliers of a search prove, infinite where they prove none."""
+    """The bound proved by the multipliers of a search; infinite if they prove none."""
     found = eliminate(order, layers, Weights(point.multipliers, point.sizes), rows=rows, repair=repair)
     if found is None:
         return math.inf
@@ -41,20 +41,20 @@ def proved_bound(
 
 
 def l2_bound(found: Eliminated, excess: float = 0.0) -> float:
-    """At or above |output change| / |input change| in l2. excess: relative, no smaller one is tried to prove."""
+    """Upper bound on |output change| / |input change| in l2. excess: smallest relative margin tried in the proof."""
     square = found.factor * (largest_square(found.rows, excess) + found.slack)
     return rounded_up(math.sqrt(square), 8) if math.isfinite(square) else math.inf
 
 
 def box_bound(found: Eliminated, weights: Tensor, box: Tensor, excess: float = 0.0) -> float:
-    """At or above |output change| for input changes within the box: |G d|^2 <= kappa sum w d^2, for any w > 0."""
+    """Upper bound on |output change| for input changes within the box: |G d|^2 <= kappa sum w d^2, for any w > 0."""
     half = box.to(found.rows).flatten()
     moving = half > 0
     total = float(half.square().sum())
     w = weights.to(found.rows)[moving]
     w = w.clamp_min(1e-12 * float(w.max()) + 1e-290)
     root = w.rsqrt()
-    # The stored root, not w, is what the columns are scaled with: w is 1 / root^2 from here on.
+    # The columns are scaled with the stored root, not with w: w means 1 / root^2 from here on.
     kappa = largest_square(found.rows[..., moving] * root, excess) * (1 + gamma(8))
     spread = float((half[moving] / root).square().sum()) * (1 + gamma(len(half) + 16))
     square = found.factor * (kappa * spread + found.slack * total * (1 + gamma(len(half) + 8)))
@@ -62,10 +62,10 @@ def box_bound(found: Eliminated, weights: Tensor, box: Tensor, excess: float = 0
 
 
 def largest_square(rows: Tensor, least: float = 0.0) -> float:
-    """At or above the square of the largest singular value of every stored matrix (F, m, n), proved; infinite where
-    that fails.
+    """Proved upper bound on the square of the largest singular value of every stored matrix (F, m, n); infinite if the
+    proof fails.
 
-    least: the smallest relative excess over the computed value of one matrix that is tried.
+    least: the smallest relative margin over the computed value of one matrix that is tried.
     """
     if not rows.numel():
         return 0.0

@@ -1,4 +1,4 @@
-"""Regions of the network between a node and the last node that all of its paths share: residual blocks, mostly."""
+"""Regions between a merge and the last node shared by all of its paths: mostly residual blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """One input of a merge: the nodes between the region's entry and it that every path passes."""
+    """One input of a merge, as the nodes between the entry of the region and the input that every path passes."""
 
     nodes: tuple[Node, ...]
 
     @property
     def linear(self) -> bool:
-        """Whether the entry reaches the merge by a linear map, or unchanged."""
+        """Whether the entry is connected to the merge by a linear map or the identity."""
         return all(isinstance(node.piece, Linear) for node in self.nodes)
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A merge, its entry, and its operands; for a sum, all linear operands added up to the `shortcut`."""
+    """A merge, its entry, and its operands; for a sum, the `shortcut` is the sum of all linear operands."""
 
     entry: Node
     exit: Node
@@ -32,12 +32,12 @@ class Region:
 
     @property
     def is_sum(self) -> bool:
-        """Whether the operands are added, and not laid side by side."""
+        """Whether the operands are added rather than concatenated."""
         return isinstance(self.exit.piece, Merge) and self.exit.piece.kind == "sum"
 
     @property
     def kind(self) -> str:
-        """What the report calls it."""
+        """Its name in the report."""
         if not self.is_sum:
             return "concatenation"
         if self.shortcut is None or not self.branches:
@@ -46,7 +46,7 @@ class Region:
         return "residual (identity)" if isinstance(shortcut, Identity) else "residual (projection)"
 
     def path(self) -> str:
-        """Dotted name of the module that holds the region: what the paths of all its nodes share."""
+        """Dotted name of the module that contains the region: the common prefix of the paths of its nodes."""
         paths = [self.exit.path, *(node.path for operand in self.operands for node in operand.nodes)]
         shared = []
         for names in zip(*(path.split(".") for path in paths), strict=False):

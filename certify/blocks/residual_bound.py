@@ -1,4 +1,4 @@
-"""The branch of a residual block as linear maps and activations in turn, as the joint bound wants it."""
+"""The branch of a residual block as alternating linear maps and activations, the form required by the joint bound."""
 
 from robustres.certify.blocks.joint_bound import NormOf, branch_bound
 from robustres.certify.blocks.parallel_paths import Region
@@ -10,10 +10,10 @@ from robustres.certify.proof.bound import JointBound
 
 
 def residual_bound(found: Region, *, effort: float, norm_of: NormOf) -> JointBound | None:
-    """The smallest bound of a block with one nonlinear branch; None where something else than
-    linear maps, elementwise activations and sorts of channels stands in the branch.
+    """The smallest bound of a block with one nonlinear branch; None if the branch contains anything other than linear
+    maps, elementwise activations and sorts of channels.
 
-    norm_of: a deterministic bound of a linear map's norm.
+    norm_of: a deterministic bound on the norm of a linear map.
     """
     turns = alternating(found)
     if found.shortcut is None or turns is None:
@@ -23,7 +23,7 @@ def residual_bound(found: Region, *, effort: float, norm_of: NormOf) -> JointBou
 
 
 def alternating(found: Region) -> tuple[list[LinearMap], list[Slopes]] | None:
-    """Linear maps and the activations between them; None where something else stands in the branch."""
+    """Linear maps and the activations between them; None if the branch contains anything else."""
     if len(found.branches) != 1:
         return None
     layers: list[LinearMap] = []

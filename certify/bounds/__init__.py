@@ -1,1 +1,1 @@
-"""Lipschitz bounds of whole networks."""
+"""Lipschitz bounds of complete networks."""

@@ -1,4 +1,4 @@
-"""Whether two modules hold the same: types, weights, attributes, hooks, whatever their precision and mode."""
+"""Comparison of two modules: types, weights, attributes and hooks, regardless of precision and mode."""
 
 import math
 import types
@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-# What is compared by value.
+# Types compared by value.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice, frozenset, set)
 PLAIN_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-# What is compared by identity, since no copy of it is ever made.
+# Types compared by identity, since they are never copied.
 SHARED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, torch._ops.OpOverload)
-# The mode of a module, and what a traced module keeps beside its code.
+# Ignored attributes: the mode of a module, and what a traced module stores beside its code.
 IGNORED = frozenset({"training", "_graph", "_tracer_cls", "_tracer_extras", "_graphmodule_cls_name"})
 
 
 def alike(left: Any, right: Any) -> bool:
-    """Whether everything in two objects agrees that can be looked into; False where something cannot.
+    """Whether everything in two objects agrees; False if something cannot be compared.
 
-    Numbers of tensors are compared, not their precision: a model and its copy in float64 are alike.
+    The values of tensors are compared, not their precision: a model and its copy in float64 are alike.
     """
     stack = [(left, right)]
-    met: dict[tuple[int, int], tuple[Any, Any]] = {}  # with the objects, so that no number is given to another one
+    met: dict[tuple[int, int], tuple[Any, Any]] = {}  # keeps the objects alive, so that their ids stay unique
     while stack:
         one, other = stack.pop()
         if one is other or (id(one), id(other)) in met:
@@ -36,10 +36,10 @@ def alike(left: Any, right: Any) -> bool:
 
 
 def _parts(one: Any, other: Any) -> list[tuple[Any, Any]] | None:
-    """What must be alike for two different objects to be alike; None where they are not, or nobody knows."""
+    """The pairs that must be alike for two different objects to be alike; None if they are not, or if it is unknown."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return [] if _same_numbers(one, other) else None
-    traced = isinstance(one, fx.GraphModule) and isinstance(other, fx.GraphModule)  # each of a class of its own
+    traced = isinstance(one, fx.GraphModule) and isinstance(other, fx.GraphModule)  # each has its own class
     if isinstance(one, SHARED) or (type(one) is not type(other) and not traced):
         return None
     if isinstance(one, PLAIN + PLAIN_TORCH):
@@ -59,7 +59,7 @@ def _parts(one: Any, other: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers in the wider of their types."""
+    """Whether two tensors have the same values in the wider of their types."""
     if one.shape != other.shape or one.layout != other.layout or one.is_floating_point() != other.is_floating_point():
         return False
     wide = torch.promote_types(one.dtype, other.dtype)

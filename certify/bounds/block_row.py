@@ -1,4 +1,4 @@
-"""One row of the report: a block of the network, or a piece between blocks, with every bound that was computed."""
+"""One row of the report: a block of the network, or a piece between blocks, with all computed bounds."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ class BlockRow:
 
     name: dotted path of the module. kind: what it is, "residual (identity)" and "residual (projection)" for blocks.
     shortcut, branch: bounds of the two sides of a residual block, NaN elsewhere.
-    textbook: shortcut + branch. joint: the joint bound (section 3.3 of the mathematics). NaN where they do not apply or
-        were not asked.
-    candidates: every valid bound that was computed, by method. upper: the smallest, method: which one it is.
-    lower: an estimate from below, of the block as it is; it certifies nothing.
-    floor: the stretch that is found where every slope of an activation may be chosen freely: no bound that knows only
-        the range of the slopes, as all of these, can be lower. It may lie above the block's own constant, since the
-        biases may never let the slopes come together so. NaN where it was not sought.
+    textbook: shortcut + branch. joint: the joint bound (section 3.3 of the mathematics). NaN if they do not apply or
+    were not requested.
+    candidates: all valid computed bounds, by method. upper: the smallest of them; method: its name.
+    lower: a lower estimate for the block as it is; it certifies nothing.
+    floor: the largest norm found when every slope of an activation may be chosen freely: no bound that uses only the
+        range of the slopes, as all of these do, can be lower. It may exceed the block's own constant, since the biases
+        may rule out this combination of slopes. NaN if it was not computed.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Bounds that were computed before are used again, for exactly the same network, settings and certifier.
+"""A cache of computed bounds, for exactly the same network, settings and certifier.
 
-A bound is a function of the network's pieces, the settings and the certifier's own source. All three enter the key as
-a digest, so that a changed weight, a changed forward or a changed line of this package never meets an old bound. The
-weights alone would not do: another activation between the same weights has another constant.
+A bound is a function of the network's pieces, the settings and the certifier's own source. The key is a digest of all
+three, so that a stored bound is never used after a change of a weight, of a forward function or of this package. The
+weights alone would not suffice: with other activations, the same weights have another constant.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from robustres.numerics import gamma
 
 
 class BoundMemory(Protocol):
-    """Keeps texts by key; what it gives back must be what was kept, or nothing."""
+    """Storage of texts by key; it must return what was stored, or nothing."""
 
     def load(self, key: str) -> str | None:
-        """The text kept under this key."""
+        """The text stored under this key."""
         ...
 
     def save(self, key: str, text: str) -> None:
-        """Keep a text under this key."""
+        """Store a text under this key."""
         ...
 
 
 @dataclass
 class Known:
-    """What was computed of a network: rows by norm and place in its order, the estimates of rows and network, and the
-    bound of the whole network at once."""
+    """The results computed for a network: rows by norm and position, estimates of rows and network, and the bound of
+    the whole network at once."""
 
     rows: dict[str, dict[int, BlockRow]] = field(default_factory=lambda: {"l2": {}, "linf": {}})
     block_lower: list[float] = field(default_factory=list)
@@ -53,18 +53,18 @@ class Known:
 
     @property
     def complete(self) -> bool:
-        """Whether this came from memory."""
+        """Whether this was loaded from storage."""
         return not math.isnan(self.lower)
 
     def to_text(self) -> str:
-        """As JSON; floating-point numbers come back exactly."""
+        """As JSON; floating-point numbers are preserved exactly."""
         rows = {norm: [[place, asdict(row)] for place, row in found.items()] for norm, found in self.rows.items()}
         whole = None if self.whole is None else asdict(self.whole)
         return json.dumps({"rows": rows, "block_lower": self.block_lower, "lower": self.lower, "whole": whole})
 
     @classmethod
     def from_text(cls, text: str | None) -> "Known":
-        """What a text says; nothing where there is none or it cannot be read."""
+        """The contents of a text; empty if there is none or it cannot be read."""
         try:
             content = json.loads(text or "")
             rows = {
@@ -82,7 +82,7 @@ class Known:
 
 @dataclass(eq=False)
 class RememberingBounder(Bounder):
-    """A bounder that looks for a row among the known ones first, and adds what it computes."""
+    """A bounder that first looks for a row among the known ones, and stores those that it computes."""
 
     known: dict[int, BlockRow] = field(default_factory=dict)
     _place: dict[Node, int] = field(init=False)
@@ -100,7 +100,7 @@ class RememberingBounder(Bounder):
 
 
 def network_key(captured: Captured, order: Sequence[Node], settings: Mapping[str, Any]) -> str | None:
-    """Digest of everything that bounds and estimates follow from; None where a part of it has no canonical form."""
+    """Digest of everything on which bounds and estimates depend; None if a part of it has no canonical form."""
     places = {node: place for place, node in enumerate(order)}
     names = {node: f"%{place}" for place, node in enumerate((*captured.constants, captured.source, *captured.nodes))}
     digest = hashlib.sha256(certifier_digest().encode())
@@ -124,7 +124,7 @@ def network_key(captured: Captured, order: Sequence[Node], settings: Mapping[str
 
 @lru_cache(maxsize=1)
 def certifier_digest() -> str:
-    """Digest of the source of the whole certifier, every room of it, and of the versions of what it computes with."""
+    """Digest of the source of the whole certifier and of the versions of the numerical libraries."""
     digest = hashlib.sha256(repr([(name, version(name)) for name in ("torch", "numpy", "scipy")]).encode())
     digest.update(f"{platform.python_version()} {platform.machine()}".encode())
     for file in certifier_sources():
@@ -133,7 +133,7 @@ def certifier_digest() -> str:
 
 
 def certifier_sources() -> list[Path]:
-    """Every source file that a bound depends on: all rooms of this package, and the numerics below it."""
+    """Every source file on which a bound depends: all of this package, and the numerics below it."""
     package = Path(__file__).resolve().parents[1]
     return [*sorted(package.rglob("*.py")), Path(inspect.getfile(gamma)).resolve()]
 
@@ -147,7 +147,7 @@ def _row(record: dict[str, Any]) -> BlockRow:
 
 
 def _canonical(value: Any) -> Iterator[bytes]:
-    """The value as bytes, the same for equal values only; TypeError for what is not known to have such a form."""
+    """The value as bytes, equal only for equal values; raises TypeError for types without such a form."""
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)} {value.device.type}".encode()
         yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

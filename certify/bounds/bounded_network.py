@@ -1,4 +1,4 @@
-"""Everything that `lipschitz` learnt about a network, kept for `certify`: its graph, its bounds, its weights."""
+"""The results of `lipschitz` on a network that `certify` needs: its graph, its bounds, its weights."""
 
 import weakref
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from robustres.guard import random_state_kept
 
 ANOTHER = (
     "the report is for another model: it has the same weights but gives different answers; run lipschitz on this "
-    "very model again"
+    "model again"
 )
 
 
@@ -40,12 +40,12 @@ class Analysis:
     _measured: list[tuple[Tensor, Tensor, dict[fx.Node, Tensor]]] = field(init=False, default_factory=list)
 
     def require_same_model(self, model: nn.Module, x: Tensor) -> None:
-        """InputError where the model is not the one that was analysed: other weights, another graph, or other answers.
+        """Raise InputError if the model is not the analysed one: other weights, another graph, or other outputs.
 
-        What the model holds is compared first. Where some of that differs, or cannot be compared, the model is captured
-        again and must have the same graph. Then its answers are compared, for what it reads elsewhere: the first time
-        for some of the images x (N, ...) and random inputs of several sizes and their opposites, with gradients enabled
-        and without, later for images alone.
+        The contents of the model are compared first. If some of them differ or cannot be compared, the model is
+        captured again and must have the same graph. Then its outputs are compared, since it may use values from
+        elsewhere: the first time for some of the images x (N, ...) and for random inputs of several sizes and their
+        negatives, with and without gradients enabled, later for images only.
         """
         module = self.captured.module
         if not alike(module, model):
@@ -88,9 +88,9 @@ class Analysis:
             raise InputError(ANOTHER)
 
     def measured(self, x: Tensor, *, batch_size: int) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-        """The float64 logits of x (N, ...), and the l2 norm (N,) of every node's value at every sample, on the CPU.
+        """The float64 logits of x (N, ...), and the l2 norm (N,) of every node's value for every sample, on the CPU.
 
-        Those of the last images are kept, so that certificates in several norms run the network once.
+        The results for the last images are cached, so that certificates in several norms run the network once.
         """
         if self._measured and self._measured[0][0].shape == x.shape and torch.equal(self._measured[0][0], x):
             return self._measured[0][1:]
@@ -106,7 +106,7 @@ class Analysis:
     def forward(
         self, x: Tensor, *, batch_size: int, observe: Callable[[slice, fx.Node, Any], None] | None = None
     ) -> Tensor:
-        """The float64 logits of x (N, ...), batch by batch; `observe` is told which samples, node and value."""
+        """The float64 logits of x (N, ...), batch by batch; `observe` is called with samples, node and value."""
         size = batch_size if self.captured.rebatches else BATCH
         rows = []
         for start in range(0, len(x), size):

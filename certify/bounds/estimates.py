@@ -1,8 +1,8 @@
-"""Estimates from below of the network and of each of its pieces, from random images or from real ones.
+"""Lower estimates for the network and each of its pieces, from random or real images.
 
-They guarantee nothing, and a bound never hangs on them: where torch has no derivative there is no estimate, and a slope
-above the bound counts only where the answers to two inputs show it. torch's derivative of logsumexp, say, is 1 for each
-of several equal inputs of 1e150, which together are n times as steep as the function.
+They guarantee nothing, and no bound depends on them: if torch has no derivative there is no estimate, and a slope above
+the bound counts only if the outputs for two inputs confirm it. For example, torch's derivative of logsumexp is 1 for
+each of several equal inputs of 1e150, which together are n times as steep as the function.
 """
 
 import math
@@ -19,14 +19,14 @@ from robustres.certify.lower.jacobian import Steepest, norms, scaled, steepest_d
 from robustres.numerics import gamma
 
 Piece = tuple[Node, Node, BlockRow]
-MOST_STARTS = 3 * BATCH  # of real images, for inputs of at most so many numbers:
+MOST_STARTS = 3 * BATCH  # number of real images, for inputs of at most this size:
 SMALL_INPUT = 20_000
-CLIMBS = 8  # the first from every image, each other from four copies of the best
+CLIMBS = 8  # number of ascents: the first from every image, the others from four copies of the best
 CLIMB_REACH = 0.3
-CLIMBED_SAMPLES = 4 * CLIMBS  # of which each step of a climb runs both ends of a pair, on average, for half the steps
-REACH = 0.1  # of a pair's distance over the size of the values that it starts from
-STEPS = tuple(10.0**-k for k in range(1, 10))  # from a point to the other of a pair, over the point's size
-CLOSE = 1e-6  # derivatives are as exact as torch's: that of hardsigmoid is 3e-8 too large
+CLIMBED_SAMPLES = 4 * CLIMBS  # samples per ascent; each step runs both ends of a pair, on average for half the steps
+REACH = 0.1  # distance of a pair over the size of the values at its start
+STEPS = tuple(10.0**-k for k in range(1, 10))  # distance between the points of a pair, over the size of the point
+CLOSE = 1e-6  # accuracy of torch's derivatives: that of hardsigmoid is 3e-8 too large
 
 
 def start_images(images: Tensor | None) -> Tensor | None:
@@ -41,8 +41,8 @@ def start_images(images: Tensor | None) -> Tensor | None:
 def block_estimates(
     captured: Captured, pieces: Sequence[Piece], images: Tensor | None, steps: int, generator: torch.Generator | None
 ) -> list[float]:
-    """For each row whose bound may be loose and that has no estimate yet, or where there are images, the slope that is
-    found; 0 for the others."""
+    """The slopes found for rows with a possibly loose bound and no estimate yet, or for all such rows if there are
+    images; 0 for the others."""
     found = []
     for entry, end, row in pieces:
         loose = row.kind not in ("linear", "activation")
@@ -61,10 +61,10 @@ def estimate(
     *,
     upper: float,
 ) -> float:
-    """The largest Jacobian norm from `entry` to `end` that is found where images lead to; 0 for no steps.
+    """The largest Jacobian norm from `entry` to `end` found at values reached from images; 0 for no steps.
 
-    With real images also after a short ascent on the ratio of a pair from there, as in `strongest_witness`.
-    upper: the bound of it; where a derivative is larger, the ratio of a pair in its direction takes its place.
+    With real images, also after a short ascent on the ratio of a pair from there, as in `strongest_witness`.
+    upper: the bound; a larger derivative is replaced by the ratio of a pair in its direction.
     """
     if steps == 0:
         return 0.0
@@ -87,8 +87,8 @@ def climbed(
     generator: torch.Generator | None,
     upper: float,
 ) -> float:
-    """The largest Jacobian norm that is found by climbing from images (N, *shape) again and again, as
-    `strongest_witness` does: from each of them, then from copies of the two best that are moved and spread apart."""
+    """The largest Jacobian norm found by repeated ascents from images (N, *shape), as in `strongest_witness`: from each
+    of them, then from moved and spread copies of the two best."""
     if ascent_steps < 1 or not captured.rebatches:
         return 0.0
     draw = generator or torch.Generator().manual_seed(0)
@@ -96,7 +96,7 @@ def climbed(
 
 
 def _largest(slopes: Iterator[float]) -> float:
-    """Of the slopes as they are found; 0 where torch has no derivative, or a wrong one."""
+    """The largest of the slopes; 0 if torch has no derivative, or a wrong one."""
     try:
         return max(slopes)
     except torch.OutOfMemoryError:
@@ -108,7 +108,7 @@ def _largest(slopes: Iterator[float]) -> float:
 def _climb(
     captured: Captured, entry: Node, end: Node, middle: Tensor, steps: int, draw: torch.Generator, upper: float
 ) -> Iterator[float]:
-    """The largest slope after every climb."""
+    """The largest slope after each ascent."""
 
     def network(values: Tensor) -> Tensor:
         return captured.run({entry.origin: values}, end.origin)
@@ -136,7 +136,7 @@ def _steepest(
     upper: float,
 ) -> float:
     def piece(values: Tensor) -> Tensor:
-        # What else hangs on the input is constant in the network (shapes, types, zeros), but the graph computes it.
+        # Other values that depend on the input are constants (shapes, types, zeros), but the graph computes them.
         others = images[torch.arange(len(values), device=images.device) % len(images)]
         return captured.run({captured.source: others, entry.origin: values}, end.origin)
 
@@ -153,7 +153,7 @@ def _steepest(
 
 
 def _confirmed(piece: Callable[[Tensor], Tensor], x: Tensor, found: Steepest, upper: float) -> float:
-    """The largest slope; what exceeds the bound is replaced by the ratio of a pair, its rounding taken off."""
+    """The largest slope; slopes above the bound are replaced by the ratio of a pair minus its rounding error."""
     stretch = found.stretch.nan_to_num(0, 0, 0)
     over = stretch > upper * (1 + CLOSE)
     if not bool(over.any()):

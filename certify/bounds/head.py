@@ -1,4 +1,4 @@
-"""The final linear layer, kept apart: the logits of two classes differ less than two times the whole network allows."""
+"""The final linear layer, treated separately, which gives tighter bounds for the difference of two logits."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.numerics import gamma, rounded_up
 
-MOST_ENTRIES = 2**24  # of a map that is written out, one row for each class
-MOST_KEPT = 2**24  # numbers that are kept of the pairs that were asked for
+MOST_ENTRIES = 2**24  # largest number of entries of a map that is written out, with one row per class
+MOST_KEPT = 2**24  # largest number of cached values for requested pairs
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """logits = map(features) + bias, with bounds of the Lipschitz constant from the input to the features.
+    """logits = map(features) + bias, with bounds on the Lipschitz constant from the input to the features.
 
-    body_l2, body_linf: bounds of the features' Lipschitz constant in l2 and linf.
+    body_l2, body_linf: bounds on the Lipschitz constant of the features in l2 and linf.
     """
 
     map: LinearMap
@@ -33,7 +33,7 @@ class Head:
     def pair_norms(self, label: int, norm: str) -> Tensor:
         """|w_label - w_j| for every class j (classes,), rounded up, in the norm dual to `norm` of the features.
 
-        The numbers are computed once for each class that is asked for, in time and memory of classes x features.
+        The values are computed once per requested class, in time and memory proportional to classes x features.
         """
         if (label, norm) not in self._kept:
             if (len(self._kept) + 1) * self.map.out_size > MOST_KEPT:
@@ -53,9 +53,9 @@ class Head:
 
     @cached_property
     def _rows(self) -> tuple[Tensor, float, dict[str, float], int]:
-        """Rows (classes, n) and the error of each, both times 2^exponent; the norms of the map whose output they read.
+        """Rows (classes, n) and the error of each, both times 2^exponent, and the norms of the map before them.
 
-        A map that is too large to be written out is read from its last matrix on, where it ends in one.
+        If a map is too large to be written out but ends in a matrix, the rows are those of that matrix.
         """
         map_, exponent = self.map.normalised()
         before = {"l2": 1.0, "linf": 1.0}

@@ -1,4 +1,4 @@
-"""A network as the certifier reads it, for whoever looks into it: its pieces, its residual blocks, its states."""
+"""A view of a network as the certifier represents it: its pieces, its residual blocks, its states."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ from robustres.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class NetworkPiece:
-    """What stands between two consecutive values that every path of the network shares.
+    """The part of a network between two consecutive values through which every path passes.
 
-    name, kind: as in the block report, "activation" for a 1-Lipschitz activation, which has no row there.
-    row: its bounds, None for such an activation. shortcut: S of a residual block S x + F(x), None elsewhere.
+    name, kind: as in the block report; "activation" for a 1-Lipschitz activation, which has no row there.
+    row: its bounds, None for such an activation. shortcut: S of a residual block S x + F(x), otherwise None.
     """
 
     name: str
@@ -41,13 +41,13 @@ class NetworkPiece:
 
     @property
     def upper(self) -> float:
-        """A bound of its Lipschitz constant, in the report's norm."""
+        """A bound on its Lipschitz constant in the norm of the report."""
         return 1.0 if self.row is None else self.row.upper
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkView:
-    """A network as the sequence of its pieces; everything runs in float64 on the certifier's own copy of the model.
+    """A network as a sequence of pieces; everything runs in float64 on the certifier's own copy of the model.
 
     State 0 is the image, state k the output of piece k - 1; the last state is the logits.
     """
@@ -83,7 +83,7 @@ class NetworkView:
         return shortcut(values)
 
     def branch(self, position: int, values: Tensor) -> Tensor:
-        """F(x) of the residual block at `position`: what it adds to its shortcut."""
+        """F(x) of the residual block at `position`: its output minus the shortcut."""
         return self.run(values, position, position + 1) - self.skip(position, values)
 
     def _node(self, state: int) -> fx.Node:
@@ -112,8 +112,8 @@ class ResidualView:
     """A residual block S x + F(x) of a network as it is written, with its maps in float64.
 
     shortcut: S. layers, slopes: F as linear maps and the activations between them. branch_end, shortcut_end: dotted
-    paths of the modules behind the last linear maps in a row of F, and of S, from the last one on; S = identity has
-    none, and neither has a sum of several maps.
+    paths of the modules of the final run of linear maps of F, and of S, last one first; empty for S = identity and for
+    a sum of several maps.
     """
 
     path: str
@@ -124,7 +124,7 @@ class ResidualView:
     shortcut_end: tuple[str, ...]
 
     def bound(self, share: float = 1.0, *, joint: bool, effort: float) -> float:
-        """At or above the Lipschitz constant of S x + share F(x); effort: seconds of a nominal core (joint only)."""
+        """Upper bound on the Lipschitz constant of S x + share F(x); effort: seconds of a nominal core (joint only)."""
         layers = (*self.layers[:-1], share * self.layers[-1])
         if joint:
             return branch_bound(self.shortcut, layers, slopes=self.slopes, effort=effort).upper
@@ -140,8 +140,8 @@ class ResidualView:
 def residual_views(model: nn.Module, input_shape: Shape) -> list[ResidualView | str]:
     """The residual blocks of a model, without bounding anything.
 
-    A block whose branch is not one sequence of linear maps and activations is given by its dotted path alone.
-    Raises UnsupportedOperationError for operations that the certifier does not know.
+    A block whose branch is not a sequence of linear maps and activations is represented by its dotted path only. Raises
+    UnsupportedOperationError for operations without a rule.
     """
     _, output = read_network(model, input_shape)
     order = output.ordered()
@@ -168,7 +168,7 @@ def _ends(operand: Operand) -> tuple[str, ...]:
 
 
 def _in_batches(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """The captured graph takes batches of exactly BATCH samples: the last one is filled up and cut again."""
+    """The captured graph takes batches of exactly BATCH samples: the last one is padded and its output cropped."""
     parts = []
     for batch in torch.split(values, BATCH):
         missing = BATCH - len(batch)

@@ -1,8 +1,8 @@
 """Bounds of every piece of a network, composed along its dominators.
 
-Between two consecutive nodes that every path shares stands either one piece, or a region that ends in a merge. The
-constant of a path multiplies; a sum of paths adds; paths side by side add their squares. Each region is bounded from
-the outputs of its entry, whatever happens inside it, so any acyclic network is covered, nested blocks included.
+Between two consecutive nodes shared by every path there is either one piece, or a region that ends in a merge.
+Constants multiply along a path; they add for a sum of paths, and their squares add for concatenated paths. Each region
+is bounded as a map from its entry, whatever it contains, so every acyclic network is covered, including nested blocks.
 """
 
 import math
@@ -26,12 +26,12 @@ from robustres.numerics import rounded_up, sum_up
 
 @dataclass(eq=False)
 class Bounder:
-    """Bounds the pieces of one network in one norm; every piece is bounded once.
+    """Bounds the pieces of one network in one norm, each of them once.
 
     joint: also bound residual blocks jointly (l2 only), with `effort` seconds of a nominal core for each.
-    seconds: time guide for each linear map. delta: a failure probability that probabilistic methods may spend on each
+    seconds: time guide for each linear map. delta: failure probability that probabilistic methods may use for each
     linear map; None allows deterministic methods only.
-    watch: told how many pieces are bounded, and how many there are.
+    watch: called with the number of pieces bounded so far and the total number.
     """
 
     order: list[Node]
@@ -72,7 +72,7 @@ class Bounder:
         return self._rows[node]
 
     def norm_of(self, map_: LinearMap) -> Bound:
-        """The norm of a linear map in this bounder's norm; every map is bounded once."""
+        """The operator norm of a linear map in the norm of this bounder; every map is bounded once."""
         if map_ not in self._norms:
             if self.norm == "l2":
                 self._norms[map_] = spectral_norm(map_, delta=self.delta, seconds=self.seconds)
@@ -81,7 +81,7 @@ class Bounder:
         return self._norms[map_]
 
     def _certain_norm(self, map_: LinearMap) -> float:
-        """A deterministic bound of the norm, shared with the rows where they have one."""
+        """A deterministic bound on the norm, shared with the rows if they have one."""
         known = self._norms.get(map_)
         if known is None or known.guarantee != Guarantee():
             known = spectral_norm(map_, seconds=self.seconds, lower_steps=1)
@@ -154,7 +154,7 @@ class Bounder:
         )
 
     def _operand(self, operand: Operand) -> Bound:
-        """The product along one operand, 1 where it is the entry itself."""
+        """The product along one operand, or 1 if it is the entry itself."""
         rows = [self.row(node) for node in operand.nodes]
         if not rows:
             return Bound(1.0, 1.0, "identity")
@@ -205,7 +205,7 @@ class Bounder:
 
 
 def unique_names(pieces: list[tuple[Node, Node, BlockRow]]) -> list[str]:
-    """A name for each row: of the module that holds it, else of the merge that ends it, else with a number."""
+    """A unique name for each row: that of its module, else of its final merge, else with a number."""
     count = Counter(row.name for _, _, row in pieces)
     names: list[str] = []
     for _, end, row in pieces:

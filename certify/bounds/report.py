@@ -1,4 +1,4 @@
-"""The result of `lipschitz`: one row per block, the product, and what was refused."""
+"""The result of `lipschitz`: one row per block, the product, and the refused operations."""
 
 import math
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ class LipschitzReport:
     """Bounds of a whole network and of its blocks, from the input pixels to the logits.
 
     blocks: rows in the order of the network; the product of their `upper` is `product`.
-    upper: a bound of the Lipschitz constant of the logits in `norm`, infinite where something was refused: the smallest
-        of all that were computed, `method` says which; l2_upper and linf_upper: in either norm.
+    upper: a bound on the Lipschitz constant of the logits in `norm`, the smallest of all computed bounds (`method`
+        names it); infinite if something was refused. l2_upper and linf_upper: the bounds in the two norms.
     whole: the l2 bound of all layers at once, what its kind of multipliers can reach, or why it was skipped.
-    lower: an estimate from below, which certifies nothing.
-    refused: operations without a rule, with where they stand; empty for a network that is covered.
-    analysis: the network as it was bounded, which `certify` needs again; None where something was refused.
-    domain: the inputs that the bounds are about: all, or images in [0, 1]^n.
-    head: the final linear layer with the bounds of everything before it, None where the network does not end so.
+    lower: a lower estimate, which certifies nothing.
+    refused: operations without a rule and their locations; empty for a network that is covered.
+    analysis: the network as it was bounded, which `certify` needs; None if something was refused.
+    domain: the inputs for which the bounds hold: all, or images in [0, 1]^n.
+    head: the final linear layer with the bounds of everything before it; None if the network does not end in one.
     """
 
     input_shape: Shape
@@ -60,8 +60,8 @@ class LipschitzReport:
         return tuple(row for row in self.blocks if row.is_residual)
 
     def ledger(self) -> pd.DataFrame:
-        """`to_frame` with every bound that was computed for a residual block in a column of its own (NaN where it was
-        not), such as linear and joint, the tightness upper / lower, and the seconds.
+        """`to_frame` with a column for every bound computed for residual blocks, such as linear and joint (NaN where it
+        was not computed), the tightness upper / lower, and the seconds.
         """
         methods = dict.fromkeys(method for row in self.residual_blocks for method in row.candidates)
         return self.to_frame().assign(
@@ -83,7 +83,7 @@ class LipschitzReport:
         return f"{table}\n{whole}; {self.explanation()}"
 
     def explanation(self) -> str:
-        """How the bound of the whole network came about, in a sentence."""
+        """The origin of the bound of the whole network, in one sentence."""
         if self.whole.skipped:
             return f"product of the pieces {self.product:.6g}; layers not eliminated: {self.whole.skipped}"
         return (
@@ -92,7 +92,7 @@ class LipschitzReport:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """The rows as the table `blocks` of a run folder: what a repetition reproduces, so without seconds."""
+        """The rows as the table `blocks` of a run folder; only reproducible columns, so without seconds."""
         return typed_table(
             "blocks",
             [
@@ -114,28 +114,28 @@ class LipschitzReport:
         )
 
     def view(self) -> NetworkView:
-        """The network behind the rows: every piece as a function of float64 states, its shortcut, its bounds.
+        """The network as a sequence of pieces: each as a function of float64 states, with its shortcut and its bounds.
 
-        InputError where something was refused.
+        Raises InputError if something was refused.
         """
         if self.analysis is None:
-            raise InputError("the report has no network behind it: some of its operations were refused")
+            raise InputError("the report has no view of the network, since some of its operations were refused")
         return network_view(self.analysis.captured, self.analysis.output, self.blocks)
 
     def block(self, name: str) -> BlockRow:
-        """The row of that name; InputError lists the names."""
+        """The row of that name; raises InputError with a list of the names if there is none."""
         for row in self.blocks:
             if row.name == name:
                 return row
         raise InputError(f"no block is called {name!r}; the blocks are {', '.join(row.name for row in self.blocks)}")
 
     def what_if(self, name: str, factor: float) -> "WhatIf":
-        """What the network's bound would be with one piece rescaled; nothing here is a bound of the network as it is.
+        """The bound of the network if one piece were rescaled; it is not a bound of the network as it is.
 
-        Of a residual block, `factor` multiplies the branch (F becomes factor F), and the block is bounded anew by
-        every method that bounded it, the joint one with its own T; of any other piece, `factor` multiplies its
-        constant. `network_upper`, the product of the pieces, is a valid bound of the network rescaled so, and
-        `radius_gain` is what the product gains.
+        For a residual block, `factor` multiplies the branch (F becomes factor F), and the block is bounded again by
+        every method that bounded it, with its own T for the joint bound; for any other piece, `factor` multiplies its
+        constant. `network_upper`, the product of the pieces, is a valid bound of the rescaled network, and
+        `radius_gain` is the improvement of the product.
         """
         if not (math.isfinite(factor) and factor >= 0):
             raise InputError(f"factor must be a finite number of at least 0, got {factor}")
@@ -152,8 +152,8 @@ class LipschitzReport:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A supposition: the bounds of one block and of the network after rescaling, the factor that all radii gain by it,
-    and the method that bounds the block."""
+    """The hypothetical bounds of one block and of the network after rescaling, the factor by which all radii would
+    grow, and the method that bounds the block."""
 
     name: str
     factor: float

@@ -1,4 +1,4 @@
-"""What a block's bounds would be with its branch multiplied by a factor."""
+"""The bounds of a block with its branch multiplied by a factor."""
 
 import math
 
@@ -14,9 +14,9 @@ from robustres.numerics import rounded_up
 
 
 def rescaled_candidates(analysis: Analysis | None, place: int, row: BlockRow, factor: float) -> dict[str, float]:
-    """Every l2 bound of the residual block in row `place` of the network, F replaced by factor F, by method.
+    """Every l2 bound, by method, of the residual block in row `place` of the network with F replaced by factor F.
 
-    The textbook bound always; the joint bound is computed anew, with a T of its own; a linear branch is added up.
+    The textbook bound is always included; the joint bound is recomputed with its own T; a linear branch is added to S.
     """
     candidates = {"textbook": rounded_up(row.shortcut + factor * row.branch, 2)}
     if factor <= 1:  # S + factor F = (1 - factor) S + factor (S + F)

@@ -1,10 +1,10 @@
-"""The network on images in [0, 1]^n only: forward interval arithmetic, slopes of activations there, products of values.
+"""The network on images in [0, 1]^n: forward interval arithmetic, slopes of activations, products of two values.
 
 For x and y in the domain every value of the network lies in its box, so the difference quotients of an activation lie
-in its slopes on the box, and a product of two values f and g obeys
+within its slopes on the box, and a product of two values f and g satisfies
     |f(x) g(x) - f(y) g(y)| <= sup |f| |g(x) - g(y)| + sup |g| |f(x) - f(y)|,
-in l2 as in linf, the suprema being over all coordinates. The domain is convex and an adversary is confined to it, so a
-radius from such a bound holds for the part of the ball that lies in [0, 1]^n.
+in l2 and in linf, with suprema over all coordinates. The domain is convex and an adversary is confined to it, so a
+radius from such a bound holds for the part of the ball within [0, 1]^n.
 """
 
 import math
@@ -18,12 +18,12 @@ from robustres.certify.maps.rounding import ALGORITHM_FACTOR
 from robustres.numerics import gamma
 
 Box = tuple[Tensor, Tensor]
-# Every box is this much wider than what the exact values need; a certificate whose roundings may be larger is none.
+# Every box is wider than the exact values require by this much; if rounding errors may be larger, nothing is certified.
 BOX_SLACK = 1e-8
 
 
 def on_unit_domain(network: Node, captured: Captured) -> Node:
-    """The network as captured, activations with their slopes on the boxes, products with their largest factors."""
+    """The network as captured, with the slopes of activations on the boxes and the largest factors of products."""
     order = network.ordered()
     middle = _middle(order, captured)
     boxes: dict[Node, Box] = {}
@@ -44,12 +44,12 @@ def on_unit_domain(network: Node, captured: Captured) -> Node:
 
 
 def _widened(box: Box) -> Box:
-    """Room for values as they are computed, which lie this close to the exact ones; everywhere where none is known."""
+    """The box widened for computed values, which are this close to the exact ones; unbounded if no box is known."""
     return box[0].nan_to_num(-math.inf, math.inf) - BOX_SLACK, box[1].nan_to_num(math.inf, math.inf) + BOX_SLACK
 
 
 def _middle(order: list[Node], captured: Captured) -> dict[Node, Tensor]:
-    """(1, *shape): the value of every node at the image of all 0.5, as computed."""
+    """(1, *shape): the computed value of every node at the image with all pixels 0.5."""
     seen: dict[fx.Node, Tensor] = {}
     shape = (BATCH, *captured.source.meta["val"].shape[1:])
     image = torch.full(shape, 0.5, dtype=torch.float64, device=device_of(captured.module))
@@ -90,7 +90,7 @@ def _merged(values: list[Tensor], piece: Merge) -> Tensor:
 
 
 def _box(node: Node, inputs: list[Box], middle: dict[Node, Tensor]) -> Box:
-    """Where the node's value lies, for inputs in their boxes."""
+    """The box of the node's value, for inputs in their boxes."""
     match node.piece:
         case Source():
             image = middle[node]
@@ -113,9 +113,9 @@ def _box(node: Node, inputs: list[Box], middle: dict[Node, Tensor]) -> Box:
 
 
 def _affine(node: Node, box: Box, middle: dict[Node, Tensor]) -> Box:
-    """A (c - m) + value at m, plus and minus |A| times half the width; m is the computed middle of the input.
+    """A (c - m) + value at m, plus and minus |A| times half the width, where m is the computed centre of the input.
 
-    The computed value at m is off by the roundings of this one operation, relative to |A| |m| and the constant part.
+    The computed value at m has only the rounding errors of this operation, relative to |A| |m| and the constant part.
     """
     assert isinstance(node.piece, Linear)
     unbounded = torch.full((1, *node.shape), math.inf, dtype=torch.float64, device=box[0].device)

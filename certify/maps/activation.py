@@ -135,8 +135,7 @@ class Smooth(Activation):
     @property
     @abstractmethod
     def turns(self) -> tuple[tuple[float, float, float], ...]:
-        """Intervals [from, to] that contain a local extremum or a jump of the derivative, and its value rounded
-        outwards."""
+        """Intervals [from, to] with a local extremum or a jump of the derivative, and its value rounded outwards."""
 
     @property
     def jump(self) -> float:
