@@ -1,4 +1,4 @@
-"""Rounding directions, checked with exact rational arithmetic."""
+"""Rounding directions, checked in exact rational arithmetic."""
 
 import math
 from fractions import Fraction

@@ -12,7 +12,7 @@ from robustres.certify.graph.network import Node
 
 
 class NetworkBound(NamedTuple):
-    """upper: what was proved. reachable: the search's estimate of what can be. point: where the search ended."""
+    """upper: the proved bound. reachable: estimate of the smallest provable bound. point: where the search ended."""
 
     upper: float
     reachable: float

@@ -10,7 +10,7 @@ from robustres.errors import InputError
 
 @st.composite
 def convolutions(draw: st.DrawFn, modes: tuple[str, ...] = ("zeros",), most_groups: int = 3) -> Convolution:
-    """Any small convolution: unequal and too large paddings, even kernels, strides beyond the kernel, groups."""
+    """A random small convolution: asymmetric and oversized padding, even kernels, strides beyond the kernel, groups."""
     groups = draw(st.integers(1, most_groups))
     c_in, c_out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     two = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731

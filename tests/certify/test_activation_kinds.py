@@ -1,4 +1,4 @@
-"""Every kind of activation and of opaque map answers every question, and its answers hold against what it computes."""
+"""Every kind of activation and opaque map implements every function, with results that agree with its values."""
 
 import inspect
 import math
@@ -89,14 +89,14 @@ OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
 
 
 def concrete(base: type, module: object) -> Iterator[type]:
-    """Every kind below `base` that can be instantiated and stands in the module."""
+    """Every concrete subclass of `base` in the module."""
     for kind in vars(module).values():
         here = inspect.isclass(kind) and kind.__module__ == module.__name__  # type: ignore[attr-defined]
         if here and issubclass(kind, base) and kind is not base and not kind.__name__.startswith("_"):
             yield kind
 
 
-def test_every_kind_is_walked_and_none_leaves_a_question_open() -> None:
+def test_every_kind_is_covered_and_implements_every_function() -> None:
     activations = {kind for file in (piecewise_linear, smooth, per_coordinate) for kind in concrete(Activation, file)}
     assert activations == {type(kind) for kind in ACTIVATIONS}
     opaque = {kind for file in (nonlinear, lengths) for kind in concrete(Opaque, file)}
@@ -106,7 +106,7 @@ def test_every_kind_is_walked_and_none_leaves_a_question_open() -> None:
 
 
 def intervals(count: int) -> tuple[Tensor, Tensor]:
-    """Short and long ones, near 0 and far out, (count, 3)."""
+    """Short and long intervals, near 0 and far away, (count, 3)."""
     generator = torch.Generator().manual_seed(0)
     ends = torch.randn(2, count, 3, dtype=torch.float64, generator=generator) * torch.logspace(-3, 1.3, count)[:, None]
     ends[:, ::7, 1] = ends[0, ::7, 1]  # single points
@@ -115,7 +115,7 @@ def intervals(count: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: type(kind).__name__)
-def test_slopes_and_values_on_an_interval_hold_what_the_function_does_there(kind: Activation) -> None:
+def test_slopes_and_values_on_an_interval_contain_those_of_the_function(kind: Activation) -> None:
     lower, upper = intervals(400)
     low, high = kind.slopes_on(lower, upper)
     bottom, top = kind.values_on(lower, upper)
@@ -132,7 +132,7 @@ def test_slopes_and_values_on_an_interval_hold_what_the_function_does_there(kind
     wide = (upper > lower).expand_as(quotients)
     assert bool((quotients >= low - slack)[wide].all())
     assert bool((quotients <= high + slack)[wide].all())
-    # and they are seldom wider than what is there, where the interval is long
+    # for long intervals they are seldom wider than the true range
     long = upper - lower > 0.3
     near = (quotients.amax(0) >= high - 0.1) & (quotients.amin(0) <= low + 0.1)
     assert float(near[long].double().mean()) > 0.6
@@ -142,7 +142,7 @@ def test_slopes_and_values_on_an_interval_hold_what_the_function_does_there(kind
 def test_slopes_on_the_whole_line_are_those_of_the_kind(kind: Activation) -> None:
     ends = torch.full((3,), math.inf, dtype=torch.float64)
     low, high = kind.slopes_on(-ends, ends)
-    degenerate = isinstance(kind, Clamp | Softshrink) and bool((low == high).all())  # a piece of no extent
+    degenerate = isinstance(kind, Clamp | Softshrink) and bool((low == high).all())  # an empty piece
     if not degenerate:
         assert float(low.min()) == pytest.approx(kind.slopes[0], abs=1e-12)
         assert float(high.max()) == pytest.approx(kind.slopes[1], abs=1e-12)

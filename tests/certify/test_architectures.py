@@ -1,4 +1,4 @@
-"""Networks that other people wrote: torchvision's and timm's ResNets, unchanged."""
+"""Third-party networks: the ResNets of torchvision and timm, unchanged."""
 
 import importlib
 from time import process_time
@@ -45,7 +45,7 @@ def test_every_residual_block_of_a_known_network_is_found(
 
 
 @pytest.mark.slow
-def test_group_normalisation_is_refused_everywhere_where_it_stands() -> None:
+def test_every_group_normalisation_is_refused_with_its_location() -> None:
     timm = pytest.importorskip("timm")
     with pytest.raises(UnsupportedOperationError) as caught:
         lipschitz(timm.create_model("resnetv2_50d_gn"), (3, 64, 64))

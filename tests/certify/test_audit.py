@@ -1,4 +1,4 @@
-"""Audits of layers that are wrong by construction, of layers that are right, and of claims that stay open."""
+"""Audits of layers that are wrong by construction, of correct layers, and of claims that stay open."""
 
 import math
 
@@ -31,7 +31,7 @@ def only(report: AuditReport) -> AuditRow:
 
 
 def assert_refuted(model: nn.Module, shape: tuple[int, ...], claimed: float = 1.0) -> AuditRow:
-    """The claim is refuted, and the witness shows it without any of the audit's own code."""
+    """Assert that the claim is refuted, and that the witness shows it without any code of the audit."""
     report = quick_audit(model, shape, claimed)
     row = only(report)
     assert report.verdict == row.verdict == "refuted"
@@ -45,7 +45,7 @@ def assert_refuted(model: nn.Module, shape: tuple[int, ...], claimed: float = 1.
     return row
 
 
-def test_the_progress_of_an_audit_is_told_claim_by_claim_and_piece_by_piece() -> None:
+def test_the_progress_of_an_audit_is_reported_by_claim_and_by_piece() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     told: list[tuple[str, int, int]] = []
     audit(model, (4,), claimed={"0": 9.0, "": 9.0}, restarts=1, search=QUICK, progress=lambda *step: told.append(step))
@@ -98,7 +98,7 @@ def test_an_ignored_batch_normalisation_is_refuted() -> None:
     assert_refuted(nn.Sequential(convolution, normalisation, nn.ReLU()), SHAPE)
 
 
-def test_an_overlapping_max_pool_taken_as_1_is_refuted_and_a_disjoint_one_is_proven() -> None:
+def test_the_constant_1_is_refuted_for_overlapping_and_proven_for_disjoint_max_pooling() -> None:
     assert_refuted(nn.MaxPool2d(3, stride=2), SHAPE)
     assert quick_audit(nn.MaxPool2d(2), SHAPE).verdict == "proven"
 
@@ -131,7 +131,7 @@ def two_layers() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 4))
 
 
-def test_a_claim_between_what_is_attained_and_what_is_bounded_stays_open() -> None:
+def test_a_claim_between_the_attained_value_and_the_bound_stays_open() -> None:
     row = only(quick_audit(two_layers(), SHAPE, 1e-3))
     between = math.sqrt(row.bound.lower * row.bound.upper)
     assert row.bound.lower < 0.999 * between
@@ -153,7 +153,7 @@ def test_a_table_of_claims_is_audited_layer_by_layer() -> None:
 
 
 class Stated(nn.Module):
-    """A convolution that states a bound of 1, whatever its weights are."""
+    """A convolution that states a bound of 1 regardless of its weights."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Stated(nn.Module):
 
 
 @pytest.mark.parametrize(("scale", "verdict"), [(0.97, "proven"), (1.03, "refuted")])
-def test_a_statement_is_audited_and_never_believed(scale: float, verdict: str) -> None:
+def test_a_statement_is_audited_and_never_trusted(scale: float, verdict: str) -> None:
     assert quick_audit(Stated(scale), SHAPE, None).verdict == verdict
     assert quick_audit(Stated(scale), SHAPE, 1.0).verdict == verdict
     inside = quick_audit(nn.Sequential(nn.ReLU(), Stated(scale), nn.Flatten()), SHAPE, None)
@@ -203,7 +203,7 @@ def test_the_callers_model_and_the_global_random_state_are_left_alone() -> None:
 
 
 def test_the_search_comes_close_to_the_steepest_linear_piece_of_a_small_network() -> None:
-    """Of V relu(W x): the largest norm of V diag(mask) W over all masks that some input attains."""
+    """For V relu(W x), the largest norm of V diag(mask) W over all masks that some input attains."""
     W, V = torch.randn(6, 3, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
     inputs = torch.randn(20_000, 3, dtype=torch.float64)
     masks = torch.unique(inputs @ W.T > 0, dim=0).double()
@@ -260,7 +260,9 @@ def test_a_network_that_narrows_inside_is_refused() -> None:
         ({"0": "1"}, "at least 0"),
     ],
 )
-def test_claims_that_cannot_be_audited_get_one_sentence(claimed: float | dict[str, float] | None, word: str) -> None:
+def test_claims_that_cannot_be_audited_are_refused_in_one_sentence(
+    claimed: float | dict[str, float] | None, word: str
+) -> None:
     with pytest.raises(InputError, match=word):
         quick_audit(two_layers(), SHAPE, claimed)
 

@@ -1,4 +1,4 @@
-"""An estimate from below is of the block as it is; what free slopes reach stands apart from it."""
+"""The lower estimate is that of the block as it is; the value attained with free slopes is a separate figure."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from robustres.certify import lipschitz
 
 
 class Shy(nn.Module):
-    """x + 2 relu(x - 10) on [0, 1], whose second slope would be reached only far outside, and whose first is 1."""
+    """x + 2 relu(x - 10) on [0, 1], whose slope there is 1; the second slope is attained only far outside."""
 
     def __init__(self, bias: float) -> None:
         super().__init__()
@@ -22,8 +22,8 @@ class Shy(nn.Module):
         return out
 
 
-def test_a_block_whose_slopes_never_come_together_has_an_estimate_below_its_constant() -> None:
-    """relu(z) - relu(-z) with biases of -1/2: never both slopes at once, so the constant is 2, free slopes reach 3."""
+def test_a_block_whose_slopes_never_occur_together_has_an_estimate_below_its_constant() -> None:
+    """relu(z) - relu(-z) with biases of -1/2: both slopes never occur together, so the constant is 2, not 3."""
     model = nn.Sequential(nn.Flatten(), Shy(-0.5), nn.Linear(2, 2))
     images = torch.rand(9, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     for given in (None, images):

@@ -1,4 +1,4 @@
-"""What users write in plain code: its bound against dense Jacobians, and every way in which no bound is given."""
+"""Typical user code: its bounds against dense Jacobians, and all cases in which no bound is given."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Apply(nn.Module):
         self.function = function
         self.weight = nn.Parameter(torch.randn(3, 4, generator=generator))
         self.square = nn.Parameter(torch.randn(4, 4, generator=generator))
-        self.plain = torch.tensor([0.2471, 0.7, -0.3, 1.3])  # neither parameter nor buffer: stays in float32
+        self.plain = torch.tensor([0.2471, 0.7, -0.3, 1.3])  # neither a parameter nor a buffer, so it stays in float32
         self.layer = nn.Conv2d(1, 2, 1)
         nn.init.constant_(self.layer.weight, 0.5)
 
@@ -202,7 +202,7 @@ NONLINEAR: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", NONLINEAR)
-def test_a_nonlinear_idiom_is_bounded_at_or_above_what_is_attained(name: str) -> None:
+def test_the_bound_of_a_nonlinear_idiom_is_at_or_above_the_attained_value(name: str) -> None:
     function, shape = NONLINEAR[name]
     truth = attained(function, shape)
     assert truth <= bound(function, shape) * (1 + 1e-12)
@@ -230,7 +230,7 @@ def test_instance_normalisation_by_running_statistics_is_linear(kind: type[nn.In
 
 
 @pytest.mark.parametrize("form", ["weight_norm", "spectral_norm", "pruned", "parametrised", "orthogonal", "own"])
-def test_weights_that_are_derived_when_the_network_runs_are_those_that_are_bounded(form: str) -> None:
+def test_weights_derived_at_run_time_are_the_ones_that_are_bounded(form: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     if form == "weight_norm":
@@ -255,7 +255,7 @@ def test_weights_that_are_derived_when_the_network_runs_are_those_that_are_bound
     assert bool((certify(model, torch.rand(2, 1, 2, 3), report=report).radius >= 0).all())
 
 
-def test_a_block_whose_graph_also_looks_at_the_type_and_shape_of_the_input_gets_its_estimate() -> None:
+def test_a_block_whose_graph_also_uses_the_type_and_shape_of_the_input_gets_its_estimate() -> None:
     def function(s: Any, x: Tensor) -> Tensor:
         h = torch.relu(x @ s.square.double())
         h = h + torch.relu(h @ s.square.double()).type_as(x).view_as(x) * torch.ones_like(x)
@@ -266,7 +266,7 @@ def test_a_block_whose_graph_also_looks_at_the_type_and_shape_of_the_input_gets_
     assert any(row.kind not in ("linear", "activation", "head") and row.lower > 0 for row in report.blocks)
 
 
-def test_a_change_that_only_negative_values_meet_is_noticed() -> None:
+def test_a_change_that_only_affects_negative_values_is_detected() -> None:
     layer = nn.Linear(4, 3)
     layer.weight.data.abs_()
     model = nn.Sequential(nn.Flatten(), layer, nn.LeakyReLU(0.01), nn.Linear(3, 3))
@@ -277,7 +277,7 @@ def test_a_change_that_only_negative_values_meet_is_noticed() -> None:
 
 
 class FarOff(nn.Module):
-    """Another function beyond a million, with things that say nothing about what it computes."""
+    """A function that changes beyond a million, with attributes that do not affect its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ class FarOff(nn.Module):
 
 
 @pytest.mark.parametrize("change", [("steep", 50.0), ("beyond", nn.PReLU()), ("beyond", nn.Hardtanh())])
-def test_a_change_that_no_ordinary_input_meets_is_noticed(change: tuple[str, Any]) -> None:
+def test_a_change_that_does_not_affect_ordinary_inputs_is_detected(change: tuple[str, Any]) -> None:
     model, x = FarOff(), torch.rand(3, 1, 2, 2)
     report = lipschitz(model, (1, 2, 2))
     for _ in range(2):
@@ -306,7 +306,7 @@ def test_a_change_that_no_ordinary_input_meets_is_noticed(change: tuple[str, Any
 
 
 @pytest.mark.parametrize("kind", [nn.Parameter, torch.clone])
-def test_a_weight_that_no_ordinary_input_meets_is_compared(kind: Callable[[Tensor], Any]) -> None:
+def test_a_weight_that_does_not_affect_ordinary_inputs_is_compared(kind: Callable[[Tensor], Any]) -> None:
     model, x = FarOff(), torch.rand(3, 1, 2, 2)
     model.steep = kind(torch.ones(1))
     report = lipschitz(model, (1, 2, 2))
@@ -317,7 +317,7 @@ def test_a_weight_that_no_ordinary_input_meets_is_compared(kind: Callable[[Tenso
         certify(model, x, report=report)
 
 
-def test_a_model_that_only_holds_something_else_is_the_same() -> None:
+def test_a_model_that_differs_in_irrelevant_attributes_is_the_same() -> None:
     model, x = FarOff(), torch.rand(3, 1, 2, 2)
     report = lipschitz(model, (1, 2, 2))
     expected = certify(model, x, report=report).radius
@@ -327,7 +327,7 @@ def test_a_model_that_only_holds_something_else_is_the_same() -> None:
     assert torch.equal(certify(model.train(), x, report=report).radius, expected)
 
 
-def test_a_change_of_what_the_model_reads_elsewhere_is_noticed() -> None:
+def test_a_change_of_a_value_outside_the_model_is_detected() -> None:
     steep = [1.0]
     model, x = Apply(lambda m, x: steep[0] * F.linear(x.flatten(1), m.weight)), torch.rand(3, 1, 2, 2)
     report = lipschitz(model, (1, 2, 2))
@@ -345,7 +345,7 @@ def test_a_change_of_what_the_model_reads_elsewhere_is_noticed() -> None:
         (lambda m, x: (10 if len(x) == 2 else 1) * F.linear(x, m.weight), "other samples"),
     ],
 )
-def test_a_function_that_asks_how_it_is_called_is_refused(function: Callable[..., Any], word: str) -> None:
+def test_a_function_that_depends_on_how_it_is_called_is_refused(function: Callable[..., Any], word: str) -> None:
     with pytest.raises(ModelError, match=word):
         bound(function)
 
@@ -384,13 +384,13 @@ def test_certificates_in_several_norms_run_the_network_once(monkeypatch: pytest.
 
 
 class Counting(FarOff):
-    """Answers otherwise after many calls."""
+    """A model whose output changes after many calls."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (1.0 if self.calls < 100 else 7.0)
 
 
-def test_a_model_that_answers_otherwise_after_many_calls_is_no_function() -> None:
+def test_a_model_whose_output_changes_after_many_calls_is_not_a_function() -> None:
     model = Counting()
     with pytest.raises(ModelError, match="counts"):
         lipschitz(model, (1, 2, 2))
@@ -398,7 +398,7 @@ def test_a_model_that_answers_otherwise_after_many_calls_is_no_function() -> Non
 
 
 class Branching(nn.Module):
-    """Answers otherwise when gradients are enabled."""
+    """A model whose output changes when gradients are enabled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -416,7 +416,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("attribute", "value"), [("factor", -50.0), ("activation", torch.tanh), ("on_gradients", 2.0), ("factor", 1.001)]
 )
-def test_a_report_of_a_model_that_computes_something_else_is_noticed(attribute: str, value: Any) -> None:
+def test_a_report_of_a_model_that_computes_something_else_is_detected(attribute: str, value: Any) -> None:
     model, x = Branching(), torch.rand(3, 1, 2, 2)
     report = lipschitz(model, (1, 2, 2))
     certify(model, x, report=report)
@@ -425,7 +425,7 @@ def test_a_report_of_a_model_that_computes_something_else_is_noticed(attribute: 
         certify(model, x, report=report)
 
 
-def test_a_model_that_answers_otherwise_with_gradients_is_no_function() -> None:
+def test_a_model_whose_output_changes_with_gradients_is_not_a_function() -> None:
     model = Branching()
     model.on_gradients = 10.0
     with pytest.raises(ModelError, match="gradients"):
@@ -451,7 +451,7 @@ def test_a_softplus_that_jumps_is_refused_by_lipschitz_and_left_open_by_audit() 
     )
 
 
-def test_no_error_of_torchs_own_leaves_the_certifier(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_of_torch_leaves_the_certifier(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise IndexError("list index out of range")
 
@@ -472,7 +472,7 @@ def test_no_error_of_torchs_own_leaves_the_certifier(monkeypatch: pytest.MonkeyP
         lambda s, x: x.type_as(torch.tensor(1)).double(),
     ],
 )
-def test_a_cast_to_whole_numbers_or_truth_values_rounds_and_is_refused(function: Callable[..., Any]) -> None:
+def test_a_cast_to_integers_or_booleans_rounds_and_is_refused(function: Callable[..., Any]) -> None:
     report = lipschitz(Apply(function), (4,), refuse="record", lower_steps=0)
     assert report.upper == math.inf
     assert any("which rounds" in str(refusal) for refusal in report.refused)
@@ -486,12 +486,12 @@ def test_a_cast_to_whole_numbers_or_truth_values_rounds_and_is_refused(function:
         lambda s, x: x * torch.zeros(len(x), 4).double().scatter(1, x.topk(1).indices, 1.0),
     ],
 )
-def test_places_that_the_input_decides_are_refused_in_words(function: Callable[..., Any]) -> None:
+def test_indices_that_depend_on_the_input_are_refused_with_the_reason(function: Callable[..., Any]) -> None:
     with pytest.raises(UnsupportedOperationError, match="whose index depends on the input"):
         lipschitz(Apply(function), (4,))
 
 
-def test_what_torch_cannot_differentiate_still_has_a_bound() -> None:
+def test_operations_that_torch_cannot_differentiate_still_have_a_bound() -> None:
     def in_place(s: Any, x: Tensor) -> Tensor:
         h = x @ s.square.double()
         h[:, 1] = 5 * h[:, 0]
@@ -510,19 +510,19 @@ def test_what_torch_cannot_differentiate_still_has_a_bound() -> None:
         lambda s, x: torch.take(x, torch.arange(len(x))[:, None] * 4 + torch.tensor([0, 3])),
     ],
 )
-def test_a_graph_that_holds_the_captured_batch_is_not_run_on_another(function: Callable[..., Any]) -> None:
+def test_a_graph_that_depends_on_the_captured_batch_size_is_not_run_with_another(function: Callable[..., Any]) -> None:
     report = lipschitz(Apply(function), (4,))
     assert report.analysis is not None
     assert not report.analysis.captured.rebatches
     assert report.upper == pytest.approx(1.0)
 
 
-def test_samples_that_trade_places_in_batches_of_some_sizes_alone_are_noticed() -> None:
+def test_samples_that_are_swapped_only_in_batches_of_some_sizes_are_detected() -> None:
     with pytest.raises(ModelError, match="depends on the other samples"):
         lipschitz(Apply(lambda s, x: torch.roll(x, 3, 0)), (4,))
 
 
-def test_a_derivative_that_is_none_proves_no_defect() -> None:
+def test_a_wrong_derivative_does_not_prove_a_defect() -> None:
     def function(s: Any, x: Tensor) -> Tensor:
         return torch.stack([torch.logsumexp(x + 1e150, [1]), x[:, 0]], 1)
 

@@ -1,4 +1,4 @@
-"""Choosing the best radius per sample, and what may never be chosen between."""
+"""Choice of the best radius per sample, and radii that must never be compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def test_no_column_mixes_guarantees_or_functions(
             assert float(merged.radius[sample]) == max(float(c.radius[sample]) for c in members)
 
 
-def test_contradicting_proofs_are_a_defect_and_contradicting_votes_certify_nothing() -> None:
+def test_contradictory_proofs_are_a_defect_and_contradictory_votes_certify_nothing() -> None:
     with pytest.raises(DefectiveBoundError, match="sample 1: the certificates a and b"):
         best_radii([column([0.1, 0.1], "a"), column([0.2, 0.2], "b", prediction=[0, 3])])
     abstaining = column([0.1, 0.0], "b", prediction=[0, -1])
@@ -86,10 +86,10 @@ def test_contradicting_proofs_are_a_defect_and_contradicting_votes_certify_nothi
     assert vote.guarantee.failure_probability == pytest.approx(0.2)
 
 
-def test_a_users_certificate_plugs_in_beside_the_others() -> None:
+def test_a_user_defined_certificate_works_like_the_others() -> None:
     @dataclass(frozen=True)
     class Constant:
-        """Stands for a local certificate."""
+        """A stand-in for a local certificate."""
 
         name: str
         radius: float

@@ -1,4 +1,4 @@
-"""A residual block written as a difference is covered by the charge for rounding like one written as a sum."""
+"""A residual block written as a difference has a rounding error bound like one written as a sum."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Whole networks in one inequality: above all that is attained, exact where that is known, at the solver's optimum."""
+"""Whole networks in one inequality: above all attained values, exact in known cases, at the optimum of a solver."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 def solver_optimum(model: Residual) -> float:
-    """LipSDP of that network with a semidefinite solver."""
+    """The LipSDP bound of the network by a semidefinite solver."""
     width, blocks = model.first.in_features, len(model.a)
     total = width * (1 + 2 * blocks)
     eye = np.eye(total)
@@ -80,7 +80,7 @@ def test_the_fixed_point_and_its_proof_agree_with_a_semidefinite_solver(width: i
 
 
 class Tangled(nn.Module):
-    """Values with several readers, a concatenation, a maximum, and an activation that feeds two branches."""
+    """Values with several consumers, a concatenation, a maximum, and an activation that feeds two branches."""
 
     def __init__(self, width: int, activation: nn.Module, classes: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_no_jacobian_and_no_pair_of_inputs_exceeds_the_bounds(
         assert upper < float("inf")
 
 
-def test_a_linear_network_has_its_norm_and_orthogonal_layers_lose_nothing() -> None:
+def test_the_bound_of_a_linear_network_is_its_norm_and_that_of_orthogonal_layers_is_exact() -> None:
     torch.manual_seed(0)
     one, two = nn.Linear(7, 5).double(), nn.Linear(5, 4).double()
     exact = float(torch.linalg.matrix_norm((two.weight @ one.weight).detach(), 2))
@@ -166,7 +166,7 @@ def small_convolutions() -> nn.Sequential:
     ).double()  # fmt: skip
 
 
-def test_convolutions_pooling_and_sorts_in_either_precision_stay_above_what_is_attained_and_below_the_product() -> None:
+def test_convolutions_pooling_and_sorts_in_both_precisions_lie_between_the_attained_value_and_the_product() -> None:
     model = small_convolutions()
     report = lipschitz(model, (1, 8, 8), effort=0.2)
     assert report.analysis is not None
@@ -214,8 +214,8 @@ def test_slopes_around_a_centre_bound_every_change_from_it(seed: int, norm: str)
     assert float(largest) <= local.upper
 
 
-def test_multipliers_that_are_not_admissible_prove_nothing_false() -> None:
-    """Any multipliers at all: too small, missing, of one layer only, absurdly spread."""
+def test_inadmissible_multipliers_prove_nothing_false() -> None:
+    """Arbitrary multipliers: too small, missing, for one layer only, with an extreme spread."""
     torch.manual_seed(1)
     model = Residual(5, 2, 3).double()
     output = network(model, 5)
@@ -235,8 +235,8 @@ def test_multipliers_that_are_not_admissible_prove_nothing_false() -> None:
         assert found is None or l2_bound(found) >= attained
 
 
-def test_the_slack_that_rounding_costs_is_charged_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound with a unit roundoff a million times as large is larger, and the true one costs nothing to speak of."""
+def test_the_slack_for_rounding_is_included_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a unit roundoff a million times as large the bound is larger; the cost of the true one is negligible."""
     model = small_convolutions()
     output = network(model, 1, 8, 8)
     order, layers = output.ordered(), increments(output.ordered())

@@ -79,7 +79,7 @@ class Network(nn.Module):
 
 
 def exact_slope(model: Network) -> float:
-    """The exact constant where all units are active, computed in rational numbers: a slope that is attained."""
+    """The exact constant with all units active, computed in rational numbers; it is attained as a slope."""
     total = [[Fraction(int(i == j)) for j in range(3)] for i in range(3)]
     first, inner, outer, last = (
         [[Fraction(n) for n in row] for row in layer.weight.tolist()] for layer in model.layers
@@ -129,7 +129,7 @@ def test_networks_of_extreme_weights_are_bounded_from_above_and_certified_withou
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_pairs_of_classes_keep_their_digits(scale: float) -> None:
+def test_bounds_for_pairs_of_classes_keep_their_accuracy(scale: float) -> None:
     rows = normal(6, 4)
     for map_ in (Dense(scale * rows), Composition([Dense(scale * normal(5, 4)), Dense(normal(6, 5))])):
         truth = rows if isinstance(map_, Dense) else normal(6, 5) @ normal(5, 4)
@@ -140,7 +140,7 @@ def test_pairs_of_classes_keep_their_digits(scale: float) -> None:
             torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
 
 
-def test_many_classes_take_no_matrix_of_classes_by_classes() -> None:
+def test_many_classes_do_not_need_a_matrix_of_classes_by_classes() -> None:
     head = Head(Dense(normal(5000, 16)), 1.0, 1.0)
     assert head.pair_norms(7, "l2").shape == (5000,)
     assert head.pair_norms(7, "l2") is head.pair_norms(7, "l2")
@@ -171,7 +171,7 @@ def test_blocks_of_extreme_weights_have_a_joint_bound_or_the_textbook_bound(shor
         Dense(-2 * root * torch.eye(4, dtype=torch.float64)),
         effort=0.2,
     )
-    truth = max(shortcut, abs(shortcut - 2 * branch))  # each unit on or off
+    truth = max(shortcut, abs(shortcut - 2 * branch))  # with each unit on or off
     assert truth * (1 - 1e-12) <= bound.upper <= (shortcut + 2 * branch) * (1 + 1e-9)
     if shortcut == branch:
         assert bound.upper <= 1.01 * truth

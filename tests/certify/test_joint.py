@@ -85,7 +85,7 @@ def test_the_dense_bound_is_close_to_the_best_pattern() -> None:
 
 @st.composite
 def convolutional_blocks(draw: st.DrawFn) -> ResidualBlock:
-    """Basic blocks with identity, projection and pooled shortcuts, strides, unequal paddings, groups, two slopes."""
+    """Basic blocks with identity, projection and pooling shortcuts, strides, asymmetric padding, groups, two slopes."""
     channels, hidden, side = draw(st.integers(1, 3)), 2 * draw(st.integers(1, 2)), draw(st.integers(2, 6))
     stride, kernel, seed = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 5])), draw(st.integers(0, 999))
     before = draw(st.integers(0, kernel - 1))
@@ -137,7 +137,7 @@ def test_the_dense_form_of_a_convolutional_block_is_a_bound_too(block: ResidualB
     assert stretch(block) <= bound.upper * (1 + 1e-12) + 1e-8
 
 
-def test_cpl_blocks_are_recognised_as_one() -> None:
+def test_cpl_blocks_are_recognised_as_1_lipschitz() -> None:
     W = normal(12, 8)
     V = -2 / float(torch.linalg.matrix_norm(W, 2)) ** 2 * W.T
     assert joint_bound(Identity((8,)), Dense(W), Dense(V)).upper <= 1 + 1e-5
@@ -150,7 +150,7 @@ def test_cpl_blocks_are_recognised_as_one() -> None:
     assert joint_bound(Identity((4, 12, 12)), inner, outer).upper <= 1 + 1e-5
 
 
-def test_sll_blocks_are_recognised_as_one() -> None:
+def test_sll_blocks_are_recognised_as_1_lipschitz() -> None:
     W = normal(12, 8)
     q = normal(12, seed=3).abs() + 0.5
     T = ((W @ W.T).abs() * q / q[:, None]).sum(1)
@@ -205,7 +205,7 @@ def test_bottleneck_branches_are_bounded(slopes: Slopes, dense: bool) -> None:
         assert bound.upper <= 0.9 * bound.candidates["textbook"]
 
 
-def test_hidden_units_that_the_image_cuts_off_count_with_the_slope_zero() -> None:
+def test_hidden_units_outside_the_image_have_the_slope_zero() -> None:
     """The outer kernel inverts the inner one on the torus, where S + 0.99 V W nearly vanishes; at the border, where
     the next layer reads zeros instead, it does not. Slopes of [0.98, 1] beyond the border would give 0.51 < 0.90."""
     spectrum = torch.fft.fft(torch.tensor([1.0, 0.45, *[0.0] * 253, 0.45], dtype=torch.float64))

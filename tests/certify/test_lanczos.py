@@ -15,7 +15,7 @@ from tests.certify.strategies import convolutions
 
 
 def with_gap(size: int, gap: float) -> Dense:
-    """A diagonal map whose largest singular value 1 stands alone above [0, 1 - gap]."""
+    """A diagonal map with the largest singular value 1 and all others in [0, 1 - gap]."""
     values = torch.linspace(0, 1 - gap, size, dtype=torch.float64)
     values[-1] = 1.0
     return Dense(torch.diag(values))
@@ -29,7 +29,7 @@ def test_a_component_of_a_uniform_direction_is_rarely_small(size: int) -> None:
     for delta in (0.3, 0.1, 0.02):
         share = float((component < delta * math.sqrt(math.pi / (2 * size))).double().mean())
         assert share <= delta + 4 * math.sqrt(delta / 40_000)
-        assert share >= 0.7 * delta  # the constant is not needlessly small either
+        assert share >= 0.7 * delta  # the constant is not too small either
 
 
 @pytest.mark.parametrize("delta", [0.5, 0.2])
@@ -66,10 +66,10 @@ def test_the_guarantee_is_recorded_and_only_given_when_allowed() -> None:
         spectral_norm(map_, delta=2.0)
 
 
-def test_a_map_that_keeps_every_length_and_a_map_to_zero_are_bounded() -> None:
+def test_an_isometry_and_the_zero_map_are_bounded() -> None:
     identity = Dense(torch.eye(50))
     assert 1 <= lanczos_bound(identity, delta=1e-6) <= 1.0001
-    assert lanczos_bound(Dense(torch.zeros(5, 5))) <= 1e-130  # squares are taken of numbers that large
+    assert lanczos_bound(Dense(torch.zeros(5, 5))) <= 1e-130  # numbers of this size are squared
     with pytest.raises(InputError, match="at least 3 dimensions"):
         lanczos_bound(Dense(torch.eye(2)))
 

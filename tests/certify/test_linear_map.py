@@ -1,4 +1,4 @@
-"""Every linear map against torch's own operator, its own transpose, and its own matrix."""
+"""Every linear map against torch's operator, its transpose and its matrix."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A residual block with a linear branch is one linear map, and its row still shows the two sides of the block."""
+"""A residual block with a linear branch is one linear map, and its row still shows both parts of the block."""
 
 import pytest
 import torch
@@ -23,14 +23,14 @@ class LinearBlocks(nn.Module):
 
 
 def dense(branch: nn.Module) -> Tensor:
-    """The branch on 4 x 4 images as a matrix in float64, its bias left out."""
+    """The branch on 4 x 4 images as a matrix in float64, without its bias."""
     branch = branch.to(torch.float64)
     basis = torch.eye(48, dtype=torch.float64).reshape(48, 3, 4, 4)
     with torch.no_grad():
         return (branch(basis) - branch(torch.zeros_like(basis))).flatten(1).T
 
 
-def test_the_row_shows_both_sides_and_the_norm_of_their_sum() -> None:
+def test_the_row_shows_both_parts_and_the_norm_of_their_sum() -> None:
     torch.manual_seed(0)
     model = LinearBlocks(2)
     report = lipschitz(model, (3, 4, 4))

@@ -1,4 +1,4 @@
-"""Whole networks: known answers, laws against dense truth, and what is refused."""
+"""Complete networks: known results, comparisons with dense ground truth, and refusals."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from robustres.models import load_model
 
 
 class Function(nn.Module):
-    """A module made of a function of itself and the input."""
+    """A module whose forward is a function of itself and the input."""
 
     def __init__(self, function: Callable[[Any, Tensor], Tensor], **children: nn.Module) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Function(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block as people write it: in-place activations, a shared ReLU, batch normalisation, a projection."""
+    """A typical residual block: in-place activations, a shared ReLU, batch normalisation, a projection."""
 
     def __init__(self, channels: int, out: int, stride: int = 1) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def small_network(seed: int, channels: int = 3, stride: int = 2) -> nn.Sequential:
-    """A random residual network on 2 x 6 x 6 images with batch statistics that are not trivial."""
+    """A random residual network on 2 x 6 x 6 images with nontrivial batch statistics."""
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(2, channels, 3, padding=1),
@@ -145,7 +145,7 @@ def test_a_linear_branch_counts_as_one_linear_map() -> None:
     assert truth <= row.upper <= truth * (1 + 1e-9)
 
 
-def test_a_scaled_block_adds_its_scaled_parts() -> None:
+def test_the_textbook_bound_of_a_scaled_block_adds_its_scaled_parts() -> None:
     inner, outer = nn.Linear(4, 4), nn.Linear(4, 4)
     model = Function(lambda self, x: 0.5 * x - 3 * self.outer(torch.relu(self.inner(x))), inner=inner, outer=outer)
     (row,) = lipschitz(model, (4,), joint=False).blocks
@@ -160,7 +160,7 @@ def test_a_scaled_block_adds_its_scaled_parts() -> None:
     assert row.textbook == pytest.approx(0.5 + float(branch), rel=1e-12)
 
 
-def test_everything_without_a_rule_is_listed_at_once_with_its_path() -> None:
+def test_all_operations_without_a_rule_are_listed_at_once_with_their_paths() -> None:
     class Gate(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * torch.sigmoid(x.flip(1))
@@ -199,7 +199,7 @@ def test_control_flow_that_depends_on_the_data_is_refused(capfd: pytest.CaptureF
 
 
 class Rescaled(nn.Module):
-    """A residual block whose Python asks for the values of its weights, as networks with a budget do."""
+    """A residual block whose Python code uses the values of its weights, as networks with a budget do."""
 
     def __init__(self, gate: float) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Rescaled(nn.Module):
         return x + self.gate.item() * torch.relu(self.inner(x)) @ weight.T
 
 
-def test_python_that_depends_on_the_weights_is_traced_by_fx_with_the_weights_as_they_are() -> None:
+def test_python_code_that_depends_on_the_weights_is_traced_by_fx_with_their_current_values() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Rescaled(0.0), Rescaled(0.5), nn.Linear(4, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -227,7 +227,7 @@ def test_python_that_depends_on_the_weights_is_traced_by_fx_with_the_weights_as_
     assert all(torch.equal(value.float(), before[name]) for name, value in model.state_dict().items())
 
 
-def test_fx_leaves_modules_that_state_their_bound_whole() -> None:
+def test_fx_does_not_trace_into_modules_that_state_their_bound() -> None:
     inner = Stated()
     model = Function(
         lambda self, x: self.inner(x) if float(self.gate.weight.sum()) else x, inner=inner, gate=nn.Linear(4, 4)
@@ -236,15 +236,15 @@ def test_fx_leaves_modules_that_state_their_bound_whole() -> None:
     assert "forward" not in inner.__dict__
 
 
-def test_torchscript_is_named_with_its_cure() -> None:
+def test_torchscript_is_refused_with_advice() -> None:
     scripted = torch.jit.trace(nn.Linear(4, 4), torch.rand(1, 4))  # type: ignore[no-untyped-call]
     with pytest.raises(UnsupportedOperationError, match=r"TorchScript .*pass its nn\.Module.* at 1\b"):
         lipschitz(nn.Sequential(nn.Linear(4, 4), scripted), (4,))
 
 
-def test_a_graph_that_answers_otherwise_than_the_model_is_refused() -> None:
+def test_a_graph_whose_output_differs_from_that_of_the_model_is_refused() -> None:
     class Forgetful(nn.Module):
-        """Answers by how often it was asked."""
+        """A model whose output depends on the number of its calls."""
 
         calls = 0
 
@@ -280,7 +280,7 @@ def test_random_numbers_in_the_network_are_refused() -> None:
 
 
 class Stated(nn.Module):
-    """A module that the certifier could not look into, with its own word on its constant."""
+    """A module that the certifier cannot analyse and that states its own bound."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x).round()
@@ -313,7 +313,7 @@ def test_an_unknown_norm_is_an_input_error() -> None:
 
 
 def normalised(shared: Path) -> nn.Module:
-    """The VNN-COMP 2021 network with its normalisation in front."""
+    """The VNN-COMP 2021 network with its input normalisation."""
     pytest.importorskip("onnxruntime")
     network = load_model(str(shared / "models" / "resnet_2b.onnx")).module
     mean = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
@@ -332,10 +332,10 @@ def test_the_textbook_bounds_of_resnet_2b_lie_within_half_a_percent_of_those_fro
     assert report.guarantee.failure_probability == 0
 
 
-def test_the_joint_bounds_of_resnet_2b_are_as_tight_as_the_design_asks(shared: Path) -> None:
+def test_the_joint_bounds_of_resnet_2b_are_tight(shared: Path) -> None:
     report = lipschitz(normalised(shared), (3, 32, 32))
     first, second = report.residual_blocks
-    # 3.755 and 5.542 are attained with free slopes: no bound of this kind can lie below, no sound one did.
+    # 3.755 and 5.542 are attained with free slopes, so no bound of this kind can be smaller.
     assert 3.6 <= first.floor <= 3.755 <= first.upper <= 4.15
     assert 5.45 <= second.floor <= 5.542 <= second.upper <= 6.0
     assert 0 < first.lower < first.floor

@@ -1,4 +1,4 @@
-"""Every kind of linear map answers every question, and folding charges what it rounds, also where weights cancel."""
+"""Every kind of linear map implements every function, and folding accounts for its rounding, even if weights cancel."""
 
 import importlib
 import pkgutil
@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 CUT = Selection(torch.tensor([5, -1, 0, 0, 3, -1, 2, 2]), (2, 3, 1), (2, 2, 2))
-# Each map with the number of roundings that its longest sum of products takes, counted by hand.
+# Each map with the number of roundings of its longest sum of products, counted by hand.
 MAPS: dict[str, tuple[LinearMap, int]] = {
     "dense": (Dense(normal(3, 5)), 5),
     "dense, folded": (Dense(normal(3, 5), seen=4, magnitude=normal(3, 5).abs() * 2), 9),
@@ -166,7 +166,7 @@ def test_every_kind_has_an_example_here() -> None:
     assert {type(map_) for map_, _ in MAPS.values()} == set(kinds())
 
 
-def test_every_kind_is_registered_for_every_question_of_the_rooms_above() -> None:
+def test_every_kind_is_registered_for_every_dispatching_function() -> None:
     asked = dict(questions())
     assert {"passage", "structural_norm"} <= set(asked)
     shift_invariant = {type(map_) for map_, _ in MAPS.values() if len(map_.in_shape) == 3 and passage(map_, 0, (0, 2))}
@@ -176,7 +176,7 @@ def test_every_kind_is_registered_for_every_question_of_the_rooms_above() -> Non
         assert not forgot, f"{name} is not registered for {forgot}"
 
 
-def test_a_new_kind_that_forgets_a_question_fails() -> None:
+def test_a_new_kind_that_omits_a_function_fails() -> None:
     class Forgetful(LinearMap):
         in_shape = out_shape = (2,)
 
@@ -216,7 +216,7 @@ def test_products_and_bounds_agree_with_the_dense_matrix(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_single_products_round_no_more_than_is_charged(name: str) -> None:
+def test_single_products_round_no_more_than_their_bound(name: str) -> None:
     map_, _ = MAPS[name]
     if isinstance(map_, Composition | Sum) or map_.in_size > 60:
         pytest.skip("the exact product is taken of single, small maps")
@@ -234,7 +234,7 @@ def test_folded_maps_are_within_their_roundings_of_the_exact_product(name: str) 
     parts = folded.parts if isinstance(folded, Composition) else (folded,)
     truth = exact_product(maps)
     if all(not isinstance(part, Composition) for part in parts):
-        together = exact_product(parts)  # stored weights multiplied exactly: what is left is what folding rounded
+        together = exact_product(parts)  # stored weights multiplied exactly; the difference is the rounding of folding
         seen = sum(getattr(part, "seen", 0) for part in parts)
         allowed = exact_product([part.absolute() for part in parts])
         for stored, wanted, limits in zip(together, truth, allowed, strict=True):
@@ -244,7 +244,7 @@ def test_folded_maps_are_within_their_roundings_of_the_exact_product(name: str) 
 
 
 @pytest.mark.parametrize(("width", "inner", "outer"), CANCELLING)
-def test_folding_matrices_that_cancel_keeps_the_size_of_what_was_added(
+def test_folding_matrices_that_cancel_keeps_the_magnitude_of_the_terms(
     width: int, inner: list[list[float]], outer: list[list[float]]
 ) -> None:
     maps = [Dense(torch.tensor(matrix, dtype=torch.float64)) for matrix in (inner, outer)]
@@ -262,6 +262,6 @@ def test_folding_matrices_that_cancel_keeps_the_size_of_what_was_added(
     assert_within(again.matrix, [[3 * number for number in row] for row in truth], again.magnitude, gamma(again.seen))
 
 
-def test_folding_keeps_digits_near_the_smallest_numbers_by_keeping_maps_apart() -> None:
+def test_folding_keeps_maps_separate_where_products_would_lose_digits() -> None:
     assert isinstance(composed(FOLDED["small times large"][:2]), Composition)
     assert isinstance(composed(FOLDED["scales that underflow"]), Composition)

@@ -95,7 +95,7 @@ def test_values_are_differentiable_in_the_weights() -> None:
     map_ = Convolution(weight, (2, 5, 5), padding=1)
     embedding = embed([[map_]])
     assert embedding is not None
-    torus = Torus(embedding.points, (PHASES[2], PHASES[2]))  # every frequency, none for its conjugate
+    torus = Torus(embedding.points, (PHASES[2], PHASES[2]))  # every frequency, including both of each conjugate pair
     values = polynomial(map_, embedding.multiplicity)[0].at(torus, coarse_frequencies(torus))
     (gradient,) = torch.autograd.grad(values.abs().square().sum(), weight)
     torch.testing.assert_close(gradient, 2 * len(values) * weight.detach(), rtol=1e-9, atol=1e-9)
@@ -113,7 +113,7 @@ def test_the_largest_eigenvalue_of_a_batch_is_never_missed() -> None:
     assert largest_eigenvalue(torch.zeros(3, 6, 6, dtype=torch.float64)) == 0
 
 
-def test_the_channels_of_groups_keep_their_places_beside_other_maps() -> None:
+def test_the_channels_of_groups_keep_their_positions_in_sums_with_other_maps() -> None:
     settings_ = {"stride": 2, "padding": 1}
     maps = [Convolution(normal(4, 4 // g, 3, 3, seed=g), (4, 4, 4), groups=g, **settings_) for g in (1, 2)]  # type: ignore[arg-type]
     embedding = embed([[Sum(maps)]])

@@ -1,4 +1,4 @@
-"""The mutations that `python -m tests.certify.mutations` tries stand in the files as they are now."""
+"""The mutations of `python -m tests.certify.mutations` apply to the current files."""
 
 from tests.certify.mutations import MUTATIONS, ROOT
 

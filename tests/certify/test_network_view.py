@@ -1,4 +1,4 @@
-"""The network behind a report: its pieces as functions, its residual blocks, against the model itself."""
+"""The view of a network in a report: its pieces as functions and its residual blocks, compared with the model."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from robustres.errors import InputError
 
 
 class Branches(nn.Module):
-    """x + W2 relu(W1 x), then a layer and a sum whose branch is no sequence."""
+    """x + W2 relu(W1 x), then a layer and a sum whose branch is not a sequence."""
 
     def __init__(self) -> None:
         super().__init__()

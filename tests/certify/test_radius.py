@@ -1,4 +1,4 @@
-"""Radii: closed forms, both norms, rounding, and the inputs on which certificates go wrong."""
+"""Radii: closed forms, both norms, rounding, and inputs on which certificates often fail."""
 
 import math
 from typing import Any
@@ -77,7 +77,7 @@ def test_unequal_deviations_of_the_normalisation_become_part_of_the_first_layer(
             return self.conv((x - 0.5) / self.std).flatten(1)
 
     report = lipschitz(Normalised(), (2, 3, 3))
-    assert report.upper == pytest.approx(1.0, rel=1e-6)  # 10 by 1 / min(std), 0.5 and 1 truly
+    assert report.upper == pytest.approx(1.0, rel=1e-6)  # 1 / min(std) would give 10; the true constant is 1
 
 
 @pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
@@ -88,7 +88,7 @@ def test_ties_nan_and_infinite_logits_have_radius_zero(value: float) -> None:
     assert got.radius.tolist() == [0.0]
 
 
-def test_classes_that_cannot_be_told_apart_have_radius_zero() -> None:
+def test_indistinguishable_classes_have_radius_zero() -> None:
     got = certify(linear(torch.ones(3, 4)), torch.rand(2, 1, 1, 4))
     assert got.radius.tolist() == [0.0, 0.0]
 
@@ -102,7 +102,7 @@ def test_tiny_and_huge_weights_give_the_radius_of_ordinary_ones(scale: float) ->
     assert radius == pytest.approx(0.5 / math.sqrt(2), rel=1e-6)
 
 
-def test_a_branch_that_is_never_active_costs_nothing_but_its_bound() -> None:
+def test_a_branch_that_is_never_active_only_loosens_the_bound() -> None:
     torch.manual_seed(0)
 
     class Dead(nn.Module):
@@ -172,7 +172,7 @@ def mixed_network() -> nn.Module:
     return Mixed().eval()
 
 
-def test_the_deviation_bound_covers_what_float32_does_and_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deviation_bound_covers_float32_rounding_and_is_subtracted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mixed_network()
     x = torch.rand(32, 3, 8, 8)
     report = lipschitz(model, (3, 8, 8), effort=0.3)
@@ -197,7 +197,7 @@ def test_the_deviation_bound_covers_what_float32_does_and_is_charged(monkeypatch
     assert bool((single.radius < double.radius).any())
 
 
-def test_float32_refuses_what_no_deviation_bound_covers() -> None:
+def test_float32_refuses_operations_without_a_deviation_bound() -> None:
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
     with pytest.raises(PrecisionError, match="Gelu"):
         certify(smooth, torch.rand(1, 1, 2, 2), dtype=torch.float32)
@@ -215,13 +215,13 @@ def test_autocast_is_refused() -> None:
         certify(linear(torch.eye(2)), torch.rand(1, 1, 1, 2))
 
 
-def test_the_certified_accuracy_counts_only_what_is_correct() -> None:
+def test_the_certified_accuracy_counts_only_correct_samples() -> None:
     radius, correct = torch.tensor([0.3, 0.2, 0.9]), torch.tensor([True, True, False])
     assert certified_accuracy_curve(radius, correct, [0.0, 0.25, 0.5]) == pytest.approx([2 / 3, 1 / 3, 0.0])
 
 
 @pytest.mark.parametrize(("joint", "factor"), [(False, 0.5), (False, 2.0), (True, 0.0), (True, 0.3), (True, 2.5)])
-def test_rescaling_a_branch_shows_what_it_would_buy(joint: bool, factor: float) -> None:
+def test_rescaling_a_branch_shows_the_resulting_gain(joint: bool, factor: float) -> None:
     model = mixed_network()
     report = lipschitz(model, (3, 8, 8), joint=joint, effort=0.05)
     (block,) = report.residual_blocks
@@ -247,7 +247,7 @@ def test_rescaling_a_branch_shows_what_it_would_buy(joint: bool, factor: float) 
     assert float(ratios.max()) <= supposed.network_upper
 
 
-def test_rescaling_another_piece_multiplies_its_constant_and_a_linear_branch_is_added_up() -> None:
+def test_rescaling_another_piece_multiplies_its_constant_and_a_linear_branch_is_summed() -> None:
     report = lipschitz(mixed_network(), (3, 8, 8), joint=False)
     assert report.what_if(report.blocks[0].name, 0.5).radius_gain == pytest.approx(2)
     with pytest.raises(InputError, match="the blocks are"):

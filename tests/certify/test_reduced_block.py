@@ -1,4 +1,4 @@
-"""The reduced form of a block against the whole form, and the algebra of the polynomials that it is made of."""
+"""The reduced form of a block against the full form, and the algebra of its polynomials."""
 
 import math
 from fractions import Fraction
@@ -61,7 +61,7 @@ def exact(found: MatrixPolynomial) -> Exact:
 
 
 def exact_product(first: Exact, second: Exact, *, conjugated: bool) -> Exact:
-    """The product, the first one transposed or not, in rational arithmetic."""
+    """The product in rational arithmetic, optionally with the first factor transposed."""
     total: Exact = {}
     for (a, b), left in first.items():
         for (c, d), right in second.items():
@@ -75,7 +75,7 @@ def exact_product(first: Exact, second: Exact, *, conjugated: bool) -> Exact:
 
 
 def accounted(found: MatrixPolynomial | HermitianPolynomial, truth: Exact) -> float:
-    """The largest share of the declared error that some entry's true error, summed over the parts, takes up."""
+    """The largest ratio of an entry's true error, summed over the parts, to its declared error."""
     shares = [0.0]
     rows, columns = found.magnitude.shape
     for i in range(rows):
@@ -108,7 +108,7 @@ def test_the_declared_errors_of_polynomials_cover_their_roundings() -> None:
 
 @st.composite
 def reducible_blocks(draw: st.DrawFn) -> ResidualBlock:
-    """Basic blocks, bottlenecks and blocks that begin with an activation; identity, projection and pooled shortcuts."""
+    """Basic blocks, bottlenecks and blocks that begin with an activation; all kinds of shortcuts."""
     channels, hidden, side = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(2, 4))
     stride, kernel, seed = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3])), draw(st.integers(0, 999))
     image, size = (channels, side, side), draw(st.floats(0.2, 1.5))
@@ -180,7 +180,7 @@ def test_gain_slope_and_proof_of_the_reduced_form_are_those_of_the_whole_form(bl
     assert form.evaluate(values, 4 * value).value == pytest.approx(value, rel=1e-5)
     proved = form.proved_value(values, value, math.inf)
     assert value * (1 - 1e-12) <= proved <= value * (1 + 2e-3)
-    for claimed in (0.999999, 0.999, 0.98, 0.7):  # what the search says is not believed
+    for claimed in (0.999999, 0.999, 0.98, 0.7):  # the result of the search is not trusted
         assert form.proved_value(values, claimed * value, math.inf) >= value * (1 - 1e-12)
     assert form.gain(values, form.frequencies, near=0.9 * value, limit=0.9 * value) == math.inf
     _, slope = form.gain_slope(values, form.frequencies, near=value * (1 + 1e-9), sharpness=1e9)
@@ -199,12 +199,12 @@ def test_the_inverse_from_above_is_above(size: int, seed: int, exponent: float) 
         return
     assert above.root is not None
     assert above.factor >= 1
-    whitened = above.root @ matrix @ above.root.mT  # factor root^T root >= matrix^-1 says that this is >= 1 / factor
+    whitened = above.root @ matrix @ above.root.mT  # factor root^T root >= matrix^-1 means that this is >= 1 / factor
     assert float(torch.linalg.eigvalsh(whitened).min()) * above.factor >= 1 - 1e-12
     assert inverse_from_above(matrix - 2 * torch.diag(matrix.diagonal()), matrix.abs(), 4) is None
 
 
-def test_the_charged_error_loosens_the_inverse() -> None:
+def test_the_error_bound_loosens_the_inverse() -> None:
     matrix = 4 * torch.eye(3, dtype=torch.float64)
     exact, rough = (inverse_from_above(matrix, matrix, count) for count in (0, 10**12))
     assert exact is not None
@@ -233,13 +233,13 @@ INNER, OUTER = Convolution(normal(3, 2, 3, 3), IMAGE, padding=1), Convolution(no
     ],
     ids=["leaky", "sorted", "3x3 shortcut", "three activations", "3x3 first of two"],
 )
-def test_other_blocks_keep_the_whole_form(block: ResidualBlock) -> None:
+def test_other_blocks_keep_the_full_form(block: ResidualBlock) -> None:
     embedding = block_embedding(block)
     assert embedding is not None
     assert reduced_block(block, embedding) is None
 
 
-def test_the_same_effort_gives_the_same_bound_and_a_cut_one_is_still_proved() -> None:
+def test_the_same_effort_gives_the_same_bound_and_an_interrupted_search_is_still_proved() -> None:
     image = (6, 16, 16)
     layers = [Convolution(0.3 * normal(6, 6, 3, 3, seed=seed), image, padding=1) for seed in (1, 2)]
     bounds = [

@@ -1,4 +1,4 @@
-"""What a program writes twice is one value; numbers per sample are values like others."""
+"""Repeated operations are one value; single numbers per sample are values like others."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_repeated_and_single_numbers_are_bounded_above_what_is_attained(name: str) -> None:
+def test_bounds_for_repeated_operations_and_single_numbers_exceed_the_attained_values(name: str) -> None:
     model = Written(PROGRAMS[name]).double()
     report = lipschitz(model, (1, 2, 2))
     points = torch.randn(200, 1, 2, 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Rules: linear maps against the operation they stand for, slopes against high precision, what is refused."""
+"""Rules: linear maps against the operations they represent, slopes against high precision, refusals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +69,7 @@ LINEAR_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] 
 
 
 @pytest.mark.parametrize("name", LINEAR_FUNCTIONS)
-def test_a_linear_operation_becomes_the_map_that_it_is(name: str) -> None:
+def test_a_linear_operation_becomes_the_corresponding_map(name: str) -> None:
     function, shape = LINEAR_FUNCTIONS[name]
     output = network(function, shape)
     x = torch.randn(3, *shape, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_a_linear_operation_becomes_the_map_that_it_is(name: str) -> None:
     groups=st.sampled_from([1, 2]),
     mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
 )
-def test_a_convolution_becomes_the_map_that_it_is(
+def test_a_convolution_becomes_the_corresponding_map(
     kernel: int, stride: int, dilation: int, groups: int, mode: str
 ) -> None:
     layer = nn.Conv2d(2, 4, kernel, stride, 1, dilation, groups, padding_mode=mode)
@@ -130,7 +130,7 @@ ACTIVATIONS: dict[str, nn.Module] = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_the_slopes_of_an_activation_hold_every_difference_quotient_and_are_reached(name: str) -> None:
+def test_the_slopes_of_an_activation_contain_every_difference_quotient_and_are_attained(name: str) -> None:
     module = ACTIVATIONS[name]
     output = network(module, (4,))
     assert isinstance(output.piece, Elementwise)
@@ -179,13 +179,13 @@ def test_overlapping_max_pooling_is_never_taken_as_nonexpansive(side: int, kerne
     spike = torch.zeros(side * side, 1, side, side, dtype=torch.float64)
     spike.reshape(side * side, -1).fill_diagonal_(1)
     attained = F.max_pool2d(spike, kernel, stride, pad).flatten(1).norm(dim=1).max()
-    assert float(attained) == pytest.approx(overlap)  # sqrt(overlap^2), reached by one pixel
+    assert float(attained) == pytest.approx(overlap)  # sqrt(overlap^2), attained by one pixel
     x, y = torch.randn(2, 8, 1, side, side, dtype=torch.float64, generator=generator)
     change = F.max_pool2d(x, kernel, stride, pad) - F.max_pool2d(y, kernel, stride, pad)
     assert bool((change.flatten(1).norm(dim=1) <= overlap * (x - y).flatten(1).norm(dim=1) + 1e-12).all())
 
 
-def test_max_pooling_as_in_resnet_counts_two() -> None:
+def test_max_pooling_as_in_resnet_has_the_constant_two() -> None:
     report = lipschitz(nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten()), (2, 8, 8))
     assert report.upper == pytest.approx(2)
     assert lipschitz(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), (2, 8, 8)).upper == 1
@@ -207,17 +207,17 @@ def test_sorting_in_groups_is_nonexpansive(function: Callable[[Tensor], Tensor])
     assert lipschitz(Apply(function), (4, 3, 3), lower_steps=0).upper == pytest.approx(1, rel=1e-12)
 
 
-def test_the_elementwise_maximum_of_two_maps_adds_their_squares() -> None:
+def test_the_elementwise_maximum_of_two_maps_adds_their_squared_constants() -> None:
     report = lipschitz(Apply(lambda x: torch.maximum(2 * x, -1.5 * x)), (3,), lower_steps=0)
     assert report.upper == pytest.approx(2.5)
 
 
-def test_a_constant_beside_a_value_adds_nothing() -> None:
+def test_a_constant_concatenated_with_a_value_adds_nothing() -> None:
     report = lipschitz(Apply(lambda x: torch.cat([2 * x, torch.ones(len(x), 1, dtype=x.dtype)], 1)), (3,))
     assert report.upper == pytest.approx(2)
 
 
-def test_a_concatenation_of_branches_adds_their_squares() -> None:
+def test_a_concatenation_of_branches_adds_their_squared_constants() -> None:
     report = lipschitz(Apply(lambda x: torch.cat([3 * x.relu(), 4 * x.tanh()], 1)), (3,), lower_steps=0)
     assert report.upper == pytest.approx(5)
     assert report.blocks[0].kind == "concatenation"
@@ -246,7 +246,7 @@ def test_a_concatenation_of_branches_adds_their_squares() -> None:
         (lambda x: x * torch.tensor(torch.inf), "mul"),
     ],
 )
-def test_what_has_no_global_bound_or_no_rule_is_refused_by_name(
+def test_operations_without_a_global_bound_or_a_rule_are_refused_by_name(
     function: Callable[[Tensor], Tensor], operation: str
 ) -> None:
     report = lipschitz(Apply(function), (4,), refuse="record")
@@ -267,7 +267,7 @@ def test_a_refusal_says_why_and_what_to_do(layer: nn.Module, words: str) -> None
         lipschitz(nn.Sequential(layer, nn.Flatten()), (4, 3, 1 if isinstance(layer, nn.MaxPool2d) else 3))
 
 
-def test_everything_behind_an_operation_that_moves_the_batch_is_looked_at_too() -> None:
+def test_everything_after_an_operation_that_moves_the_batch_is_checked_too() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()

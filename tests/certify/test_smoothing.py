@@ -36,13 +36,13 @@ def test_the_confidence_bound_is_the_exact_one_and_never_above_it(trials: int, s
     successes = round(share * trials)
     bound = lower_confidence_bound(successes, trials, failure)
     if successes:
-        # 1e-8 of the probability is charged for the error of the distribution function.
+        # 1e-8 of the probability accounts for the error of the distribution function.
         assert Fraction(failure) * (1 - Fraction(1, 10**7)) < tail(successes, trials, bound) <= Fraction(failure)
     else:
         assert bound == 0
 
 
-def test_the_confidence_bound_fails_no_more_often_than_it_says() -> None:
+def test_the_confidence_bound_fails_no_more_often_than_stated() -> None:
     trials, truth, failure, repetitions = 50, 0.7, 0.2, 4000
     generator = torch.Generator().manual_seed(0)
     seen = (torch.rand(repetitions, trials, generator=generator) < truth).sum(dim=1).tolist()
@@ -139,7 +139,7 @@ def test_the_two_stages_draw_different_noise(images: Tensor) -> None:
     assert float(first.std()) == pytest.approx(1, abs=0.1)
 
 
-def test_answers_that_are_not_finite_vote_for_no_class(images: Tensor) -> None:
+def test_non_finite_outputs_vote_for_no_class(images: Tensor) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             logits = torch.tensor([1.0, 0.0]).repeat(len(x), 1)

@@ -1,4 +1,4 @@
-"""Sorting inside a residual branch: recognised however it is written, bounded jointly, held against every pattern."""
+"""Sorting inside a residual branch: recognised in every form, bounded jointly, compared with every pattern."""
 
 from collections.abc import Callable
 from itertools import permutations, product
@@ -71,7 +71,7 @@ SORTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Function(nn.Module):
-    """A function as a module; a module stays where it is."""
+    """A function as a module; a module is returned unchanged."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_every_order_is_attained_by_some_bias() -> None:
     assert max(attained) <= lipschitz(model, (3,), effort=0.05, lower_steps=0).upper
 
 
-def test_a_part_of_a_sort_keeps_its_place_outside_the_joint_bound() -> None:
+def test_a_partial_sort_is_not_part_of_the_joint_bound() -> None:
     model = Sorted(lambda x: torch.topk(x, 8, 1).values, image=False)
     assert lipschitz(model, (5,)).blocks[0].method.startswith("joint")
     part = Sorted(lambda x: torch.topk(x, 6, 1).values, image=False)
@@ -194,7 +194,7 @@ def test_a_part_of_a_sort_keeps_its_place_outside_the_joint_bound() -> None:
 
 
 class Liar(nn.Module):
-    """Says that it sorts pairs, and reflects instead."""
+    """A module that states that it sorts pairs but reflects instead."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -206,12 +206,12 @@ class Liar(nn.Module):
         return GroupSort(2)
 
 
-def test_a_module_that_says_it_sorts_and_does_not_is_refused() -> None:
+def test_a_module_that_wrongly_states_that_it_sorts_is_refused() -> None:
     with pytest.raises(UnsupportedOperationError, match="which is not how it sorts"):
         lipschitz(Sorted(Liar(), image=False), (5,))
 
 
-def test_max_and_min_of_different_pairs_are_no_sort() -> None:
+def test_max_and_min_of_different_pairs_are_not_a_sort() -> None:
     def crossed(x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
         return torch.cat((torch.maximum(a, b), torch.minimum(a, b.flip(1))), 1)
@@ -223,7 +223,7 @@ def test_max_and_min_of_different_pairs_are_no_sort() -> None:
 
 
 class Split(nn.Module):
-    """x + V relu(the first half of W x) + the second half of W x: two linear maps in a row inside the branch."""
+    """x + V relu(first half of W x) + second half of W x: two consecutive linear maps inside the branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class Split(nn.Module):
         return x + self.outer(torch.relu(first)) + second
 
 
-def test_linear_maps_in_a_row_inside_a_branch_are_composed() -> None:
+def test_consecutive_linear_maps_inside_a_branch_are_composed() -> None:
     model = Split()
     (row,) = lipschitz(model, (5,), effort=0.05).blocks
     assert row.method.startswith("joint")

@@ -1,4 +1,4 @@
-"""Bounds of norms against dense singular values, and the failures that certificates are known for."""
+"""Bounds on norms against dense singular values, and known failures of certificates."""
 
 import math
 from fractions import Fraction
@@ -87,7 +87,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_known_hard_cases_are_bounded_by_every_route(name: str) -> None:
+def test_known_hard_cases_are_bounded_by_every_method(name: str) -> None:
     map_ = KNOWN[name]
     exact = truth(map_)
     assert exact <= spectral_norm(map_, method="auto").upper * (1 + 1e-14)
@@ -148,6 +148,6 @@ def test_guarantees_add_their_failure_probabilities() -> None:
     assert str(Guarantee() & Guarantee(1e-9)) == "probability 1 - 1e-09"
 
 
-def test_small_operators_are_decomposed_whole() -> None:
+def test_small_operators_are_decomposed_completely() -> None:
     assert is_small(KNOWN["one pixel"])
     assert spectral_norm(KNOWN["one pixel"]).method == "dense"

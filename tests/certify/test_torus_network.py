@@ -1,4 +1,4 @@
-"""Networks on tori: above all that is attained and above the dense inequality, equal to it where nothing is lost."""
+"""Networks on tori: above all attained values and the dense inequality, and equal to the latter in lossless cases."""
 
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +98,7 @@ def test_no_jacobian_no_pair_and_no_dense_inequality_exceeds_the_bound(kind: str
     seed=st.integers(0, 10**6), place=st.integers(0, len(ACTIVATIONS) - 1), widest=st.sampled_from([16, 1000]),
     kind=st.sampled_from(["before", "after", "mean", "flat", "deep"]), steps=st.sampled_from([1, 60]),
 )  # fmt: skip
-def test_none_does_for_many_networks(seed: int, place: int, widest: int, kind: str, steps: int) -> None:
+def test_none_exceeds_it_for_many_networks(seed: int, place: int, widest: int, kind: str, steps: int) -> None:
     _no_bound_is_below_what_is_attained(seed, place, widest, kind, steps)
 
 
@@ -117,7 +117,7 @@ def _no_bound_is_below_what_is_attained(seed: int, place: int, widest: int, kind
 
 
 @pytest.mark.parametrize(("padding", "inner"), [("zeros", MaxMin()), ("circular", nn.LeakyReLU(0.1))])
-def test_by_frequency_is_what_the_same_inequality_gives_at_once(padding: str, inner: nn.Module) -> None:
+def test_the_bound_by_frequency_equals_that_of_the_same_inequality_at_once(padding: str, inner: nn.Module) -> None:
     """On the torus itself, in one region, with the same multipliers."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -129,7 +129,7 @@ def test_by_frequency_is_what_the_same_inequality_gives_at_once(padding: str, in
     assert (len(network.regions), network.constant) == (1, True)
     assert network.regions[0].torus.points == ((4, 4) if padding == "circular" else (5, 5))
     point = search(network.order, network.layers, copies=4, steps=200)
-    raised = Repair(2e-2, 0.0)  # admissible without a share of others, which would differ
+    raised = Repair(2e-2, 0.0)  # admissible without mixing in others, which would differ
     dense = eliminate(network.order, network.layers, Weights(point.multipliers, point.sizes), repair=raised)
     assert dense is not None
     upper = torus_bound.torus_bound(network, point, repair=raised)
@@ -178,13 +178,13 @@ def test_multipliers_that_are_wrong_prove_nothing_false() -> None:
         (nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten()), "couples"),
     ],
 )
-def test_what_has_no_form_on_tori_says_why(model: nn.Module, said: str) -> None:
+def test_networks_without_a_form_on_tori_are_refused_with_the_reason(model: nn.Module, said: str) -> None:
     with pytest.raises(NotLaidError, match=said):
         on_tori(simplified(model, 2, 6, 6), widest=6)
 
 
-def test_roundings_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a unit roundoff a million times as large the bound is larger; the true one costs next to nothing."""
+def test_rounding_errors_are_included(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a unit roundoff a million times as large the bound is larger; the cost of the true one is negligible."""
     torch.manual_seed(3)
     network = on_tori(simplified(chain("flat", nn.ReLU).double(), 2, 6, 6), widest=64)
     point = search(network.order, network.layers, copies=4, steps=60)
@@ -195,7 +195,9 @@ def test_roundings_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain * (1 + 1e-9) < torus_bound.torus_bound(network, point)
 
 
-def test_frequencies_in_parts_share_their_multipliers_and_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frequencies_in_parts_share_their_multipliers_and_give_nearly_the_same_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(4)
     model = Stages(nn.ReLU(), False).double().eval()
     network = on_tori(simplified(model, 2, 8, 8), widest=1000)

@@ -81,7 +81,7 @@ def test_the_product_rule_is_attained_up_to_the_sum_of_both_sides() -> None:
     assert 2**0.5 <= report.upper <= 2 * (1 + 1e-6)
 
 
-def test_activations_count_with_the_slopes_that_they_reach() -> None:
+def test_activations_are_bounded_by_the_slopes_that_they_attain() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2))
     with torch.no_grad():
         model[1].weight.copy_(torch.eye(2))

@@ -48,7 +48,7 @@ def test_a_convolution_that_reads_only_padding_has_norm_zero() -> None:
     assert whole_gram_bound(map_, seconds=0.05) == pytest.approx(0, abs=1e-300)
 
 
-def test_the_automatic_bound_is_the_whole_matrix_where_it_fits() -> None:
+def test_the_automatic_bound_uses_the_whole_matrix_where_it_fits() -> None:
     map_ = Convolution(normal(40, 40, 3, 3), (40, 5, 5), padding=1)
     bound = spectral_norm(map_, lower_steps=200)
     assert bound.method == "dense"
@@ -64,7 +64,7 @@ def test_tiny_and_huge_kernels_keep_their_bound(size: float) -> None:
     assert scaled == pytest.approx(plain * size, rel=1e-9)
 
 
-def test_the_bound_is_proved_whatever_the_search_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_is_proved_regardless_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     convolution = Convolution(normal(3, 2, 3, 3), (2, 7, 7), padding=1)
     found = file.top_ritz_pair
     for share in (0.5, 0.995):

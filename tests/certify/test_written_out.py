@@ -1,4 +1,4 @@
-"""Activations that a network writes out in several operations are one activation, with the slopes that it has."""
+"""Activations written in several operations are recognised as one activation with the correct slopes."""
 
 import math
 from collections.abc import Callable
@@ -46,7 +46,7 @@ WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_function_that_is_written_out_has_the_slopes_of_the_function(name: str) -> None:
+def test_a_function_written_in_several_operations_has_the_slopes_of_the_function(name: str) -> None:
     function, slopes = WRITTEN[name]
     report = lipschitz(Apply(function), (3,), lower_steps=4)
     largest = max(map(abs, slopes))
@@ -54,7 +54,7 @@ def test_a_function_that_is_written_out_has_the_slopes_of_the_function(name: str
     assert report.lower <= report.upper
 
 
-def test_slopes_and_values_on_intervals_hold_what_the_function_does_there() -> None:
+def test_slopes_and_values_on_intervals_contain_those_of_the_function() -> None:
     for name in ("SiLU", "leaky ReLU, other way", "softsign"):
         function, _ = WRITTEN[name]
         output, _ = build_network(capture(Apply(function), (3,)))
@@ -89,7 +89,9 @@ def test_slopes_and_values_on_intervals_hold_what_the_function_does_there() -> N
         (lambda x: x / (1 - x.abs()), "div by a value"),
     ],
 )
-def test_what_jumps_or_has_no_finite_slope_is_refused(function: Callable[[Tensor], Tensor], words: str) -> None:
+def test_functions_that_jump_or_have_no_finite_slope_are_refused(
+    function: Callable[[Tensor], Tensor], words: str
+) -> None:
     report = lipschitz(Apply(function), (3,), refuse="record")
     assert report.upper == math.inf
     assert any(words in refusal.operation for refusal in report.refused), report.refused
@@ -101,10 +103,10 @@ def test_what_jumps_or_has_no_finite_slope_is_refused(function: Callable[[Tensor
         lambda x: torch.where(x > 0, torch.where(x > 1e-9, x, x + 5), x),
         lambda x: torch.where(
             x > 1 / 3, torch.where(3 * x > 1, x, x + 5), x
-        ),  # no float64 lies between, but numbers do
+        ),  # no float64 lies in between, but real numbers do
         lambda x: torch.where(x >= 0, torch.where(x > 0, x, x + 5), x),
         lambda x: torch.where(x <= 1, torch.where(x < 1, x, x + 5), x),
-        lambda x: torch.where(x > 0, torch.where(x >= 1e-3, x, 100 * x), x),  # at 1e-3, seen between the places alone
+        lambda x: torch.where(x > 0, torch.where(x >= 1e-3, x, 100 * x), x),  # at 1e-3, visible only between the points
         lambda x: torch.where(x < 0, torch.where(x < -1e-3, x, 100 * x), x),
         lambda x: x + 5 * (1 - torch.sign(x) * torch.sign(x)),
         lambda x: torch.where(x > 0, x, x + 1e-13),
@@ -112,7 +114,7 @@ def test_what_jumps_or_has_no_finite_slope_is_refused(function: Callable[[Tensor
         lambda x: torch.where(x > 1e8, x, x + 1e-6),
         lambda x: x * (x > 1),
         lambda x: x.masked_fill(x < 1, 0.0),
-        lambda x: x * ((x > 0) + (x > 0)),  # of truth values: or
+        lambda x: x * ((x > 0) + (x > 0)),  # the sum of booleans is a logical or
     ],
 )
 def test_a_jump_is_found_however_narrow_or_small(function: Callable[[Tensor], Tensor]) -> None:
@@ -131,14 +133,14 @@ def test_a_jump_is_found_however_narrow_or_small(function: Callable[[Tensor], Te
         (lambda x: torch.where(x > 3, x, torch.where(x < -3, 0 * x, x * (x + 3) / 6)), 1.5),
     ],
 )
-def test_a_condition_that_does_not_jump_has_the_slopes_of_its_sides(
+def test_a_condition_without_a_jump_has_the_slopes_of_its_branches(
     function: Callable[[Tensor], Tensor], constant: float
 ) -> None:
     upper = lipschitz(Apply(function), (3,), lower_steps=0).upper
     assert constant * 0.9 <= upper <= constant * (1 + 1e-5)
 
 
-def test_a_written_activation_is_certified_with_its_roundings() -> None:
+def test_a_hand_written_activation_is_certified_with_its_rounding_errors() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), Apply(WRITTEN["SiLU"][0]), nn.Linear(5, 3))
     plain = nn.Sequential(nn.Flatten(), model[1], nn.SiLU(), model[3])
     x = torch.rand(4, 1, 2, 2)

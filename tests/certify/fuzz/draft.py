@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from tests.certify.fuzz.constants import KEPT, KINDS, constant
 from tests.certify.fuzz.program import NAMES, Program, Shape
 
-MOST_NUMBERS = 36  # of one sample in one value
+MOST_NUMBERS = 36  # elements of one sample in one value
 PROBED = 3
 INPUTS: tuple[Shape, ...] = (
     *((4,), (2, 1, 1), (2, 2, 2), (1, 3, 3), (2, 3), (1,), (1, 1, 1), (3, 2, 2), (12,), (3, 1, 3), (1, 2, 2, 2)),
     *((2, 1), (1, 1, 4), (4, 1, 1)),
 )
-# A whole number below the one given: all that is random about a program.
+# A random integer below the given one, the only source of randomness of a program.
 Below = Callable[[int], int]
 T = TypeVar("T")
 
 
 class UnfitError(Exception):
-    """The production does not fit the values at hand."""
+    """The production does not fit the available values."""
 
 
 class Draft:
@@ -37,14 +37,14 @@ class Draft:
         self.constants = 0
         self.kept: dict[str, Shape] = {}
 
-    # What productions draw.
+    # Draws used by productions.
 
     def one_of(self, *choices: T) -> T:
         """One of the choices; shrinks to the first."""
         return choices[self.below(len(choices))]
 
     def number(self, low: int, high: int) -> int:
-        """A whole number; shrinks to the lowest."""
+        """An integer; shrinks to the lowest."""
         return low + self.below(high - low + 1)
 
     def chance(self) -> bool:
@@ -52,11 +52,11 @@ class Draft:
         return self.below(2) == 1
 
     def real(self) -> float:
-        """A real number, mostly an ordinary one."""
+        """A real number, mostly of ordinary size."""
         return self.one_of(1.0, 0.5, -1.0, 2.0, -0.3, 0.0, 3.7, 1e-160, 1e150)
 
     def order(self, count: int) -> list[int]:
-        """The numbers 1 to `count` in any order."""
+        """A random permutation of 1 to `count`."""
         left = list(range(1, count + 1))
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
@@ -72,7 +72,7 @@ class Draft:
         return tuple(self.values[name].shape[1:])
 
     def axis(self, name: str) -> int:
-        """An axis of the value, counted from either end, seldom the batch."""
+        """An axis of the value, counted from either end, rarely the batch axis."""
         rank = self.values[name].ndim
         if rank == 1:
             raise UnfitError
@@ -90,7 +90,7 @@ class Draft:
         if values is None:
             alike = [name for name, of in self.kept.items() if of == tuple(shape) and not any_type]
             if alike and self.number(0, 3) == 0:
-                return self.one_of(*alike)  # a layer that is used twice
+                return self.one_of(*alike)  # a layer used twice
             generator = torch.Generator().manual_seed(self.below(2**16))
             values = constant(self.one_of(*KINDS), tuple(shape), generator)
         name, kept = f"c{self.constants}", self.one_of(*KEPT)
@@ -99,7 +99,7 @@ class Draft:
             self.program.register_buffer(name, values)
         elif kept == "parameter":
             self.program.register_parameter(name, nn.Parameter(values))
-        else:  # "plain" goes through float32, where its extremes may not be
+        else:  # "plain" is converted to float32, where extreme values are not representable
             narrow = values.to(torch.float32)
             fits = any_type and kept == "plain" and bool(torch.isfinite(narrow).all())
             setattr(self.program, name, narrow if fits else values)
@@ -125,16 +125,16 @@ class Draft:
             shape = [1, self.number(1, 3), *shape]
         return self.constant(shape, any_type=True)
 
-    # What productions write.
+    # Output of productions.
 
     def write(self, expression: str) -> str:
-        """A new value, or several that the expression makes; the name of the first. Raises UnfitError where torch does
-        not run the line or makes something too large."""
+        """Add one or several values given by an expression, and return the name of the first. Raises UnfitError if
+        torch fails or the result is too large."""
         name = f"v{len(self.program.lines)}"
         return self.run(f"{name} = {expression}", name)
 
     def run(self, line: str, name: str) -> str:
-        """Any line that leaves something under the name."""
+        """Add any line that assigns to the name."""
         try:
             exec(line, self.names)
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:

@@ -1,9 +1,9 @@
-"""Productions for functions of single numbers, and for sums, differences and products with constants."""
+"""Productions for elementwise functions, and for sums, differences and products with constants."""
 
 from tests.certify.fuzz.draft import Draft
 from tests.certify.fuzz.productions import draws
 
-# Spelt by their ATen name; what they do to one number needs no arguments.
+# By their ATen names; they need no arguments.
 PLAIN = (
     *("relu", "relu6", "hardtanh", "tanh", "atan", "log_sigmoid", "sigmoid", "hardsigmoid", "abs", "sin", "cos"),
     *("hardswish", "silu", "mish", "celu", "elu", "selu", "gelu", "softplus", "leaky_relu"),
@@ -46,7 +46,7 @@ SPELT_OUT = (
 
 @draws(*PLAIN, weight=7)
 def plain(d: Draft) -> None:
-    """An activation with the settings that it has without being told."""
+    """An activation with its default settings."""
     name = d.one_of(*PLAIN)
     v = d.value()
     inside = d.one_of(v, v, v, f"{v} - 30.0", f"{v} + 1.0", f"5.0 * {v}")
@@ -55,7 +55,7 @@ def plain(d: Draft) -> None:
 
 @draws("relu", "abs", "hardtanh", "leaky_relu", "relu6", "hardsigmoid", weight=9)
 def piecewise(d: Draft) -> None:
-    """A piecewise linear activation, now and then of something that hides it from inputs of size 1."""
+    """A piecewise linear activation, occasionally of a value that hides it from inputs of size 1."""
     v = d.value()
     name = d.one_of(*PIECEWISE)
     d.write(f"{name}({d.one_of(v, v, f'{v} - 30.0', f'{v} + 30.0')})")
@@ -63,7 +63,7 @@ def piecewise(d: Draft) -> None:
 
 @draws(*SAME, "detach", "_to_copy", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def same(d: Draft) -> None:
-    """The same numbers, or their negatives."""
+    """The same values, or their negatives."""
     v = d.value()
     dropout = d.one_of("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
     d.write(
@@ -154,7 +154,7 @@ def with_a_constant_limit(d: Draft) -> None:
 
 @draws("prelu", "_prelu_kernel")
 def prelu(d: Draft) -> None:
-    """A learnt slope, for all channels or each."""
+    """A learnt slope, for all channels or per channel."""
     v = d.value(lambda shape: len(shape) > 0)
     slopes = d.constant((d.one_of(1, d.shape(v)[0]),))
     d.write(f"F.prelu({v}, {slopes})")
@@ -217,7 +217,7 @@ def with_a_constant(d: Draft) -> None:
 
 @draws(weight=2)
 def spelt_out(d: Draft) -> None:
-    """Functions that have a name, written by hand; functions that have no rule or are steep near 0."""
+    """Named functions written by hand; functions that have no rule or are steep near 0."""
     d.write(d.one_of(*SPELT_OUT).format(v=d.value()))
 
 

@@ -1,4 +1,4 @@
-"""Piecewise linear programs whose constants are known exactly: rational Jacobians on every cell that lines meet.
+"""Piecewise linear programs with exactly known constants: rational Jacobians on every cell that lines meet.
 
 Along a line the activation pattern changes where a pre-activation crosses 0, and these crossings are rational numbers,
 so the cells of a line are listed without gaps; with one input the list is exhaustive. Bounds are compared with them
@@ -31,13 +31,13 @@ class Form:
 
 
 class Cell:
-    """One piece of a line: where in it the program is evaluated, and how far it reaches at most."""
+    """One piece of a line: the point at which the program is evaluated, and the largest extent of the piece."""
 
     def __init__(self, t: Fraction, sides: Fraction) -> None:
         self.t, self.end, self.flat = t, sides, False
 
     def factor(self, value: Fraction, slope: Fraction, left: Fraction, right: Fraction) -> Fraction:
-        """The slope of a kinked activation here; where its argument crosses 0 the cell ends."""
+        """The slope of a kinked activation at this point; the cell ends where its argument crosses 0."""
         here = value + self.t * slope
         if slope and (crossing := -value / slope) > self.t:
             self.end = min(self.end, crossing)
@@ -48,7 +48,7 @@ class Cell:
 
 
 class ExactProgram:
-    """A program and the rules by which it is followed exactly."""
+    """A program and the rules for its exact evaluation."""
 
     def __init__(self, below: Below) -> None:
         self.below, self.program = below, Program().eval()
@@ -67,11 +67,11 @@ class ExactProgram:
         return (self.inputs, 1, 1) if self.image else (self.inputs,)
 
     def number(self, low: int, high: int) -> int:
-        """A whole number."""
+        """An integer."""
         return low + self.below(high - low + 1)
 
     def value(self) -> int:
-        """The newest value mostly."""
+        """A value, mostly the newest."""
         last = len(self.widths) - 1
         return last if self.below(3) else self.below(last + 1)
 
@@ -80,14 +80,14 @@ class ExactProgram:
         return constant(kinds[self.below(len(kinds))], shape, torch.Generator().manual_seed(self.below(2**16)))
 
     def write(self, expression: str, rule: Rule, operands: tuple[int, ...], width: int) -> None:
-        """One line and its exact rule."""
+        """Add one line and its exact rule."""
         text = expression.format(*("x" if k == 0 else f"v{k}" for k in operands))
         self.program.lines.append(f"v{len(self.widths)} = {text}")
         self.rules.append((rule, operands))
         self.widths.append(width)
 
     def keep(self, values: Tensor, narrow: bool = False) -> tuple[str, Tensor]:
-        """The name of a constant, and its values in float64; a narrow one is a plain tensor of float32."""
+        """The name of a constant, and its values in float64; a narrow constant is a plain float32 tensor."""
         name = f"c{len(list(self.program.buffers())) + sum(isinstance(v, Tensor) for v in vars(self.program).values())}"
         kept = values.to(torch.float32) if narrow else values
         if bool(torch.isfinite(kept).all()) and narrow:
@@ -111,12 +111,12 @@ class ExactProgram:
         self.linear(self.value(), self.number(1, 3))
 
     def cancelling(self) -> None:
-        """Two layers in a row whose products cancel but for the last bits."""
+        """Two consecutive layers whose products cancel up to the last bits."""
         self.linear(self.value(), self.number(1, 3), ("near one",))
         self.linear(len(self.widths) - 1, self.number(1, 2), ("near one",))
 
     def tiny_and_huge(self) -> None:
-        """Layers whose norms multiply to an ordinary number through ones that are none."""
+        """Layers with extreme norms whose product is an ordinary number."""
         width = self.number(1, 2)
         for scale in ((-160, -160, 150, 150), (150, 150, -160, -160), (-160, 150, -160, 150))[self.below(3)]:
             self.linear(len(self.widths) - 1, width, (f"1e{scale}",))
@@ -124,7 +124,7 @@ class ExactProgram:
                 self.kink(len(self.widths) - 1)
 
     def residual(self) -> None:
-        """A block whose branch cuts some numbers off, on an input that may be far from 0."""
+        """A block whose branch clips some values, on an input that may be far from 0."""
         entry = self.value()
         if self.below(2):
             self.kink(entry)
@@ -138,7 +138,7 @@ class ExactProgram:
         self.total(entry, len(self.widths) - 1)
 
     def kink(self, source: int | None = None) -> None:
-        """ReLU, |x| or LeakyReLU, now and then of something shifted far away."""
+        """ReLU, |x| or LeakyReLU, occasionally of a value shifted far away."""
         source = self.value() if source is None else source
         spelt, left = ((("torch.relu({})"), 0), ("torch.abs({})", -1), ("F.leaky_relu({}, 0.25)", Fraction(1, 4)))[
             self.below(3)
@@ -167,7 +167,7 @@ class ExactProgram:
         self.write(text, lambda cell, forms: _sum(factors, forms), (a, b), self.widths[a])
 
     def scaled(self) -> None:
-        """A product with, or a quotient by, one constant per number."""
+        """A product with, or a quotient by, one constant per element."""
         source = self.value()
         width = self.widths[source]
         name, values = self.keep(self.tensor((width,), ("normal", "near one")) + 0.0, narrow=self.below(2) == 1)
@@ -178,7 +178,7 @@ class ExactProgram:
         self.write(text, lambda cell, forms: _scaled(factors, forms[0]), (source,), width)
 
     def cut(self, source: int | None = None) -> None:
-        """The first or last numbers, with zeros where the others stood."""
+        """The first or last elements, with zeros in place of the others."""
         source = self.value() if source is None else source
         width = self.widths[source]
         gone = self.number(0, width - 1)
@@ -199,7 +199,7 @@ class ExactProgram:
             self._moved("torch.roll({}, 1, 1)", source, [*order[-1:], *order[:-1]])
 
     def joined(self) -> None:
-        """Two values side by side."""
+        """Two values concatenated."""
         a, b = self.value(), self.value()
         if self.widths[a] + self.widths[b] > 4:
             return
@@ -258,7 +258,7 @@ WRITERS: tuple[Callable[[ExactProgram], None], ...] = (
 
 
 def exact(values: Tensor) -> list:  # type: ignore[type-arg]
-    """The numbers of a tensor as fractions, nested as they were."""
+    """The elements of a tensor as fractions, with the same nesting."""
     nested = values.tolist()
     return [[Fraction(v) for v in row] if isinstance(row, list) else Fraction(row) for row in nested]
 
@@ -289,12 +289,12 @@ def _sum(factors: tuple[Fraction, Fraction], forms: list[Form]) -> Form:
 
 
 def exceeds_linf(jacobian: list[Row], bound: float) -> bool:
-    """Whether the norm from linf to linf lies above the bound."""
+    """Whether the norm from linf to linf exceeds the bound."""
     return any(sum(map(abs, row)) > Fraction(bound) for row in jacobian)
 
 
 def exceeds_l2(jacobian: list[Row], bound: float) -> bool:
-    """Whether the largest singular value lies above the bound: bound^2 I - J^T J is then not positive semidefinite."""
+    """Whether the largest singular value exceeds the bound: bound^2 I - J^T J is then not positive semidefinite."""
     size = len(jacobian[0])
     square = Fraction(bound) ** 2
     matrix = [[square * (i == j) - sum(row[i] * row[j] for row in jacobian) for j in range(size)] for i in range(size)]

@@ -1,4 +1,4 @@
-"""Many captures in a row: torch.export works the same table of decompositions out again for each, half of its time."""
+"""Faster capture of many programs: torch.export spends half of its time on recomputing one table."""
 
 import functools
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch.export.exported_program as exporting
 
 @contextmanager
 def one_table() -> Iterator[None]:
-    """Work the table out once. It is private to torch: where it is not found, captures merely take longer."""
+    """Compute the table once. It is private to torch; if it is not found, captures only take longer."""
     valid = getattr(exporting, "_collect_all_valid_cia_ops", None)
     override = getattr(exporting, "_override_composite_implicit_decomp", None)
     if valid is None or override is None:

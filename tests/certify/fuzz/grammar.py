@@ -31,7 +31,7 @@ def drawn(below: Below) -> Drawn:
     for _ in range(d.number(2, 8)):
         try:
             d.one_of(*WEIGHTED).write(d)
-        except (UnfitError, ZeroDivisionError):  # empty values have no divisors
+        except (UnfitError, ZeroDivisionError):  # there are no divisors for empty values
             continue
     d.program.answer = _head(d)
     _without_dead_lines(d.program)
@@ -62,7 +62,7 @@ def _without_dead_lines(program: Program) -> None:
 
 
 class Recorded:
-    """Numbers from a list, 0 beyond its end; keeps those that were used."""
+    """Draws numbers from a list, 0 beyond its end, and records those that were used."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers, self.place = numbers, 0

@@ -22,14 +22,14 @@ class Halved(nn.Module):
 
 
 class Pairs(nn.Module):
-    """Sorts neighbouring channels in pairs and says so."""
+    """Sorts neighbouring channels in pairs and states this."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) sorted within (2i, 2i + 1)."""
         return x.unflatten(1, (-1, 2)).sort(dim=2).values.flatten(1, 2)
 
     def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """Sorting never stretches."""
+        """Sorting is nonexpansive."""
         return Bound(0.0, 1.0, "stated")
 
     def sorted_groups(self) -> GroupSort:

@@ -1,4 +1,4 @@
-"""Every law for many programs, in one process that never stops at a failure.
+"""Check every law for many programs, in one process that does not stop at failures.
 
     OMP_NUM_THREADS=1 python -m tests.certify.fuzz.many FIRST COUNT [exact]
 
@@ -25,7 +25,7 @@ BATCH = 100
 
 
 def outcome_of(seed: int, met: Counter[str], exact: bool) -> str:
-    """What became of the program; a broken law is printed."""
+    """The outcome of the program; a violation is printed."""
     try:
         if exact:
             return check_exactly(seed)
@@ -41,11 +41,11 @@ def outcome_of(seed: int, met: Counter[str], exact: bool) -> str:
 
 
 def main(first: int, count: int, exact: bool) -> None:
-    """Batch after batch; the totals are those of the printed lines."""
+    """Run batch after batch; the totals are those of the printed lines."""
     torch.set_num_threads(1)
     with one_table(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        gc.freeze()  # what is imported need not be looked through again and again: an eighth of the time
+        gc.freeze()  # imported objects need not be scanned repeatedly, which takes an eighth of the time
         for start in range(first, first + count, BATCH):
             clock, met = time.process_time(), Counter[str]()
             seeds = range(start, min(start + BATCH, first + count))

@@ -1,4 +1,4 @@
-"""Productions for operations that move, copy, drop or pad numbers, and for several values side by side."""
+"""Productions for operations that move, copy, drop or pad elements, and for concatenations."""
 
 from tests.certify.fuzz.draft import Draft, UnfitError
 from tests.certify.fuzz.productions import draws
@@ -9,7 +9,7 @@ from tests.certify.fuzz.productions import draws
     weight=4,
 )
 def reshaped(d: Draft) -> None:
-    """The same numbers in another shape."""
+    """The same elements in another shape."""
     v = d.value()
     size, axis = d.values[v][0].numel(), d.number(1, len(d.shape(v)) + 1)
     first = d.one_of(*(k for k in (1, 2, 3, size) if k and size % k == 0), 1)
@@ -27,7 +27,7 @@ def reshaped(d: Draft) -> None:
 
 @draws("permute", "transpose.int", "t", "numpy_T", "movedim", "swapaxes", "flip", "roll", "channel_shuffle", weight=3)
 def permuted(d: Draft) -> None:
-    """The same numbers in another order."""
+    """The same elements in another order."""
     v = d.value(lambda shape: len(shape) > 0)
     rank = d.values[v].ndim
     order = d.order(rank - 1)
@@ -44,7 +44,7 @@ def permuted(d: Draft) -> None:
 
 @draws("slice.Tensor", "select.int", "narrow", "unbind.int", "index.Tensor", "index_select", weight=5)
 def selected(d: Draft) -> None:
-    """Some of the numbers, some of them twice, or none."""
+    """Some of the elements, possibly repeated, or none."""
     v = d.value(lambda shape: len(shape) > 0)
     axis = d.axis(v)
     place = axis % d.values[v].ndim
@@ -73,7 +73,7 @@ def selected(d: Draft) -> None:
 
 @draws("split", "split_with_sizes", "split.Tensor", "chunk", weight=3)
 def split(d: Draft) -> None:
-    """Several parts, each a value of its own."""
+    """Several parts, each a separate value."""
     v = d.value(lambda shape: len(shape) > 0)
     axis, size = d.axis(v), d.number(1, 2)
     side = d.values[v].shape[axis]
@@ -90,7 +90,7 @@ def split(d: Draft) -> None:
 
 @draws("expand", "repeat", "repeat_interleave.self_int", weight=2)
 def copied(d: Draft) -> None:
-    """Numbers that stand more than once."""
+    """Repeated elements."""
     v = d.value()
     lead = d.number(1, 3)
     grown = [side if side > 1 or d.chance() else 3 for side in d.shape(v)]
@@ -111,7 +111,7 @@ def copied(d: Draft) -> None:
     weight=4,
 )
 def padded(d: Draft) -> None:
-    """Zeros, other constants or copies around the edges; negative paddings cut."""
+    """Zeros, other constants or copies around the edges; negative padding crops."""
     v = d.value(lambda shape: len(shape) > 0)
     rank = len(d.shape(v))
     count = d.number(1, min(rank, 3))
@@ -126,7 +126,7 @@ def padded(d: Draft) -> None:
 
 @draws("pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d", "im2col", "upsample_bilinear2d", weight=2)
 def resized(d: Draft) -> None:
-    """Images larger or smaller by copies."""
+    """Images resized by copying."""
     v = d.value(lambda shape: len(shape) == 3)
     size = f"({d.number(1, 4)}, {d.number(1, 4)})"
     d.write(
@@ -144,7 +144,7 @@ def resized(d: Draft) -> None:
 
 @draws("cat", "concat", "concatenate", "stack", weight=4)
 def side_by_side(d: Draft) -> None:
-    """Values, the same one again, and constants, side by side."""
+    """A concatenation of values, repeated values and constants."""
     v = d.value()
     shape = d.shape(v)
     others = [d.value(lambda other: other == shape) for _ in range(d.number(0, 2))]

@@ -16,7 +16,7 @@ from robustres.certify import Certificates, LipschitzReport, certify, lipschitz
 from robustres.errors import DefectiveBoundError, InputError, ModelError, RobustresError
 from tests.certify.fuzz.program import Program, Shape
 
-ACCURACY = 1e-7  # derivatives of torch are as exact as this: hardsigmoid's 1/6 is a float32
+ACCURACY = 1e-7  # accuracy of torch's derivatives: the 1/6 of hardsigmoid is a float32
 JITTER = 1e-12
 LEAST = 1e-280  # numbers below it are rounded to whole multiples of 5e-324
 
@@ -31,7 +31,7 @@ class FoundError(AssertionError):
 
 @dataclass
 class Outcome:
-    """What became of a program: refused, vacuous (an infinite bound) or bounded, and its ATen operations."""
+    """The outcome of a program: refused, vacuous (an infinite bound) or bounded, and its ATen operations."""
 
     kind: str
     operations: set[str] = field(default_factory=set)
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def check(program: Program, shape: Shape, seed: int = 0) -> Outcome:
-    """Every law for one program."""
+    """Check every law for one program."""
     generator = torch.Generator().manual_seed(seed)
     try:
         report = lipschitz(program, shape, **settings_of(seed), refuse="record")
@@ -47,7 +47,7 @@ def check(program: Program, shape: Shape, seed: int = 0) -> Outcome:
         raise FoundError("defective", str(error)) from error
     except ModelError as error:
         return Outcome(f"not a model: {str(error)[:60]}")
-    except Exception as error:  # an InputError among them: nothing that the caller gave is wrong
+    except Exception as error:  # including InputError: the input is valid
         raise FoundError("crash", f"lipschitz raised {type(error).__name__}: {error}") from error
     if report.refused:
         _check_refusals(report)
@@ -71,14 +71,14 @@ def check(program: Program, shape: Shape, seed: int = 0) -> Outcome:
 
 
 def _check_refusals(report: LipschitzReport) -> None:
-    """An error of torch's or Python's own that was turned into a refusal is a crash all the same."""
+    """An error of torch or Python that was turned into a refusal still counts as a crash."""
     for refusal in report.refused:
         if any(sign in str(refusal) for sign in ("that fails while robustres", "does not cover (", "please report")):
             raise FoundError("crash", f"refused: {refusal}")
 
 
 def settings_of(seed: int) -> dict[str, object]:
-    """Settings of `lipschitz` in turn, so that every way to a bound is taken by some programs."""
+    """Settings of `lipschitz` in turn, so that some programs use each method."""
     return {
         "effort": 0.02,
         "seconds": 0.05,
@@ -90,7 +90,7 @@ def settings_of(seed: int) -> dict[str, object]:
 
 
 def points(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Inputs of many sizes, some of them all large and positive, or negative: hidden parts of a network lie there."""
+    """Inputs of many sizes, some of them all large and positive, or negative, which reach hidden parts of a network."""
     count = 48
     normal = torch.randn(count, math.prod(shape), dtype=torch.float64, generator=generator)
     sizes = 10 ** torch.linspace(-2, 2, count, dtype=torch.float64)
@@ -133,7 +133,7 @@ def jacobians(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def lengths(x: Tensor, order: float) -> Tensor:
-    """(B,) norms of the rows, also of rows whose squares are no numbers."""
+    """(B,) norms of the rows, even if their squares overflow."""
     size = x.abs().amax(1)
     return torch.linalg.vector_norm(x / torch.where(size > 0, size, 1.0)[:, None], order, dim=1) * size
 
@@ -150,7 +150,7 @@ def _norms(jacobian: Tensor) -> dict[str, Tensor]:
 
 
 def _differentiable(program: Program, report: LipschitzReport, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The program, or the graph captured from it where torch cannot differentiate what it changes in place."""
+    """The program, or the graph captured from it if torch cannot differentiate its in-place changes."""
     assert report.analysis is not None
     captured = report.analysis.captured
     try:
@@ -165,7 +165,7 @@ def _differentiable(program: Program, report: LipschitzReport, x: Tensor) -> Cal
 
     try:
         jacobians(graph, x[:3])
-    except RuntimeError:  # pairs alone are compared
+    except RuntimeError:  # only pairs are compared
         return lambda v: answers(program, v.detach())
     return graph
 
@@ -195,7 +195,7 @@ def _check_slopes(program: Program, report: LipschitzReport, x: Tensor, generato
 def _check_classes(report: LipschitzReport, jacobian: Tensor) -> None:
     """The bounds of the differences of two logits, where the whole network was bounded jointly."""
     assert report.analysis is not None
-    bounds = report.analysis.whole.pairs  # those that `certify` has asked for
+    bounds = report.analysis.whole.pairs  # those that `certify` has requested
     clean = torch.where(torch.isfinite(jacobian).all((1, 2), keepdim=True), jacobian, 0.0)
     slopes = (clean[:, :, None] - clean[:, None]).norm(dim=3).amax(0)
     for (i, j), bound in bounds.items():
@@ -206,7 +206,7 @@ def _check_classes(report: LipschitzReport, jacobian: Tensor) -> None:
 def _stays_over(program: Program, x: Tensor, norm: str, bound: float) -> bool:
     try:
         found = [_norms(jacobians(lambda v, k=k: jittered(program, v, k), x))[norm] for k in range(4)]  # type: ignore[misc]
-    except RuntimeError:  # which no jitter can be differentiated through
+    except RuntimeError:  # jitter that cannot be differentiated through
         return True
     spread = torch.stack(found).amax(0) - torch.stack(found).amin(0)
     return bool((torch.stack(found).amin(0) - 4 * spread > bound * (1 + ACCURACY) + LEAST).any())
@@ -229,7 +229,7 @@ def _check_pairs(
     flat = x.flatten(1)
     signs = jacobian.nan_to_num(0, 0, 0).sum(1).sign()
     steep = jacobian.nan_to_num(0, 0, 0).abs().amax(1)
-    steep = steep / steep.amax(1, keepdim=True).clamp_min(1e-300)  # shorter steps than the others drown in rounding
+    steep = steep / steep.amax(1, keepdim=True).clamp_min(1e-300)  # much shorter steps are dominated by rounding
     noise = torch.randn(flat.shape, dtype=torch.float64, generator=generator)
     steps = torch.tensor([1e-4, 1e-2, 1.0], dtype=torch.float64)[torch.arange(len(flat)) % 3][:, None]
     axes = torch.eye(flat.shape[1], dtype=torch.float64)[torch.arange(len(flat)) % flat.shape[1]]
@@ -258,7 +258,7 @@ def _pair_stays_over(program: Program, a: Tensor, b: Tensor, order: float, bound
 
 
 def _check_certificates(program: Program, report: LipschitzReport, x: Tensor, generator: torch.Generator) -> None:
-    """Nothing inside a certified ball is answered otherwise."""
+    """Check that no input inside a certified ball has another prediction."""
     chosen = torch.cat([x[-6:], x[torch.randperm(len(x), generator=generator)[:6]]])
     if answers(program, chosen[:1]).shape[1] < 2:
         return

@@ -1,4 +1,4 @@
-"""Productions for pooling, means, sums, sorts and extremes over axes."""
+"""Productions for pooling, means, sums, sorts and extrema over axes."""
 
 from tests.certify.fuzz.draft import Draft
 from tests.certify.fuzz.productions import draws
@@ -6,7 +6,7 @@ from tests.certify.fuzz.productions import draws
 
 @draws("mean.dim", "mean", "sum.dim_IntList", "sum", weight=4)
 def reduced(d: Draft) -> None:
-    """A mean or a sum over axes, or of what is left of a value without them."""
+    """A mean or a sum over axes, or a value minus them."""
     v = d.value(lambda shape: len(shape) > 0)
     keep, axes = d.chance(), d.axes(v)
     name = d.one_of("mean", "sum", "sum", "nanmean", "std", "prod", "norm", "cumsum") if d.number(0, 9) == 0 else "mean"

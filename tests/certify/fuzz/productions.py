@@ -1,4 +1,4 @@
-"""What a production is, and the list of all of them with the ATen operations that each of them draws."""
+"""Definition of productions, and the list of all of them with the ATen operations that each can draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from tests.certify.fuzz.draft import Draft
 
 @dataclass(frozen=True)
 class Production:
-    """Writes one or more lines; operations: the ATen operations that it can draw, by their registered names."""
+    """A function that writes one or more lines; operations: the ATen operations that it can draw."""
 
     write: Callable[[Draft], None]
     operations: tuple[str, ...]
 
 
 PRODUCTIONS: list[Production] = []
-# The same, as often as each should be drawn.
+# The productions, repeated according to their weights.
 WEIGHTED: list[Production] = []
 
 

@@ -19,7 +19,7 @@ def _compiled(text: str, mode: str) -> CodeType:
 
 
 class Program(nn.Module):
-    """The lines as a module; its `source` is what a failing test prints and a reader can paste.
+    """The lines as a module; its `source` is printed by a failing test and can be pasted.
 
     Constants are attributes `c0, c1, ...`: buffers, parameters or plain tensors, which keep their own precision.
     """
@@ -39,7 +39,7 @@ class Program(nn.Module):
         return self.observed(x, lambda value: value)
 
     def observed(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run the lines with every new value changed."""
+        """Run the lines, changing every new value."""
         names: dict[str, Any] = {**NAMES, "self": self, "x": change(x)}
         for line in self.lines:
             exec(_compiled(line, "exec"), names)

@@ -1,5 +1,4 @@
-"""Productions for the less usual spellings: copies, scatters, resizings, products with batches of constants, constants
-made from a value's shape."""
+"""Productions for less common operations: copies, scatters, resizing, constants of every shape."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +8,12 @@ from tests.certify.fuzz.productions import draws
 
 
 def _sized(d: Draft, v: str) -> str:
-    """The whole shape of a value as an expression that holds for every batch."""
+    """The full shape of a value as an expression that is valid for every batch size."""
     return f"[{', '.join(['len(x)', *map(str, d.shape(v))])}]"
 
 
 def _pick(d: Draft, axis: int, side: int) -> str:
-    """An index along an axis as a tensor, places counted from either end or more than once."""
+    """An index along an axis as a tensor, with positions counted from either end, possibly repeated."""
     return f"torch.tensor({[d.number(-side, side - 1) for _ in range(d.number(1, 4))]})"
 
 
@@ -35,7 +34,7 @@ def _places(d: Draft, v: str, side: int, width: int) -> str:
     weight=4,
 )
 def reshaped_otherwise(d: Draft) -> None:
-    """The same numbers by other names."""
+    """The same elements by other operations."""
     v = d.value(lambda shape: len(shape) > 0)
     shape, size = d.shape(v), math.prod(d.shape(v))
     rank = len(shape) + 1
@@ -73,7 +72,7 @@ def reshaped_otherwise(d: Draft) -> None:
     weight=4,
 )
 def selected_otherwise(d: Draft) -> None:
-    """Some of the numbers by other names."""
+    """Some of the elements by other operations."""
     v = d.value(lambda shape: len(shape) > 0 and 0 not in shape)
     shape, size, axis = d.shape(v), math.prod(d.shape(v)), d.axis(v)
     side = d.values[v].shape[axis]
@@ -108,7 +107,7 @@ def selected_otherwise(d: Draft) -> None:
     weight=4,
 )
 def put_in_place(d: Draft) -> None:
-    """A value with other numbers, or constants, put in some of its places."""
+    """A value with some elements replaced by other values or constants."""
     v = d.value(lambda shape: len(shape) > 0 and 0 not in shape)
     shape, number = d.shape(v), d.real()
     same = d.value(lambda other: other == shape)
@@ -145,7 +144,7 @@ def put_in_place(d: Draft) -> None:
     weight=4,
 )
 def resized_otherwise(d: Draft) -> None:
-    """Signals, images and volumes resized, padded, put together from windows, convolved by the general operation."""
+    """Signals, images and volumes resized, padded, assembled from windows, or convolved by the general operation."""
     v = d.value(lambda shape: len(shape) in (2, 3, 4) and 0 not in shape)
     shape = d.shape(v)
     rank = len(shape) - 1
@@ -190,7 +189,7 @@ def resized_otherwise(d: Draft) -> None:
     weight=4,
 )
 def multiplied_otherwise(d: Draft) -> None:
-    """Products with constant matrices, vectors and numbers in all the ways that torch has."""
+    """Products with constant matrices, vectors and numbers in all forms of torch."""
     v = d.value(lambda shape: len(shape) in (1, 2, 3) and 0 not in shape)
     shape = d.shape(v)
     width, out, alpha, beta = shape[-1], d.number(1, 3), d.real(), d.real()
@@ -238,7 +237,7 @@ def multiplied_otherwise(d: Draft) -> None:
     weight=3,
 )
 def normalised_otherwise(d: Draft) -> None:
-    """Normalisation by the sample's own statistics, over groups and axes of any size, by every name."""
+    """Normalisation by the sample's own statistics, over groups and axes of any size, in every form."""
     v = d.value(lambda shape: len(shape) > 0 and 0 not in shape)
     shape = d.shape(v)
     last = list(shape[-d.number(1, len(shape)) :])
@@ -268,7 +267,7 @@ def normalised_otherwise(d: Draft) -> None:
     weight=3,
 )
 def beside_made_constants(d: Draft) -> None:
-    """Sums and products with constants that are made from the value's shape."""
+    """Sums and products with constants created from the value's shape."""
     v = d.value(lambda shape: len(shape) > 0 and 0 not in shape)
     shape, number = d.shape(v), d.real()
     whole = _sized(d, v)
@@ -296,7 +295,7 @@ def beside_made_constants(d: Draft) -> None:
     weight=4,
 )
 def put_together_otherwise(d: Draft) -> None:
-    """Numbers added up in places, neighbours compared, places in an order, lengths, and functions of two values."""
+    """Scattered sums, differences of neighbours, order statistics, norms, and functions of two values."""
     v = d.value(lambda shape: len(shape) > 0 and 0 not in shape)
     shape, axis, alpha = d.shape(v), d.axis(v), d.real()
     side, first = d.values[v].shape[axis], shape[0]

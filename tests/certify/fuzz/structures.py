@@ -1,4 +1,4 @@
-"""Productions for what people build from the others: residual blocks, branches, MaxMin, runs of linear maps."""
+"""Productions for compound structures: residual blocks, branches, MaxMin, runs of linear maps."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def mixed(d: Draft, v: str) -> str:
 
 
 def moved(d: Draft, v: str) -> str:
-    """Some numbers cut off and zeros put in their place, or all moved."""
+    """Some elements replaced by zeros, or all of them moved."""
     if not d.shape(v):
         return v
     axis = d.number(1, len(d.shape(v)))
@@ -44,7 +44,7 @@ def activated(d: Draft, v: str) -> str:
 
 
 def hidden(d: Draft, v: str) -> str:
-    """A ReLU that no input of ordinary size reaches."""
+    """A ReLU that inputs of ordinary size do not activate."""
     return d.write(f"torch.relu({v} - 30.0)")
 
 
@@ -53,7 +53,7 @@ STEPS: tuple[Callable[[Draft, str], str], ...] = (mixed, mixed, moved, activated
 
 @draws("add", "sub", "relu", "linear", "conv2d", weight=10)
 def residual(d: Draft) -> None:
-    """A residual block in the ways in which people write it; the branch may hold another."""
+    """A residual block in its usual forms; the branch may contain another block."""
     v = d.value(lambda shape: len(shape) > 0)
     branch = v
     for _ in range(d.number(1, 4)):
@@ -76,7 +76,7 @@ def residual(d: Draft) -> None:
 
 @draws("add", "cat", weight=4)
 def branches(d: Draft) -> None:
-    """Two or three branches from one value, added, laid side by side, or the larger of them."""
+    """Two or three branches from one value: their sum, concatenation or maximum."""
     v = d.value(lambda shape: len(shape) > 0)
     parts = []
     for _ in range(d.number(2, 3)):
@@ -93,7 +93,7 @@ def branches(d: Draft) -> None:
 
 @draws("maximum", "minimum", "cat", "sort", "max.dim", "min.dim", weight=3)
 def maxmin(d: Draft) -> None:
-    """MaxMin as people spell it."""
+    """MaxMin in its usual forms."""
     v = d.value(lambda shape: len(shape) > 0 and shape[0] > 1 and shape[0] % 2 == 0)
     half = d.shape(v)[0] // 2
     a, b = f"{v}[:, :{half}]", f"{v}[:, {half}:]"
@@ -110,7 +110,7 @@ def maxmin(d: Draft) -> None:
 
 @draws("linear", weight=5)
 def chain(d: Draft) -> None:
-    """Linear maps in a row, which the certifier may multiply out."""
+    """Consecutive linear maps, which the certifier may multiply out."""
     v = d.value(lambda shape: len(shape) > 0)
     for _ in range(d.number(2, 4)):
         v = d.one_of(mixed, mixed, moved)(d, v)

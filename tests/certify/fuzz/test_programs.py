@@ -21,7 +21,7 @@ from tests.certify.fuzz.productions import PRODUCTIONS
 NOT_DRAWN: dict[str, str] = {
     "cudnn_batch_norm": "runs on a GPU alone; its rule is that of batch_norm, which is drawn",
 }
-# torch remarks on even kernels; this is not about robustres.
+# torch warns about even kernels, which does not concern robustres.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 PIECES = 20
 PER_PIECE = 500
@@ -41,7 +41,7 @@ def test_every_registered_operation_is_drawn_by_a_production() -> None:
 
 
 def check_seed(seed: int) -> Outcome:
-    """Every law for the program of a seed; a failing program is shrunk first."""
+    """Check every law for the program of a seed; a failing program is shrunk first."""
     try:
         return check(*drawn(Recorded(numbers_of(seed))), seed)
     except FoundError as error:
@@ -62,7 +62,7 @@ def check_seed(seed: int) -> Outcome:
 
 
 def check_exactly(seed: int) -> str:
-    """No Jacobian on any cell that some lines meet exceeds the bounds, compared in rational numbers."""
+    """Check in rational numbers that no Jacobian on the cells met by some lines exceeds the bounds."""
     exact = ExactProgram(Recorded(numbers_of(seed)))
     report = lipschitz(exact.program, exact.input_shape, **settings_of(seed), refuse="record")
     if report.refused:
@@ -73,7 +73,7 @@ def check_exactly(seed: int) -> str:
     for _ in range(1 if exact.inputs == 1 else 6):
         start = [rng.choice([-100, -40, 0, 31, 50]) + Fraction(rng.gauss(0, 1)) for _ in range(exact.inputs)]
         direction = [Fraction(rng.gauss(0, 1)) for _ in range(exact.inputs)]
-        if exact.inputs == 1:  # the whole line: every pattern that there is
+        if exact.inputs == 1:  # the whole line: every pattern
             start, direction = [Fraction(-(10**39))], [Fraction(1)]
         for jacobian in exact.cells(start, direction):
             over = exceeds_l2(jacobian, report.l2_upper), exceeds_linf(jacobian, report.linf_upper)
