@@ -1,4 +1,4 @@
-"""The TOML file of a run: its lines stand in for options, and an option has the last word."""
+"""The TOML file of a run: its settings replace the defaults of options, and options take precedence."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the words of options mean: devices, budgets, shapes, numbers, settings of attacks."""
+"""Parsing of option values: devices, budgets, shapes, numbers, settings of attacks."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def labels_in_words(images: "ImageSet", *, shown: int = 20) -> str:
-    """Which folder became which label."""
+    """The folder of each label."""
     listed = ", ".join(f"{label} = {name}" for label, name in enumerate(images.class_names[:shown]))
     return listed + (f", ... {images.classes} in all" if images.classes > shown else "")
 

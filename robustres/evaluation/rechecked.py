@@ -1,4 +1,4 @@
-"""The local certificates that a run kept, proved again in float64: on this machine, by whoever doubts them."""
+"""Independent verification of the local certificates stored by a run: they are proved again in float64."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from robustres.evaluation.replayed import model_of_run
 from robustres.models import LoadedModel
 from robustres.results import NETWORK, RunFolder
 
-LOCAL = "local"  # as local certificates are called in the tables
+LOCAL = "local"  # the name of local certificates in the tables
 COLUMNS = ("index", "norm", "label", "radius", "proved", "confirmed", "why")
 
 
@@ -30,13 +30,13 @@ def recheck(
     download: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> pd.DataFrame:
-    """One row per radius that the run in `folder` claims by a local certificate: is it proved here, too?
+    """One row per radius claimed by a local certificate of the run in `folder`, with the radius proved again here.
 
-    model: the network, or its words; left out, the words in the run's manifest, with the normalisation there.
-    data: the images; where they are given, those in the certificates must be the same.
-    Columns: index, norm, label (the answer that is certified), radius (as claimed), proved (here), confirmed (proved >=
-    radius) and why (in one sentence where it is not).
-    Raises InputError where the run kept no certificates, a file of it was changed, or the weights or data are others.
+    model: the network, or its specification; if omitted, that of the run's manifest, with its normalisation.
+    data: the images; if given, those in the certificates must be the same.
+    Columns: index, norm, label (the certified class), radius (as claimed), proved (here), confirmed (proved >= radius)
+    and why (one sentence if it is not confirmed).
+    Raises InputError if the run stored no certificates, if a file of it was changed, or if the weights or data differ.
     """
     run = RunFolder(Path(folder))
     run.digest()
@@ -66,7 +66,7 @@ def recheck(
 
 
 def _claims(run: RunFolder) -> list[dict[str, Any]]:
-    """Every radius above 0 of a local certificate, with the digest of what was kept of it."""
+    """Every radius above 0 of a local certificate, with the digest of the stored certificate."""
     columns = ["index", "certificate", "norm"]
     table = run.table("certificates")
     table = table[(table["certificate"] == LOCAL) & (table["function"] == NETWORK) & (table["radius"] > 0)]
@@ -77,21 +77,21 @@ def _claims(run: RunFolder) -> list[dict[str, Any]]:
 
 def _content(run: RunFolder, claim: Mapping[str, Any]) -> bytes:
     if not isinstance(claim["sha256"], str):
-        raise InputError("the run holds no certificate for it")
+        raise InputError("the run contains no certificate for it")
     return run.proof(claim)
 
 
 def _objection(certificate: Certificate, claim: Mapping[str, Any], images: ImageSet | None) -> str:
-    """Why a certificate is not about what is claimed, in one sentence; empty where it is."""
+    """Why a certificate does not match the claim, in one sentence; empty if it does."""
     if certificate.norm != claim["norm"]:
-        return f"the certificate is about {certificate.norm}, not {claim['norm']}"
+        return f"the certificate is for {certificate.norm}, not {claim['norm']}"
     if certificate.label != claim["label"]:
-        return f"the certificate is about class {certificate.label}, not {claim['label']}"
+        return f"the certificate is for class {certificate.label}, not {claim['label']}"
     if images is None:
         return ""
     index = claim["index"]
     if index >= len(images):
-        return f"the data has {len(images)} samples, none of number {index}"
+        return f"the data has {len(images)} samples, so there is no sample {index}"
     mine = images.batch(torch.tensor([index]))[0].to(certificate.image)
     if mine.shape != certificate.image.shape or not bool((mine == certificate.image).all()):
         return f"the image in the certificate is not sample {index} of {images.source}"
@@ -106,7 +106,7 @@ def _proved(program: Program, certificate: Certificate) -> float:
 
 
 def recheck_summary(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each norm: how many radii are claimed, and how many are confirmed."""
+    """For each norm, the number of claimed and of confirmed radii."""
     return [
         {"norm": norm, "radii": len(group), "confirmed": int(group["confirmed"].sum())}
         for norm, group in rows.groupby("norm", sort=False)

@@ -191,7 +191,7 @@ def other_network(arrays: Arrays) -> None:
     ("change", "said"),
     [
         (moved_image, "is not sample 1 of"),
-        (other_class, "is about class"),
+        (other_class, "is for class"),
         (other_norm, "is about linf"),
         (nothing_of_it, "cannot be read"),
         (infinite, "must be finite"),

@@ -1,4 +1,4 @@
-"""Files that cannot be judged by reading alone are first tried in a separate process, which may crash without harm."""
+"""Trial runs, in a separate process that may crash without harm, of files that cannot be checked by reading alone."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from robustres.errors import ModelError
 
-# What the trial may take: seconds of the processor and bytes, beside the file's own size several times over.
+# Limits of the trial: CPU seconds and bytes, in addition to several times the size of the file.
 SECONDS, MEMORY, COPIES = 30, 2**31, 4
 # Wall-clock seconds, for a busy machine; no network can sleep.
 PATIENCE = 240
@@ -96,7 +96,7 @@ def _main() -> None:
     answer = answered(path, None if shape is None else tuple(shape))
     sys.stdout.write(f"\n{ANSWER}{json.dumps(answer)}\n")
     sys.stdout.flush()
-    os._exit(0)  # what a damaged file left behind need not be cleaned up
+    os._exit(0)  # no cleanup of whatever state a damaged file left
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Zip archives of networks, opened so that reading them costs little more memory than their size on the disk."""
+"""Zip archives of networks, read with little more memory than their size on disk."""
 
 import zipfile
 from pathlib import Path
@@ -7,13 +7,14 @@ from robustres.errors import ModelError
 
 # torch compresses only the code of a network.
 LARGEST_COMPRESSED = 2**26
-ENCRYPTED = 1  # among the flags of a member
+ENCRYPTED = 1  # flag of a member
 
 
 class Archive:
-    """The members of a zip file below its one top folder; ModelError where it is damaged.
+    """The members of a zip file below its only top-level folder; raises ModelError if it is damaged.
 
-    torch stores weights as they are. Members that would unpack to a size that no code has are refused unread.
+    torch stores weights uncompressed. Members that would unpack to an implausible size are refused without reading
+    them.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -21,7 +22,7 @@ class Archive:
         try:
             self._file = zipfile.ZipFile(path)
             infos = [info for info in self._file.infolist() if not info.is_dir()]
-        except Exception as error:  # a reader of what anybody wrote raises anything
+        except Exception as error:  # a reader of untrusted files may raise anything
             raise self.unreadable(str(error) or type(error).__name__) from error
         if any(info.flag_bits & ENCRYPTED for info in infos):
             raise self.unreadable("it is encrypted; unpack it and pack it again without a password")
@@ -37,14 +38,14 @@ class Archive:
         self.names = [info.filename.partition("/")[2] for info in infos]
 
     def read(self, name: str) -> bytes:
-        """One member; its checksum is compared."""
+        """One member, with its checksum verified."""
         try:
             return self._file.read(f"{self._top}/{name}")
         except Exception as error:
             raise self.unreadable(str(error) or type(error).__name__) from error
 
     def require_intact(self) -> None:
-        """ModelError where a member's content is not what its checksum says; torch does not look for itself."""
+        """Raise ModelError if the content of a member does not match its checksum, which torch does not verify."""
         try:
             damaged = self._file.testzip()
         except Exception as error:

@@ -1,6 +1,6 @@
-"""A network put together from a list of ATen operations, as files of traced and exported networks hold them.
+"""A network built from a list of ATen operations, as stored in files of traced and exported networks.
 
-Only operations that compute with tensors can enter: whatever a file says, nothing else is ever called.
+Only operations that compute with tensors are accepted: regardless of the contents of a file, nothing else is called.
 """
 
 import operator
@@ -15,19 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from robustres.errors import ModelError
 from robustres.models.sources.allowed_operations import is_allowed
 
-# Bytes of one value inside a network, for a few images.
+# Largest size in bytes of one value inside a network, for a few images.
 LARGEST_VALUE = 2**30
 NAME = re.compile(r"[A-Za-z_]\w*")
-# What may be computed with the sizes of tensors, beside choosing one of several results.
+# Operations allowed on the sizes of tensors, besides choosing one of several results.
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
 }
-# Where the switch between training and evaluation stands among an operation's arguments.
+# Position of the training flag among the arguments of an operation.
 TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2}
 
 
 def aten_operation(name: str, overload: str) -> Callable[..., Any]:
-    """The operation torch.ops.aten.NAME.OVERLOAD; ModelError where there is none that a file may use."""
+    """The operation torch.ops.aten.NAME.OVERLOAD; raises ModelError if a file may not use it."""
     if NAME.fullmatch(name) and NAME.fullmatch(overload) and is_allowed(name, overload):
         packet = getattr(torch.ops.aten, name, None)
         found = getattr(packet, overload, None)
@@ -40,7 +40,7 @@ def aten_operation(name: str, overload: str) -> Callable[..., Any]:
 
 
 class AtenGraph:
-    """Collects tensors and calls in order; `finish` makes the module."""
+    """Collects tensors and calls in order; `finish` builds the module."""
 
     def __init__(self) -> None:
         self._root = nn.Module()
@@ -67,7 +67,7 @@ class AtenGraph:
     def call(
         self, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
     ) -> fx.Node:
-        """One operation; ModelError where it is switched to training."""
+        """Add one operation; raises ModelError if it is in training mode."""
         name = getattr(getattr(operation, "overloadpacket", None), "__name__", "")
         position = TRAINING.get(name)
         if position is not None and len(args) > position and args[position] is True:
@@ -82,9 +82,9 @@ class AtenGraph:
 
 
 def require_moderate(module: nn.Module, images: Tensor) -> None:
-    """ModelError where any value that the network computes from such images would be huge; nothing is computed.
+    """Raise ModelError if any value that the network computes from such images would be huge; nothing is computed.
 
-    The shapes are followed from operation to operation by torch's fake tensors, which take no memory.
+    The shapes are propagated by torch's fake tensors, which take no memory.
     """
     assert isinstance(module, fx.GraphModule)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():

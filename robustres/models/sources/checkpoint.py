@@ -18,7 +18,7 @@ from robustres.models.networks.residual_net import Architecture, ResidualNet
 from robustres.results import write_atomically
 
 FORMAT, VERSION = "robustres checkpoint", 1
-# How far a lower bound of a network's size may exceed the file, sides of images, and values between two layers.
+# Limits: a lower bound on the size of a network relative to its file, sizes of images, and values between two layers.
 SLACK, MOST_PIXELS, MOST_VALUES = 4, 2**14, 2**30
 
 
@@ -95,24 +95,25 @@ def load_checkpoint(path: str | Path) -> nn.Module:
         model = description.build()
     except ModelError:
         raise
-    except Exception as error:  # of torch, over what the description says
+    except Exception as error:  # any error of torch about the description
         raise ModelError(f"{file.with_suffix('.json')} describes no network that can be built ({error})") from error
     load_tensors(model, tensors, str(file))
     return model.eval()
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ModelError for a damaged one."""
+    """The tensors of a safetensors file; raises ModelError if it is damaged."""
     try:
         return dict(load_file(file))
-    except Exception as error:  # also of types that the format names and torch does not know
+    except Exception as error:  # including types that the format defines but torch does not support
         raise ModelError(
             f"cannot read {file} as safetensors ({error}); the file is damaged or of another kind"
         ) from error
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Fill the model; ModelError names the first tensors that are missing, too many, of another shape or not finite.
+    """Fill the model; raises ModelError that names tensors that are missing, superfluous, of another shape or not
+    finite.
 
     The number of batches that a batch normalisation has seen does not affect the outputs: files of old versions and
     converted ones do not contain it.
@@ -140,9 +141,9 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
 
 
 def _require_same_size(architecture: Architecture, tensors: dict[str, Tensor], file: Path) -> None:
-    """ModelError where the description is of a network that these weights cannot fill, before it is built.
+    """Raise ModelError, before the network is built, if these weights cannot fill a network of this description.
 
-    What a network of that description holds at least, in numbers, must not be far more than what the file holds.
+    A lower bound on the number of its weights must not be much larger than their number in the file.
     """
     given = sum(tensor.numel() for tensor in tensors.values())
     try:

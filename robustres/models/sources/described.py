@@ -1,4 +1,4 @@
-"""Networks that another library builds from a description in a repository, filled with the weights beside it."""
+"""Networks built by another library from a description in a repository, with the weights stored beside it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,10 @@ from robustres.models.sources.weights_file import load_weights
 
 
 def described_network(name: str, library: str, kind: str, build: Callable[[], nn.Module], weights: Path) -> nn.Module:
-    """The network that `build` makes, in its own precision, with the weights of the file.
+    """The network created by `build`, in its own precision, with the weights of the file.
 
-    name: of the repository; library, kind: what builds it, and what it calls this network. Nothing is allocated for a
-    description that is larger than its weights. Raises ModelError where it cannot be built as described.
+    name: of the repository; library, kind: the library and its name for this network. Nothing is allocated for a
+    description that is larger than its weights. Raises ModelError if it cannot be built as described.
     """
     try:
         with torch.device("meta"):
@@ -24,12 +24,12 @@ def described_network(name: str, library: str, kind: str, build: Callable[[], nn
         model = build()
     except ModelError:
         raise
-    except Exception as error:  # of the library, over whatever the file says
+    except Exception as error:  # any error of the library about the file
         raise ModelError(f"{library} cannot build the {kind!r} of hf:{name} ({said_by(error)})") from error
     load_weights(model, weights)
     return model
 
 
 def said_by(error: Exception) -> str:
-    """The first line of what an error says, or its type."""
+    """The first line of the message of an error, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -50,7 +50,7 @@ LARGEST_BATCH = 2**8
 
 
 def load_exported(path: Path) -> nn.Module:
-    """The network in a .pt2 file, in evaluation mode; nothing in the file is executed but its tensor operations.
+    """The network in a .pt2 file, in evaluation mode; nothing in the file is executed except its tensor operations.
 
     Raises ModelError if the file is damaged, is not one network from images to logits, was exported in training
     mode, or needs an operation that is not of ATen.
@@ -64,10 +64,10 @@ def load_exported(path: Path) -> nn.Module:
 
 
 def run_program(path: Path, input_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Run the network in a file on random images of the shape that the file states; that shape (C, H, W).
+    """Run the network in a file on random images of the shape stated in the file, and return this shape (C, H, W).
 
-    input_shape: not used, since a program states its own.
-    Raises ModelError where the network takes only as many images as it was exported with.
+    input_shape: unused, since a program states its own.
+    Raises ModelError if the network only accepts the batch size with which it was exported.
     """
     module, (batch, *shape), dtype = _opened(path)
     images = torch.rand(2 if batch is None else batch, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -79,9 +79,7 @@ def run_program(path: Path, input_shape: tuple[int, ...] | None = None) -> tuple
 
 
 def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...], torch.dtype]:
-    """The network, the sizes of its images, the batch's None where it may be any, and their type; nothing of it has
-    run.
-    """
+    """The network, the sizes of its images (None for any batch size) and their type; nothing has been run."""
     if not path.is_file():
         raise ModelError(f"there is no file {path}; check the path")
     archive = Archive(path, KIND)
@@ -101,13 +99,13 @@ def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...], torch.dtype]:
         return module, sizes, dtype
     except ModelError as error:
         raise archive.unreadable(str(error)) from error
-    except Exception as error:  # anything may stand in the file, and anything may be raised over it
+    except Exception as error:  # the file may contain anything, and reading it may raise anything
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise archive.unreadable(f"{type(error).__name__}: {reason}") from error
 
 
 def _tensors(archive: Archive, config: str, folder: str) -> dict[str, Tensor]:
-    """The tensors that a configuration names, from the plain numbers beside it."""
+    """The tensors named in a configuration, from the raw numbers beside it."""
     return {name: _tensor(archive, entry, folder) for name, entry in json.loads(archive.read(config))["config"].items()}
 
 
@@ -151,9 +149,9 @@ def _module(program: Mapping[str, Any], weights: Mapping[str, Tensor], constants
 
 
 def _images(program: Mapping[str, Any]) -> tuple[tuple[int | None, ...], torch.dtype]:
-    """Sizes (N, C, H, W) of the images, N None where it may be any, and their type.
+    """Sizes (N, C, H, W) of the images, with N = None if it is arbitrary, and their type.
 
-    ModelError where the other sizes may be any, or the type is no floating one.
+    Raises ModelError if another size is arbitrary, or if the type is not floating-point.
     """
     (name,) = (
         spec["user_input"]["arg"]["as_tensor"]["name"]
@@ -173,7 +171,7 @@ def _images(program: Mapping[str, Any]) -> tuple[tuple[int | None, ...], torch.d
 
 
 def _require_any_batch(module: nn.Module, images: Tensor) -> None:
-    """ModelError where the graph only takes as many images as it was exported with, which these are."""
+    """Raise ModelError if the graph only accepts the exported batch size, which is that of `images`."""
     try:
         fits = len(module(torch.cat([images, images[:1]]))) == len(images) + 1
     except RuntimeError:
@@ -186,7 +184,7 @@ def _require_any_batch(module: nn.Module, images: Tensor) -> None:
 
 
 def _add_node(built: AtenGraph, values: dict[str, fx.Node], node: Mapping[str, Any]) -> None:
-    """One operation with its results by name."""
+    """Add one operation and its results by name."""
     operation = _operation(str(node["target"]))
     entries = [(entry["name"], _argument(entry["arg"], values), entry.get("kind")) for entry in node["inputs"]]
     args = [value for _, value, kind in entries if kind != KEYWORD]
@@ -207,11 +205,11 @@ def _operation(target: str) -> Any:
         return aten_operation(parts[3], parts[4])
     if parts[0] == "_operator" and len(parts) == 2 and parts[1] in ARITHMETIC:
         return ARITHMETIC[parts[1]]
-    raise ModelError(f"it calls {target}, which is no operation of ATen")
+    raise ModelError(f"it calls {target}, which is not an ATen operation")
 
 
 def _name(output: Mapping[str, Any]) -> str:
-    """Under which name later operations know this result; empty for none."""
+    """The name of this result in later operations; empty if there is none."""
     ((_, entry),) = output.items()
     return str(entry.get("name", entry.get("as_name", ""))) if isinstance(entry, dict) else ""
 
@@ -238,7 +236,7 @@ def _argument(argument: Mapping[str, Any], values: Mapping[str, fx.Node]) -> Any
         return torch.strided
     if kind == "as_device":
         return torch.device("cpu")
-    raise ModelError(f"it uses an argument of the kind {kind}, which is not read here")
+    raise ModelError(f"it uses an argument of the kind {kind}, which is not supported")
 
 
 def _either(entry: Mapping[str, Any], values: Mapping[str, fx.Node]) -> Any:

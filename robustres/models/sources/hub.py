@@ -22,10 +22,10 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def hub_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     """The network of a repository ORG/NAME, or of a folder with its files.
 
-    It may hold a checkpoint of robustres (model.safetensors with model.json), a network of timm (config.json names an
-    architecture of timm) or an image classifier of transformers (config.json names a model_type, as `save_pretrained`
-    writes it). The normalisation that the last two state becomes part of the network. Code in a repository is never
-    run; other networks are refused.
+    It may contain a checkpoint of robustres (model.safetensors with model.json), a network of timm (config.json names
+    an architecture of timm) or an image classifier of transformers (config.json names a model_type, as written by
+    `save_pretrained`). The normalisation stated by the last two becomes part of the network. Code in a repository is
+    never run; other networks are refused.
     weights: a file to use instead of the repository's.
     download: whether the client may contact the hub; otherwise only its cache on this machine is read.
     """
@@ -48,7 +48,7 @@ def hub_model(name: str, weights: Path | None, download: bool) -> nn.Module:
 
 
 def _json(name: str, file: Path) -> dict[str, Any]:
-    """An object from a file of the repository; ModelError for anything else."""
+    """A JSON object from a file of the repository; raises ModelError for anything else."""
     try:
         content = json.loads(file.read_text())
     except (ValueError, OSError, RecursionError) as error:
@@ -88,18 +88,18 @@ def _timm_network(name: str, config: dict[str, Any], weights: Path) -> nn.Module
 
 
 class _Folder:
-    """Files of a repository that lie in a folder of the user's."""
+    """Files of a repository in a folder of the user."""
 
     def __init__(self, name: str) -> None:
         self._folder = Path(name)
 
     def file(self, file: str) -> Path | None:
-        """Where the file lies; None where there is none."""
+        """The path of the file; None if it does not exist."""
         path = self._folder / file
         return path if path.is_file() else None
 
     def required(self, file: str) -> Path:
-        """The same; ModelError where it is missing."""
+        """The same; raises ModelError if it is missing."""
         path = self.file(file)
         if path is None:
             raise ModelError(f"the folder {self._folder} has no {file}; `save_pretrained` writes it")

@@ -62,10 +62,10 @@ def load_model(
         Only a factory executes code that is not part of an installed library; opening a file never does.
     download: whether published weights may be downloaded if they are not on this machine.
     mean, std: the normalisation that the network expects, per channel and in units of pixels in [0, 1]; it becomes part
-        of the network. A std alone divides only; a mean alone is refused. Published weights bring their own, which the
-        note says.
-    input_shape: (C, H, W) of the images; where given, one image is passed through as a check.
-    Raises ModelError, one sentence, where the model cannot be used.
+        of the network. With a std alone the images are only divided; a mean alone is refused. Published weights bring
+        their own normalisation, which the note states.
+    input_shape: (C, H, W) of the images; if given, one image is passed through as a check.
+    Raises ModelError, in one sentence, if the model cannot be used.
     """
     module, source = (
         (logits_only(spec), type(spec).__name__)
@@ -135,7 +135,7 @@ def _torch_file(file: Path, input_shape: tuple[int, ...] | None) -> nn.Module:
     if is_torchscript(file):
         return load_torchscript(file, input_shape)
     raise ModelError(
-        f"{file} is no TorchScript; it may hold weights, but not what to do with them (a pickled module would execute "
+        f"{file} is not TorchScript; it may contain weights, but not the network (a pickled module would execute "
         f"code): name the network as well, package.module:factory@{file}"
     )
 

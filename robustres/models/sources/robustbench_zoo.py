@@ -11,16 +11,16 @@ from robustres.errors import MissingExtraError, ModelError
 from robustres.models.sources.described import said_by
 from robustres.models.sources.weights_file import load_weights
 
-# Where RobustBench itself keeps what it has fetched, below the working directory.
+# Where RobustBench itself stores downloads, below the working directory.
 FOLDER = Path("models")
 
 
 def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     """The network DATASET/THREAT/NAME of RobustBench, such as cifar10/Linf/Wong2020Fast; it takes images in [0, 1].
 
-    The weights come from a file of the user's, else from models/DATASET/THREAT/NAME.pt, where RobustBench stores them.
-    download: whether RobustBench may fetch them to that place.
-    Raises MissingExtraError without the extra `robustbench`; ModelError where there is no such network or no weights.
+    The weights come from the given file, else from models/DATASET/THREAT/NAME.pt, where RobustBench stores them.
+    download: whether RobustBench may download them to that file.
+    Raises MissingExtraError without the extra `robustbench`; ModelError if there is no such network or no weights.
     """
     try:
         from robustbench.model_zoo import model_dicts
@@ -36,7 +36,7 @@ def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Mod
     if weights is not None:
         try:
             model: nn.Module = entry["model"]()
-        except Exception as error:  # of the constructors of some hundred authors
+        except Exception as error:  # any error of third-party constructors
             raise ModelError(f"RobustBench cannot build {name} ({said_by(error)})") from error
         load_weights(model, weights)
         return model
@@ -54,7 +54,7 @@ def robustbench_model(name: str, weights: Path | None, download: bool) -> nn.Mod
 
 
 def _entry(name: str, zoo: Any) -> tuple[str, str, Any]:
-    """Data set, threat model and the zoo's entry; ModelError, with what would be possible, where there is none."""
+    """Data set, threat model and the entry of the zoo; raises ModelError with a list of the known ones."""
     tables = {(data.value, threat.value): models for data, table in zoo.items() for threat, models in table.items()}
     dataset, threat, model = name.split("/") if name.count("/") == 2 else ("", "", name)
     if (dataset, threat) not in tables:

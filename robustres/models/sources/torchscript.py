@@ -24,7 +24,7 @@ from robustres.models.sources.aten_graph import ARITHMETIC, TRAINING, AtenGraph,
 
 log = logging.getLogger(__name__)
 
-# In the archive's code: what runs while it is loaded, and operations on files.
+# In the archive's code: code that runs while it is loaded, and operations on files.
 HOSTILE_CODE = re.compile(r"\b(?:__setstate__|save|from_file)\b")
 # What a script may contain besides ATen operations: numbers and lists, branches and loops, and assertions.
 PRIMITIVES = frozenset(
@@ -57,9 +57,9 @@ PRIMITIVES = frozenset(
 )
 PROBES = 3
 TOLERANCE = 1e-5
-# Operations that carry a number from one type to another, or lists that are the same thing to Python.
+# Operations that convert a number from one type to another, or lists that are equal in Python.
 CARRIERS = frozenset({"prim::NumToTensor", "aten::Int", "aten::IntImplicit", "aten::ScalarImplicit"})
-# What depends on the list of all sizes of a tensor, which has no form in ATen; assertions ask for it.
+# Operations on the list of all sizes of a tensor, which has no form in ATen; assertions use it.
 UNKNOWN = object()
 # Operations whose fourth and fifth arguments are running statistics.
 STATISTICS = frozenset({"batch_norm", "instance_norm"})
@@ -95,19 +95,19 @@ def load_torchscript(path: Path, input_shape: tuple[int, ...] | None = None) -> 
 
 
 def reason_of(error: Exception) -> str:
-    """One line of an error: of the interpreter of scripts the last one, which says what failed, of others the first."""
+    """One line of an error: the last one for the interpreter of scripts, which states what failed, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 def _image_type(script: Any) -> torch.dtype:
-    """The type of a script's weights, which its images have as well."""
+    """The type of the weights of a script, which is also that of its images."""
     tensors = (*script.parameters(), *script.buffers())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def _require_harmless_code(path: Path) -> None:
-    """ModelError where the archive's text has what would run while it is loaded; nothing of it runs here."""
+    """Raise ModelError if the archive contains code that would run while it is loaded; nothing of it is run here."""
     archive = Archive(path, "TorchScript")
     archive.require_intact()
     for name in archive.names:
@@ -117,24 +117,24 @@ def _require_harmless_code(path: Path) -> None:
 
 
 def _opened(path: Path) -> Any:
-    """The script, frozen and in evaluation mode; ModelError where its network does more than compute."""
+    """The script, frozen and in evaluation mode; raises ModelError if its network does more than compute."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         script: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     for parameter in script.parameters():
-        parameter.requires_grad_(False)  # or copies of the script could not be made
+        parameter.requires_grad_(False)  # otherwise the script cannot be copied
     _require_allowed(script.inlined_graph)
     return script
 
 
 def run_script(path: Path, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Run the script in a file on random images; on which shape (C, H, W) it ran, None where it ran on none."""
+    """Run the script in a file on random images; return the shape (C, H, W) on which it ran, or None."""
     return _runs_on(_opened(path), input_shape)
 
 
 def _runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The shape (C, H, W) where it is given, after a trial on it; else a shape that the script takes, or None."""
+    """The given shape (C, H, W) after a trial with it, else a shape that the script accepts, or None."""
     dtype = _image_type(script)
     if shape is not None:
         with torch.no_grad():
@@ -155,7 +155,7 @@ def _runs_on(script: Any, shape: tuple[int, ...] | None) -> tuple[int, ...] | No
 
 
 def _require_allowed(block: Any) -> None:
-    """ModelError for a node that is not about tensors going forward, in this block or in one inside it."""
+    """Raise ModelError for a node that is not a forward computation with tensors, in this block or a nested one."""
     for node in block.nodes():
         kind, inputs = node.kind(), list(node.inputs())
         if kind.startswith("aten::"):
@@ -174,7 +174,7 @@ def _require_allowed(block: Any) -> None:
 
 
 def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
-    """The same function as ATen operations; None where there is no such form or it gives different answers."""
+    """The same function as ATen operations; None if there is no such form or its outputs differ."""
     trained = list(script.parameters())
     try:
         module = _as_aten(torch.jit.freeze(script, optimize_numerics=False).inlined_graph, trained)
@@ -187,7 +187,7 @@ def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
         for batch in (images, images[:1]):
             expected, found = script(batch.clone()), module(batch.clone())
             if not isinstance(expected, torch.Tensor):
-                return None  # which `load_model` refuses by what it is
+                return None  # refused by `load_model` with the reason
             if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
                 log.warning("the script stays a script: rewritten it gives different answers")
                 return None
@@ -195,7 +195,7 @@ def _rewritten(script: Any, input_shape: tuple[int, ...]) -> nn.Module | None:
 
 
 def _as_aten(graph: Any, trained: list[torch.Tensor]) -> nn.Module:
-    """trained: the script's parameters; what else it holds becomes buffers."""
+    """trained: the parameters of the script; its other tensors become buffers."""
     built, values = AtenGraph(), dict[str, Any]()
     _, images, *others = graph.inputs()
     if others:
@@ -209,7 +209,7 @@ def _as_aten(graph: Any, trained: list[torch.Tensor]) -> nn.Module:
 
 
 def _add_nodes(built: AtenGraph, values: dict[str, Any], block: Any, trained: list[torch.Tensor]) -> None:
-    """Every operation of a block in turn; what depends on no tensor is computed at once."""
+    """Add every operation of a block in turn; operations that depend on no tensor are computed at once."""
     for node in block.nodes():
         kind, args = node.kind(), [values[value.debugName()] for value in node.inputs() if value.debugName() in values]
         names = [value.debugName() for value in node.outputs()]
@@ -231,16 +231,16 @@ def _add_nodes(built: AtenGraph, values: dict[str, Any], block: Any, trained: li
 
 
 def _call(built: AtenGraph, node: Any, args: list[Any]) -> Any:
-    """A node's operation: in the graph where it depends on the images, else its result."""
+    """The operation of a node: added to the graph if it depends on the images, else its result."""
     schema = node.schema()
     name, _, overload = schema.partition("(")[0].removeprefix("aten::").partition(".")
     if (name == "size" and len(args) == 1) or any(value is UNKNOWN for value in _flat(args)):
         return UNKNOWN
     if name in {"len", "__getitem__"} and isinstance(args[0], list):
         return len(args[0]) if name == "len" else args[0][args[1]]
-    if name == "_convolution" and len(args[3]) == 2 and not args[6]:  # what tracing records for every convolution
+    if name == "_convolution" and len(args[3]) == 2 and not args[6]:  # the form recorded by tracing
         name, args = "conv2d", [*args[:6], args[8]]
-    if name in STATISTICS:  # freezing shares equal tensors, so a running mean may be a bias that is trained
+    if name in STATISTICS:  # freezing shares equal tensors, so a running mean may be the same tensor as a trained bias
         args = [*args[:3], *(_without_gradient(built, value) for value in args[3:5]), *args[5:]]
     operation = aten_operation("sym_size" if name == "size" else name, overload or "default")
     positional, keywords = _by_schema(operation, args)
@@ -254,14 +254,14 @@ def _without_gradient(built: AtenGraph, value: Any) -> Any:
 
 
 def _unpacked(built: AtenGraph, values: Any, count: int) -> list[Any]:
-    """The members of a list, also of one that an operation gives."""
+    """The members of a list, including lists returned by operations."""
     if isinstance(values, list):
         return values
     return [built.call(ARITHMETIC["getitem"], [values, position]) for position in range(count)]
 
 
 def _by_schema(operation: Any, args: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments as the operation takes them: a script's graph lists all by position, also those given by name only."""
+    """The arguments in the form of the operation; the graph of a script lists all by position."""
     parameters = operation._schema.arguments
     positional = [value for value, parameter in zip(args, parameters, strict=True) if not parameter.kwarg_only]
     named = {p.name: value for value, p in zip(args, parameters, strict=True) if p.kwarg_only}
@@ -284,12 +284,12 @@ def _constant(built: AtenGraph, node: Any, name: str, trained: list[torch.Tensor
 
 
 def _is_among(value: torch.Tensor, trained: list[torch.Tensor]) -> bool:
-    """Whether it is one of these; freezing keeps one name for equal tensors, so names say nothing."""
+    """Whether it is one of these tensors; freezing keeps one name for equal tensors, so names cannot be compared."""
     return any(value.shape == other.shape and torch.equal(value, other) for other in trained)
 
 
 def _branch_that_does_not_raise(node: Any) -> Any:
-    """An assertion is a branch whose other side raises; it may be left out, since answers are compared."""
+    """An assertion is a branch whose other side raises; it may be omitted, since outputs are compared."""
     branches = list(node.blocks())
     raising = [any(inner.kind() == "prim::RaiseException" for inner in branch.nodes()) for branch in branches]
     return branches[raising.index(False)] if sum(raising) == 1 else None

@@ -33,7 +33,7 @@ class Logits(nn.Module):
 
 
 def logits_only(module: nn.Module) -> nn.Module:
-    """The module, inside `Logits` where it is a model of transformers."""
+    """The module, wrapped in `Logits` if it is a model of transformers."""
     library = sys.modules.get("transformers")
     return Logits(module) if library is not None and isinstance(module, library.PreTrainedModel) else module
 
@@ -41,9 +41,9 @@ def logits_only(module: nn.Module) -> nn.Module:
 def transformers_network(name: str, config: Mapping[str, Any], images: Mapping[str, Any], weights: Path) -> nn.Module:
     """The classifier that config.json describes, with weights from a file; only classes of transformers are used.
 
-    config: what config.json says. images: what preprocessor_config.json says, empty where there is none; its scale,
-    mean and std become part of the network, for images in [0, 1]. Cropping and resizing are left to the data.
-    Raises ModelError where transformers has no image classifier of that kind, or it cannot be built as described.
+    config: the contents of config.json. images: the contents of preprocessor_config.json, empty if there is none; its
+    scale, mean and std become part of the network, for images in [0, 1]. Cropping and resizing are left to the data.
+    Raises ModelError if transformers has no image classifier of that kind, or if it cannot be built as described.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -70,7 +70,7 @@ def transformers_network(name: str, config: Mapping[str, Any], images: Mapping[s
 
 
 def _plain(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, nested ones too, without those that reach outside the network; ModelError for names of the hub."""
+    """The settings, including nested ones, without those that reach outside the network; refuses hub names."""
     kept: dict[str, Any] = {}
     for key, value in settings.items():
         if key.startswith("_") or key in REACHING:
@@ -84,7 +84,7 @@ def _plain(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _normalised(name: str, model: nn.Module, images: Mapping[str, Any]) -> nn.Module:
-    """The model on images in [0, 1], with the scale and the statistics of 8-bit images that its processor states."""
+    """The model on images in [0, 1], with the scale and the 8-bit statistics stated by its processor."""
     scale = 255.0 * (images.get("rescale_factor", 1 / 255) if images.get("do_rescale", True) else 1.0)
     offset = 1.0 if images.get("rescale_offset") else 0.0
     stated: tuple[Any, Any] = ([0.0], [1.0])

@@ -24,7 +24,7 @@ WRAPPERS = frozenset({"module", "_orig_mod"})
 COUNTERS = frozenset({"n_averaged"})
 # Names that training scripts give to averaged copies and helpers: used if the file has no other weights that fit.
 SECOND_CHOICE = ("ema", "average", "avg", "swa", "teacher", "momentum", "target", "best")
-# How torch reports what its reader of plain weights refuses.
+# The message with which torch's reader of plain weights refuses objects.
 UNPICKLED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 DEEPEST = 4  # dictionaries inside dictionaries
 
@@ -48,7 +48,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     if not fitting and (fitting := _fitting(found, plain_names(module))):
         plainly(module)
     if not fitting:
-        load_tensors(module, max(found.values(), key=len), str(file))  # says what is missing
+        load_tensors(module, max(found.values(), key=len), str(file))  # the error states what is missing
         return
     place = min(fitting, key=_rank)
     if len(fitting) > 1:
@@ -58,7 +58,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def _fitting(found: Mapping[str, Mapping[str, Tensor]], expected: list[str]) -> dict[str, dict[str, Tensor]]:
-    """The sets of weights, by their place in the file, that have these names."""
+    """The sets of weights with these names, by their location in the file."""
     named = {place: _by_expected_name(tensors, expected) for place, tensors in found.items()}
     return {place: tensors for place, tensors in named.items() if tensors is not None}
 
@@ -69,13 +69,13 @@ def _rank(place: str) -> int:
 
 
 def _by_expected_name(tensors: Mapping[str, Tensor], expected: list[str]) -> dict[str, Tensor] | None:
-    """The tensors by the names in `expected`, without what wrappers put before or into them; None if they do not fit.
+    """The tensors by the names in `expected`, without the prefixes of wrappers; None if they do not fit.
 
-    What counts batches or averages may be missing or too many.
+    Counters of batches or averages may be missing or superfluous.
     """
     wanted = {_unwrapped(name): name for name in expected}
     own = {name: value for name, value in tensors.items() if name not in COUNTERS}
-    if len(wanted) < len(expected):  # the network's own names are told apart by the words that would be left out
+    if len(wanted) < len(expected):  # the network's own names differ only in the omitted words
         wanted = {name: name for name in expected}
     else:
         own = {_unwrapped(name): value for name, value in own.items()}
@@ -95,7 +95,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _state_dicts(content: Any, place: str = "", depth: int = 0) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every dictionary in what a file holds, by the keys that lead to it."""
+    """The tensors of every dictionary in the contents of a file, by the keys that lead to it."""
     found: dict[str, dict[str, Tensor]] = {}
     if isinstance(content, Mapping) and depth <= DEEPEST:
         if own := {str(name): value for name, value in content.items() if isinstance(value, Tensor)}:
@@ -106,22 +106,22 @@ def _state_dicts(content: Any, place: str = "", depth: int = 0) -> dict[str, dic
 
 
 def _read(file: Path) -> Any:
-    """With weights_only: a pickle that would execute anything is refused by torch itself."""
+    """Read with weights_only: torch itself refuses a pickle that would execute code."""
     try:
         if zipfile.is_zipfile(file):
-            Archive(file, "plain weights")  # refuses what would unpack to more than the file's size
+            Archive(file, "plain weights")  # refuses archives that would unpack to more than the size of the file
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tensors that are refused later
             return torch.load(file, map_location="cpu", weights_only=True)
     except ModelError:
         raise
-    except Exception as error:  # of the unpickler, the archive, or what a damaged file makes of either
+    except Exception as error:  # any error of the unpickler or the archive for a damaged file
         named = UNPICKLED.search(str(error))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if reason.startswith("Weights only load failed"):  # and advice that is not to be followed here
-            reason = "it is not what torch.save writes of tensors, or is damaged"
+        if reason.startswith("Weights only load failed"):  # followed by advice that does not apply here
+            reason = "it was not written by torch.save from tensors, or it is damaged"
         if named:
-            reason = f"it holds objects of {named[1]}, which only running code from the file could restore"
+            reason = f"it contains objects of {named[1]}, which can only be restored by running code from the file"
         raise ModelError(
             f"cannot read {file} as plain weights ({reason}); save model.state_dict() with torch.save or safetensors"
         ) from error

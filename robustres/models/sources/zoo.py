@@ -17,7 +17,7 @@ from robustres.models.sources.weights_file import load_weights
 def torchvision_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     """A classifier of torchvision.models, with weights from a file, or the default ones from torch's own cache.
 
-    With the default weights comes the normalisation that they were trained with; with a file it is the caller's.
+    The default weights include the normalisation used in their training; with a file, the caller gives it.
     """
     from torchvision import models
 
@@ -43,8 +43,8 @@ def torchvision_model(name: str, weights: Path | None, download: bool) -> nn.Mod
 def timm_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     """A classifier of timm, with weights from a file, or its pretrained ones from the hub's cache.
 
-    With the pretrained weights comes the normalisation that they were trained with; with a file it is the caller's.
-    download: whether they may be fetched where they are not in the cache.
+    The pretrained weights include the normalisation used in their training; with a file, the caller gives it.
+    download: whether they may be downloaded if they are not in the cache.
     """
     try:
         import timm
@@ -59,14 +59,14 @@ def timm_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=file is None)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot make timm:{name} ({error}); is this machine online?") from error
+        raise ModelError(f"cannot create timm:{name} ({error}); is this machine online?") from error
     if file is not None:
         load_weights(model, file)
     return model if weights is not None else _with_statistics(model, timm.get_pretrained_cfg(name))
 
 
 def _cached(published: Any) -> Path | None:
-    """The file of weights that timm names, where the hub's client has it on this machine."""
+    """The weights file named by timm, if it is in the cache of the hub's client on this machine."""
     repository = getattr(published, "hf_hub_id", None)
     if repository is None:
         return None
@@ -78,7 +78,7 @@ def _cached(published: Any) -> Path | None:
 
 
 def _with_statistics(model: nn.Module, published: Any) -> nn.Module:
-    """The model on images in [0, 1], where mean and std are published with its weights."""
+    """The model on images in [0, 1], with the mean and std published with its weights."""
     mean, std = (getattr(published, word, None) for word in ("mean", "std"))
     return model if mean is None or std is None else Normalised(model, mean, std)
 
