@@ -1,4 +1,4 @@
-"""Budgets on existing networks: never exceeded, idempotent, and the network stays an ordinary one."""
+"""Budgets on existing networks: never exceeded, idempotent, and the result is an ordinary network."""
 
 import copy
 import re
@@ -93,7 +93,7 @@ def test_enforcing_twice_changes_nothing(method: Method) -> None:
     assert all(torch.equal(value, twice.state_dict()[name]) for name, value in once.state_dict().items())
 
 
-def test_a_network_within_its_budget_is_left_as_it_is_and_the_original_always() -> None:
+def test_a_network_within_its_budget_and_every_original_are_left_unchanged() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     generous = enforce(model, lipschitz=1e6, input_shape=SHAPE)
@@ -102,7 +102,7 @@ def test_a_network_within_its_budget_is_left_as_it_is_and_the_original_always() 
     assert all(torch.equal(value, before[name]) for name, value in generous.state_dict().items())
 
 
-def test_training_goes_on_below_the_budget_and_the_result_is_saved(tmp_path: Path) -> None:
+def test_training_continues_below_the_budget_and_the_result_is_saved(tmp_path: Path) -> None:
     model = residual_net(block="residual", depth=1, width=6, image_shape=SHAPE, classes=10)
     below = enforce(model, lipschitz=1.2, input_shape=SHAPE, trainable=True)
     data = load_data("digits", split="train", limit=200), load_data("digits", split="validation", limit=60)
@@ -114,7 +114,7 @@ def test_training_goes_on_below_the_budget_and_the_result_is_saved(tmp_path: Pat
     assert max(norms(loaded)) <= 1.2
 
 
-def test_batch_normalisation_counts_with_the_convolution_before_it() -> None:
+def test_batch_normalisation_is_treated_together_with_the_preceding_convolution() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
     with torch.no_grad():
         model(2 * torch.rand(16, *SHAPE))
@@ -129,7 +129,7 @@ def test_batch_normalisation_counts_with_the_convolution_before_it() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in below.modules())
 
 
-def test_a_batch_normalisation_on_its_own_is_a_layer_of_its_own() -> None:
+def test_a_separate_batch_normalisation_is_a_layer_of_its_own() -> None:
     model = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
     enforced = enforce(model, lipschitz=0.5, input_shape=SHAPE)
     assert enforced[0].weight.item() == pytest.approx(0.5 * (1 + 1e-5) ** 0.5, rel=1e-4)  # type: ignore[index, union-attr]
@@ -138,7 +138,7 @@ def test_a_batch_normalisation_on_its_own_is_a_layer_of_its_own() -> None:
 
 
 class Functional(nn.Module):
-    """A weight without a module of its own, doubled where it is used."""
+    """A weight without its own module, doubled when it is used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ FRONTS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", FRONTS)
 @pytest.mark.parametrize("method", ["spectral", "clip"])
-def test_whatever_carries_weights_is_brought_below_the_budget(name: str, method: Method) -> None:
+def test_everything_with_weights_is_brought_below_the_budget(name: str, method: Method) -> None:
     torch.manual_seed(0)
     front = FRONTS[name]().eval()
     model = nn.Sequential(front, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
@@ -219,7 +219,7 @@ def test_a_one_dimensional_convolution_is_a_layer_too() -> None:
         (nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.PReLU(init=3.0)), "0.1 (aten.prelu)"),
     ],
 )
-def test_what_cannot_be_brought_below_the_budget_is_named(front: nn.Module, named: str) -> None:
+def test_layers_that_cannot_be_brought_below_the_budget_are_named(front: nn.Module, named: str) -> None:
     model = nn.Sequential(front, nn.Flatten(), nn.Linear(144, 3)).eval()
     with pytest.raises(ModelError, match=re.escape(named)):
         enforce(model, lipschitz=0.3, input_shape=(2, 6, 6))
@@ -228,7 +228,7 @@ def test_what_cannot_be_brought_below_the_budget_is_named(front: nn.Module, name
 
 
 def foreign() -> nn.Module:
-    """Two blocks of torchvision, the second one with a projection of stride 2, batch normalisation in use."""
+    """Two blocks of torchvision, the second one with a projection of stride 2, with batch normalisation."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, 2, padding=1, bias=False),
@@ -271,7 +271,7 @@ def test_a_projection_above_the_budget_shrinks_with_its_branch() -> None:
     assert 0.19 < block.bound(1.0, joint=False) <= 0.2
 
 
-def test_a_foreign_network_goes_on_training_below_its_budget() -> None:
+def test_a_third_party_network_continues_training_below_its_budget() -> None:
     below = enforce(foreign(), lipschitz=1.1, input_shape=SHAPE, trainable=True)
     data = load_data("digits", split="train", limit=100), load_data("digits", split="validation", limit=40)
     start = copy.deepcopy(below.state_dict())
@@ -291,7 +291,7 @@ def test_a_foreign_network_goes_on_training_below_its_budget() -> None:
     ],
     ids=str,
 )
-def test_clipping_knows_strides_groups_and_dilations(layer: nn.Conv2d) -> None:
+def test_clipping_supports_strides_groups_and_dilations(layer: nn.Conv2d) -> None:
     torch.manual_seed(0)
     shape = (layer.in_channels, 8, 7)
     with torch.no_grad():
@@ -301,11 +301,11 @@ def test_clipping_knows_strides_groups_and_dilations(layer: nn.Conv2d) -> None:
         cut = copy.deepcopy(layer)
         cut.weight.copy_(clipped(layer, shape, budget))
     values = torch.linalg.svdvals(map_of(cut, shape).dense())
-    assert values[0] < 1.1 * budget  # the support cuts a little of each projection away
-    assert values.square().sum() > 1.1 * (dense * budget / dense[0]).square().sum()  # more than division leaves
+    assert values[0] < 1.1 * budget  # the support of the kernel truncates each projection slightly
+    assert values.square().sum() > 1.1 * (dense * budget / dense[0]).square().sum()  # more than scaling leaves
 
 
-def test_clipping_leaves_what_is_small_as_it_is() -> None:
+def test_clipping_leaves_small_singular_values_unchanged() -> None:
     torch.manual_seed(0)
     for layer in (nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(2, 3, 5, 3, 2)):
         torch.testing.assert_close(clipped(layer, (layer.in_channels, 9, 8), 1e3), layer.weight.detach())

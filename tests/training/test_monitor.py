@@ -1,4 +1,4 @@
-"""The monitor of a training loop: its numbers are the certifier's, and the network goes on training undisturbed."""
+"""The monitor of a training loop: its numbers are those of the certifier, and it does not disturb the training."""
 
 import copy
 
@@ -32,14 +32,14 @@ def test_the_numbers_are_those_of_the_certifier() -> None:
     assert {name for name in values if name.startswith("block/")} == {f"block/{row.name}" for row in report.blocks}
 
 
-def test_a_network_of_constrained_blocks_is_measured_as_it_would_be_shipped() -> None:
+def test_a_network_of_constrained_blocks_is_measured_in_its_materialised_form() -> None:
     images, labels = images_and_labels()
     network = residual_net(block="linear", depth=1, width=4, image_shape=(1, 4, 4), classes=3, activation="maxmin")
     values = RobustnessMonitor(images, labels, eps=(0.1,))(network)
     assert values["lipschitz"] == lipschitz(materialise(network), (1, 4, 4), joint=False).upper
 
 
-def test_training_goes_on_as_if_nothing_had_been_measured() -> None:
+def test_training_is_not_affected_by_the_measurement() -> None:
     images, labels = images_and_labels()
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 3))
@@ -57,7 +57,7 @@ def test_training_goes_on_as_if_nothing_had_been_measured() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_where_there_is_no_bound_only_the_accuracy_is_told() -> None:
+def test_without_a_bound_only_the_accuracy_is_reported() -> None:
     class Jumps(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.sign(x.flatten(1)[:, :3] - 0.5)

@@ -1,4 +1,4 @@
-"""Recipes as TOML, and what each setting does to a run."""
+"""Recipes as TOML, and the effect of each setting on a run."""
 
 import math
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_margin_losses_and_regularisation_shrink_an_ordinary_network() -> None:
     assert bodies["gloro"] < 0.7 * bodies["clean"]
 
 
-def test_the_body_is_one_for_constrained_networks_and_counts_the_normalisation() -> None:
+def test_the_bound_of_the_body_is_one_for_constrained_networks_and_includes_the_normalisation() -> None:
     from robustres.models import Normalised
 
     constrained = preset("constrained-tiny")
@@ -124,7 +124,7 @@ def test_the_body_is_one_for_constrained_networks_and_counts_the_normalisation()
     assert Body(Normalised(constrained, (0.5,), (0.25,)))().item() == 4
 
 
-def test_averaged_weights_are_smoother_and_are_what_is_kept() -> None:
+def test_averaged_weights_are_smoother_and_are_the_ones_kept() -> None:
     model = preset("constrained-tiny")
     history = train(model, *sets(), Recipe(loss="emma", epochs=3, ema=0.9, learning_rate=1e-2))
     assert history.epochs[-1].clean > 0.6
@@ -135,7 +135,7 @@ def test_jitter_moves_by_less_than_a_pixel_and_at_0_not_at_all() -> None:
     generator = torch.Generator().manual_seed(0)
     still = augmented(images, Recipe(augmentation="jitter", jitter=0.0), generator)
     torch.testing.assert_close(still, images, rtol=0, atol=1e-5)
-    ramp = torch.arange(9.0)[:, None].expand(40, 1, 9, 7)  # each pixel says its row
+    ramp = torch.arange(9.0)[:, None].expand(40, 1, 9, 7)  # each pixel contains its row number
     moved = augmented(ramp, Recipe(augmentation="jitter", jitter=0.25), generator)
     centre = moved[:, 0, 4, 3] - 4
     assert 0.1 < float(centre.abs().max()) <= 0.25 + 1e-5
@@ -144,7 +144,7 @@ def test_jitter_moves_by_less_than_a_pixel_and_at_0_not_at_all() -> None:
         Recipe(jitter=-1.0)
 
 
-def test_augmentation_moves_and_mirrors_pixels_without_inventing_any() -> None:
+def test_augmentation_shifts_and_flips_pixels_without_changing_their_values() -> None:
     images = load_data("digits", limit=20).images
     generator = torch.Generator().manual_seed(0)
     moved = augmented(images, Recipe(augmentation="shift-flip", shift=2), generator)
@@ -173,7 +173,7 @@ def test_patience_ends_a_run_that_does_not_improve() -> None:
 def test_mixed_precision_trains_constrained_networks_without_touching_the_constraint() -> None:
     model = preset("constrained-tiny")
     history = train(model, *sets(200), Recipe(loss="emma", epochs=3, learning_rate=1e-2, mixed_precision=True))
-    assert history.epochs[-1].clean > 0.3  # chance is 0.1; the exact share depends on the number of threads
+    assert history.epochs[-1].clean > 0.3  # random guessing gives 0.1; the exact share depends on the number of threads
     weight = materialise(model).stem[0].weight.detach().flatten(1).double()  # type: ignore[union-attr, index]
     assert float(torch.linalg.matrix_norm(weight, ord=2)) <= 1
 

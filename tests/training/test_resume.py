@@ -1,4 +1,4 @@
-"""A run that was killed ends like an unbroken one; a run of several processes like one of a single process."""
+"""A killed run ends like an uninterrupted one, and a run of several processes like one of a single process."""
 
 import json
 import os
@@ -21,7 +21,7 @@ RECIPE = Recipe(loss="emma", epochs=4, batch_size=50, ema=0.9, augmentation="shi
 
 
 class KilledError(Exception):
-    """What stands in for a kill."""
+    """A stand-in for a kill."""
 
 
 def sets() -> tuple[ImageSet, ImageSet]:
@@ -48,7 +48,7 @@ def on_manifold() -> ResidualNet:
     ],
     ids=["nadam", "manifold, averaged", "manifold, bfloat16"],
 )
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, build: Callable[[], ResidualNet], recipe: Recipe
 ) -> None:
     unbroken, broken, resumed = build(), build(), build()

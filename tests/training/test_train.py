@@ -1,4 +1,4 @@
-"""The training loop: it learns, repeats itself exactly, selects on validation, and the losses mean what they say."""
+"""The training loop: it learns, is exactly reproducible, selects on validation, and its losses are correct."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_a_constrained_network_learns_to_certify() -> None:
     assert set(history.rows[0]) == {"epoch", "loss", "clean", "certified"}
 
 
-def test_clean_training_takes_any_network_and_reports_no_certified_accuracy() -> None:
+def test_clean_training_accepts_any_network_and_reports_no_certified_accuracy() -> None:
     model = residual_net(block="residual", depth=1, width=8, image_shape=(1, 8, 8), classes=10)
     history = train(model, *small_digits(), Recipe(epochs=3, learning_rate=3e-3))
     assert history.epochs[-1].clean > 0.5
@@ -57,7 +57,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch() -> None:
     assert all(torch.equal(value, best[2][name]) for name, value in model.state_dict().items())
 
 
-def test_the_last_epoch_is_kept_where_the_recipe_says_so() -> None:
+def test_the_last_epoch_is_kept_if_the_recipe_says_so() -> None:
     recipe = Recipe(loss="emma", epochs=3, learning_rate=0.3, keep="last")
     model = preset("orthogonal-digits")
     last = []
@@ -68,7 +68,7 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so() -> None:
         Recipe(keep="last", patience=2)
 
 
-def test_margin_losses_refuse_networks_whose_norm_they_cannot_follow() -> None:
+def test_margin_losses_refuse_networks_whose_norm_they_cannot_compute() -> None:
     with pytest.raises(InputError, match="needs a network of residual_net, got Linear"):
         train(torch.nn.Linear(2, 2), *small_digits(), Recipe(loss="emma", epochs=1))
     normalised = residual_net(block="residual", depth=1, width=4, image_shape=(1, 8, 8), classes=10, batch_norm=True)
@@ -130,7 +130,7 @@ def test_gloro_logits_are_won_exactly_where_the_radius_exceeds_eps() -> None:
     assert torch.equal(worst.gather(1, labels[:, None]).squeeze(1) > rivals, radii > 0.3)
 
 
-def test_emma_never_asks_for_more_than_gloro() -> None:
+def test_emma_never_requires_more_than_gloro() -> None:
     logits, labels = torch.randn(50, 4, generator=torch.Generator().manual_seed(2)), torch.zeros(50, dtype=torch.int64)
     distances = row_distances(torch.nn.Linear(7, 4), labels)
     asked = emma(logits, labels, distances, 1.0, 0.3) - logits

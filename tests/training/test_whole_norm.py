@@ -1,4 +1,4 @@
-"""The whole network's bound as training sees it: against the certifier's, its derivative, and a network that learns."""
+"""The bound of the whole network in training: against that of the certifier, its derivative, and training."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def reachable(model: nn.Module) -> float:
     return found.reachable
 
 
-def test_it_is_what_the_certifiers_multipliers_can_reach_and_so_is_its_derivative() -> None:
+def test_it_and_its_derivative_are_those_reachable_by_the_certifiers_multipliers() -> None:
     model = Mixed().eval()
     norm = WholeNorm(model, (1, 8, 8))
     settled = float(norm.settle(150))
@@ -53,7 +53,7 @@ def test_it_is_what_the_certifiers_multipliers_can_reach_and_so_is_its_derivativ
     assert float((weight.grad * direction).sum()) == pytest.approx((above - below) / 2e-3, rel=0.03)
 
 
-def test_it_follows_the_weights_and_statistics_that_the_model_has_now() -> None:
+def test_it_uses_the_current_weights_and_statistics_of_the_model() -> None:
     model = Mixed().eval()
     norm = WholeNorm(model, (1, 8, 8)).eval()
     before = float(norm())
@@ -64,7 +64,7 @@ def test_it_follows_the_weights_and_statistics_that_the_model_has_now() -> None:
     assert float(norm.settle(150)) == pytest.approx(reachable(model), rel=1e-3)
 
 
-def test_an_operation_that_is_no_activation_is_refused_by_name() -> None:
+def test_an_operation_that_is_not_an_activation_is_refused_by_name() -> None:
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, stride=2), nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(InputError, match=r"not the operation aten.max_pool2d.* at 1; .* bound = 'blocks'"):
         WholeNorm(pooled, (1, 8, 8))
@@ -72,7 +72,7 @@ def test_an_operation_that_is_no_activation_is_refused_by_name() -> None:
         Recipe(bound="all")  # type: ignore[arg-type]
 
 
-def test_a_network_of_ones_own_certifies_after_training_under_it() -> None:
+def test_a_user_defined_network_can_be_certified_after_training_with_it() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Small random networks of every operation with a relaxation, and the smallest values that descent finds."""
+"""Small random networks of every operation with a relaxation, and the smallest values found by descent."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -85,7 +85,7 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @cache
 def captured(name: str) -> Captured:
-    """The operation's network, captured once: other weights are put into it."""
+    """The network of the operation, captured once; other weights are then loaded into it."""
     return capture(OPERATIONS[name](), SHAPE)
 
 
@@ -106,9 +106,8 @@ def drawn(name: str, seed: int) -> tuple[Program, nn.Module]:
 
 
 def questions(made: Program, norm: Norm, seed: int) -> Iterator[tuple[Question, float]]:
-    """Of a random image: is a random difference of logits above a limit that lies just above its smallest known value?
-
-    No proof may say so. With each the width of the interval that was seen, for scale.
+    """For a random image: is a random difference of logits above a limit just above its smallest known value? No proof
+    may confirm this. Each question comes with the width of the observed interval, for scale.
     """
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(1, *SHAPE, generator=generator, dtype=torch.float64)
@@ -120,7 +119,7 @@ def questions(made: Program, norm: Norm, seed: int) -> Iterator[tuple[Question, 
 
 
 def smallest(made: Program, region: Region, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(R,) the smallest, and largest, values of the rows that random points and descent reach: of real points."""
+    """(R,): the smallest and largest values of the rows found by random points and descent, all attained."""
     points = inside(region, 400, generator)
     with torch.no_grad():
         seen = made.values(points)[-1] @ rows.T
@@ -149,7 +148,7 @@ def inside(region: Region, count: int, generator: torch.Generator) -> Tensor:
 
 
 def onto(region: Region, x: Tensor) -> Tensor:
-    """Each point moved towards the centre into the ball, then into [0, 1]."""
+    """Each point moved towards the centre into the ball, then clipped to [0, 1]."""
     d, eps = x - region.centre, float(region.eps[0])
     if region.norm == "linf":
         d = d.clamp(-eps, eps)

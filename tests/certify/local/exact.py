@@ -27,7 +27,7 @@ class SmallNet(nn.Module):
 
 
 def smallest_margin(net: SmallNet, lower: Tensor, upper: Tensor, label: int) -> float:
-    """min over the box and over j of z_label - z_j; rounding aside, exact to about 1e-6."""
+    """Minimum over the box and over j of z_label - z_j, exact to about 1e-6 apart from rounding."""
     w1, b1, w2, b2, w3, b3 = (p.detach().numpy() for p in net.parameters())
     n, m = w1.shape[1], len(b1)
     # Variables: x (n), a (m), h = r(a) (m), c = a + W2 h + b2 (m), g = r(c) (m), binaries p (m), q (m).

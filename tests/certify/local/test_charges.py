@@ -1,4 +1,4 @@
-"""Every rounding of a proof is charged: each step's own, that of the lines, of the region and of the intervals."""
+"""Every rounding error of a proof is included: that of each step, of the lines, of the region and of the intervals."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -25,7 +25,7 @@ ROW = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
 
 
 class Chain(nn.Module):
-    """W2 r(W1 x + b1) + b2 + W1 x, with a ReLU that passes everything on."""
+    """W2 r(W1 x + b1) + b2 + W1 x, with a ReLU that is always active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def charged(made: Program, bounds: Bounds, sizes: Sizes) -> float:
     return float(pulled_back(made, rows, bounds.lines, sizes).charge)
 
 
-def test_every_step_charges_its_own_rounding(chain: tuple[Program, Region, Bounds]) -> None:
+def test_every_step_includes_its_own_rounding(chain: tuple[Program, Region, Bounds]) -> None:
     made, _, bounds = chain
     nothing = Sizes(
         [torch.zeros_like(side) for side in bounds.lower], {at: torch.zeros_like(v) for at, v in bounds.affine.items()}
@@ -69,7 +69,7 @@ def test_every_step_charges_its_own_rounding(chain: tuple[Program, Region, Bound
             mine = row if at == first else ROW
             wanted = gamma(step.roundings) * float(mine.abs().sum())
             assert charged(made, bounds, replace(nothing, affine=affine)) - least >= wanted > 0, at
-        if at == first:  # where a line was applied, each entry is rounded
+        if at == first:  # each entry is rounded when a line is applied
             steps = [
                 torch.ones_like(side) if number == at else nothing.steps[number]
                 for number, side in enumerate(bounds.lower)
@@ -104,7 +104,7 @@ def test_intervals_are_rounded_outwards(chain: tuple[Program, Region, Bounds]) -
             assert bool((width - before >= gamma(1) * sizes).all())  # type: ignore[union-attr]
 
 
-def test_multipliers_of_cuts_are_charged(chain: tuple[Program, Region, Bounds]) -> None:
+def test_the_rounding_of_multipliers_is_included(chain: tuple[Program, Region, Bounds]) -> None:
     made, _, bounds = chain
     (place,) = made.activations
     split = Split(place, 2, 11.0)
@@ -117,7 +117,7 @@ def test_multipliers_of_cuts_are_charged(chain: tuple[Program, Region, Bounds]) 
 
 
 @pytest.mark.parametrize("function", [Relu(), LeakyRelu(0.3), Abs(), Clamp(-0.3, 0.9), LeakyRelu(1.7)], ids=repr)
-def test_lines_hold_in_rational_arithmetic(function: PiecewiseLinear) -> None:
+def test_lines_are_valid_in_rational_arithmetic(function: PiecewiseLinear) -> None:
     ends = torch.randn(2, 1, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lower, upper = ends.amin(0), ends.amax(0)
     found = relaxations.relaxed(function, lower, upper)

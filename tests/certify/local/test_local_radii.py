@@ -1,4 +1,4 @@
-"""Local radii never promise what is not so: exact minima, sampled values, attacks, rounding, mutations."""
+"""Local radii are never wrong: exact minima, sampled values, attacks, rounding, mutations."""
 
 import math
 from collections.abc import Callable
@@ -93,7 +93,7 @@ def test_values_of_every_step_lie_inside_its_bounds(norm: Norm, seed: int) -> No
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_form_is_never_above_the_margin_of_a_point(norm: Norm) -> None:
+def test_a_linear_bound_is_never_above_the_margin_of_a_point(norm: Norm) -> None:
     made = local_program(convolutional(3), (2, 8, 8))
     torch.manual_seed(3)
     image = torch.rand(1, 2, 8, 8, dtype=torch.float64)
@@ -116,13 +116,13 @@ def test_nothing_is_proved_where_the_exact_minimum_is_below_zero(seed: int) -> N
     label = int(net(x).argmax())
     lower, upper = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     exact = smallest_margin(net, lower, upper, label)
-    with torch.no_grad():  # now the smallest margin is -1e-4, and the margin at the image is unchanged in its order
+    with torch.no_grad():  # now the smallest margin is -1e-4, and the order of the margins at the image is unchanged
         net.last.bias[label] -= exact + 1e-4
     made = local_program(net, (1, 1, 4))
     claimed = proved_radius(made, Certificate(x[0], label, "linf", eps))
     assert claimed < eps
     with torch.no_grad():
-        net.last.bias[label] += 2.0  # far above zero: proved
+        net.last.bias[label] += 2.0  # far above zero, so it is proved
     assert proved_radius(local_program(net, (1, 1, 4)), Certificate(x[0], label, "linf", eps)) == pytest.approx(eps)
 
 
@@ -175,7 +175,7 @@ def linear(seed: int) -> nn.Sequential:
 
 
 def stable(seed: int) -> nn.Sequential:
-    """A ReLU that passes everything on, between two layers."""
+    """A ReLU that is always active, between two layers."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     with torch.no_grad():
@@ -184,7 +184,7 @@ def stable(seed: int) -> nn.Sequential:
 
 
 def exact_minimum(net: nn.Sequential, region: Region, weights: Tensor) -> list[Fraction]:
-    """The smallest value of each row on the box, in rational arithmetic; every ReLU passes its argument."""
+    """The smallest value of each row on the box, in rational arithmetic; every ReLU is active."""
     rows = [[Fraction(value) for value in row] for row in weights.tolist()]
     constants = [Fraction(0)] * len(rows)
     for layer in reversed([layer for layer in net if isinstance(layer, nn.Linear)]):
@@ -205,7 +205,7 @@ def exact_minimum(net: nn.Sequential, region: Region, weights: Tensor) -> list[F
 
 
 def _excesses(net: nn.Sequential, *, charged: bool) -> list[Fraction]:
-    """By how much each bound lies above the exact minimum, on many boxes."""
+    """The excess of each bound over the exact minimum, on many boxes."""
     made = local_program(net, (1, 2, 3))
     weights, owner = margin_rows(torch.tensor([0]), 3, torch.float64)
     excesses: list[Fraction] = []
@@ -222,12 +222,12 @@ def _excesses(net: nn.Sequential, *, charged: bool) -> list[Fraction]:
     return excesses
 
 
-def test_rounding_is_charged_against_rational_arithmetic() -> None:
+def test_rounding_is_accounted_for_compared_with_rational_arithmetic() -> None:
     for net in (linear(0), stable(0)):
         excesses = _excesses(net, charged=True)
         assert max(excesses) <= 0
         assert min(excesses) > Fraction(-1, 10**9)
-    # Without the charge about every other bound lies above the truth, so the test can see what it protects from.
+    # Without the rounding bound, about half of the bounds would exceed the truth, so the test is sensitive.
     assert max(_excesses(linear(0), charged=False)) > 0
 
 
@@ -344,7 +344,7 @@ KINDS: tuple[Activation, ...] = (
 
 
 @pytest.mark.parametrize("function", KINDS, ids=repr)
-def test_lines_hold_on_dense_samples_and_no_lower_ones_would(function: Activation) -> None:
+def test_lines_are_valid_on_dense_samples_and_no_tighter_ones_would_be(function: Activation) -> None:
     generator = torch.Generator().manual_seed(0)
     ends = 4 * torch.randn(2, 1, 400, generator=generator, dtype=torch.float64)
     lower, upper = ends.amin(0), ends.amax(0)
@@ -372,7 +372,7 @@ def assert_holds(found: relaxations.Lines, function: Callable[[Tensor], Tensor],
         assert bool(((found.low <= value) & (value <= found.high)).all())
 
 
-def test_constants_are_read_off_the_graph() -> None:
+def test_constants_are_read_from_the_graph() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -391,7 +391,7 @@ def test_constants_are_read_off_the_graph() -> None:
     assert torch.allclose(made.values(x.double())[-1], model(x).double(), atol=1e-5)
 
 
-def test_what_has_no_relaxation_is_refused_by_name() -> None:
+def test_operations_without_a_relaxation_are_refused_by_name() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(dim=1), nn.Linear(2, 2))
     with pytest.raises(UnsupportedOperationError, match="softmax"):
         local_program(model, (1, 4, 4))

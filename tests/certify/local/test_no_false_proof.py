@@ -1,4 +1,4 @@
-"""No method proves what is false, on small networks of every operation; and every method proves no less than before."""
+"""No method proves a false statement on small networks of every operation, and more effort never proves less."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +23,14 @@ PARTS = 12
 
 
 def evidences(made: Program, question: Question) -> dict[str, Evidence]:
-    """What every method finds, whether its search believes in it or not."""
+    """The evidence of every method, regardless of whether its search considers it sufficient."""
     quick = made.to(torch.float32)
     search = Attempt(made, quick, question, lambda: 1.0)
     search.linear()
     search.least.fill_(-1.0)
-    search.margins = search.margins.abs() + 1e-3  # so that no row is left out, and the certificates are grouped
+    search.margins = search.margins.abs() + 1e-3  # so that no row is skipped, and the certificates are grouped
     search.quadratic()
-    search.shares = dict.fromkeys(search.shares, 0.1)  # as if all of them proved their rows
+    search.shares = dict.fromkeys(search.shares, 0.1)  # as if each of them proved its rows
     region = question.region.to(torch.float32)
     bounds = bounded(quick, region)
     owner = torch.zeros(len(question.rows), dtype=torch.long)
@@ -51,7 +51,7 @@ def evidences(made: Program, question: Question) -> dict[str, Evidence]:
 
 
 def refute(name: str, norm: Norm, seed: int) -> None:
-    """Every method, on one network, proves neither row."""
+    """Assert that no method proves either row on one network."""
     made, _ = drawn(name, seed)
     for question, _ in questions(made, norm, seed):
         for method, evidence in evidences(made, question).items():
@@ -60,20 +60,20 @@ def refute(name: str, norm: Norm, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_method_proves_what_a_point_refutes(name: str) -> None:
+def test_no_method_proves_a_statement_refuted_by_a_point(name: str) -> None:
     place = list(OPERATIONS).index(name)
     refute(name, ("linf", "l2", "l1")[place % 3], place)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_method_proves_what_a_point_refutes_on_many_networks(name: str) -> None:
+def test_no_method_proves_a_statement_refuted_by_a_point_on_many_networks(name: str) -> None:
     for seed in range(1000, 1042):
         refute(name, ("linf", "l2", "l1")[seed % 3], seed)
 
 
 def smallest_by(made: Program, question: Question, evidence: Evidence) -> Tensor:
-    """The largest limits, on a grid, that the evidence proves: its bounds."""
+    """The bounds of the evidence: the largest limits on a grid that it proves."""
     region = question.region
     bounds = bounded(made, region, helped=evidence.helped)
     least = question.form(made, bounds).minimum(region) + question.limits
@@ -87,7 +87,7 @@ def smallest_by(made: Program, question: Question, evidence: Evidence) -> Tensor
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "clamp", "convolution", "max-pooling"])
-def test_more_effort_proves_no_less_and_never_more_than_is_true(name: str) -> None:
+def test_more_effort_proves_no_less_and_never_more_than_the_truth(name: str) -> None:
     seed, width = 4, 0.0
     while width < 0.1:  # some drawn networks are constant
         seed += 1
@@ -145,7 +145,7 @@ def test_every_point_lies_in_a_leaf_and_above_its_bound(name: str) -> None:
 
 
 def only_one_side(self: Branch) -> list[tuple[Branch, tuple[tuple[object, bool], ...]]]:
-    """A tree whose cuts forget one side."""
+    """A tree whose splits drop one side."""
     found, way = self, []
     while found.parts is not None:
         best = max((0, 1), key=lambda side: found.parts[side].value)  # type: ignore[index]
@@ -155,7 +155,7 @@ def only_one_side(self: Branch) -> list[tuple[Branch, tuple[tuple[object, bool],
 
 
 def one_sided(honest: Callable[..., Any]) -> Callable[..., Any]:
-    """Both parts of every cut take the lines of the upper one."""
+    """Both parts of every split use the lines of the upper one."""
 
     def wrong(program: Program, bounds: object, ways: list[tuple[tuple[Split, bool], ...]]) -> object:
         return honest(program, bounds, [tuple((split, True) for split, _ in way) for way in ways])
@@ -164,7 +164,7 @@ def one_sided(honest: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def moved(honest: Callable[..., Any]) -> Callable[..., Any]:
-    """Constraints that ask for more than the cut does."""
+    """Constraints stronger than the split implies."""
 
     def wrong(*args: object) -> object:
         signs, points = honest(*args)
@@ -173,7 +173,7 @@ def moved(honest: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
-def test_wrong_trees_would_prove_what_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_trees_would_prove_false_statements(monkeypatch: pytest.MonkeyPatch) -> None:
     def proves() -> bool:
         return any(bool(Proof.of(*deep_tree("relu", "linf", seed)).whole.any()) for seed in range(3))
 
@@ -206,5 +206,5 @@ def test_strange_evidence_proves_nothing_false() -> None:
 
 
 @pytest.mark.parametrize("seed", [1002, 1014])
-def test_kinks_that_float32_does_not_hold_are_kept_as_they_are(seed: int) -> None:
+def test_kinks_that_are_not_float32_numbers_are_kept_exactly(seed: int) -> None:
     refute("clamp", "linf", seed)

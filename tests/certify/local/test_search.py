@@ -1,4 +1,4 @@
-"""The search of the largest radius: few attempts, whatever power of eps the loss grows with."""
+"""The search for the largest radius: few attempts for any power of eps with which the loss grows."""
 
 import math
 
@@ -8,7 +8,7 @@ from robustres.certify.local.search import Outcome, largest_radius
 
 
 def attempts(power: float, *, crossing: float = 0.07, linear: float = 1.0, start: float = 0.05) -> list[Outcome]:
-    """Of a loss that reaches the margin at `crossing`; up to `linear` times that no quadratic is tried."""
+    """Attempts with a loss that reaches the margin at `crossing`; up to `linear` times that no quadratic is tried."""
 
     def attempt(eps: float) -> Outcome:
         share = (eps / crossing) ** power
