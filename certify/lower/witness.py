@@ -14,8 +14,8 @@ from robustres.certify.lower.jacobian import norms
 from robustres.errors import ModelError
 from robustres.numerics import gamma
 
-# The unit roundoff of float64 is 2^29 times smaller than that of float32. The error charged is the error observed in
-# float32 divided by this number.
+# The unit roundoff of float64 is 2^29 times smaller than that of float32. The error charged is that observed in
+# float32, divided by only this number.
 _FINER = 2.0**19
 
 
