@@ -25,9 +25,7 @@ MOVED = {
         ),
         "lower": "jacobian witness ascent",
         "blocks": (
-            "regions=parallel_paths residual_block incremental_form reduced_block reduced_search "
-            "direct_search joint_search starting_points scaling=multiplier_form "
-            "scaling_search=multiplier_search joint=joint_bound residual_bound "
+            "regions=parallel_paths residual_block reduced_block joint_search joint=joint_bound residual_bound "
             "mask_ascent"
         ),
         "bounds": (

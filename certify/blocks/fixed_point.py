@@ -12,17 +12,18 @@ Everything here is an estimate and a search. What the multipliers prove is `elim
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer
+from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer, squares
 from robustres.certify.graph.network import Linear, Merge, Node, Source
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Composition, LinearMap, as_rows
 
+Maps = Mapping[Node, Callable[[Tensor], Tensor]]
 OVER = 0.8  # over-relaxation, from step
 OVER_FROM = 6
 LOOK = 10  # steps between two looks at how much the size still grows
@@ -57,15 +58,17 @@ def search(
     tolerance: float = 3e-5,
     dtype: torch.dtype = torch.float64,
     start: FixedPoint | None = None,
+    maps: Maps | None = None,
 ) -> FixedPoint:
     """Run the fixed point on a simplified network, for |rows . output change| (all outputs where left out).
 
     order: the network's nodes, `output.ordered()`. layers: of `increments`. box: (n,) half-widths of a box around the
     centre in place of the l2 ball of radius 1. tolerance: relative growth of the size in `LOOK` steps at which it ends.
+    maps: of values of that type, in place of the linear nodes' own. dtype: may be complex where they are given.
     """
-    found = _Iteration(order, layers, rows, box, copies, dtype, start).run(steps, tolerance)
-    if dtype != torch.float64 and not math.isfinite(found.value):  # out of float32's range
-        return _Iteration(order, layers, rows, box, copies, torch.float64, start).run(steps, tolerance)
+    found = _Iteration(order, layers, rows, box, copies, dtype, start, maps).run(steps, tolerance)
+    if dtype == torch.float32 and not math.isfinite(found.value):  # out of float32's range
+        return _Iteration(order, layers, rows, box, copies, torch.float64, start, maps).run(steps, tolerance)
     return found
 
 
@@ -81,25 +84,26 @@ class _Iteration:
         copies: int,
         dtype: torch.dtype,
         start: FixedPoint | None,
+        maps: Maps | None,
     ) -> None:
         self.order, self.layers, self.dtype = order, layers, dtype
-        maps = {node: node.piece.map for node in order if isinstance(node.piece, Linear)}
-        self.device = next((m.device for m in maps.values() if m.device.type != "cpu"), torch.device("cpu"))
-        self.maps = {node: in_precision(map_, dtype) for node, map_ in maps.items()}
+        own = {node: node.piece.map for node in order if isinstance(node.piece, Linear)}
+        self.device = next((m.device for m in own.values() if m.device.type != "cpu"), torch.device("cpu"))
+        self.maps = {node: in_precision(map_, dtype) for node, map_ in own.items()} if maps is None else maps
         self.rows = None if rows is None else rows.to(self.device, dtype)
         self.box = None if box is None else box.to(self.device, dtype).reshape(1, *order[0].shape)
-        draw = torch.Generator().manual_seed(0)
+        draw, drawn = torch.Generator().manual_seed(0), torch.complex128 if dtype.is_complex else torch.float64
         self.half = {}
         for node, layer in layers.items():
             if isinstance(layer, SectorLayer):
                 middle, reach = (layer.lower + layer.upper) / 2, (layer.upper - layer.lower) / 2
-                self.half[node] = middle.to(self.device, dtype), reach.to(self.device, dtype)
+                self.half[node] = middle.to(self.device, dtype.to_real()), reach.to(self.device, dtype.to_real())
         if start is None:
-            x = torch.randn(copies, *order[0].shape, generator=draw, dtype=torch.float64)
+            x = torch.randn(copies, *order[0].shape, generator=draw, dtype=drawn)
             self.x = self._onto_set(x.to(self.device, dtype))
             self.g: dict[Node, Tensor] = {}
             for node, layer in layers.items():
-                g = torch.randn(copies, torch.Size(node.shape).numel(), generator=draw, dtype=torch.float64)
+                g = torch.randn(copies, torch.Size(node.shape).numel(), generator=draw, dtype=drawn)
                 self.g[node] = _unit(layer, g.to(self.device, dtype))
         else:
             self.x = start.change.to(self.device, dtype)
@@ -114,7 +118,7 @@ class _Iteration:
             value, x_slope, slopes, sizes = self._sweep()
             done = step >= steps or not math.isfinite(value) or value == 0
             if step % LOOK == 0:
-                done |= value <= last * (1 + tolerance)
+                done |= tolerance > 0 and value <= last * (1 + tolerance)
                 last = value
             if done:
                 return self._found(value, x_slope, slopes, sizes, step)
@@ -190,7 +194,7 @@ class _Iteration:
         for node, layer in self.layers.items():
             size = sizes[node].to(torch.float64)
             floor = 1e-9 * size.square().mean().sqrt()
-            slope = slopes[node].to(torch.float64)
+            slope = slopes[node].abs().to(torch.float64)
             if isinstance(layer, SectorLayer):
                 steep = layer.over_ties(slope.square().sum(0)).sqrt()
                 multipliers[node] = value * (steep / size) / size.clamp_min(floor)
@@ -212,7 +216,8 @@ def _unit(layer: Increment, g: Tensor) -> Tensor:
         lengths = layer.lengths([g.reshape(-1, *layer.shape)]).clamp_min(TINY)
         direction = g.reshape(len(g), len(lengths), -1) / lengths[:, None]
         return direction.reshape(g.shape)
-    size = layer.over_ties(g.square().sum(0)).clamp_min(TINY * TINY if g.dtype == torch.float64 else TINY).sqrt()
+    sums = layer.over_ties(squares(g).sum(0))
+    size = sums.clamp_min(TINY * TINY if sums.dtype == torch.float64 else TINY).sqrt()
     return g / size[layer.tie]
 
 

@@ -61,7 +61,7 @@ class SectorLayer:
         Returns the answer (r, N), steer = reach direction as a leaf to differentiate by, and |z| (ties,).
         """
         z = self.mixed(rows)
-        size = self.over_ties((z * (reach > 0)).square().sum(0)).clamp_min(TINY).sqrt()
+        size = self.over_ties(squares(z).sum(0) * (reach > 0)).clamp_min(TINY).sqrt()
         steer = (reach * direction).detach().requires_grad_(True)
         return self.mixed(middle * z + size[self.tie] * steer, back=True), steer, size
 
@@ -93,6 +93,11 @@ class BoundedLayer:
 
 
 Increment = SectorLayer | BoundedLayer
+
+
+def squares(values: Tensor) -> Tensor:
+    """|values|^2, real or complex."""
+    return torch.view_as_real(values).square().sum(-1) if values.is_complex() else values.square()
 
 
 def increments(

@@ -6,10 +6,9 @@ from time import perf_counter
 
 import torch
 
-from robustres.certify.blocks.joint_search import search
+from robustres.certify.blocks.joint_search import is_dense, joint_value
 from robustres.certify.blocks.mask_ascent import affordable_steps, mask_ascent
-from robustres.certify.blocks.multiplier_search import prove
-from robustres.certify.blocks.residual_block import DenseForm, ResidualBlock
+from robustres.certify.blocks.residual_block import ResidualBlock
 from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Sum
 from robustres.certify.maps.sector import GroupSort, Slopes, largest_slope
 from robustres.certify.norms.spectral_norm import spectral_norm
@@ -63,16 +62,15 @@ def branch_bound(
     require_certifiable_arithmetic(shortcut.device)
     with torch.no_grad():
         norm_of = norm_of or _norm_within(effort / (4 * len(block.layers)))
-        candidates, shortcut_norm, norms = _norm_candidates(block, norm_of)
-        limit = candidates["textbook"]
+        candidates, norms = _norm_candidates(block, norm_of)
+        textbook = candidates["textbook"]
         brought = _moderate(block)
-        if brought is not None and all(norm > 0 for norm in norms) and math.isfinite(limit):
+        if brought is not None and all(norm > 0 for norm in norms) and math.isfinite(textbook):
             moderate, exponent = brought
-            if moderate is not block:
-                found, shortcut_norm, norms = _norm_candidates(moderate, norm_of)
-                limit = found["textbook"]
-            joint = _joint_candidates(moderate, shortcut_norm, norms, effort, limit)
-            candidates |= {name: scaled_up(value, exponent) for name, value in joint.items()}
+            limit = scaled_down(textbook, exponent) * (1 + 1e-9)
+            value = scaled_up(joint_value(moderate, effort=effort, limit=limit), exponent)
+            if value <= textbook:
+                candidates["joint, dense" if is_dense(block) else "joint"] = value
         best = min(candidates, key=lambda key: candidates[key])
         steps = affordable_steps(block)
         moderate, exponent = brought or (block, 0)
@@ -103,8 +101,8 @@ def _norm_within(seconds: float) -> NormOf:
     return lambda map_: spectral_norm(map_, seconds=seconds, lower_steps=1).upper
 
 
-def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, float], float, list[float]]:
-    """The bounds that need norms only, the norm of the shortcut and those of the branch's layers."""
+def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, float], list[float]]:
+    """The bounds that need norms only, and the norms of the branch's layers."""
     norms = [norm_of(layer) for layer in block.layers]
     shortcut = norm_of(block.shortcut)
     branch = product_up([*norms, *(largest_slope(slopes) for slopes in block.slopes)])
@@ -113,17 +111,4 @@ def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, f
     if len(linear) == len(block.slopes):
         merged = Sum((block.shortcut, Scaled(math.prod(linear), Composition(block.layers), len(linear))))
         candidates["linear"] = norm_of(merged)
-    return candidates, shortcut, norms
-
-
-def _joint_candidates(
-    block: ResidualBlock, shortcut: float, norms: Sequence[float], effort: float, give_up_above: float
-) -> dict[str, float]:
-    """The joint bound by the form that fits, dense for small blocks, else on tori; empty where there is none."""
-    found = search(block, shortcut, norms, effort=effort, limit=give_up_above**2)
-    if found is None:
-        return {}
-    source, scaling = found.source, found.scaling
-    name = "joint, dense" if isinstance(source, DenseForm) else "joint"
-    value = prove(source, scaling, give_up_above=give_up_above) if math.isfinite(scaling.value) else math.inf
-    return {name: value} if math.isfinite(value) else {}
+    return candidates, norms

@@ -1,66 +1,41 @@
-"""The search for the multipliers of a block's joint bound: which form, which torus, which T."""
+"""The joint bound of a block: multipliers by the fixed point, then the smallest value that they prove.
+
+Small blocks are one real matrix with a multiplier for every neuron; else they are laid on a torus, with one for every
+channel. Nothing in the search needs to be right for the bound to be right.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from robustres.certify.blocks.direct_search import DirectSearch
-from robustres.certify.blocks.incremental_form import gain
-from robustres.certify.blocks.multiplier_form import FormSource, Scaling
-from robustres.certify.blocks.multiplier_search import descend
+from robustres.certify.blocks.fixed_point import FixedPoint
+from robustres.certify.blocks.frequency_search import critical, entries, search_at
+from robustres.certify.blocks.front import Repair
+from robustres.certify.blocks.increments import Increment
+from robustres.certify.blocks.network_forms import REPAIRS, PlainForm, proof_within, region_cost
 from robustres.certify.blocks.reduced_block import ReducedBlock, reduced_block
-from robustres.certify.blocks.reduced_search import ReducedForm
-from robustres.certify.blocks.residual_block import DenseForm, ResidualBlock, TorusForm, block_embedding
-from robustres.certify.blocks.starting_points import (
-    COARSE_SCAN,
-    SCAN_ABOVE_MINIMUM,
-    layered_starting_points,
-    reduced_starting_points,
-    starting_points,
-)
-from robustres.certify.fourier.torus import Torus
-from robustres.certify.maps.sector import GroupSort
+from robustres.certify.blocks.reduced_proof import glance_cost, proved_square
+from robustres.certify.blocks.residual_block import ResidualBlock
+from robustres.certify.blocks.torus_bound import region_bound
+from robustres.certify.blocks.torus_network import NotLaidError, Region, image_on_tori
+from robustres.certify.fourier.torus import coarse_frequencies
+from robustres.certify.graph.network import Node
+from robustres.numerics import rounded_up
 
 DENSE_WIDTH = 700  # inputs and hidden units of a block that is treated neuron by neuron
-SCANNED = 32  # frequencies at most that starting points are compared at
-SEARCH_EVALUATIONS = 20  # of all frequencies, that a search on one more torus should be able to make
-SCAN_SHARE = 0.25  # of the effort, for comparing starting points
-TOO_DEAR = 2.5  # times the effort for one T and lambda: a search takes about thirty of them, so there is none
-
-
-@dataclass(frozen=True)
-class Found:
-    """The best multipliers, with the form that they are proved on."""
-
-    source: FormSource
-    scaling: Scaling
-
-
-def search(
-    block: ResidualBlock, shortcut: float, norms: Sequence[float], *, effort: float, limit: float
-) -> Found | None:
-    """Multipliers for the form that fits: dense for small blocks, else reduced or whole on the smallest tori.
-
-    shortcut, norms: of the shortcut and of the layers. limit: lambda of the textbook bound.
-    Returns None where the block has no torus, no hidden unit that counts, or no multipliers that were found to do; and
-    where the effort is far too small for the products of its kernels.
-    """
-    norms = _normalised(block, norms)
-    if is_dense(block):
-        return _direct([DenseForm(block)], norms, effort)
-    embedding = block_embedding(block)
-    if embedding is None:
-        return None
-    tori = embedding.tori(enlargements=0)
-    reduced = reduced_block(block, embedding)
-    if reduced is not None:
-        return _reduced(reduced, tori, shortcut, norms, effort, limit)
-    first = TorusForm(block, embedding, tori[0])
-    affordable = int(min(len(tori), effort / (SEARCH_EVALUATIONS * first.sweep)))
-    return _direct([first, *(TorusForm(block, embedding, torus) for torus in tori[1:affordable])], norms, effort)
+DENSE_STEPS, DENSE_TOLERANCE = 800, 1e-6
+FIRST_STEPS, MOST_FIRST_STEPS, STEPS, TOLERANCE = 16, 60, 100, 1e-5
+ACTIVE, ACTIVE_WHOLE = 32, 96  # frequencies that the search looks at after the first steps; where none are added
+SEARCH_SHARE, FIRST_SHARE = 0.8, 0.3  # of the effort, the estimate from below takes the rest; of that, for the torus
+ROUNDS = 5  # of adding those that a proof has found missing
+# Nominal seconds of a step, of each number in its matrices and of each coordinate of a node.
+PER_STEP, PER_ENTRY, PER_VALUE = 1.2e-3, 4e-9, 1e-7
+LIFTS = (1e-6, 1e-4, 1e-3, 1e-2, 5e-2)  # of the multipliers for a reduced form
+CLOSE = 1 + 2e-4  # proved over reached: near enough
+TOO_DEAR = 2.5  # times the effort for one look at all frequencies: then there is no search
 
 
 def is_dense(block: ResidualBlock) -> bool:
@@ -68,79 +43,114 @@ def is_dense(block: ResidualBlock) -> bool:
     return block.shortcut.in_size + sum(layer.out_size for layer in block.layers[:-1]) <= DENSE_WIDTH
 
 
-def _reduced(
-    block: ReducedBlock, tori: list[Torus], shortcut: float, norms: Sequence[float], effort: float, limit: float
-) -> Found | None:
-    """All affordable tori are searched from one starting point, and the best one a little longer."""
-    first = ReducedForm(block, tori[0])
-    if first.overhead > TOO_DEAR * effort:
-        return None
-    started = _best_start(first, shortcut, norms, SCAN_SHARE * effort, 4 * limit)
-    if started is None or not math.isfinite(started.value):
-        return None
-    affordable = max(1, int(min(len(tori), effort / (SEARCH_EVALUATIONS * first.sweep))))
-    sources = [first, *(ReducedForm(block, torus) for torus in tori[1:affordable])]
-    starts = [started, *(source.evaluate(started.values, started.value) for source in sources[1:])]
-    share = 0.4 * effort / len(sources)
-    searched = [
-        descend(source, start, effort=share) if math.isfinite(start.value) else start
-        for source, start in zip(sources, starts, strict=True)
-    ]
-    source, scaling = min(zip(sources, searched, strict=True), key=lambda found: found[1].value)
-    return Found(source, descend(source, scaling, effort=0.35 * effort, rate=0.05))
+def joint_value(block: ResidualBlock, *, effort: float, limit: float) -> float:
+    """The joint bound; infinite where the block has no torus or no multipliers were found to do, and where the effort
+    is far too small for the products of its kernels.
+
+    effort: nominal seconds. limit: another bound, above which none is of use.
+    """
+    if is_dense(block):
+        return _dense_value(block, effort)
+    try:
+        regions, layers = image_on_tori(block.network())
+    except NotLaidError:
+        return math.inf
+    reduced = reduced_block(block, regions[0].multiplicity[regions[0].order[0]])
+    if not layers:
+        return math.inf
+    return _OnTori(regions, layers, reduced, effort).bound(limit, block.cancelling(per_channel=True))
 
 
-def _best_start(
-    source: ReducedForm, shortcut: float, norms: Sequence[float], effort: float, limit: float
-) -> Scaling | None:
-    """The starting point with the smallest gain at a few frequencies, as many as the effort allows to look at."""
-    count = len(source.frequencies)
-    scanned = max(2, min(count, SCANNED, int(effort / (40 * source.cost))))
-    places = torch.linspace(0, count - 1, scanned).round().long().to(source.frequencies.device)
-    frequencies = source.frequencies[places]
-    affordable = max(4, int(effort / (2 * (source.overhead + source.cost * scanned))))
-    best, value = None, limit
-    for start in islice(reduced_starting_points(source.block, shortcut, norms), affordable):
-        found = source.gain(start, frequencies, near=value, limit=value)
-        if found < value:
-            best, value = start, found
-    return None if best is None else source.evaluate(best, value)
+def _dense_value(block: ResidualBlock, effort: float) -> float:
+    form = PlainForm(block.network().ordered())
+    steps = max(1, min(DENSE_STEPS, int(effort / (2 * form.step))))
+    point = form.search(steps=steps, tolerance=DENSE_TOLERANCE)
+    value, _ = proof_within(form, point, effort / 2, repairs=REPAIRS, near=CLOSE)
+    cancelling = block.cancelling(per_channel=False)
+    if cancelling is None:
+        return value
+    point = replace(point, multipliers=dict.fromkeys(form.layers, cancelling))
+    return min(value, proof_within(form, point, effort / 2, repairs=REPAIRS, near=CLOSE)[0])
 
 
-def _direct(sources: Sequence[DirectSearch], norms: Sequence[float], effort: float) -> Found | None:
-    """Every torus is searched, and the best one a little longer."""
-    if not sources[0].form(sources[0].frequencies[:1]).tie.numel():
-        return None
-    searched = [_direct_search(source, norms, 0.6 * effort / len(sources)) for source in sources]
-    source, scaling = min(zip(sources, searched, strict=True), key=lambda found: found[1].value)
-    if math.isfinite(scaling.value) and len(scaling.ranks) == len(source.frequencies):
-        scaling = descend(source, scaling, effort=0.4 * effort, rate=0.05)
-    return Found(source, scaling)
+class _OnTori:
+    """The search and the proof on the smallest tori, with what they have cost so far."""
 
+    def __init__(
+        self, regions: Sequence[Region], layers: Mapping[Node, Increment], reduced: ReducedBlock | None, effort: float
+    ) -> None:
+        self.regions, self.layers, self.reduced, self.effort = regions, layers, reduced, SEARCH_SHARE * effort
+        first = regions[0]
+        values = sum(first.channels(node) for node in first.order)
+        self.each = PER_ENTRY * entries(first) + PER_VALUE * values  # nominal seconds of a frequency in a step
+        count = len(coarse_frequencies(first.torus))
+        self.proof = 4 * region_cost(first, layers) if reduced is None else glance_cost(reduced, count)
+        self.active = ACTIVE_WHOLE if reduced is None else ACTIVE
+        self.spent = 0.0
 
-def _direct_search(source: DirectSearch, norms: Sequence[float], effort: float) -> Scaling:
-    """The best start by its gain at a few frequencies, then descent; large blocks stop at a coarser scan."""
-    count = len(source.frequencies)
-    coarse = source.sweep > effort
-    scanned = 2 if coarse else max(2, min(count, SCANNED, int(0.2 * effort / (40 * source.cost))))
-    places = torch.linspace(0, count - 1, scanned).round().long().to(source.frequencies.device)
-    form = source.form(source.frequencies[places])
-    starts = starting_points(form, COARSE_SCAN if coarse else SCAN_ABOVE_MINIMUM) if form.z_hidden is None else []
-    starts += layered_starting_points(form, form.layer_of_tie, norms[1:])
-    gains = [gain(form, values) for values in starts]
-    ranked = sorted(range(len(starts)), key=lambda index: float(gains[index].max()))
-    if coarse:
-        places = torch.linspace(0, count - 1, max(1, min(count - 1, SCANNED // 2))).round().long().to(places.device)
-        wider = gain(source.form(source.frequencies[places]), starts[ranked[0]])
-        return Scaling(starts[ranked[0]], float(wider.max()), wider)
-    scaling = min(
-        (source.evaluate(starts[index]) for index in ranked[: 1 if 4 * source.sweep > effort else 2]),
-        key=lambda found: found.value,
-    )
-    return descend(source, scaling, effort=effort) if math.isfinite(scaling.value) else scaling
+    def bound(self, limit: float, guess: Tensor | None) -> float:
+        """The smallest bound below the limit, infinite where there is none. guess: of the multipliers of one layer."""
+        if self.proof + FIRST_STEPS * self.each * self.active > TOO_DEAR * self.effort:
+            return math.inf
+        region, active = self._torus()
+        best = math.inf
+        if guess is not None:
+            point = self._searched(region, active, FIRST_STEPS, 0.0)
+            best, _ = self._proved(region, replace(point, multipliers=dict.fromkeys(self.layers, guess)), limit)
+        for turn in range(ROUNDS):
+            steps = min(STEPS * 2**turn, int((self.effort - self.spent - self.proof) / self._step(len(active))))
+            point = self._searched(region, active, max(steps, FIRST_STEPS), 0.0 if turn else TOLERANCE)
+            if not 0 < point.value < min(best, limit):
+                break
+            value, missed = self._proved(region, point, limit)
+            best = min(best, value)
+            if best <= CLOSE * point.value or self.spent + 2 * self.proof > self.effort:
+                break
+            unseen = ~(missed[:, None] == active).all(2).any(1)
+            active = torch.cat((active[critical(point, self.active)], missed[unseen][: self.active // 2]))
+        return best
 
+    def _step(self, frequencies: int) -> float:
+        return PER_STEP + self.each * frequencies
 
-def _normalised(block: ResidualBlock, norms: Sequence[float]) -> list[float]:
-    """Norms of the layers, each but the first times the width of the slopes before it."""
-    widths = [2.0 if isinstance(s, GroupSort) else max(s[1], 0) - min(s[0], 0) for s in block.slopes]
-    return [norm * width for norm, width in zip(norms, [1.0, *widths], strict=True)]
+    def _searched(self, region: Region, frequencies: Tensor, steps: int, tolerance: float) -> FixedPoint:
+        point = search_at(region, self.layers, frequencies, steps=steps, tolerance=tolerance)
+        self.spent += point.steps * self._step(len(frequencies))
+        return point
+
+    def _torus(self) -> tuple[Region, Tensor]:
+        """The torus on which the first steps reach least, and the frequencies that they care about."""
+        share = FIRST_SHARE * self.effort
+        best: tuple[float, Region, Tensor] | None = None
+        for region in self.regions:
+            every = coarse_frequencies(region.torus)
+            affordable = max(self.active, int((share / FIRST_STEPS - PER_STEP) / self.each))
+            some = every[:: math.ceil(len(every) / affordable)]
+            steps = min(MOST_FIRST_STEPS, max(FIRST_STEPS, int(share / len(self.regions) / self._step(len(some)))))
+            if best is not None and self.spent + steps * self._step(len(some)) > 1.01 * share:
+                break
+            point = self._searched(region, some, steps, 0.0)
+            if best is None or point.value < best[0]:
+                best = point.value, region, some[critical(point, self.active)]
+        assert best is not None
+        return best[1:]
+
+    def _proved(self, region: Region, point: FixedPoint, limit: float) -> tuple[float, Tensor]:
+        """What the multipliers prove, and the frequencies that were found to need other ones, the worst first."""
+        best, missed = math.inf, torch.zeros(0, 2, dtype=torch.long)
+        for lift in LIFTS:
+            if self.reduced is None:
+                value = region_bound(region, self.layers, point, repair=Repair(lift, lift))
+            else:
+                values = torch.cat([point.multipliers[node] for node in region.order if node in self.layers])
+                values = (1 + lift) * values.clamp_min(1e-9 * float(values.max()))
+                square, open_ = proved_square(
+                    self.reduced, region.torus, values, near=point.value**2, limit=min(limit, best) ** 2
+                )
+                value = rounded_up(math.sqrt(square), 4)
+                missed = open_ if lift == LIFTS[0] else missed
+            self.spent += self.proof
+            best = min(best, value)
+            if best <= CLOSE * point.value or best < value or self.spent + self.proof > self.effort:
+                break
+        return best, missed

@@ -16,17 +16,14 @@ same way, N = 2T_2 - lambda V^* G V - F^* D^-1 F with F = U^* T_2 + T_1 W S^* G 
 T enters as the exact square of its computed root, and G and D^-1 are replaced by matrices that are proved to be above.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from robustres.certify.blocks.residual_block import ResidualBlock
-from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
-from robustres.certify.fourier.torus import Embedding, Torus
+from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, Lag, MatrixPolynomial, polynomial
 from robustres.certify.maps.sector import GroupSort
-from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.numerics import gamma
 
 
@@ -43,40 +40,16 @@ class Above:
             return right
         return MatrixPolynomial.exact({(0, 0): self.root}) @ right
 
-    def times(self, vectors: Tensor) -> Tensor:
-        """The whole matrix times complex vectors."""
-        if self.root is None:
-            return self.factor * vectors
-        root = self.root.to(vectors.dtype)
-        return self.factor * (root.mT @ (root @ vectors))
-
-
-@dataclass(frozen=True, eq=False)
-class Inequality:
-    """For one T and one lambda: |output|^2 <= lambda |d|^2 wherever `gram` is at most 1 on a torus."""
-
-    gram: HermitianPolynomial
-    value: float
-    roots: tuple[Tensor, ...]
-    inverse: Above
-    inner_inverse: Above | None = None
-    coupling: MatrixPolynomial | None = None
-
 
 class ReducedBlock:
-    """shortcut and layers as polynomials, the widths of the slopes in the layers after them.
-
-    floor: about the largest eigenvalue of S S^*, below which no lambda lies.
-    """
+    """shortcut and layers as polynomials, the widths of the slopes in the layers after them."""
 
     def __init__(self, shortcut: MatrixPolynomial, layers: list[MatrixPolynomial], channels: list[int]) -> None:
         self.shortcut, self.layers, self.channels = shortcut, layers, channels
-        self.ties = sum(channels)
         self.inner = layers[0].transposed()  # W^*, of the input
         self.crossing = shortcut @ self.inner  # S W^*
         self.inner_gram = HermitianPolynomial.gram(self.inner)
         self._scale = _scale_of_identity(shortcut)
-        self.floor = _largest_eigenvalue(shortcut.constant) if self._scale is None else self._scale**2
         self._products: tuple[float, tuple[HermitianPolynomial, MatrixPolynomial, HermitianPolynomial]] | None = None
 
     @property
@@ -100,8 +73,9 @@ class ReducedBlock:
         widths = [layer.magnitude.shape[0] for layer in self.layers]
         return tuple(part.repeat(width // len(part)) for part, width in zip(parts, widths, strict=False))
 
-    def inequality(self, values: Tensor, value: float) -> Inequality | None:
-        """The inequality for multipliers, one per channel, and lambda = value; None where lambda is too small."""
+    def gram(self, values: Tensor, value: float) -> HermitianPolynomial | None:
+        """|output|^2 <= value |d|^2 wherever it is at most 1 on a torus, for multipliers, one per channel; None where
+        the value is too small."""
         inverse = self._resolvent(value)
         if inverse is None or not bool((values > 0).all()):
             return None
@@ -110,14 +84,13 @@ class ReducedBlock:
             return self._one_layer(roots, value, inverse)
         return self._two_layers(roots, value, inverse)
 
-    def _one_layer(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> Inequality:
+    def _one_layer(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> HermitianPolynomial:
         (root,) = roots
         outer, mixed, crossed = self._outer_products(value, inverse)
         factor = inverse.factor * value / 2
         gram = self.inner_gram.scaled(root, 0.5 / value) + outer.scaled(1 / root, factor)
         mixed = mixed.scaled(1 / root, root * (factor / value))
-        gram = gram + HermitianPolynomial.twice_real(mixed) + crossed.scaled(root, factor / value**2)
-        return Inequality(gram, value, roots, inverse)
+        return gram + HermitianPolynomial.twice_real(mixed) + crossed.scaled(root, factor / value**2)
 
     def _outer_products(
         self, value: float, inverse: Above
@@ -130,7 +103,7 @@ class ReducedBlock:
             self._products = key, (gram(outer), outer.transposed() @ crossing, gram(crossing))
         return self._products[1]
 
-    def _two_layers(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> Inequality | None:
+    def _two_layers(self, roots: tuple[Tensor, ...], value: float, inverse: Above) -> HermitianPolynomial | None:
         first, last = roots
         outer, mixed, crossed = self._outer_products(value, inverse)
         inner = self.inner_gram.scaled(first, 1 / value) + crossed.scaled(first, inverse.factor / value)
@@ -144,8 +117,7 @@ class ReducedBlock:
         coupling = coupling + self.layers[1].transposed().scaled(1 / first, last)
         ones = torch.ones_like(last)
         eliminated = HermitianPolynomial.gram(inner_inverse.half(coupling)).scaled(ones, inner_inverse.factor / 2)
-        gram = outer.scaled(1 / last, inverse.factor * value / 2) + eliminated
-        return Inequality(gram, value, roots, inverse, inner_inverse, coupling)
+        return outer.scaled(1 / last, inverse.factor * value / 2) + eliminated
 
     def _resolvent(self, value: float) -> Above | None:
         """At or above (lambda - S S^*)^-1."""
@@ -159,36 +131,15 @@ class ReducedBlock:
         roundings = 2 * self.shortcut.roundings + matrix.shape[1] + 4
         return inverse_from_above(identity - matrix @ matrix.mT, magnitude, roundings)
 
-    def increments(
-        self, inequality: Inequality, torus: Torus, frequencies: Tensor, vectors: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """u and z of every hidden layer, and |d|^2 (F, k), for eigenvectors (F, h, k) of `gram`: an estimate only."""
-        *_, last = inequality.roots
-        hidden = [vectors / (math.sqrt(2) * last[:, None])]
-        if inequality.coupling is not None and inequality.inner_inverse is not None:
-            first = inequality.roots[0]
-            coupled = inequality.coupling.apply(torus, frequencies, vectors / math.sqrt(2))
-            hidden.insert(0, inequality.inner_inverse.times(coupled) / first[:, None])
-        weighted = hidden[0] * inequality.roots[0].square()[:, None]
-        back = self.shortcut.transposed()
-        outer = self.layers[-1].apply(torus, frequencies, hidden[-1])
-        source = self.inner.apply(torus, frequencies, weighted) + back.apply(torus, frequencies, outer)
-        through = inequality.inverse.times(self.shortcut.apply(torus, frequencies, source))
-        step = (source + back.apply(torus, frequencies, through)) / inequality.value
-        signals = [step, *hidden[:-1]]
-        before = [layer.apply(torus, frequencies, signal) for layer, signal in zip(self.layers, signals, strict=False)]
-        return hidden, before, step.abs().square().sum(1)
 
-
-def reduced_block(block: ResidualBlock, embedding: Embedding) -> ReducedBlock | None:
+def reduced_block(block: ResidualBlock, multiplicity: Lag) -> ReducedBlock | None:
     """The block in this form; None where some slope may be other than [0, b], or some part is not as it asks."""
     if len(block.slopes) > 2 or any(isinstance(s, GroupSort) or s[0] != 0 or s[1] <= 0 for s in block.slopes):
         return None
-    shortcut, _ = polynomial(block.shortcut, embedding.multiplicity)
+    shortcut, _ = polynomial(block.shortcut, multiplicity)
     if not shortcut.is_constant_but_for_a_shift:
         return None
     layers: list[MatrixPolynomial] = []
-    multiplicity = embedding.multiplicity
     for index, layer in enumerate(block.layers):
         found, multiplicity = polynomial(layer, multiplicity)
         width = 1.0 if index == 0 else float(block.slopes[index - 1][1])  # type: ignore[index]
@@ -216,11 +167,6 @@ def inverse_from_above(matrix: Tensor, magnitude: Tensor, roundings: int) -> Abo
     spread = float(torch.linalg.matrix_norm(root)) ** 2 * float(magnitude.sum(1).max())
     error = residual + gamma(roundings + 4 * size + 16) * spread
     return Above((1 / (1 - error)) * (1 + gamma(8)), root) if error < 0.5 else None
-
-
-def _largest_eigenvalue(matrix: Tensor) -> float:
-    square = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
-    return float(top_ritz_pair(square[None])[0])
 
 
 def _scale_of_identity(shortcut: MatrixPolynomial) -> float | None:

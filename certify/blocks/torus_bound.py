@@ -6,8 +6,9 @@ weight of each channel at a cut comes from the search; it may be off by a factor
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Weights, fr
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
 from robustres.certify.blocks.network_bound import largest_square
 from robustres.certify.blocks.torus_network import Region, TorusNetwork, spread
-from robustres.certify.fourier.matrix_polynomial import polynomial
+from robustres.certify.fourier.matrix_polynomial import MatrixPolynomial, polynomial
 from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import LinearMap, Shape
@@ -40,17 +41,26 @@ class Frequencies:
         """(C, r_1, r_2) for a multiplicity (r_1, r_2)."""
         return (node.shape[0], *self.region.multiplicity[node])
 
+    def polynomial(self, node: Node, map_: LinearMap) -> MatrixPolynomial:
+        """Of the map of a linear node, residues before channels."""
+        return polynomial(map_, self.region.multiplicity[node.inputs[0]])[0]
+
+    def values(self, node: Node, found: MatrixPolynomial) -> Tensor:
+        """(F, m, n) complex, channels first."""
+        values = found.at(self.region.torus, self.frequencies)
+        return _channels_first(_channels_first(values, self.shape(node)).mT, self.shape(node.inputs[0])).mT
+
     def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
         """Times the values of the map's polynomial."""
-        (parent,) = node.inputs
-        found, _ = polynomial(map_, self.region.multiplicity[parent])
-        values = found.at(self.region.torus, self.frequencies)
-        values = _channels_first(_channels_first(values, self.shape(node)).mT, self.shape(parent)).mT
-        image = rows @ values.to(rows.dtype)
+        found = self.polynomial(node, map_)
+        image = rows @ self.values(node, found).to(rows.dtype)
         across, down = (float(found.magnitude.sum(axis).max()) for axis in (-1, -2))
         steep = math.sqrt(across) * math.sqrt(down) * (1 + gamma(sum(found.magnitude.shape) + 8))
         roundings = found.wave_roundings + 8 + 5 * sum(found.magnitude.shape)
         return Pulled(image, gamma(roundings) * steep * UP, steep)
+
+
+Start = Callable[[Frequencies], tuple[Tensor, float]]
 
 
 def _channels_first(values: Tensor, shape: Shape) -> Tensor:
@@ -85,25 +95,54 @@ def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, 
     for region in network.regions:
         joint = network.layers.get(region.order[0])
         below = _scale(region.order[0], weights) if isinstance(joint, BoundedLayer) else None
-        layers = local_layers(region, network.layers)
-        chosen: dict[Node, Tensor] = {}
-        largest = 0.0
-        for frequencies in _parts(region):
-            space = Frequencies(region, frequencies)
-            start, slack = _sums(found, network.tail[0].shape, space) if scale is None else _diagonal(scale, space)
-            part = eliminate(
-                region.order, layers, weights, rows=start, slack=slack, repair=repair, space=space, chosen=chosen
-            )
-            if part is None:
-                return math.inf
-            root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
-            root = root.repeat_interleave(math.prod(region.multiplicity[region.order[0]]) if len(root) > 1 else 1)
-            largest = max(largest, part.factor * _relative(part.rows, part.slack, root))
-        square *= largest * UP * (1 + 2 * LOSS if scale is None else 1.0)
+        root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
+        root = root.repeat_interleave(math.prod(region.multiplicity[region.order[0]]) if len(root) > 1 else 1)
+        start = partial(_sums, found, network.tail[0].shape) if scale is None else partial(_diagonal, scale)
+        square *= region_square(region, network.layers, weights, start, root=root, repair=repair)
+        square *= 1 + 2 * LOSS if scale is None else 1.0
         if below is not None and isinstance(joint, BoundedLayer):
             scale = below[0]
             square *= joint.constant**2 * UP
     return square * UP
+
+
+def region_square(
+    region: Region,
+    layers: Mapping[Node, Increment],
+    weights: Weights,
+    start: Start,
+    *,
+    root: Tensor,
+    repair: Repair | None,
+) -> float:
+    """At or above the largest |rows . change of the output|^2 / |change of the input / root|^2 over all frequencies;
+    infinite where the multipliers prove none. start: rows and slack of the output at some frequencies."""
+    local = local_layers(region, layers)
+    chosen: dict[Node, Tensor] = {}
+    largest = 0.0
+    for frequencies in _parts(region):
+        space = Frequencies(region, frequencies)
+        rows, slack = start(space)
+        part = eliminate(
+            region.order, local, weights, rows=rows, slack=slack, repair=repair, space=space, chosen=chosen
+        )
+        if part is None:
+            return math.inf
+        largest = max(largest, part.factor * _relative(part.rows, part.slack, root))
+    return largest * UP
+
+
+def region_bound(
+    region: Region, layers: Mapping[Node, Increment], point: FixedPoint, *, repair: Repair | None = None
+) -> float:
+    """At or above the Lipschitz constant of the whole output of one region from its input, infinite where the
+    multipliers prove none."""
+    weights = Weights(point.multipliers, point.sizes)
+    one = torch.ones(1, dtype=torch.float64)
+    start = partial(_diagonal, torch.ones(region.order[-1].shape[0], dtype=torch.float64))
+    with torch.no_grad():
+        square = region_square(region, layers, weights, start, root=one, repair=repair) * UP
+    return rounded_up(math.sqrt(square), 16) if math.isfinite(square) else math.inf
 
 
 def _parts(region: Region) -> list[Tensor]:

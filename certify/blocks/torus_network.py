@@ -3,9 +3,10 @@
 A difference of two images, zero outside the image, is a signal on a torus that is large enough for no kernel to reach
 round it: the zero-padded convolution is the circular one there, cut back to the image (`fourier.torus`). An activation
 that follows may make the cut: outside the image its answer is 0, a slope that its inequality allows once its interval
-of slopes holds 0. Where a value that was not cut is read by another convolution, a mask stands between, w = m z with m
-in [0, 1]. All inequalities are summed over the positions of a channel, so that the network on the torus, with its
-larger set of signals, is bounded by what bounds the true one, and its form falls apart by frequencies.
+of slopes holds 0, as it is made to where another convolution reads beyond the image. Where any other value that was
+not cut is read so, a mask stands between, w = m z with m in [0, 1]. All inequalities are summed over the positions of
+a channel, so that the network on the torus, with its larger set of signals, is bounded by what bounds the true one,
+and its form falls apart by frequencies.
 
 A stride couples the frequencies that it folds onto each other. Where the coupled matrices grow too large, and at
 pooling of which only a constant is known, the network is cut in two: |w_c| <= constant |z_c| for every channel c of the
@@ -88,12 +89,26 @@ def on_tori(output: Node, *, widest: int) -> TorusNetwork:
     return _Laying(output, widest).network()
 
 
+def image_on_tori(output: Node) -> tuple[list[Region], dict[Node, Increment]]:
+    """A network from images to images on its smallest torus, untwisted first, then twisted by half a turn; its layers.
+
+    Raises NotLaidError where the network has no such form.
+    """
+    laying = _Laying(output, widest=0, wrap=False)
+    plan = laying.plan(0, len(laying.passed) - 1)
+    region = laying.region(plan, None, None)
+    phases = [(Fraction(0),) if wraps else (Fraction(0), Fraction(1, 2)) for wraps in plan.wraps]
+    tori = [Torus(region.torus.points, (first, second)) for first in phases[0] for second in phases[1]]
+    return [replace(region, torus=torus) for torus in tori], laying.laid
+
+
 @dataclass
 class _Plan:
     """What becomes of the nodes between one that all paths pass and a later one, before anything is built.
 
-    rate: points per point of the first node. clean: whether the value is 0 outside the image. masked: nodes of which a
-    reader needs the value cut. demands: (rate, points needed) of each axis.
+    rate: points per point of the first node. clean: whether the value is 0, or may be taken for 0, outside the image.
+    masked: nodes of which a reader needs the value cut and that are not clean. demands: (rate, points needed) of each
+    axis.
     """
 
     nodes: list[Node]
@@ -118,8 +133,9 @@ class _Plan:
 
 
 class _Laying:
-    def __init__(self, output: Node, widest: int) -> None:
+    def __init__(self, output: Node, widest: int, *, wrap: bool = True) -> None:
         self.output, self.widest = output, widest
+        self.wrap = wrap  # whether the maps are wrapped round the torus, for a search on all its positions
         self.original = output.ordered()
         self.layers = increments(self.original, sharing="channel")
         self.passed = [self.original[0], *chain(dominators(self.original), self.original[0], output)]
@@ -139,7 +155,7 @@ class _Laying:
             plans[0].masked.add(image)
         regions: list[Region] = []
         for plan, joint in zip(reversed(plans), reversed(joints), strict=True):
-            regions.insert(0, self._region(plan, joint, regions[0].order[-1] if regions else None))
+            regions.insert(0, self.region(plan, joint, regions[0].order[-1] if regions else None))
         tail = self._tail(image, regions[0].order[-1], constant)
         return TorusNetwork(self.order, self.laid, regions, tail, constant)
 
@@ -148,9 +164,9 @@ class _Laying:
         plans: list[_Plan] = []
         joints: list[float | None] = []
         while True:
-            bottom, best = top, self._plan(top, top)
+            bottom, best = top, self.plan(top, top)
             while bottom > 0 and not self._is_bounded(bottom):
-                longer = self._plan(bottom - 1, top)
+                longer = self.plan(bottom - 1, top)
                 if self._coupled(longer) > self.widest:
                     break
                 bottom, best = bottom - 1, longer
@@ -183,10 +199,11 @@ class _Laying:
         after = set(low.ordered()) - {low}
         return [node for node in high.ordered() if node not in after]
 
-    def _plan(self, bottom: int, top: int) -> _Plan:
+    def plan(self, bottom: int, top: int) -> _Plan:
+        """Of everything between two nodes that all paths pass."""
         plan = _Plan(self._between(self.passed[bottom], self.passed[top]))
         first = plan.nodes[0]
-        if not _is_image(first):
+        if len(first.shape) != 3:
             raise NotLaidError(f"{_named(first)} is no image")
         plan.rate[first], plan.clean[first] = (Fraction(1), Fraction(1)), True
         for axis in (0, 1):
@@ -197,13 +214,13 @@ class _Laying:
 
     def _extend(self, plan: _Plan, node: Node) -> None:
         parents, layer = node.inputs, self.layers.get(node)
-        if not _is_image(node):
+        if len(node.shape) != 3:
             raise NotLaidError(f"{_named(node)} is no image")
         plan.rate[node] = plan.rate[parents[0]]
         if isinstance(node.piece, Linear):
             self._pass(plan, node, node.piece.map)
         elif isinstance(layer, SectorLayer):
-            plan.clean[node] = True
+            plan.clean[node] = plan.clean[parents[0]] or bool((layer.lower <= 0).all() and (layer.upper >= 0).all())
         elif isinstance(node.piece, Merge) and layer is None and (node.piece.kind == "sum" or node.piece.axis == 0):
             if any(plan.rate[parent] != plan.rate[node] for parent in parents):
                 raise NotLaidError("it joins images of different resolution")
@@ -214,14 +231,16 @@ class _Laying:
     def _pass(self, plan: _Plan, node: Node, map_: LinearMap) -> None:
         """A linear map: its rate, whether it leaves the image, and what torus it needs."""
         (parent,) = node.inputs
-        if not _wraps(map_):
+        if self.wrap and not _wraps(map_):
             raise NotLaidError(f"{_named(node)} is not shift-invariant")
         clean, rates = True, []
         for axis in (0, 1):
             image = (0, parent.shape[1 + axis] - 1)
-            found = passage(map_, axis, image if plan.clean[parent] else EVERYWHERE)
-            if found is None and not plan.clean[parent]:
+            read_cut = plan.clean[parent] or parent in plan.masked
+            found = passage(map_, axis, image if read_cut else EVERYWHERE)
+            if found is None and not read_cut:
                 plan.masked.add(parent)
+                read_cut = True
                 found = passage(map_, axis, image)
             if found is None:
                 raise NotLaidError(f"{_named(node)} is not shift-invariant")
@@ -229,7 +248,6 @@ class _Laying:
             side, (low, high) = node.shape[1 + axis], found.support
             inside = low >= 0 and high < side
             clean &= inside
-            read_cut = plan.clean[parent] or parent in plan.masked
             plan.demands[axis].append((outer, max(side, high + 1, side - low) if read_cut else side))
             plan.demands[axis].extend((inner * rate, 1) for rate in found.rates)
             plan.wraps[axis] |= found.wraps
@@ -246,7 +264,7 @@ class _Laying:
                 width = max(width, int(node.shape[0] * rate[0] * first * rate[1] * second))
         return width
 
-    def _region(self, plan: _Plan, joint: float | None, below: Node | None) -> Region:
+    def region(self, plan: _Plan, joint: float | None, below: Node | None) -> Region:
         """The nodes of a plan on its torus; below: the output of the region that it stands on."""
         torus, base = plan.torus()
         ground = _Ground(torus, base, plan.rate)
@@ -263,16 +281,17 @@ class _Laying:
             piece = node.piece
             if isinstance(piece, Linear):
                 (parent,) = node.inputs
-                if parent in plan.masked:
+                if parent in plan.masked and parent not in self.layers:
                     read = (self._mask(ground, parent, laid[parent], cuts),)
-                piece = Linear(wrapped(piece.map, (read[0].shape[1], read[0].shape[2])))
+                if self.wrap:
+                    piece = Linear(wrapped(piece.map, (read[0].shape[1], read[0].shape[2])))
             laid[node] = ground.place(node, piece, read)
-            if isinstance(piece, Linear) and piece.map.out_shape != laid[node].shape:
+            if self.wrap and isinstance(piece, Linear) and piece.map.out_shape != laid[node].shape:
                 raise NotLaidError(f"{_named(node)} does not fit its torus")
             layer = self.layers.get(node)
             if isinstance(layer, SectorLayer):
-                self.laid[laid[node]] = spread(layer, laid[node].shape, cut=laid[node].shape != node.shape)
-        if plan.nodes[-1] in plan.masked and plan.nodes[-1] not in cuts:
+                self.laid[laid[node]] = spread(layer, laid[node].shape, cut=node in plan.masked)
+        if plan.nodes[-1] in plan.masked and plan.nodes[-1] not in {*cuts, *self.layers}:
             self._mask(ground, plan.nodes[-1], laid[plan.nodes[-1]], cuts)
         self.order += ground.nodes
         return Region(ground.nodes, torus, ground.multiplicity)

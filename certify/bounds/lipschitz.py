@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustres.at_hand import images_tensor
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
+from robustres.certify.blocks.network_forms import step_cost
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bound_cache import BoundMemory, Known, RememberingBounder, network_key
 from robustres.certify.bounds.bounded_network import Analysis
@@ -26,7 +27,6 @@ from robustres.certify.bounds.head import Head
 from robustres.certify.bounds.pieces import unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
 from robustres.certify.bounds.unit_domain import on_unit_domain
-from robustres.certify.bounds.whole_forms import step_cost
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
 from robustres.certify.graph.capture import Captured, device_of, refusing_what_fails
 from robustres.certify.graph.network import Linear, Node

@@ -14,20 +14,14 @@ from time import perf_counter
 import torch
 
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import BoundedLayer, Increment, increments
-from robustres.certify.bounds.whole_forms import Form, form_within
+from robustres.certify.blocks.network_forms import REPAIRS, SURE, Form, form_within, proof_within
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.proof.bound import Guarantee
 
 METHOD = "layers eliminated"
 FIRST_STEPS, MOST_STEPS = 200, 1600
-# From the gentlest repair of the multipliers to what deep chains need, until the bound is near what is reachable; and
-# the one that is nearly always good where a proof at all frequencies takes much of the effort.
-REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
-SURE = Repair(5e-2, 1e-2)
-NEAR = 1 + 3e-3
 FIRST_TOLERANCE = 3e-5
 CLOSE = 1 + 1e-5  # proved over reachable: near enough
 ATTAINED = 1 + 1e-3  # bound over estimate: no better bound is worth looking for
@@ -108,11 +102,8 @@ class WholeNetwork:
                 skipped = f"multipliers per {form.shares} cannot go below {reachable:.6g}"
                 break
             scarce = form.shares == "channel" and spent + 3 * form.cost > self.effort
-            for repair in (SURE,) if scarce else REPAIRS:
-                upper = min(upper, form.prove(point, repair=repair))
-                spent += form.cost
-                if upper <= NEAR * reachable or spent + form.cost > self.effort:
-                    break
+            found, took = proof_within(form, point, self.effort - spent, repairs=(SURE,) if scarce else REPAIRS)
+            upper, spent = min(upper, found), spent + took
             done = upper <= CLOSE * reachable or steps >= MOST_STEPS
             steps, tolerance = min(2 * steps, MOST_STEPS), tolerance / 100
             if done or spent + steps * form.step + form.cost > self.effort:

@@ -100,17 +100,6 @@ class MatrixPolynomial:
         rows, columns = (float(self.magnitude.sum(axis).max()) for axis in (-1, -2))
         return gamma(self.wave_roundings + 8 + sum(self.magnitude.shape[-2:])) * math.sqrt(rows) * math.sqrt(columns)
 
-    def apply(self, torus: Torus, frequencies: Tensor, vectors: Tensor) -> Tensor:
-        """(F, m, k) complex: the values at coarse frequencies (F, 2) times vectors (F, n, k); only an estimate."""
-        angle = turns(torus, frequencies, torch.tensor(list(self.parts), device=frequencies.device))
-        waves = torch.polar(torch.ones_like(angle), angle)
-        columns = torch.view_as_real(vectors.movedim(0, 1)).flatten(1)  # (n, 2 F k)
-        total = vectors.new_zeros(self.magnitude.shape[0], len(frequencies), vectors.shape[-1])
-        for place, part in enumerate(self.parts.values()):
-            image = torch.view_as_complex((part @ columns).reshape(*total.shape, 2))
-            total += waves[:, place, None] * image
-        return total.movedim(1, 0)
-
 
 @dataclass(frozen=True, eq=False)
 class HermitianPolynomial:

@@ -50,10 +50,6 @@ class Sector:
     tie: Tensor
     mixing: Tensor | None = None
 
-    def with_zero(self) -> "Sector":
-        """The sector of (mask . activation): units that are masked out have slope 0."""
-        return Sector(self.lower.clamp_max(0), self.upper.clamp_min(0), self.tie, self.mixing)
-
 
 def sector(slopes: Slopes, channels: int, device: torch.device | str = "cpu") -> Sector:
     """The inequalities of the activation on this number of channels (features, if the input is a vector)."""

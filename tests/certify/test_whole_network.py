@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustres.certify import Bound, Guarantee, NetworkCertificate, certify, certify_best, lipschitz
-from robustres.certify.bounds import whole_forms
+from robustres.certify.blocks import network_forms
 from robustres.certify.bounds.report import PRODUCT
 from robustres.certify.bounds.whole_network import METHOD
 from robustres.certify.radii.pair_bounds import PairBounds
@@ -124,8 +124,8 @@ def test_what_is_too_wide_or_has_no_inequality_keeps_the_other_routes(monkeypatc
     x = torch.rand(4, 1, 6, 6)
     best = certify(pooled, x, certificate="best")
     assert torch.equal(best.radius, certify(pooled, x).radius.maximum(best.radius))
-    monkeypatch.setattr(whole_forms, "WIDEST", 10)
-    monkeypatch.setattr(whole_forms, "COUPLED", (1,))
+    monkeypatch.setattr(network_forms, "WIDEST", 10)
+    monkeypatch.setattr(network_forms, "COUPLED", (1,))
     report = lipschitz(small_classifier(), (1, 6, 6))
     assert "too wide" in report.whole.skipped
     wide = certify(small_classifier(), x, certificate="best", report=report)

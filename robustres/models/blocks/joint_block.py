@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustres.certify.blocks.incremental_form import gain
 from robustres.certify.blocks.joint_bound import joint_bound
-from robustres.certify.blocks.residual_block import ResidualBlock, TorusForm, block_embedding
+from robustres.certify.fourier.matrix_polynomial import polynomial
+from robustres.certify.fourier.torus import coarse_frequencies, embed
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Identity
 from robustres.certify.proof.bound import Bound
@@ -64,13 +64,13 @@ class JointBlock(nn.Module):
         """L at the current T, differentiable in W, V and T; T is enlarged in place if it is not admissible."""
         shape, padding = self.site.shape, ((self.site.kernel // 2,) * 2,) * 2
         layers = tuple(Convolution(layer.weight, shape, padding=padding) for layer in (self.inner, self.outer))
-        block = ResidualBlock(Identity(shape), layers, (SLOPES,))
-        embedding = block_embedding(block)
+        embedding = embed([[Identity(shape)], layers])
         assert embedding is not None
-        source = TorusForm(block, embedding, embedding.tori(enlargements=0)[0])
-        form = source.form(source.frequencies)
+        (torus, *_), every = embedding.tori(enlargements=0), (1, 1)
+        frequencies = coarse_frequencies(torus).to(self.log_t.device)
+        inner, outer = (polynomial(layer, every)[0].at(torus, frequencies) for layer in layers)
         for _ in range(100):
-            found = gain(form, self.log_t.double().exp()).max()
+            found = _largest_gain(inner, outer, self.log_t.double().exp())
             if torch.isfinite(found):
                 return found.sqrt()
             with torch.no_grad():
@@ -95,6 +95,16 @@ class JointBlock(nn.Module):
         shortcut = Identity(tuple(input_shape))
         layers = map_of(self.inner, input_shape), map_of(self.outer, input_shape)
         return joint_bound(shortcut, *layers, slopes=SLOPES, effort=SEARCH_EFFORT)
+
+
+def _largest_gain(inner: Tensor, outer: Tensor, multipliers: Tensor) -> Tensor:
+    """The largest lambda_max(I + B (2T - V^H V)^-1 B^H) over frequencies (F, C, C), infinite where T is too small."""
+    factor, info = torch.linalg.cholesky_ex(torch.diag(2 * multipliers) - outer.mH @ outer)
+    if bool((info != 0).any()):
+        return multipliers.new_full((), torch.inf)
+    coupled = torch.linalg.solve_triangular(factor, outer.mH + multipliers[:, None] * inner, upper=False)
+    largest: Tensor = 1 + torch.linalg.eigvalsh(coupled.mH @ coupled)[:, -1].max()
+    return largest
 
 
 class TextbookBlock(JointBlock):

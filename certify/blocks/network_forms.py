@@ -1,4 +1,4 @@
-"""The forms in which a whole network can be eliminated, and what each of them costs before anything is computed.
+"""The forms in which a network can be eliminated, and what each of them costs before anything is computed.
 
 One matrix of rows with a multiplier for every neuron is the tightest, and as large as the widest layer. On tori, with a
 multiplier for every channel, a network of convolutions falls apart by frequencies.
@@ -16,7 +16,7 @@ from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import Increment, SectorLayer, increments
 from robustres.certify.blocks.network_bound import proved_bound
 from robustres.certify.blocks.torus_bound import local_layers, torus_bound
-from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
+from robustres.certify.blocks.torus_network import NotLaidError, Region, TorusNetwork, on_tori
 from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Linear, Node
 
@@ -26,6 +26,11 @@ SINGLE_PRECISION = 3000  # neurons from which the search runs in float32
 NOMINAL = 2e10  # operations per second of the nominal core
 COMPLEX = 4  # a complex product in real ones
 PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, however small
+# From the gentlest repair of the multipliers to what deep chains need, until the bound is near what is reachable; and
+# the one that is nearly always good where a proof at all frequencies takes much of the effort.
+REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
+SURE = Repair(5e-2, 1e-2)
+NEAR = 1 + 3e-3
 COPIES, COPIES_SHARED = 16, 4  # of the input in the search: with a multiplier for each neuron, or for each channel
 
 
@@ -106,6 +111,20 @@ class TorusForm:
         return torus_bound(self.network, point, rows=rows, repair=repair)
 
 
+def proof_within(
+    form: Form, point: FixedPoint, effort: float, *, repairs: Sequence[Repair], near: float = NEAR
+) -> tuple[float, float]:
+    """The smallest bound that the multipliers prove with some of the repairs, until it is within a factor `near` of
+    what was reached, and the nominal seconds that it took; one repair is tried, however little the effort."""
+    upper, spent = math.inf, 0.0
+    for repair in repairs:
+        upper = min(upper, form.prove(point, repair=repair))
+        spent += form.cost
+        if upper <= near * point.value or spent + form.cost > effort:
+            break
+    return upper, spent
+
+
 def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
     """The first form that so many steps of the search and one proof can be afforded for, and why the tightest is not
     taken (or none)."""
@@ -145,13 +164,16 @@ def torus_cost(network: TorusNetwork) -> float:
         return math.inf
     rows = math.prod(network.tail[-1].shape)
     for place, region in enumerate(network.regions):
-        count = len(coarse_frequencies(region.torus))
-        size = region.channels
-        if place or not network.constant:
-            rows = size(region.order[-1])
-        followed = _Followed(region.order, local_layers(region, network.layers), rows, size, plain=False)
-        seconds += COMPLEX * count * followed.operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
+        seconds += region_cost(region, network.layers, rows=0 if place or not network.constant else rows)
     return seconds
+
+
+def region_cost(region: Region, layers: Mapping[Node, Increment], *, rows: int = 0) -> float:
+    """Nominal seconds of one elimination of a region and its proof. rows: as many as its output has where 0."""
+    count = len(coarse_frequencies(region.torus))
+    size = region.channels
+    followed = _Followed(region.order, local_layers(region, layers), rows or size(region.order[-1]), size, plain=False)
+    return COMPLEX * count * followed.operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
 
 
 class _Followed:
