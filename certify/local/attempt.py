@@ -4,7 +4,7 @@ What it believes is `least`: a row above 0 counts as proved. Only `Proof` knows.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import thread_time
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.local.backward import Rows
 from robustres.certify.local.branch import branched
+from robustres.certify.local.changes import Changes, Multipliers
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic
 from robustres.certify.local.intermediate import Bounds, Helped, bounded
 from robustres.certify.local.margins import positive_within
@@ -21,6 +22,7 @@ from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Question
 from robustres.certify.local.quadratic import Sectors, added, searched, sectors
 from robustres.certify.local.sets import Region
+from robustres.certify.local.shared import SharedSearch
 from robustres.certify.local.sharpen import sharpened
 
 # A quadratic certificate proves about a thousandth more change than its search reached.
@@ -39,7 +41,8 @@ class Attempt:
 
     starts: points of earlier quadratic searches by their rows, from which others go on; it is filled. cases: rows
     of which one is enough, for each; every row for itself where left out. shares: by rows that were searched together,
-    the change that they may see at most, of rows each divided by its margin at the image.
+    the change that they may see at most, of rows each divided by its margin at the image. ellipsoids: multipliers of an
+    earlier attempt, then of this one.
     """
 
     made: Program
@@ -52,6 +55,8 @@ class Attempt:
     points: dict[tuple[int, ...], FixedPoint] = field(default_factory=dict)
     shares: dict[tuple[int, ...], float] = field(default_factory=dict)
     trees: dict[int, Branch] = field(default_factory=dict)
+    ellipsoids: Mapping[int, Multipliers] = field(default_factory=dict)
+    shared: bool = False
 
     def __post_init__(self) -> None:
         with torch.no_grad():
@@ -74,13 +79,32 @@ class Attempt:
     @property
     def evidence(self) -> Evidence:
         """What was found, for the proof."""
-        return Evidence(self.helped, tuple(self._grouped()), self.trees)
+        return Evidence(self.helped, tuple(self._grouped()), self.trees, self.ellipsoids if self.shared else {})
 
     def linear(self) -> None:
         """Backward propagation with the common lines."""
         with torch.no_grad():
             self.bounds = bounded(self.quick, self.region)
             self._look()
+
+    def narrowed(self) -> None:
+        """Bounds of all steps by ellipsoids around the image, by rows where they leave it loose; then of all rows."""
+        search = SharedSearch(self.ellipsoids)
+        with torch.no_grad():
+            changes = Changes(self.made, self.question.region, (self.centre.lower, self.centre.upper), search)
+            self.bounds = bounded(self.quick, self.region, changes=changes)
+            self._look()
+            rows = (self.margins > 0).nonzero().flatten()
+            if not changes.ended and len(rows):
+                place, margins = len(self.made.steps) - 1, self.margins[rows]
+                targets = changes.targets(place, rows=self.question.rows[rows])
+                change = changes.bound(targets, search.chosen(changes, place, targets, margins))
+                shares = (1 + CLEAR) * change / margins
+                self.least[rows] = torch.maximum(self.least[rows], margins * (1 - shares))
+                if self.question.region.norm == "l2":
+                    radii = self.question.region.eps[0] * shares.reciprocal().clamp_max(1.0)
+                    self.radii[rows] = torch.maximum(self.radii[rows], radii)
+        self.ellipsoids, self.shared = search.found, bool(search.found)
 
     def _look(self) -> None:
         form = self.question.form(self.quick, self.bounds)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint
+from robustres.certify.local.changes import Multipliers
 from robustres.certify.local.intermediate import Helped
 
 
@@ -62,16 +63,18 @@ class Quadratic:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """helped: slopes of intermediate bounds, by place. trees: by row."""
+    """helped: slopes of intermediate bounds, by place. shared: multipliers of the ellipsoids that bound the steps, by
+    place, the last of which is the output. trees: by row."""
 
     helped: Mapping[int, Helped] = field(default_factory=dict)
     quadratics: tuple[Quadratic, ...] = ()
     trees: Mapping[int, Branch] = field(default_factory=dict)
+    shared: Mapping[int, Multipliers] = field(default_factory=dict)
 
     @property
     def methods(self) -> str:
         """What proves it, in words."""
-        words = ["quadratic"] if self.quadratics else []
+        words = ["quadratic"] if self.quadratics or self.shared else []
         if any(tree.split is not None for tree in self.trees.values()):
             words.append("branching")
         elif self.trees or self.helped:

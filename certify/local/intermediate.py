@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.local.backward import Rows, Sizes, pulled_back
+from robustres.certify.local.changes import Changes, Choice
 from robustres.certify.local.program import Program
 from robustres.certify.local.relaxations import Lines, lines
 from robustres.certify.local.sets import Region
@@ -60,11 +61,12 @@ def bounded(
     within: Bounds | None = None,
     rows: bool = True,
     helped: Mapping[int, Helped] | None = None,
+    changes: Changes | None = None,
 ) -> Bounds:
     """Bounds of every step on the region, in the program's precision; with the charge of rounding in float64.
 
     within: other bounds that hold on the region, which are kept where they are tighter. rows: False: intervals alone.
-    helped: by place, for a region of one sample.
+    helped, changes: for a region of one sample. changes: begun there; they narrow intervals before rows do.
     """
     bounds = Bounds()
     region = region.to(program.dtype)
@@ -75,9 +77,18 @@ def bounded(
             lower, upper = torch.maximum(lower, within.lower[place]), torch.minimum(upper, within.upper[place])
         bounds.lower.append(lower)
         bounds.upper.append(upper)
+        if changes is not None:
+            changes.follow(place, (bounds.lower, bounds.upper))
         if place in readers and rows and not _exact_by_interval(step, region):
+            _narrow(place, readers[place], changes, bounds)
             _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place))
     return bounds
+
+
+def followed(program: Program, region: Region, choice: Choice) -> Changes:
+    """The changes around a region's centre (one sample, float64), from nothing on, for `bounded`."""
+    centre = bounded(program, region.with_eps(0.0), rows=False)
+    return Changes(program, region, (centre.lower, centre.upper), choice)
 
 
 def _exact_by_interval(step: Step, region: Region) -> bool:
@@ -112,6 +123,20 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
         case Concatenation():
             lows, highs = ([side[source] for source in step.sources] for side in (bounds.lower, bounds.upper))
             return torch.cat(lows, dim=step.axis + 1), torch.cat(highs, dim=step.axis + 1)
+
+
+def _narrow(place: int, reader: Activation, changes: Changes | None, bounds: Bounds) -> None:
+    """Intersect the interval of what leaves an activation loose with what the changes around the image prove."""
+    lower, upper = bounds.lower[place], bounds.upper[place]
+    loose = lines(reader, lower, upper).loose[0].flatten().nonzero().flatten()
+    found = None if changes is None else changes.narrowed(place, loose)
+    if found is None:
+        return
+    low, high = lower.flatten().clone(), upper.flatten().clone()
+    low[loose] = torch.maximum(low[loose], found[0].to(low))
+    high[loose] = torch.minimum(high[loose], found[1].to(high))
+    bounds.lower[place] = low.reshape_as(lower)
+    bounds.upper[place] = torch.maximum(low, high).reshape_as(upper)
 
 
 def _tighten(

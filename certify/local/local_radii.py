@@ -1,7 +1,7 @@
 """Local certificates of a batch of images: search in float32, proof in float64."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import thread_time
 from typing import Literal
@@ -14,6 +14,7 @@ from robustres.certify.graph.capture import capture
 from robustres.certify.graph.operation_rules import build_network
 from robustres.certify.local.attempt import Attempt
 from robustres.certify.local.certificate import Certificate, margins_question, proved_radius
+from robustres.certify.local.changes import Multipliers
 from robustres.certify.local.evidence import Evidence
 from robustres.certify.local.margins import margin_rows
 from robustres.certify.local.program import Program, program
@@ -212,16 +213,21 @@ class _Trial:
     deadline: float
     evidence: dict[float, Evidence] = field(default_factory=dict)
     starts: dict[tuple[int, ...], FixedPoint] = field(default_factory=dict)
+    ellipsoids: Mapping[int, Multipliers] = field(default_factory=dict)
 
     def left(self) -> float:
         """Seconds of the search."""
         return self.deadline - thread_time()
 
     def attempt(self, eps: float) -> Attempt:
-        """With linear bounds done."""
+        """With linear bounds done, in l2 with ellipsoids around the image, too."""
         question = margins_question(self.image, self.label, self.made.steps[-1].shape[0], self.norm, eps)
-        made = Attempt(self.made, self.quick, question, self.left, self.starts)
-        made.linear()
+        made = Attempt(self.made, self.quick, question, self.left, self.starts, ellipsoids=self.ellipsoids)
+        if self.norm != "l2":
+            made.linear()
+            return made
+        made.narrowed()
+        self.ellipsoids = made.ellipsoids
         return made
 
     def linear(self, eps: float) -> Outcome:
@@ -231,7 +237,8 @@ class _Trial:
     def quadratic(self, eps: float) -> Outcome:
         """The same, and quadratic certificates for the classes that it leaves open."""
         made = self.attempt(eps)
-        made.quadratic(give_up=HOPELESS)
+        if not made.shared or not made.radii.min() * HOPELESS < eps:
+            made.quadratic(give_up=HOPELESS)
         self.evidence[eps] = made.evidence
         return _outcome(eps, made)
 
@@ -246,7 +253,7 @@ class _Trial:
 def _outcome(eps: float, made: Attempt) -> Outcome:
     lost = 1 - made.least / made.margins.clamp_min(1e-300)
     radius = eps if not made.open else float(made.radii.min())
-    return Outcome(eps, float(lost.max()), radius, quadratic=bool(made.points))
+    return Outcome(eps, float(lost.max()), radius, quadratic=bool(made.points) or made.shared)
 
 
 def everything(made: Attempt) -> None:
@@ -267,7 +274,7 @@ def _margins(made: Program, logits: Tensor, label: int) -> Tensor:
 
 def _first_eps(made: Program, image: Tensor, label: int, norm: Norm) -> float:
     """A share of the radius at which the linearised network would change its answer."""
-    order, share = {"l2": (2.0, 0.1), "linf": (1.0, 0.4), "l1": (math.inf, 0.1)}[norm]
+    order, share = {"l2": (2.0, 0.18), "linf": (1.0, 0.4), "l1": (math.inf, 0.1)}[norm]
     with torch.enable_grad():
         x = image[None].clone().requires_grad_()
         margins = _margins(made, made.values(x)[-1][0], label)

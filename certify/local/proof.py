@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from robustres.certify.local.backward import Form, Rows, pulled_back
+from robustres.certify.local.changes import Changes
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic
-from robustres.certify.local.intermediate import Bounds, bounded
+from robustres.certify.local.intermediate import Bounds, bounded, followed
 from robustres.certify.local.margins import positive_within
 from robustres.certify.local.parts import forms_of_leaves
 from robustres.certify.local.program import Program
@@ -60,8 +61,13 @@ class Proof:
             return cls(question, radii)
         region = question.region
         with torch.no_grad():
-            bounds = bounded(program, region, helped=evidence.helped)
+            changes = (
+                followed(program, region, lambda _, place, __: evidence.shared.get(place)) if evidence.shared else None
+            )
+            bounds = bounded(program, region, helped=evidence.helped, changes=changes)
             radii = positive_within(question.form(program, bounds), region)
+            if changes is not None and len(program.steps) - 1 in evidence.shared:
+                radii = torch.maximum(radii, _by_ellipsoid(program, question, changes))
             if evidence.quadratics and region.norm != "l1":
                 radii = torch.maximum(radii, _by_quadratics(program, question, bounds, evidence.quadratics))
             for row, tree in evidence.trees.items():
@@ -75,21 +81,41 @@ class Proof:
         return self.radii >= self.question.region.eps[0]
 
 
+def _by_ellipsoid(program: Program, question: Question, changes: Changes) -> Tensor:
+    """(R,) the radii that the changes of the output prove. As `_by_quadratics`, of all rows."""
+    change = changes.changed(len(program.steps) - 1, question.rows)
+    radii = torch.zeros_like(question.limits)
+    if change is not None:
+        for row, (margin, most) in enumerate(zip(_margins(program, question).tolist(), change.tolist(), strict=True)):
+            radii[row] = _radius(question.region, margin, most)
+    return radii
+
+
+def _margins(program: Program, question: Question) -> Tensor:
+    """(R,) proved, at the image itself."""
+    point = question.region.with_eps(0.0)
+    return question.form(program, bounded(program, point)).minimum(point)
+
+
+def _radius(region: Region, margin: float, change: float) -> float:
+    """Where a change on the whole region leaves the margin positive: in l2 it grows at most as the radius does."""
+    eps = float(region.eps[0])
+    if change < margin:
+        return eps
+    if region.norm == "l2" and margin > 0 and change < math.inf:
+        return rounded_down(eps * (margin / change), 4)
+    return 0.0
+
+
 def _by_quadratics(program: Program, question: Question, bounds: Bounds, quadratics: Sequence[Quadratic]) -> Tensor:
     """(R,) the radii that they prove. In l2 a change grows at most in proportion to the radius; else all or nothing."""
-    point = question.region.with_eps(0.0)
-    centre = bounded(program, point)
-    margins = question.form(program, centre).minimum(point)
+    centre = bounded(program, question.region.with_eps(0.0))
     slopes = sectors(program, bounds, centre)
-    radii = torch.zeros_like(margins)
+    margins = _margins(program, question).tolist()
+    radii = torch.zeros_like(question.limits)
     for quadratic in quadratics:
         for row, change in _changes(program, question, slopes, quadratic).items():
-            margin = float(margins[row])
-            eps = float(question.region.eps[0])
-            if change < margin:
-                radii[row] = eps
-            elif question.region.norm == "l2" and margin > 0 and change < math.inf:
-                radii[row] = max(float(radii[row]), rounded_down(eps * (margin / change), 4))
+            radii[row] = max(float(radii[row]), _radius(question.region, margins[row], change))
     return radii
 
 

@@ -9,7 +9,6 @@ bounds every change (`robustres.certify.blocks.network_bound`).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import singledispatch
 
 import torch
 from torch import Tensor, fx
@@ -21,10 +20,9 @@ from robustres.certify.blocks.network_bound import proved_bound
 from robustres.certify.graph.network import Elementwise, Node
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.program import Program
-from robustres.certify.local.sets import Region
+from robustres.certify.local.secants import slopes_from
+from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import Activation
-from robustres.certify.maps.activation import Activation as ScalarFunction
-from robustres.certify.maps.activation import PiecewiseLinear
 from robustres.numerics import rounded_up
 
 COPIES, STEPS = 16, 120
@@ -51,53 +49,10 @@ def sectors(program: Program, bounds: Bounds, centre: Bounds) -> Sectors:
         step = program.steps[places[node.origin]]
         assert isinstance(step, Activation)
         low, high = (side[step.source][0].to(torch.float64) for side in (centre.lower, centre.upper))
-        lower = torch.minimum(bounds.lower[step.source][0].to(torch.float64), low)
-        upper = torch.maximum(bounds.upper[step.source][0].to(torch.float64), high)
-        flat, steep = secants(step.function, lower, low, high, upper)
+        lower, upper = (side[step.source][0] for side in (bounds.lower, bounds.upper))
+        flat, steep = slopes_from(step.function, low, high, lower, upper)
         found[node] = (flat.flatten(), steep.flatten())
     return found
-
-
-@singledispatch
-def secants(function: ScalarFunction, lower: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """An interval of the slopes between any point of [low, high] and any of [lower, upper], which holds it."""
-    return function.slopes_on(lower, upper)
-
-
-@secants.register
-def _(function: PiecewiseLinear, lower: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a convex function the slope of a secant rises with both of its ends, so the extremes lie at the outermost."""
-    flat, steep = function.slopes_on(lower, upper)
-    if len(function.pieces) != 2:
-        return flat, steep
-    left, right = (torch.as_tensor(piece, dtype=lower.dtype, device=lower.device) for piece in function.pieces)
-    convex = left <= right
-    ends = [_slope(function, low, lower), _slope(function, high, upper)]
-    slack = _slope_slack(function, low, lower), _slope_slack(function, high, upper)
-    first = torch.where(convex, ends[0] - slack[0], flat)
-    last = torch.where(convex, ends[1] + slack[1], steep)
-    # A slope is never outside of what the whole interval allows; ends that meet the centre say nothing by themselves.
-    first = torch.where(low > lower, torch.maximum(first, flat), flat)
-    last = torch.where(upper > high, torch.minimum(last, steep), steep)
-    return first, torch.maximum(first, last)
-
-
-def _slope(function: ScalarFunction, start: Tensor, end: Tensor) -> Tensor:
-    width = end - start
-    return (function(end) - function(start)) / torch.where(width == 0, torch.ones_like(width), width)
-
-
-def _slope_slack(function: PiecewiseLinear, start: Tensor, end: Tensor) -> Tensor:
-    """At or above the rounding of `_slope`."""
-    steep = max(abs(slope) for slope in function.slopes)
-    size = function(start).abs() + function(end).abs() + steep * (start.abs() + end.abs())
-    return 2.0**-48 * size / (end - start).abs().clamp_min(1e-290)
-
-
-def half_widths(region: Region) -> Tensor:
-    """(n,) at or above how far each pixel can move from the centre, of a region of one sample."""
-    lower, upper = region.bounds
-    return torch.maximum(region.centre - lower, upper - region.centre)[0].flatten() * (1 + 2.0**-50)
 
 
 def searched(

@@ -115,6 +115,12 @@ class Region:
         return gamma(flat.shape[1] + 64) * size * (1 + 1e-6)
 
 
+def half_widths(region: Region) -> Tensor:
+    """(n,) at or above how far each pixel can move from the centre, of a region of one sample."""
+    lower, upper = region.bounds
+    return torch.maximum(region.centre - lower, upper - region.centre)[0].flatten() * (1 + 2.0**-50)
+
+
 def _within_l2(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """max of <size, d> over 0 <= d <= room, |d|_2 <= eps, from above.
 

@@ -46,6 +46,8 @@ def certificate_bytes(certificate: Certificate, program: Program) -> bytes:
         arrays |= _prefixed(f"helped/{place}", _helped_arrays(helped))
     for number, quadratic in enumerate(certificate.evidence.quadratics):
         arrays |= _prefixed(f"quadratic/{number}", _quadratic_arrays(quadratic, program))
+    for place, shared in certificate.evidence.shared.items():
+        arrays |= {f"shared/{place}/{at}": _array(values) for at, values in shared.items()}
     for row, tree in certificate.evidence.trees.items():
         arrays |= _prefixed(f"tree/{row}", _tree_arrays(tree))
     content = io.BytesIO()
@@ -102,7 +104,17 @@ def _evidence(arrays: Arrays, program: Program) -> Evidence:
     rows = program.steps[-1].shape[0] - 1
     if not all(0 <= row < rows for row in [*trees, *(row for one in quadratics for row in one.rows)]):
         raise ValueError("rows that the network does not have")
-    return Evidence(helped, quadratics, trees)
+    shared = {int(key): _shared(part, program) for key, part in _parts(arrays, "shared")}
+    return Evidence(helped, quadratics, trees, shared)
+
+
+def _shared(arrays: Arrays, program: Program) -> dict[int, Tensor]:
+    found = {_whole(at): _tensor(values, program) for at, values in arrays.items()}
+    for at, values in found.items():
+        _require(at < len(program.steps) and isinstance(program.steps[at], Activation), "multipliers of activations")
+        _require(values.ndim == 1 and values.is_floating_point(), "multipliers that are numbers")
+        _require(len(values) == math.prod(program.steps[at].shape), "multipliers of the activation's shape")
+    return found
 
 
 def _helped_arrays(helped: Helped) -> Arrays:

@@ -12,7 +12,8 @@ from robustres.certify.local.evidence import Evidence, Quadratic
 from robustres.certify.local.intermediate import bounded
 from robustres.certify.local.local_radii import local_program, local_radii
 from robustres.certify.local.program import Program
-from robustres.certify.local.quadratic import Sectors, proved_change, searched, secants, sectors
+from robustres.certify.local.quadratic import Sectors, proved_change, searched, sectors
+from robustres.certify.local.secants import secants
 from robustres.certify.local.sets import Region
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, LeakyRelu, Relu

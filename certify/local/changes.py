@@ -1,0 +1,265 @@
+"""How far the values of every step can move around one image: an ellipsoid for each layer, for all its neurons at once.
+
+From the image's own values every step changes by a linear function of x, the image's change, and of v, one number for
+each activation whose slope is not known: an argument that changes by d changes the answer by a d + D v with
+v (d - v) >= 0, where [a, a + D] holds the slopes of all secants from the image. For any t > 0, summed over the neurons,
+
+    q(x, v) = |x|^2 + sum t v (v - d)  <=  |x|^2  <=  radius^2,
+
+and where q is positive definite that is an ellipsoid which holds every change. A row c changes by at most radius times
+sqrt(c q^-1 c): one factorisation for one layer, and one solution of a triangular system for each of its neurons. The
+numbers t are anyone's choice (`shared`). In `quadratic` every row has multipliers of its own, and an elimination.
+
+Every rounding is charged. x is taken out first, so S = I - (H + H^T) / 2 - r X X^T r / 4 is what remains of
+q in the coordinates r v with r = sqrt(t); X and r^-1 H r are the rows of the d over x and over v.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustres.certify.blocks.increments import SectorLayer
+from robustres.certify.local.program import Program
+from robustres.certify.local.secants import slopes_from
+from robustres.certify.local.sets import Region, half_widths
+from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Step, Total, sources_of
+from robustres.certify.proof.cholesky_proof import definiteness_slack
+from robustres.numerics import gamma
+
+MOST = 2**26  # numbers of one step's changes
+SPARE = 1e-6  # by how much S lies above its factor
+SHRINKING = (1.0, 0.97, 0.85, 0.6, 0.3)  # multipliers that are too large are tried again at these scales
+RANGE = 1e3  # of a multiplier to their median
+TINY = 1e-200  # above everything that is lost to underflow
+UP = 1 + 2.0**-40
+
+Multipliers = Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Rows c over x (n, R) and over v (N, R), and how far each may be off in norm (R,)."""
+
+    image: Tensor
+    hidden: Tensor
+    error: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """root: r (N,). lower: L with S - L L^T >= SPARE for the exact S. size, off: at or above |r X| and how
+    far r X and H may be off."""
+
+    root: Tensor
+    lower: Tensor
+    size: float
+    off: float
+
+
+Choice = Callable[["Changes", int, Targets], Multipliers | None]
+
+
+class Changes:
+    """The changes of the steps, followed one by one while bounds are found.
+
+    program, region: in float64; of one sample, in l2 or linf. centre: lower and upper, proved at the image.
+    choice: of the multipliers for some targets at a place; None leaves that place alone.
+    """
+
+    def __init__(self, program: Program, region: Region, centre: tuple[list[Tensor], list[Tensor]], choice: Choice):
+        self.program, self.choice, self.centre = program, choice, centre
+        shape, like = program.steps[0].shape, torch.zeros((), dtype=torch.float64, device=program.device)
+        self.pixels = math.prod(shape)
+        self.ended = region.norm == "l1" or self.pixels**2 > MOST
+        # x in units of what each pixel can do, in linf; the whole ball there is one of radius sqrt(n) then.
+        units = half_widths(region).to(like) if region.norm == "linf" else like.new_ones(self.pixels)
+        self.radius = float(region.eps[0]) if region.norm == "l2" else math.sqrt(self.pixels) * UP
+        self.values = {} if self.ended else {0: torch.diag(units).reshape(-1, *shape)}
+        # How far each coordinate's column of numbers may be off, in norm, by step (*shape).
+        self.errors = {0: like.new_zeros(shape)}
+        self.free: dict[int, Tensor] = {}  # coordinates of each activation that has v of its own
+        self.reach = like.new_zeros(0)  # of each argument
+        self.image = like.new_zeros(0, self.pixels)  # the rows X
+        self.hidden = like.new_zeros(0, 0)  # and those over v
+        self.gram = like.new_zeros(0, 0)
+        self.row_error = 0.0
+
+    def follow(self, place: int, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
+        """The next step. bounds: lower and upper, of the steps before it."""
+        step = self.program.steps[place]
+        self.ended = self.ended or (self.pixels + len(self.reach)) * math.prod(step.shape) > MOST
+        if self.ended or isinstance(step, Input):
+            self.values = {} if self.ended else self.values
+            return
+        if isinstance(step, Activation):
+            self._activation(place, step, bounds)
+            if self.ended:
+                return
+        else:
+            self.values[place], self.errors[place] = self._linear(step)
+        read = {source for later in self.program.steps[place + 1 :] for source in sources_of(later)}
+        for old in [old for old in self.values if old not in read and old != place]:
+            del self.values[old], self.errors[old]
+        self.ended = not bool(torch.isfinite(self.errors[place]).all())
+
+    def _linear(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The changes of an affine step, a sum or a concatenation, and how far they may be off."""
+        match step:
+            case Affine():
+                before, error = self.values[step.source], self.errors[step.source]
+                error = error + gamma(step.charged + 8) * _lengths(before)
+                return step.map(before), step.absolute(error[None])[0] * (1 + 1e-6) + TINY
+            case Total():
+                parts = [self.values[source] for source in step.sources]
+                error = sum((self.errors[source] for source in step.sources[1:]), self.errors[step.sources[0]])
+                rounding = gamma(len(parts) + 4) * sum(map(_lengths, parts[1:]), _lengths(parts[0]))
+                return sum(parts[1:], parts[0]), (error + rounding) * UP
+            case Concatenation():
+                values, errors = ([of[source] for source in step.sources] for of in (self.values, self.errors))
+                return torch.cat(values, dim=step.axis + 1), torch.cat(errors, dim=step.axis)
+        raise AssertionError(step)
+
+    def _activation(self, place: int, step: Activation, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
+        """Arguments with more than one slope become rows, and their v columns of everything from here on."""
+        low, high = (side[step.source][0] for side in self.centre)
+        flat, steep = slopes_from(step.function, low, high, *(side[step.source][0] for side in bounds))
+        nothing = torch.zeros(flat.numel(), dtype=torch.long)
+        layer = SectorLayer(flat.flatten(), steep.flatten(), nothing, 1, step.shape)
+        before, error = self.values[step.source].flatten(1), self.errors[step.source].flatten()
+        slope, width = layer.lower.to(before), layer.width.to(before)
+        if not bool(torch.isfinite(width).all()):
+            self.ended = True
+            return
+        free = (width > 0).nonzero().flatten()
+        if (self.pixels + len(self.reach) + len(free)) ** 2 > MOST:
+            self.ended = True
+            return
+        self.free[place] = free
+        self._rows(before[:, free])
+        self.row_error = math.hypot(self.row_error, _norm(error[free])) * UP
+        reach = torch.maximum(bounds[1][step.source][0] - low, high - bounds[0][step.source][0]).flatten()[free]
+        self.reach = torch.cat([self.reach, reach.to(before) / self.radius])
+        error = slope.abs() * (error + gamma(4) * _lengths(before)) * UP + TINY
+        after = torch.cat([before * slope, before.new_zeros(len(free), len(slope))])
+        after[torch.arange(len(after) - len(free), len(after)), free] = width[free]
+        for old, values in self.values.items():
+            self.values[old] = torch.cat([values, values.new_zeros(len(free), *values.shape[1:])])
+        self.values[place] = after.reshape(-1, *step.shape)
+        self.errors[place] = error.reshape(step.shape)
+
+    def _rows(self, columns: Tensor) -> None:
+        image, hidden = columns[: self.pixels].T.contiguous(), columns[self.pixels :].T
+        side, new = self.image @ image.T, image @ image.T
+        self.gram = torch.cat([torch.cat([self.gram, side], 1), torch.cat([side.T, new], 1)])
+        self.image = torch.cat([self.image, image])
+        above = self.hidden.new_zeros(len(self.hidden), len(hidden))
+        whole = torch.cat([hidden, hidden.new_zeros(len(hidden), len(hidden))], 1)
+        self.hidden = torch.cat([torch.cat([self.hidden, above], 1), whole])
+
+    def targets(self, place: int, *, rows: Tensor | None = None, coordinates: Tensor | None = None) -> Targets:
+        """Rows (R, n) of the values of a step, or single coordinates (R,) of it."""
+        values, error = self.values[place].flatten(1), self.errors[place].flatten()
+        if coordinates is not None:
+            picked, off = values[:, coordinates], error[coordinates]
+        else:
+            assert rows is not None
+            picked = values @ rows.T
+            off = rows.abs() @ (error + gamma(values.shape[1] + 4) * _lengths(values)) * (1 + 1e-6)
+        return Targets(picked[: self.pixels], picked[self.pixels :], off + TINY)
+
+    def narrowed(self, place: int, coordinates: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(R,) below and above some coordinates of a step, by the multipliers of the choice."""
+        if self.ended or not len(coordinates):
+            return None
+        targets = self.targets(place, coordinates=coordinates)
+        multipliers = self.choice(self, place, targets)
+        if multipliers is None:
+            return None
+        change = self.bound(targets, multipliers)
+        low, high = (side[place][0].flatten()[coordinates] for side in self.centre)
+        inf = torch.full_like(low, math.inf)
+        return torch.nextafter(low - change, -inf), torch.nextafter(high + change, inf)
+
+    def changed(self, place: int, rows: Tensor) -> Tensor | None:
+        """(R,) at or above the size of the change of rows (R, n) of a step, by the multipliers of the choice."""
+        if self.ended:
+            return None
+        targets = self.targets(place, rows=rows)
+        multipliers = self.choice(self, place, targets)
+        return None if multipliers is None else self.bound(targets, multipliers)
+
+    def bound(self, targets: Targets, multipliers: Multipliers) -> Tensor:
+        """(R,) at or above the size of every target's change, float64; infinite where the multipliers prove nothing."""
+        straight: Tensor = targets.image.norm(dim=0) * UP + targets.error
+        if not len(self.reach):
+            return straight * (self.radius * UP)
+        t = self.stacked(multipliers)
+        found = next((one for share in SHRINKING if (one := self.factor(t * share)) is not None), None)
+        nothing = torch.full_like(targets.error, math.inf)
+        if found is None:
+            return nothing
+        right, off = self._right(targets, found)
+        solved = torch.linalg.solve_triangular(found.lower, right, upper=False).norm(dim=0)
+        residual = gamma(4 * (len(found.root) + 2)) * _norm(found.lower) * solved * UP + off
+        solved = solved * UP + residual / math.sqrt(SPARE)
+        change: Tensor = (straight.square() + solved.square()).sqrt() * (self.radius * UP)
+        return torch.where(torch.isfinite(change), change, nothing)
+
+    def _right(self, targets: Targets, found: Factor) -> tuple[Tensor, Tensor]:
+        """c_v / r + r X c_x / 2 (N, R), and how far each column may be off."""
+        first = targets.hidden / found.root[:, None]
+        right = first + found.root[:, None] * (self.image @ targets.image) / 2
+        straight = targets.image.norm(dim=0) * UP + targets.error
+        steep = float((1 / found.root).max()) * UP
+        off = (steep + found.size) * targets.error + found.off * straight
+        off = off + gamma(4 * (self.pixels + 16)) * found.size * straight
+        off = off + gamma(8) * (first.norm(dim=0) + right.norm(dim=0))
+        return right, off * UP + TINY
+
+    def factor(self, t: Tensor) -> Factor | None:
+        """For multipliers t (N,); None where q is not definite enough."""
+        root = t.sqrt()
+        across = (self.hidden * root[:, None]).div_(root)
+        matrix = (self.gram * (root[:, None] / -4)).mul_(root)
+        matrix.sub_(across, alpha=0.5).sub_(across.T, alpha=0.5)
+        matrix.diagonal().add_(1.0)
+        count = len(t)
+        square = float((t * self.gram.diagonal()).sum()) * (1 + gamma(4 * (self.pixels + count)))
+        size = math.sqrt(square) * UP
+        off = self.row_error * float(root.max()) * max(1.0, float((1 / root).max())) * UP
+        error = gamma(4 * (self.pixels + 16)) * square + gamma(8) * (math.sqrt(count) + _norm(across) + square)
+        error = (error + off + size * off + off * off) * UP
+        shift = (SPARE + error + definiteness_slack(count) * float(matrix.diagonal().abs().sum())) * UP
+        matrix.diagonal().sub_(shift)
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        if bool(info) or not bool(torch.isfinite(lower.diagonal()).all()):
+            return None
+        return Factor(root, lower, size, off)
+
+    def stacked(self, multipliers: Multipliers) -> Tensor:
+        """(N,) of the free coordinates so far; what is missing or no positive number is filled in."""
+        filled = self.reach.clamp_min(1e-30).reciprocal().square()
+        parts = []
+        for (place, free), own in zip(
+            self.free.items(), torch.split(filled, [len(free) for free in self.free.values()]), strict=True
+        ):
+            given = multipliers.get(place)
+            mine = own if given is None else given.to(own).flatten()[free]
+            parts.append(torch.where(torch.isfinite(mine) & (mine > 0), mine, own))
+        whole = torch.cat(parts)
+        usual = whole.median()
+        return whole.clamp(usual / RANGE, usual * RANGE)
+
+
+def _lengths(values: Tensor) -> Tensor:
+    """(*shape) at or above the norm of each coordinate's column of (n, *shape)."""
+    lengths: Tensor = values.norm(dim=0) * (1 + 2.0**-40)
+    return lengths
+
+
+def _norm(values: Tensor) -> float:
+    """At or above the Frobenius norm."""
+    return float(values.norm()) * (1 + 2.0**-40)

@@ -1,0 +1,191 @@
+"""Ellipsoids around the changes of all steps: sampled changes, wrong slopes, strange multipliers, roundings."""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustres.certify.local import changes as changes_module
+from robustres.certify.local.attempt import Attempt
+from robustres.certify.local.changes import SPARE, Changes, Multipliers, Targets
+from robustres.certify.local.evidence import Evidence
+from robustres.certify.local.intermediate import bounded, followed
+from robustres.certify.local.local_radii import local_program
+from robustres.certify.local.program import Program
+from robustres.certify.local.proof import Proof, Question
+from robustres.certify.local.secants import slopes_from
+from robustres.certify.local.sets import Region
+from robustres.certify.local.shared import SharedSearch
+from robustres.certify.local.steps import Affine
+from robustres.threat import Norm
+from tests.certify.local.drawn import OPERATIONS, drawn, inside, questions
+from tests.certify.local.exact import SmallNet
+
+ROWS = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
+
+
+def followed_to_the_end(made: Program, region: Region, choice: Callable[..., Multipliers | None]) -> Changes:
+    """On intervals alone, so that the ellipsoids have something to do."""
+    changes = followed(made, region, choice)
+    bounds = bounded(made, region, rows=False)
+    for place in range(len(made.steps)):
+        changes.follow(place, (bounds.lower, bounds.upper))
+    return changes
+
+
+def reached(made: Program, region: Region, seed: int) -> Tensor:
+    """(R,) the largest changes of the rows that random points see."""
+    points = inside(region, 500, torch.Generator().manual_seed(seed))
+    values = made.values(torch.cat([region.centre, points]))[-1]
+    return ((values[1:] - values[:1]) @ ROWS.T).abs().amax(0)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "convolution", "sort", "concatenation", "max-pooling", "clamp"])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_ellipsoid_holds_every_sampled_change_for_any_multipliers(name: str, norm: Norm) -> None:
+    made, _ = drawn(name, 7)
+    ((question, _),) = questions(made, norm, 7)
+    most, last = reached(made, question.region, 7), len(made.steps) - 1
+    changes = followed_to_the_end(made, question.region, SharedSearch())
+    best = changes.changed(last, ROWS)
+    assert best is not None
+    assert bool((most <= best).all())
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-3, 0.1, 1.0):
+        drawn_ones = {
+            place: scale * torch.rand(math.prod(made.steps[place].shape), generator=generator, dtype=torch.float64)
+            for place in changes.free
+        }
+        assert bool((most <= changes.bound(changes.targets(last, rows=ROWS), drawn_ones)).all())
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_the_search_is_not_far_above_what_points_reach(name: str) -> None:
+    for seed in (3, 8):
+        made, _ = drawn(name, seed)
+        ((question, _),) = questions(made, "l2", seed)
+        region = question.region.with_eps(0.05)
+        changes = followed_to_the_end(made, region, SharedSearch())
+        bound = changes.changed(len(made.steps) - 1, ROWS)
+        assert bound is not None
+        assert bool((bound <= 3 * reached(made, region, seed) + 1e-9).all())
+
+
+def test_wrong_slopes_would_prove_what_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = slopes_from
+
+    def narrow(*args: object) -> tuple[Tensor, Tensor]:
+        flat, steep = honest(*args)  # type: ignore[arg-type]
+        return flat, flat + (steep - flat) / 8
+
+    def excess() -> float:
+        worst = 0.0
+        for seed in range(6):
+            made, _ = drawn("absolute value", seed)
+            ((question, _),) = questions(made, "l2", seed)
+            bound = followed_to_the_end(made, question.region, SharedSearch()).changed(len(made.steps) - 1, ROWS)
+            assert bound is not None
+            worst = max(worst, float((reached(made, question.region, seed) / bound).max()))
+        return worst
+
+    assert excess() <= 1
+    monkeypatch.setattr(changes_module, "slopes_from", narrow)
+    assert excess() > 1
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS)[::4])
+def test_intervals_that_ellipsoids_narrow_hold_every_sampled_value(name: str) -> None:
+    made, _ = drawn(name, 11)
+    ((question, _),) = questions(made, "l2", 11)
+    region = question.region
+    bounds = bounded(made, region, changes=followed(made, region, SharedSearch()))
+    values = made.values(inside(region, 500, torch.Generator().manual_seed(1)))
+    for place, value in enumerate(values):
+        assert bool(((bounds.lower[place] <= value) & (value <= bounds.upper[place])).all()), place
+
+
+def test_strange_multipliers_prove_nothing_false() -> None:
+    made, _ = drawn("relu", 5)
+    ((question, _),) = questions(made, "l2", 5)
+    for value in (math.nan, -1.0, 1e300):
+        given = {at: torch.full((8,), value, dtype=torch.float64) for at in made.activations}
+        wrong = dict.fromkeys(range(len(made.steps)), given)
+        assert not bool(Proof.of(made, question, Evidence(shared=wrong)).whole.any())
+
+
+def test_they_prove_larger_balls_than_lines_do() -> None:
+    made = local_program(SmallNet(4, inputs=8, width=16), (1, 2, 4))
+    centre = torch.rand(1, 1, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    values = made.values(centre)[-1][0]
+    question = Question(Region.ball(centre, 0.5, "l2"), ROWS, ROWS @ values - 0.3)
+    attempt = Attempt(made, made.to(torch.float32), question, lambda: 5.0)
+    attempt.narrowed()
+    found, plain = (Proof.of(made, question, one).radii for one in (attempt.evidence, Evidence()))
+    assert bool((found >= plain).all())
+    assert float(found.min()) > 1.1 * float(plain.min())
+
+
+def test_the_factor_keeps_what_it_promises() -> None:
+    made, _ = drawn("relu", 2)
+    ((question, _),) = questions(made, "l2", 2)
+    changes = followed_to_the_end(made, question.region, SharedSearch())
+    t = changes.stacked({}) / 30
+    found = changes.factor(t)
+    assert found is not None
+    root = t.sqrt()
+    across = root[:, None] * changes.hidden / root
+    whole = torch.eye(len(t), dtype=torch.float64) - (across + across.T) / 2
+    whole = whole - root[:, None] * (changes.image @ changes.image.T) * root / 4
+    least = float(torch.linalg.eigvalsh(whole - found.lower @ found.lower.T)[0])
+    assert least >= SPARE
+    assert found.size >= float((root[:, None] * changes.image).norm())
+    targets = changes.targets(len(made.steps) - 1, rows=ROWS)
+    exact = torch.linalg.solve(whole, rhs(changes, targets, root))
+    wanted = (targets.image.square().sum(0) + (rhs(changes, targets, root) * exact).sum(0)).sqrt() * changes.radius
+    split = torch.split(t, [len(free) for free in changes.free.values()])
+    given = {place: torch.ones(math.prod(made.steps[place].shape), dtype=torch.float64) for place in changes.free}
+    for (place, free), part in zip(changes.free.items(), split, strict=True):
+        given[place][free] = part
+    bound = changes.bound(targets, given)
+    assert bool((bound >= wanted).all())
+    assert bool((bound <= wanted * (1 + 1e-3)).all())
+
+
+def rhs(changes: Changes, targets: Targets, root: Tensor) -> Tensor:
+    return targets.hidden / root[:, None] + root[:, None] * (changes.image @ targets.image) / 2
+
+
+def test_roundings_of_the_changes_are_charged() -> None:
+    made, _ = drawn("relu", 2)
+    ((question, _),) = questions(made, "linf", 2)
+    changes = followed(made, question.region, lambda *_: None)
+    bounds = bounded(made, question.region, rows=False)
+    checked = 0
+    for place, step in enumerate(made.steps):
+        before = {at: values.clone() for at, values in changes.values.items()}
+        errors = dict(changes.errors)
+        changes.follow(place, (bounds.lower, bounds.upper))
+        if isinstance(step, Affine) and place in changes.values:
+            matrix = step.map(
+                torch.eye(math.prod(step.map.in_shape), dtype=torch.float64).reshape(-1, *step.map.in_shape)
+            )
+            flat = before[step.source].flatten(1)
+            exact = [
+                [
+                    sum(Fraction(a) * Fraction(w) for a, w in zip(row, column, strict=True))
+                    for column in matrix.T.tolist()
+                ]
+                for row in flat.tolist()
+            ]
+            for at, (mine, limit) in enumerate(
+                zip(changes.values[place].flatten(1).T.tolist(), changes.errors[place].flatten().tolist(), strict=True)
+            ):
+                off = [float(Fraction(value) - exact[row][at]) for row, value in enumerate(mine)]
+                inherited = float(errors[step.source].flatten() @ matrix[:, at].abs())
+                assert math.hypot(*off) + 0.999 * inherited <= limit
+                checked += any(off)
+    assert checked > 1
+    assert changes.row_error > 0
