@@ -14,9 +14,9 @@ from torch import Tensor
 
 from robustres.certify.local.changes import Changes, Factor, Multipliers, Targets
 
-STEPS, LAST_STEPS = 3, 5
+STEPS, LAST_STEPS = 3, 4
 FIRST = 0.25  # of what would be the largest multipliers if every neuron stood alone
-POWER = 0.5
+POWER, LEAST_POWER = 0.5, 0.1
 ROWS = 192  # that the multipliers of a layer are found for
 HALVINGS, SMALLER = 16, 0.4
 SHARP = 4.0  # how much the worst row counts at the output
@@ -52,15 +52,14 @@ class SharedSearch:
         if begun is None:
             return {}
         t, factor = begun
-        best, merit = t, float("inf")
+        best, merit, power = t, float("inf"), POWER
         for step in range(steps):
             value, ratio = _ratio(changes, targets, t, factor, margins)
             if value < merit:
                 best, merit = t, value
             if step == steps - 1:
                 break
-            power = POWER
-            while (moved := changes.factor(t * ratio**power)) is None and power > 1e-2:
+            while (moved := changes.factor(t * ratio**power)) is None and power > LEAST_POWER:
                 power /= 2
             if moved is None:
                 break
