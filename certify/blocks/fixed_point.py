@@ -1,13 +1,14 @@
 """The best multipliers of a whole network by a fixed point, without descent (section 3.4 of the mathematics).
 
-The dual of the inequality, in low rank: r copies of the input's difference x, of norm 1 together, and for every neuron
-a direction g over the copies. A layer with slopes in [a, b] answers w = ((a + b) z + (b - a) |z| g) / 2, |z| over the
-copies, which meets the inequality v (z - v) >= 0 summed over the copies with equality. The size of the output over all
-copies is at most the best bound that such multipliers can give, whatever x and g are; at the largest one, where every
-g and x points along the derivative of the size, (b - a) |derivative| / |z| is the best multiplier. So x and g are set
-to those directions again and again, over-relaxed, until the size stays: no step size, no solver.
+The dual of the inequality, in low rank: r copies of the input's difference x, of total norm 1, and for every neuron a
+direction g over the copies. A layer with slopes in [a, b] returns w = ((a + b) z + (b - a) |z| g) / 2, with |z| taken
+over the copies, which satisfies the inequality v (z - v) >= 0, summed over the copies, with equality. For all x and g,
+the norm of the output over all copies is at most the best bound that such multipliers can give. At its maximum, where
+every g and x points along the derivative of the norm, (b - a) |derivative| / |z| is the best multiplier. Hence x and g
+are set to those directions repeatedly, with over-relaxation, until the norm converges; neither a step size nor a solver
+is needed.
 
-Everything here is an estimate and a search. What the multipliers prove is `elimination`'s to say.
+Everything here is an estimate or a search. What the multipliers prove is determined by `elimination`.
 """
 
 import copy
@@ -24,17 +25,17 @@ from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Composition, LinearMap, as_rows
 
 Maps = Mapping[Node, Callable[[Tensor], Tensor]]
-OVER = 0.8  # over-relaxation, from step
+OVER = 0.8  # over-relaxation, applied from step OVER_FROM
 OVER_FROM = 6
-LOOK = 10  # steps between two looks at how much the size still grows
+LOOK = 10  # steps between two checks of the growth of the norm
 
 
 @dataclass(frozen=True, eq=False)
 class FixedPoint:
-    """value: the size of the output reached, an estimate of the smallest bound that multipliers of this kind can prove.
+    """value: the norm of the output reached, an estimate of the smallest bound that multipliers of this kind can prove.
 
-    multipliers, sizes: of every nonlinear node, the multiplier (ties,) of each tie, and how large its z is there.
-    change, directions: x (r, *in_shape) and g (r, N) of every nonlinear node, from which a search can go on.
+    multipliers, sizes: for every nonlinear node, the multiplier (ties,) of each tie and the norm of its z.
+    change, directions: x (r, *in_shape), and g (r, N) of every nonlinear node, from which a search can be continued.
     weights: (n,) of the input's coordinates, for a box: sum weights change^2 replaces |change|^2. None for l2.
     """
 
@@ -60,11 +61,12 @@ def search(
     start: FixedPoint | None = None,
     maps: Maps | None = None,
 ) -> FixedPoint:
-    """Run the fixed point on a simplified network, for |rows . output change| (all outputs where left out).
+    """Run the fixed-point iteration on a simplified network for |rows . output change| (by default for all outputs).
 
-    order: the network's nodes, `output.ordered()`. layers: of `increments`. box: (n,) half-widths of a box around the
-    centre in place of the l2 ball of radius 1. tolerance: relative growth of the size in `LOOK` steps at which it ends.
-    maps: of values of that type, in place of the linear nodes' own. dtype: may be complex where they are given.
+    order: the network's nodes, `output.ordered()`. layers: the result of `increments`. box: (n,) half-widths of a box
+    around the centre instead of the l2 ball of radius 1. tolerance: the iteration ends when the norm grows relatively
+    by less than this in `LOOK` steps.
+    maps: used instead of the linear nodes' own maps, on values of type `dtype`, which may then be complex.
     """
     found = _Iteration(order, layers, rows, box, copies, dtype, start, maps).run(steps, tolerance)
     if dtype == torch.float32 and not math.isfinite(found.value):  # out of float32's range
@@ -73,7 +75,7 @@ def search(
 
 
 class _Iteration:
-    """The state x, g and one sweep forward and back."""
+    """The state x, g and one sweep forward and backward."""
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class _Iteration:
             self.g = {node: g.to(self.device, dtype) for node, g in start.directions.items()}
 
     def run(self, steps: int, tolerance: float) -> FixedPoint:
-        """Until the size stays, or for so many steps."""
+        """Iterate until the norm converges, or for `steps` steps."""
         last = 0.0
         step = 0
         while True:
@@ -129,14 +131,15 @@ class _Iteration:
                 self.g[node] = _unit(layer, (1 + over) * _unit(layer, slope) - over * self.g[node])
 
     def _onto_set(self, x: Tensor) -> Tensor:
-        """Norm 1 in all, or the half-width of the box for each coordinate over the copies."""
+        """Scale to total norm 1, or each coordinate, over the copies, to the half-width of the box."""
         length = x.norm() if self.box is None else x.norm(dim=0, keepdim=True)
         placed: Tensor = x / length.clamp_min(TINY) * (1.0 if self.box is None else self.box)
         return placed
 
     def _sweep(self) -> tuple[float, Tensor, dict[Node, Tensor], dict[Node, Tensor]]:
-        """The size, its derivatives with respect to x and to where g steers each layer (times |z| and the width of the
-        sector: the direction that g should have), and the sizes (ties,) of what enters each layer."""
+        """The norm of the output, its derivatives with respect to x and to the term of each layer that g determines
+        (times |z| and the width of the sector, the direction that g should have), and the norms (ties,) of each layer's
+        input."""
         x = self.x.detach().requires_grad_(True)
         values: dict[Node, Tensor] = {}
         answers: dict[Node, Tensor] = {}
@@ -189,7 +192,7 @@ class _Iteration:
     def _found(
         self, value: float, x_slope: Tensor, slopes: dict[Node, Tensor], sizes: dict[Node, Tensor], steps: int
     ) -> FixedPoint:
-        """Multipliers from the derivatives, which carry a factor |z| that `sizes` takes out again."""
+        """Multipliers from the derivatives, whose factor |z| is divided out by `sizes`."""
         multipliers, reaches = {}, {}
         for node, layer in self.layers.items():
             size = sizes[node].to(torch.float64)
@@ -222,7 +225,7 @@ def _unit(layer: Increment, g: Tensor) -> Tensor:
 
 
 def in_precision(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
-    """A copy of the map whose tensors have another precision: for searches, never for bounds."""
+    """A copy of the map with tensors of another precision, for searches only, never for bounds."""
     if isinstance(map_, Convolution) and map_.padding_mode != "zeros":
         return in_precision(Composition((map_.pad(), map_.unpadded())), dtype)
     clone = copy.copy(map_)

@@ -1,7 +1,7 @@
-"""The multipliers of a network of images by the fixed point on a torus, at the frequencies that matter.
+"""Multipliers of a network of images by the fixed-point iteration on a torus, at the relevant frequencies.
 
-At the optimum few frequencies carry the change of the input, so most of the search looks at those alone. Nothing here
-needs to be right: what the multipliers prove is checked at every frequency.
+At the optimum, few frequencies carry the change of the input, so most of the search is restricted to those. Nothing
+here has to be exact: what the multipliers prove is checked at every frequency.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from robustres.certify.graph.network import Linear, Node
 from robustres.certify.maps.linear_map import Shape
 
 COPIES = 2
-CHUNK = 64  # frequencies whose matrices are computed in double precision at the same time
+CHUNK = 64  # frequencies whose matrices are computed in double precision at once
 
 
 def search_at(
     region: Region, layers: Mapping[Node, Increment], frequencies: Tensor, *, steps: int, tolerance: float
 ) -> FixedPoint:
-    """The fixed point of a region at some of its frequencies (F, 2), its multipliers and sizes by the region's nodes.
+    """The fixed point of a region at given frequencies (F, 2), with multipliers and sizes keyed by the region's nodes.
 
     `change` is (copies, C, residues, F).
     """
@@ -49,13 +49,13 @@ def search_at(
 
 
 def critical(point: FixedPoint, count: int) -> Tensor:
-    """Places of the frequencies that carry most of the input's change."""
+    """Indices of the frequencies that carry most of the input's change."""
     power = point.change.abs().square().flatten(0, -2).sum(0)
     return power.topk(min(count, len(power))).indices
 
 
 def entries(region: Region) -> int:
-    """Numbers in the matrices of one frequency."""
+    """Number of entries in the matrices of one frequency."""
     maps = [node for node in region.order if isinstance(node.piece, Linear)]
     return sum(region.channels(node) * region.channels(node.inputs[0]) for node in maps)
 
@@ -67,7 +67,7 @@ def _values(region: Region, node: Node, piece: Linear, frequencies: Tensor) -> T
 
 
 def _product(values: Tensor, shape: Shape) -> Callable[[Tensor], Tensor]:
-    """(r, ..., F) to (r, *shape), by one matrix (F, m, n) for each frequency."""
+    """The map from (r, ..., F) to (r, *shape) by one matrix per frequency (F, m, n)."""
 
     def apply(x: Tensor) -> Tensor:
         columns = x.flatten(1, -2).movedim(-1, 0)  # (F, r, n)

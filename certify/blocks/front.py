@@ -1,8 +1,8 @@
-"""The cut of an elimination: rows, slack and factor of its nodes, in float64 with every rounding charged.
+"""The cut of an elimination: rows, slack and factor of its nodes, in float64 with every rounding error charged.
 
-Rows come in a batch (F, R, n): one matrix for the network itself, or one for each frequency of a torus
-(`torus_bound`), complex then, where a node's n coordinates are its channels and residues. The inequality of
-`elimination` is summed over the batch; slack and factor are the same for all of it, as are the multipliers.
+Rows form a batch (F, R, n): one matrix for the network itself, or one complex matrix for each frequency of a torus
+(`torus_bound`), where a node's n coordinates are its channels and residues. The inequality of
+`elimination` is summed over the batch; slack, factor and multipliers are common to the whole batch.
 """
 
 import math
@@ -23,15 +23,14 @@ from robustres.certify.proof.largest_singular_value import largest_eigenvalue
 from robustres.numerics import gamma
 
 UNIT = 2.0**-53
-FLOOR = 1e-250  # slack that is added everywhere: far above all that products lose by underflow
+FLOOR = 1e-250  # slack added everywhere, far above the underflow errors of products
 UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
-MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the multipliers that are admissible for certain
+MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the certainly admissible multipliers
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """multipliers, sizes: (ties,) of every nonlinear node, as in `FixedPoint`; a node without an entry gets multipliers
-    by diagonal dominance."""
+    """multipliers, sizes: (ties,) for every nonlinear node, as in `FixedPoint`. Others use diagonal dominance."""
 
     multipliers: Mapping[Node, Tensor]
     sizes: Mapping[Node, Tensor]
@@ -39,12 +38,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Repair:
-    """How multipliers that are close to admissible are made so: raised by `lift`, and mixed with a share of those that
-    diagonal dominance allows, at least `share` and as much as the layer needs.
+    """How nearly admissible multipliers are made admissible: they are raised by `lift` and mixed with a share of those
+    from diagonal dominance, which is at least `share` and as large as the layer requires.
 
-    loss: relative, of each step, by which squared roundings are separated from the rows. spare: what is kept back of
-    each pivot's smallest eigenvalue beyond its own rounding. Both cost a little and keep slack small. main:
-    slack of more than this share of the rows becomes rows of its own before a linear map makes more of it.
+    loss: relative loss of each step that separates the squared rounding errors from the rows. spare: part of each
+    pivot's smallest eigenvalue that is reserved beyond its own rounding error. Both cost little and keep the slack
+    small. main: slack above this share of the rows is converted to rows before a linear map amplifies it.
     """
 
     lift: float = 1e-4
@@ -56,8 +55,8 @@ class Repair:
 
 @dataclass(frozen=True, eq=False)
 class Pulled:
-    """rows: (F, R, n) before a linear map, from those after it. error: how far they may be off, relative to the
-    Frobenius norm of the rows after it. steep: at or above the norm of the map."""
+    """rows: (F, R, n) before a linear map, computed from those after it. error: bound of their error, relative to the
+    Frobenius norm of the rows after it. steep: upper bound of the norm of the map."""
 
     rows: Tensor
     error: float
@@ -65,10 +64,10 @@ class Pulled:
 
 
 class Space(Protocol):
-    """Where the rows live."""
+    """The space of the rows."""
 
     def shape(self, node: Node) -> Shape:
-        """The shape of a row of that node, channels first."""
+        """The shape of a row of the node, channels first."""
         ...
 
     def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
@@ -77,23 +76,23 @@ class Space(Protocol):
 
 
 class Plain:
-    """The network itself: one matrix of rows, each of the shape of the node's values."""
+    """The network itself: one matrix whose rows have the shape of the node's values."""
 
     def shape(self, node: Node) -> Shape:
-        """The node's own."""
+        """The node's own shape."""
         return node.shape
 
     def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
-        """By the adjoint of the map on every row."""
+        """Apply the adjoint of the map to every row."""
         image = map_.adjoint(rows.reshape(-1, *map_.out_shape)).reshape(len(rows), -1, map_.in_size)
         steep = absolute_norm(map_)
         return Pulled(image, gamma(ALGORITHM_FACTOR * map_.roundings) * steep * UP, steep)
 
 
 class Front:
-    """The present cut: rows (F, R, n) and slack of each of its nodes, and the factor.
+    """The current cut: rows (F, R, n) and slack of each of its nodes, and the factor.
 
-    chosen: multipliers (ties,) of the layers eliminated so far, which other parts of the same batch have to share.
+    chosen: multipliers (ties,) of the layers eliminated so far, which the other parts of the batch must share.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Front:
             self.slack[node] = (self.slack[node] + error * error / self.repair.loss) * UP
 
     def _add(self, node: Node, rows: Tensor, *, error: float = 0.0, slack: float = 0.0) -> None:
-        """Rows for a node of the cut, or for one that joins it."""
+        """Add rows to a node of the cut, or to a node that enters it."""
         if node in self.rows:
             rows = rows + self.rows[node]
             error += 2 * UNIT * frobenius(rows)
@@ -153,7 +152,7 @@ class Front:
             self._add(parent, part.flatten(2), slack=slack)
 
     def activation(self, node: Node, layer: SectorLayer, weights: Weights) -> bool:
-        """w = a z + D v; False where no multipliers are admissible."""
+        """w = a z + D v. Returns False if no multipliers are admissible."""
         rows, slack = self.rows.pop(node), self.slack.pop(node) * UP
         rows, turned = self._mixed(rows, layer, back=True)
         width = layer.width
@@ -190,8 +189,8 @@ class Front:
     def _candidates(
         self, node: Node, demand: Tensor, layer: SectorLayer, place: Tensor, weights: Weights
     ) -> Iterator[Tensor]:
-        """Multipliers (ties,) from the nearest to those of the search to what is admissible for certain; the chosen
-        ones alone where another part of the batch has chosen."""
+        """Multipliers (ties,), from the closest to those of the search to certainly admissible ones; only the chosen
+        ones if another part of the batch has already chosen."""
         if node in self.chosen:
             yield self.chosen[node]
             return
@@ -206,7 +205,7 @@ class Front:
     def bounded(self, node: Node, layer: BoundedLayer, weights: Weights) -> bool:
         """|w| <= c |z|."""
         rows, slack = self.rows.pop(node), self.slack.pop(node)
-        parents = Counter(node.inputs)  # |z|^2 counts an input as often as it stands there
+        parents = Counter(node.inputs)  # |z|^2 counts an input as often as it occurs
         demand = rows.mH @ rows
         _diagonal(demand).add_(slack)
         alone = not self.rows
@@ -229,7 +228,7 @@ class Front:
         return True
 
     def _eliminate(self, pivot: "_Pivot", hidden: Tensor, own: Mapping[Node, tuple[Tensor, float]]) -> None:
-        """Maximise over v: rows X below those there are. own: what K has beside H^T B, and how far it may be off."""
+        """Maximise over v, which appends the rows X. own: the part of K besides H^T B, and a bound of its error."""
         scaled = hidden * pivot.root[:, None]
         size = pivot.factor.shape[-1]
         products = gamma(4 * (self.count + 10)) * frobenius(scaled)
@@ -250,16 +249,16 @@ class Front:
             self.rows[node] = torch.cat((self.rows[node][:, kept], new), dim=1)
 
     def _mixed(self, rows: Tensor, layer: SectorLayer, *, back: bool = False) -> tuple[Tensor, float]:
-        """Rows in the coordinates of the sectors (`back`: from those of the values), and how far they may be off."""
+        """Convert rows from sector coordinates to those of the values (`back`: reversed), with an error bound."""
         if layer.mixing is None:
             return rows, 0.0
-        # Row vectors: G R^T for the answer, then G R for the input.
+        # Row vectors: G R^T for the output, then G R for the input.
         image = layer.mixed(rows.flatten(0, 1), back=not back).reshape(rows.shape)
         error = gamma(16 * (layer.shape[0] + 8)) * frobenius(rows) * frobenius(layer.mixing)
         return image, error * UP
 
     def _slack_as_rows(self, node: Node) -> None:
-        """Slack that a bounded layer left becomes rows before a linear map spoils it."""
+        """Convert the slack of a bounded layer to rows before a linear map amplifies it."""
         slack = self.slack[node]
         rows = self.rows[node]
         width = rows.shape[2]
@@ -272,7 +271,7 @@ class Front:
         self.slack[node] = FLOOR
 
     def compress(self) -> None:
-        """At most as many rows as the cut has coordinates: G^* G + slack, raised by its rounding, is factorised."""
+        """At most as many rows as coordinates of the cut, by factorising G^* G + slack, raised by its rounding."""
         width = sum(part.shape[2] for part in self.rows.values())
         if self.count <= width:
             return
@@ -312,8 +311,8 @@ class _Pivot:
 
     @classmethod
     def of(cls, demand: Tensor, t: Tensor, count: int, spare: float) -> "_Pivot | None":
-        """P = 2 diag(t) - demand; None where it is not definite enough. demand: H^* H + slack D^2, as computed from
-        `count` rows. spare: rho is not below it."""
+        """P = 2 diag(t) - demand; None if it is not sufficiently definite. demand: H^* H + slack D^2, computed from
+        `count` rows. spare: lower bound of rho."""
         diagonal = 2 * t - _diagonal(demand).real
         if not bool((diagonal > 0).all()) or not bool(torch.isfinite(diagonal).all()):
             return None
@@ -338,7 +337,7 @@ def _diagonal(matrices: Tensor) -> Tensor:
 
 
 def _dominating(demand: Tensor, layer: SectorLayer, place: Tensor, sizes: Tensor | None) -> Tensor:
-    """(ties,) multipliers with 2T - demand diagonally dominant in the scale of the sizes: admissible for certain."""
+    """Multipliers (ties,) with 2T - demand diagonally dominant in the scale of the sizes, hence admissible."""
     q = torch.ones(demand.shape[-1], dtype=torch.float64, device=demand.device)
     if sizes is not None:
         q = sizes.to(q)[place].clamp_min(1e-6 * float(sizes.max()))
@@ -347,12 +346,12 @@ def _dominating(demand: Tensor, layer: SectorLayer, place: Tensor, sizes: Tensor
 
 
 def _largest_of_ties(values: Tensor, layer: SectorLayer, place: Tensor) -> Tensor:
-    """(ties,) the largest of the values of each tie, 0 for a tie without any."""
+    """The largest value of each tie (ties,), 0 for an empty tie."""
     return values.new_zeros(layer.ties).scatter_reduce(0, place, values, "amax")
 
 
 def frobenius(values: Tensor) -> float:
-    """At or above the Frobenius norm of every matrix of a batch, or of the one matrix."""
+    """Upper bound of the Frobenius norm of every matrix of a batch, or of a single matrix."""
     if not values.numel():
         return 0.0
     count = math.prod(values.shape[-2:])
@@ -360,13 +359,13 @@ def frobenius(values: Tensor) -> float:
 
 
 def _square(values: Tensor) -> float:
-    """Its square; infinite, and no error, where it overflows."""
+    """The square of a number, infinite (and no error) on overflow."""
     norm = frobenius(values)
     return norm * norm * UP
 
 
 def _largest(hermitian: Tensor) -> float:
-    """At or above the largest eigenvalue of the stored positive semidefinite matrices, infinite where they overflow."""
+    """Upper bound of the largest eigenvalue of the stored positive semidefinite matrices, infinite on overflow."""
     if not bool(torch.isfinite(hermitian.abs()).all()):
         return math.inf
     return max(0.0, largest_eigenvalue(hermitian))

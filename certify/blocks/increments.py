@@ -1,9 +1,9 @@
-"""What an activation does to the difference of two inputs: one inequality for each neuron, channel, layer or group.
+"""The effect of an activation on the difference of two inputs: one inequality per neuron, channel, layer or group.
 
-Two inputs drive a neuron apart by z and its answer by w = a z + (b - a) v with v (z - v) >= 0, where [a, b] holds the
-slopes of all secants: those of the function, or of the secants that start at one image (local bounds). Sorting
-satisfies it after an orthogonal mixing of the channels, summed over each group (`sector`). Summed over a `tie` of
-neurons it still holds, which is what a multiplier for a whole channel or layer uses.
+If the inputs of a neuron differ by z, its outputs differ by w = a z + (b - a) v with v (z - v) >= 0, where [a, b]
+contains the slopes of all secants of the function, or of those that start at one image (local bounds). Sorting
+satisfies the inequality after an orthogonal mixing of the channels, summed over each group (`sector`). The inequality
+also holds summed over a `tie` of neurons, which allows one multiplier for a whole channel or layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ SlopeIntervals = Mapping[Node, tuple[Tensor, Tensor]]
 class SectorLayer:
     """lower, upper: (N,) slopes of each coordinate after `mixing` (C, C) of the channels, None for the identity.
 
-    tie: (N,) which multiplier belongs to each coordinate, 0 .. ties - 1. shape: of the layer, unflattened.
+    tie: (N,) index of each coordinate's multiplier, 0 .. ties - 1. shape: shape of the layer, not flattened.
     """
 
     lower: Tensor
@@ -40,7 +40,7 @@ class SectorLayer:
 
     @property
     def width(self) -> Tensor:
-        """At or above upper - lower (N,), exactly 0 where they agree."""
+        """Upper bound of upper - lower (N,), exactly 0 where the two agree."""
         difference = self.upper - self.lower
         exact = (self.lower + difference == self.upper) & ((self.lower == 0) | (self.lower == -self.upper))
         return torch.where(exact | (difference == 0), difference, torch.nextafter(difference, difference + 1))
@@ -54,11 +54,11 @@ class SectorLayer:
         return ((matrix.T if back else matrix) @ image).flatten(1)
 
     def answer(self, rows: Tensor, middle: Tensor, reach: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What differences `rows` (r, N) may become in low rank: middle z + |z| steer (see `fixed_point`).
+        """Output differences for input differences `rows` (r, N) in low rank: middle z + |z| steer (see `fixed_point`).
 
-        middle, reach: (N,) the middle slopes and half the widths, of the precision of the rows. direction: (r, N), of
-        norm 1 over the copies. |z| is taken over the r copies and each tie, of the neurons whose slopes differ.
-        Returns the answer (r, N), steer = reach direction as a leaf to differentiate by, and |z| (ties,).
+        middle, reach: (N,) the mean slopes and half the widths, in the precision of the rows. direction: (r, N), of
+        norm 1 over the copies. |z| is taken over the r copies and over the neurons of each tie whose slopes differ.
+        Returns the output (r, N), steer = reach direction as a leaf for differentiation, and |z| (ties,).
         """
         z = self.mixed(rows)
         size = self.over_ties(squares(z).sum(0) * (reach > 0)).clamp_min(TINY).sqrt()
@@ -66,7 +66,7 @@ class SectorLayer:
         return self.mixed(middle * z + size[self.tie] * steer, back=True), steer, size
 
     def over_ties(self, squares: Tensor) -> Tensor:
-        """The sums (ties,) of numbers (N,) over each tie."""
+        """Sums (ties,) of the numbers (N,) over each tie."""
         if self.ties == len(self.tie):
             return squares
         return squares.new_zeros(self.ties).index_add_(0, self.tie, squares)
@@ -74,9 +74,10 @@ class SectorLayer:
 
 @dataclass(frozen=True, eq=False)
 class BoundedLayer:
-    """A map of which only |w| <= constant |z| is known; z are all inputs of the node side by side.
+    """A map of which only |w| <= constant |z| is known, with z all inputs of the node concatenated.
 
-    channelwise: whether that holds for every channel of the one input, which has as many: a multiplier for each then.
+    channelwise: whether this holds for every channel of a single input with the same channels, each of which then has
+    its own multiplier.
     """
 
     constant: float
@@ -84,7 +85,7 @@ class BoundedLayer:
     channelwise: bool = False
 
     def lengths(self, values: Sequence[Tensor]) -> Tensor:
-        """The norms (1,), or (channels,), of values (r, *shape) over everything that shares a multiplier."""
+        """The norms (1,), or (channels,), of values (r, *shape) over all values that share a multiplier."""
         if self.channelwise:
             each: Tensor = values[0].transpose(0, 1).flatten(1).norm(dim=1)
             return each
@@ -105,7 +106,7 @@ def increments(
 ) -> dict[Node, Increment]:
     """The inequality of every nonlinear node of a simplified network.
 
-    slopes: nodes whose intervals of slopes are known better than from the function, each (N,) or of the node's shape.
+    slopes: nodes with tighter intervals of slopes than those of the function, each (N,) or of the node's shape.
     sharing: which neurons share a multiplier.
     """
     given = slopes or {}
@@ -143,7 +144,7 @@ def _increment(node: Node) -> Increment | None:
 
 
 def _sector_layer(slopes: Slopes, shape: Shape) -> SectorLayer:
-    """Every position of every channel is a neuron of its own; sorted groups at each position share a multiplier."""
+    """Every position of every channel is one neuron; the sorted groups at each position share a multiplier."""
     channels = shape[0] if shape else 1
     inner = sector(slopes, channels)
     positions = max(1, torch.Size(shape).numel() // channels)
@@ -161,7 +162,7 @@ def _shared(layer: SectorLayer, sharing: Sharing) -> SectorLayer:
 
 
 def on_device(layer: Increment, device: torch.device) -> Increment:
-    """The same with its tensors on another device."""
+    """A copy of the layer with its tensors on another device."""
     if isinstance(layer, BoundedLayer):
         return layer
     mixing = None if layer.mixing is None else layer.mixing.to(device)

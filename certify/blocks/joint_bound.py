@@ -1,4 +1,4 @@
-"""Bounds of a residual block S x + V phi(W x + b): textbook and joint; the smallest is kept."""
+"""Textbook and joint bounds of a residual block S x + V phi(W x + b), of which the smallest is used."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from robustres.certify.proof.bound import Guarantee, JointBound
 from robustres.numerics import product_up, require_certifiable_arithmetic, scaled_down, scaled_up, sum_up
 
 DEFAULT_EFFORT = 2.0
-MODERATE = 100  # binary orders of magnitude that weights may be away from 1, and shortcut and branch from each other
+MODERATE = 100  # binary orders of magnitude between the weights and 1, and between shortcut and branch
 NormOf = Callable[[LinearMap], float]
 
 
@@ -28,12 +28,12 @@ def joint_bound(
     slopes: Slopes = (0.0, 1.0),
     effort: float = DEFAULT_EFFORT,
 ) -> JointBound:
-    """The Lipschitz constant of S x + V phi(W x + b) from both sides, for every bias and every phi with these slopes.
+    """Bound the Lipschitz constant of S x + V phi(W x + b) from both sides, for all b and all phi with these slopes.
 
     shortcut, inner, outer: S, W, V. slopes: (a, b), or a `GroupSort`.
-    effort: how much is spent on the search of T, in seconds of a nominal core; the same effort gives the same bound.
-    upper: the smallest of `candidates`, all of them proved, deterministic. lower: see `mask_ascent`; of a
-        block with its own biases this is no estimate but its `BlockRow.floor`.
+    effort: effort of the search for T, in seconds of a nominal core; the same effort always gives the same bound.
+    upper: the smallest of `candidates`, all of which are proved and deterministic. lower: see `mask_ascent`; for a
+        block with given biases this is not an estimate of its constant but its `BlockRow.floor`.
 
     A block that is 1-Lipschitz by construction, x - 2 W^T relu(W x) with |W| = 1, is recognised:
 
@@ -53,9 +53,9 @@ def branch_bound(
     effort: float = DEFAULT_EFFORT,
     norm_of: NormOf | None = None,
 ) -> JointBound:
-    """The same for a branch of any depth, e.g. a bottleneck of three convolutions: layers in order of application.
+    """The same for a branch of any depth, such as a bottleneck of three convolutions. layers: in order of application.
 
-    norm_of: deterministic bounds of the norms of single maps, where they are known; computed here otherwise.
+    norm_of: returns deterministic bounds of the norms of single maps if these are known; by default they are computed.
     """
     start = perf_counter()
     block = ResidualBlock(shortcut, tuple(layers), tuple(slopes))
@@ -80,10 +80,10 @@ def branch_bound(
 
 
 def _moderate(block: ResidualBlock) -> tuple[ResidualBlock, int] | None:
-    """A block with weights of about 1 that is this one but for a power of two, and that power; None where shortcut or
-    branch is next to nothing beside the other, so that there is nothing to gain.
+    """A block with weights of about 1 that equals this one up to a power of two, and that power. None if shortcut or
+    branch is negligible compared with the other, so that nothing can be gained.
 
-    A hidden layer may be scaled by any number: its inequality is homogeneous.
+    A hidden layer may be scaled by any number, since its inequality is homogeneous.
     """
     (shortcut, beside), *layers = (map_.normalised() for map_ in (block.shortcut, *block.layers))
     if all(abs(exponent) <= MODERATE for exponent in (beside, *(exponent for _, exponent in layers))):
@@ -102,7 +102,7 @@ def _norm_within(seconds: float) -> NormOf:
 
 
 def _norm_candidates(block: ResidualBlock, norm_of: NormOf) -> tuple[dict[str, float], list[float]]:
-    """The bounds that need norms only, and the norms of the branch's layers."""
+    """The bounds that require only norms, and the norms of the branch's layers."""
     norms = [norm_of(layer) for layer in block.layers]
     shortcut = norm_of(block.shortcut)
     branch = product_up([*norms, *(largest_slope(slopes) for slopes in block.slopes)])

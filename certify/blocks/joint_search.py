@@ -1,7 +1,7 @@
-"""The joint bound of a block: multipliers by the fixed point, then the smallest value that they prove.
+"""The joint bound of a block: multipliers from the fixed-point iteration, then the smallest value that they prove.
 
-Small blocks are one real matrix with a multiplier for every neuron; else they are laid on a torus, with one for every
-channel. Nothing in the search needs to be right for the bound to be right.
+Small blocks are treated as one real matrix with a multiplier for every neuron; others are laid on a torus, with a
+multiplier for every channel. The bound is valid regardless of the search.
 """
 
 import math
@@ -25,17 +25,17 @@ from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Node
 from robustres.numerics import rounded_up
 
-DENSE_WIDTH = 700  # inputs and hidden units of a block that is treated neuron by neuron
+DENSE_WIDTH = 700  # largest number of inputs and hidden units of a block treated neuron by neuron
 DENSE_STEPS, DENSE_TOLERANCE = 800, 1e-6
 FIRST_STEPS, MOST_FIRST_STEPS, STEPS, TOLERANCE = 16, 60, 100, 1e-5
-ACTIVE, ACTIVE_WHOLE = 32, 96  # frequencies that the search looks at after the first steps; where none are added
-SEARCH_SHARE, FIRST_SHARE = 0.8, 0.3  # of the effort, the estimate from below takes the rest; of that, for the torus
-ROUNDS = 5  # of adding those that a proof has found missing
-# Nominal seconds of a step, of each number in its matrices and of each coordinate of a node.
+ACTIVE, ACTIVE_WHOLE = 32, 96  # frequencies in the search after the first steps, with and without a reduced form
+SEARCH_SHARE, FIRST_SHARE = 0.8, 0.3  # of the effort, with the rest for the lower estimate; of it, for the torus
+ROUNDS = 5  # rounds of adding frequencies that a proof has found missing
+# Nominal seconds of a step, of each entry of its matrices and of each coordinate of a node.
 PER_STEP, PER_ENTRY, PER_VALUE = 1.2e-3, 4e-9, 1e-7
-LIFTS = (1e-6, 1e-4, 1e-3, 1e-2, 5e-2)  # of the multipliers for a reduced form
-CLOSE = 1 + 2e-4  # proved over reached: near enough
-TOO_DEAR = 2.5  # times the effort for one look at all frequencies: then there is no search
+LIFTS = (1e-6, 1e-4, 1e-3, 1e-2, 5e-2)  # relative increases of the multipliers for a reduced form
+CLOSE = 1 + 2e-4  # ratio of proved to reached value that is close enough
+TOO_DEAR = 2.5  # no search if one check of all frequencies takes more than this multiple of the effort
 
 
 def is_dense(block: ResidualBlock) -> bool:
@@ -44,10 +44,10 @@ def is_dense(block: ResidualBlock) -> bool:
 
 
 def joint_value(block: ResidualBlock, *, effort: float, limit: float) -> float:
-    """The joint bound; infinite where the block has no torus or no multipliers were found to do, and where the effort
+    """The joint bound, infinite if the block has no torus, if no admissible multipliers were found, or if the effort
     is far too small for the products of its kernels.
 
-    effort: nominal seconds. limit: another bound, above which none is of use.
+    effort: nominal seconds. limit: another bound; larger values are of no use.
     """
     if is_dense(block):
         return _dense_value(block, effort)
@@ -74,7 +74,7 @@ def _dense_value(block: ResidualBlock, effort: float) -> float:
 
 
 class _OnTori:
-    """The search and the proof on the smallest tori, with what they have cost so far."""
+    """The search and the proof on the smallest tori, and their cost so far."""
 
     def __init__(
         self, regions: Sequence[Region], layers: Mapping[Node, Increment], reduced: ReducedBlock | None, effort: float
@@ -89,7 +89,7 @@ class _OnTori:
         self.spent = 0.0
 
     def bound(self, limit: float, guess: Tensor | None) -> float:
-        """The smallest bound below the limit, infinite where there is none. guess: of the multipliers of one layer."""
+        """The smallest bound below the limit, infinite if there is none. guess: multipliers of a single layer."""
         if self.proof + FIRST_STEPS * self.each * self.active > TOO_DEAR * self.effort:
             return math.inf
         region, active = self._torus()
@@ -119,7 +119,7 @@ class _OnTori:
         return point
 
     def _torus(self) -> tuple[Region, Tensor]:
-        """The torus on which the first steps reach least, and the frequencies that they care about."""
+        """The torus on which the first steps reach the smallest value, and the frequencies relevant there."""
         share = FIRST_SHARE * self.effort
         best: tuple[float, Region, Tensor] | None = None
         for region in self.regions:
@@ -136,7 +136,7 @@ class _OnTori:
         return best[1:]
 
     def _proved(self, region: Region, point: FixedPoint, limit: float) -> tuple[float, Tensor]:
-        """What the multipliers prove, and the frequencies that were found to need other ones, the worst first."""
+        """The value that the multipliers prove, and the frequencies that require other multipliers, worst first."""
         best, missed = math.inf, torch.zeros(0, 2, dtype=torch.long)
         for lift in LIFTS:
             if self.reduced is None:

@@ -1,7 +1,7 @@
-"""The forms in which a network can be eliminated, and what each of them costs before anything is computed.
+"""The forms in which a network can be eliminated, and the cost of each, known before anything is computed.
 
-One matrix of rows with a multiplier for every neuron is the tightest, and as large as the widest layer. On tori, with a
-multiplier for every channel, a network of convolutions falls apart by frequencies.
+One matrix of rows with a multiplier for every neuron is the tightest form, and as large as the widest layer. On tori,
+with a multiplier for every channel, a network of convolutions is block-diagonal in frequency.
 """
 
 import math
@@ -20,23 +20,23 @@ from robustres.certify.blocks.torus_network import NotLaidError, Region, TorusNe
 from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Linear, Node
 
-WIDEST = 6144  # coordinates of a layer that is eliminated at once: half a dozen matrices of that size take 2 GiB
-COUPLED = (1024, 512, 256, 128, 64)  # the same at each frequency, in the order in which they are tried
-SINGLE_PRECISION = 3000  # neurons from which the search runs in float32
+WIDEST = 6144  # coordinates of a layer eliminated at once: six matrices of that size take 2 GiB
+COUPLED = (1024, 512, 256, 128, 64)  # the same at each frequency, in the order of the attempts
+SINGLE_PRECISION = 3000  # number of neurons above which the search runs in float32
 NOMINAL = 2e10  # operations per second of the nominal core
-COMPLEX = 4  # a complex product in real ones
-PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, however small
-# From the gentlest repair of the multipliers to what deep chains need, until the bound is near what is reachable; and
-# the one that is nearly always good where a proof at all frequencies takes much of the effort.
+COMPLEX = 4  # real products per complex product
+PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, regardless of its size
+# Repairs of the multipliers, from the gentlest to those that deep chains require, tried until the bound is close to the
+# reachable one. SURE nearly always succeeds and is used when a proof at all frequencies takes much of the effort.
 REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
 SURE = Repair(5e-2, 1e-2)
 NEAR = 1 + 3e-3
-COPIES, COPIES_SHARED = 16, 4  # of the input in the search: with a multiplier for each neuron, or for each channel
+COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multiplier per neuron or per channel
 
 
 class Form(Protocol):
-    """cost: nominal seconds of one elimination and its proof. step: of one sweep of the search. shares: what has a
-    multiplier of its own. obstacle: why it cannot be eliminated, empty where it can."""
+    """cost: nominal seconds of one elimination and its proof. step: nominal seconds of one sweep of the search. shares:
+    the unit that has its own multiplier. obstacle: the reason why the network cannot be eliminated, or empty."""
 
     cost: float
     step: float
@@ -46,11 +46,11 @@ class Form(Protocol):
     def search(
         self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
     ) -> FixedPoint:
-        """Look for multipliers, from where another search ended."""
+        """Search for multipliers, starting from the result of another search if given."""
         ...
 
     def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
-        """What they prove."""
+        """The bound that the multipliers prove."""
         ...
 
 
@@ -95,7 +95,7 @@ class TorusForm:
         self.network = network
         self.cost = torus_cost(network)
         self.step = step_cost(network.order, COPIES_SHARED)
-        self.obstacle = "" if math.isfinite(self.cost) else "what follows the last image is too wide"
+        self.obstacle = "" if math.isfinite(self.cost) else "the layers after the last image are too wide"
 
     def search(
         self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
@@ -114,8 +114,8 @@ class TorusForm:
 def proof_within(
     form: Form, point: FixedPoint, effort: float, *, repairs: Sequence[Repair], near: float = NEAR
 ) -> tuple[float, float]:
-    """The smallest bound that the multipliers prove with some of the repairs, until it is within a factor `near` of
-    what was reached, and the nominal seconds that it took; one repair is tried, however little the effort."""
+    """The smallest bound that the multipliers prove with the repairs, which are tried until it is within a factor
+    `near` of the value reached, and the nominal seconds used. At least one repair is tried regardless of the effort."""
     upper, spent = math.inf, 0.0
     for repair in repairs:
         upper = min(upper, form.prove(point, repair=repair))
@@ -126,8 +126,8 @@ def proof_within(
 
 
 def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
-    """The first form that so many steps of the search and one proof can be afforded for, and why the tightest is not
-    taken (or none)."""
+    """The first form, or None, for which the effort allows `steps` steps of the search and one proof, and the reason
+    why the tightest form is not used."""
     plain = PlainForm(output.ordered())
     said = plain.obstacle or _unaffordable(plain, effort, steps)
     if not said:
@@ -177,9 +177,9 @@ def region_cost(region: Region, layers: Mapping[Node, Increment], *, rows: int =
 
 
 class _Followed:
-    """The cut followed as `Front` does, with sizes in place of matrices.
+    """The cut as in `Front`, with sizes instead of matrices.
 
-    operations: real or complex; widest: the largest matrix that is factorised.
+    operations: number of real or complex operations. widest: size of the largest matrix that is factorised.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class _Followed:
 
 
 def step_cost(order: Sequence[Node], copies: int) -> float:
-    """Nominal seconds of a sweep of the search, forward and back."""
+    """Nominal seconds of a sweep of the search, forward and backward."""
     maps = [node.piece.map for node in order if isinstance(node.piece, Linear)]
     products = sum(map_.out_size * map_.roundings for map_ in maps)
     return PER_NODE * len(order) + 3.0 * copies * products / NOMINAL

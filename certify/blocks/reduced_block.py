@@ -1,19 +1,19 @@
-"""The joint bound's inequality with the input, and a pointwise first layer, eliminated: the norm of one kernel.
+"""The inequality of the joint bound after eliminating the input and a pointwise first layer: the norm of one kernel.
 
-In the notation of `incremental_form`, a block S d + V u with u = phi(W d) has |output|^2 <= lambda |d|^2 if
+With multipliers T, a block S d + V u with u = phi(W d) satisfies |output|^2 <= lambda |d|^2 if
 
     N = 2T - T W W^* T / lambda - lambda E^* G E >= 0,    E = V + S W^* T / lambda,    G = (lambda - S S^*)^-1,
 
-the Schur complement of the input d. Where S is a matrix times a phase (identity, scaled identity, 1x1 convolution of
-any stride, pooling onto disjoint windows), G is one real matrix for all frequencies, and N >= 0 says that the kernel
-(W^* T^(1/2) / sqrt(2 lambda), sqrt(lambda / 2) G^(1/2) E T^(-1/2)), stacked, has norm at most 1: a polynomial of the
-hidden width, computed once per (T, lambda), where the form itself has the input beside all hidden layers.
+the Schur complement of the input d. If S is a matrix times a phase (identity, scaled identity, 1x1 convolution of
+any stride, pooling over disjoint windows), G is one real matrix for all frequencies, and N >= 0 means that the stacked
+kernel (W^* T^(1/2) / sqrt(2 lambda), sqrt(lambda / 2) G^(1/2) E T^(-1/2)) has norm at most 1. This is a polynomial of
+the hidden width, computed once per (T, lambda), whereas the full form includes the input besides all hidden layers.
 
-Two hidden layers u_2 = phi(U u_1), u_1 = phi(W d) with W a matrix times a phase as well (bottlenecks, and blocks that
-begin with an activation): u_1 has the constant matrix D = 2T_1 - T_1 (W W^* + W S^* G S W^*) T_1 / lambda and goes the
-same way, N = 2T_2 - lambda V^* G V - F^* D^-1 F with F = U^* T_2 + T_1 W S^* G V.
+For two hidden layers u_2 = phi(U u_1), u_1 = phi(W d), where W is also a matrix times a phase (bottlenecks, and blocks
+that begin with an activation), u_1 has the constant matrix D = 2T_1 - T_1 (W W^* + W S^* G S W^*) T_1 / lambda and is
+eliminated in the same way, which gives N = 2T_2 - lambda V^* G V - F^* D^-1 F with F = U^* T_2 + T_1 W S^* G V.
 
-T enters as the exact square of its computed root, and G and D^-1 are replaced by matrices that are proved to be above.
+T enters as the exact square of its computed root, and G and D^-1 are replaced by proved upper bounds.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from robustres.numerics import gamma
 
 @dataclass(frozen=True, eq=False)
 class Above:
-    """factor * root^T root is at or above the inverse of a matrix; root None stands for the identity."""
+    """factor * root^T root, an upper bound of the inverse of a matrix. A root of None denotes the identity."""
 
     factor: float
     root: Tensor | None = None
@@ -42,7 +42,7 @@ class Above:
 
 
 class ReducedBlock:
-    """shortcut and layers as polynomials, the widths of the slopes in the layers after them."""
+    """Shortcut and layers as polynomials. The widths of the slopes are absorbed into the layers after them."""
 
     def __init__(self, shortcut: MatrixPolynomial, layers: list[MatrixPolynomial], channels: list[int]) -> None:
         self.shortcut, self.layers, self.channels = shortcut, layers, channels
@@ -54,7 +54,7 @@ class ReducedBlock:
 
     @property
     def width(self) -> int:
-        """Rows of the matrix at each frequency."""
+        """Number of rows of the matrix at each frequency."""
         return self.layers[-1].magnitude.shape[1]
 
     @property
@@ -64,7 +64,7 @@ class ReducedBlock:
 
     @property
     def device(self) -> torch.device:
-        """Where the polynomials lie."""
+        """The device of the polynomials."""
         return self.shortcut.magnitude.device
 
     def roots(self, values: Tensor) -> tuple[Tensor, ...]:
@@ -74,8 +74,8 @@ class ReducedBlock:
         return tuple(part.repeat(width // len(part)) for part, width in zip(parts, widths, strict=False))
 
     def gram(self, values: Tensor, value: float) -> HermitianPolynomial | None:
-        """|output|^2 <= value |d|^2 wherever it is at most 1 on a torus, for multipliers, one per channel; None where
-        the value is too small."""
+        """The polynomial that proves |output|^2 <= value |d|^2 if it is at most 1 on a torus, for one multiplier per
+        channel. None if the value is too small."""
         inverse = self._resolvent(value)
         if inverse is None or not bool((values > 0).all()):
             return None
@@ -95,7 +95,7 @@ class ReducedBlock:
     def _outer_products(
         self, value: float, inverse: Above
     ) -> tuple[HermitianPolynomial, MatrixPolynomial, HermitianPolynomial]:
-        """V^* R^T R V, V^* R^T R C and C^* R^T R C for C = S W^* and the root R; the last ones are kept."""
+        """V^* R^T R V, V^* R^T R C and C^* R^T R C for C = S W^* and the root R; the most recent ones are cached."""
         key = 0.0 if inverse.root is None else value
         if self._products is None or self._products[0] != key:
             outer, crossing = inverse.half(self.layers[-1]), inverse.half(self.crossing)
@@ -120,7 +120,7 @@ class ReducedBlock:
         return outer.scaled(1 / last, inverse.factor * value / 2) + eliminated
 
     def _resolvent(self, value: float) -> Above | None:
-        """At or above (lambda - S S^*)^-1."""
+        """Upper bound of (lambda - S S^*)^-1."""
         if self._scale is not None:
             square = self._scale**2
             gap = value - square - gamma(4 + 2 * self.shortcut.roundings) * (value + square)
@@ -133,7 +133,7 @@ class ReducedBlock:
 
 
 def reduced_block(block: ResidualBlock, multiplicity: Lag) -> ReducedBlock | None:
-    """The block in this form; None where some slope may be other than [0, b], or some part is not as it asks."""
+    """The block in this form; None if some slopes are not [0, b] or some part does not have the required form."""
     if len(block.slopes) > 2 or any(isinstance(s, GroupSort) or s[0] != 0 or s[1] <= 0 for s in block.slopes):
         return None
     shortcut, _ = polynomial(block.shortcut, multiplicity)
@@ -150,7 +150,7 @@ def reduced_block(block: ResidualBlock, multiplicity: Lag) -> ReducedBlock | Non
 
 
 def inverse_from_above(matrix: Tensor, magnitude: Tensor, roundings: int) -> Above | None:
-    """factor root^T root at or above the inverse of the exact symmetric matrix; None where none is proved.
+    """Upper bound factor * root^T root of the inverse of the exact symmetric matrix; None if none is proved.
 
     With R the inverse of a Cholesky factor, however computed, and |R M R^T - I| <= e < 1 for the exact M,
     R M R^T >= (1 - e) I, hence M is definite and M^-1 <= R^T R / (1 - e).
@@ -170,7 +170,7 @@ def inverse_from_above(matrix: Tensor, magnitude: Tensor, roundings: int) -> Abo
 
 
 def _scale_of_identity(shortcut: MatrixPolynomial) -> float | None:
-    """s where the shortcut is s I times a phase."""
+    """s if the shortcut is s I times a phase, otherwise None."""
     matrix = shortcut.constant
     if matrix.shape[0] != matrix.shape[1]:
         return None

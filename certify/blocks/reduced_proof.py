@@ -1,4 +1,4 @@
-"""The least lambda that given multipliers prove for a reduced block at every frequency of a torus."""
+"""The smallest lambda that given multipliers prove for a reduced block at every frequency of a torus."""
 
 import math
 
@@ -13,17 +13,17 @@ from robustres.certify.proof.largest_singular_value import proved_below, rayleig
 CHUNK_BYTES = 32 * 2**20
 ATTEMPTS = 12  # values of lambda that are tried
 FIRST_EXCESS, LEAST_GROWTH, LARGEST_GROWTH = 1e-6, 2e-6, 0.1  # relative, of lambda
-LOOKED_AT = 24  # frequencies whose eigenvalues say how much lambda has to grow
-SQUARABLE = 1e150  # lambda within this and its inverse can be squared
+LOOKED_AT = 24  # frequencies whose eigenvalues determine the increase of lambda
+SQUARABLE = 1e150  # lambda between this and its inverse can be squared
 
 
 def proved_square(
     block: ReducedBlock, torus: Torus, multipliers: Tensor, *, near: float, limit: float
 ) -> tuple[float, Tensor]:
-    """lambda, about `near` or above, infinite where none below `limit` is proved; and the frequencies (F, 2) where
-    `near` was not enough, the worst first.
+    """lambda, about `near` or larger, infinite if none below `limit` is proved, and the frequencies (F, 2) at which
+    `near` was too small, the worst first.
 
-    What holds at one frequency with a smaller value holds with a larger one, so no frequency is looked at again.
+    What holds at a frequency for one value also holds for every larger value, so no frequency is checked again.
     """
     frequencies = coarse_frequencies(torus).to(block.device)
     left, missed = frequencies, frequencies
@@ -54,7 +54,7 @@ def proved_square(
 
 
 def _next(before: tuple[float, float], now: tuple[float, float]) -> float:
-    """Where the largest eigenvalue, which falls with lambda, comes down to 1: by a secant."""
+    """The lambda at which the largest eigenvalue, which decreases with lambda, reaches 1, by the secant method."""
     value, top = now
     growth = 2 * (top - 1)
     if before[1] > top and value > before[0]:
@@ -63,7 +63,7 @@ def _next(before: tuple[float, float], now: tuple[float, float]) -> float:
 
 
 def glance_cost(block: ReducedBlock, count: int) -> float:
-    """Nominal seconds of one look at so many frequencies."""
+    """Nominal seconds of one check of `count` frequencies."""
     width, outputs = block.width, block.shortcut.magnitude.shape[0]
     taps = len(block.layers[-1].parts)
     products = 0.0

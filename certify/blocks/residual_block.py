@@ -1,4 +1,4 @@
-"""A residual block S x + V phi(... phi(W x)): its maps and activations, and the same as a small network."""
+"""A residual block S x + V phi(... phi(W x)): its maps and activations, also as a small network."""
 
 import math
 from dataclasses import dataclass
@@ -39,10 +39,10 @@ class ResidualBlock:
                 f"{self.shortcut.in_shape} -> {self.shortcut.out_shape}"
             )
         for layer, slopes in zip(self.layers, self.slopes, strict=False):
-            sector(slopes, layer.out_shape[0])  # raises where the slopes or the groups are none
+            sector(slopes, layer.out_shape[0])  # raises if the slopes or the groups are invalid
 
     def network(self) -> Node:
-        """Its output as a node, with everything before it."""
+        """The output as a node, with everything before it."""
         graph = fx.Graph()
 
         def node(piece: Piece, *inputs: Node) -> Node:
@@ -63,11 +63,11 @@ class ResidualBlock:
         return node(Merge("sum"), through(self.shortcut, source), value)
 
     def cancelling(self, *, per_channel: bool) -> Tensor | None:
-        """The multipliers of the hidden layer that couple it to no input, S^T V + W^T T = 0: they find blocks that are
-        1-Lipschitz by construction, as CPL and SLL are.
+        """The multipliers that decouple the hidden layer from the input, S^T V + W^T T = 0. They recognise blocks that
+        are 1-Lipschitz by construction, such as CPL and SLL.
 
-        per_channel: one for each channel (C, H, W), as the unit in the middle has it; else one for every unit.
-        None unless all are positive, and where the block has several hidden layers or other slopes than [0, b].
+        per_channel: one for each channel (C, H, W), that of the unit in the middle; otherwise one for every unit.
+        None if some are not positive, if the block has several hidden layers, or if its slopes are not [0, b].
         """
         slopes, shape = self.slopes[0], self.layers[0].out_shape
         if len(self.slopes) > 1 or isinstance(slopes, GroupSort) or slopes[0] != 0:
@@ -76,7 +76,7 @@ class ResidualBlock:
         if per_channel:
             places = places.reshape(shape)[:, shape[1] // 2, shape[2] // 2]
         found = []
-        for part in torch.split(places, 16):  # mostly the first ones say that there are none
+        for part in torch.split(places, 16):  # usually the first ones already show that there are none
             units = torch.zeros(len(part), math.prod(shape), dtype=torch.float64, device=self.shortcut.device)
             units[torch.arange(len(part)), part] = 1.0
             units = units.reshape(-1, *shape)

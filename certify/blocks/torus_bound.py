@@ -1,8 +1,9 @@
-"""The bound of a network on tori: every region eliminated frequency by frequency, one batch of rows for all of them.
+"""The bound of a network on tori: every region is eliminated frequency by frequency, with one batch of rows for all.
 
 The discrete Fourier transform with 1/sqrt(points) is unitary, so the squares of a signal's values and of its transform
-have the same sum; what holds for every frequency of a region, with the same multipliers, holds for the region. The
-weight of each channel at a cut comes from the search; it may be off by a factor, which the region above the cut proves.
+have the same sum. An inequality that holds for every frequency of a region, with the same multipliers, therefore holds
+for the region. The weight of each channel at a cut is taken from the search; it may be wrong by a factor, which is
+proved with the region above the cut.
 """
 
 import math
@@ -25,14 +26,14 @@ from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import LinearMap, Shape
 from robustres.numerics import gamma, rounded_up
 
-PART_BYTES = 2e9  # of the matrices of the frequencies that are eliminated together
-BYTES = 16 * 8  # of each entry, in all the matrices that live at the same time
-LOSS = 1e-9  # relative, by which what the rows at frequency 0 are off is separated from them
+PART_BYTES = 2e9  # memory of the matrices of the frequencies that are eliminated together
+BYTES = 16 * 8  # memory of an entry in all matrices that exist at the same time
+LOSS = 1e-9  # relative loss that separates the error of the rows at frequency 0 from them
 
 
 @dataclass(frozen=True, eq=False)
 class Frequencies:
-    """Rows at the coarse frequencies (F, 2) of a region's torus; the coordinates of a node are channels, residues."""
+    """Rows at the coarse frequencies (F, 2) of a region's torus. A node's coordinates are its channels and residues."""
 
     region: Region
     frequencies: Tensor
@@ -42,16 +43,16 @@ class Frequencies:
         return (node.shape[0], *self.region.multiplicity[node])
 
     def polynomial(self, node: Node, map_: LinearMap) -> MatrixPolynomial:
-        """Of the map of a linear node, residues before channels."""
+        """The polynomial of a linear node's map, residues before channels."""
         return polynomial(map_, self.region.multiplicity[node.inputs[0]])[0]
 
     def values(self, node: Node, found: MatrixPolynomial) -> Tensor:
-        """(F, m, n) complex, channels first."""
+        """The complex values (F, m, n) of a polynomial, channels first."""
         values = found.at(self.region.torus, self.frequencies)
         return _channels_first(_channels_first(values, self.shape(node)).mT, self.shape(node.inputs[0])).mT
 
     def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
-        """Times the values of the map's polynomial."""
+        """Multiply by the values of the map's polynomial."""
         found = self.polynomial(node, map_)
         image = rows @ self.values(node, found).to(rows.dtype)
         across, down = (float(found.magnitude.sum(axis).max()) for axis in (-1, -2))
@@ -72,9 +73,10 @@ def _channels_first(values: Tensor, shape: Shape) -> Tensor:
 def torus_bound(
     network: TorusNetwork, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None
 ) -> float:
-    """At or above the Lipschitz constant of rows . output, infinite where the multipliers prove none.
+    """Upper bound of the Lipschitz constant of rows . output, infinite if the multipliers prove none.
 
-    network: of `on_tori`. point: of a search on its order and layers. rows: (R, outputs), all where left out.
+    network: result of `on_tori`. point: result of a search on its order and layers. rows: (R, outputs), by default all
+    outputs.
     """
     with torch.no_grad():
         square = proved_square(network, Weights(point.multipliers, point.sizes), rows, repair)
@@ -82,12 +84,12 @@ def torus_bound(
 
 
 def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, repair: Repair | None) -> float:
-    """The bound's square, a product over the regions."""
+    """The square of the bound, a product over the regions."""
     found = eliminate(network.tail, network.layers, weights, rows=rows, repair=repair)
     if found is None:
         return math.inf
     square = found.factor
-    scale: Tensor | None = None  # of each channel at the cut: |scale w|^2 is what counts
+    scale: Tensor | None = None  # of each channel at the cut, which is measured by |scale w|^2
     if not network.constant:
         scale, root = _scale(network.tail[0], weights)
         positions = math.prod(network.tail[0].shape[1:])
@@ -115,8 +117,8 @@ def region_square(
     root: Tensor,
     repair: Repair | None,
 ) -> float:
-    """At or above the largest |rows . change of the output|^2 / |change of the input / root|^2 over all frequencies;
-    infinite where the multipliers prove none. start: rows and slack of the output at some frequencies."""
+    """Upper bound of |rows . change of the output|^2 / |change of the input / root|^2 over all frequencies,
+    infinite if the multipliers prove none. start: rows and slack of the output at given frequencies."""
     local = local_layers(region, layers)
     chosen: dict[Node, Tensor] = {}
     largest = 0.0
@@ -135,7 +137,7 @@ def region_square(
 def region_bound(
     region: Region, layers: Mapping[Node, Increment], point: FixedPoint, *, repair: Repair | None = None
 ) -> float:
-    """At or above the Lipschitz constant of the whole output of one region from its input, infinite where the
+    """Upper bound of the Lipschitz constant from the input of a region to its whole output, infinite if the
     multipliers prove none."""
     weights = Weights(point.multipliers, point.sizes)
     one = torch.ones(1, dtype=torch.float64)
@@ -146,7 +148,7 @@ def region_bound(
 
 
 def _parts(region: Region) -> list[Tensor]:
-    """The frequencies in parts whose matrices fit the memory, each spread over all of them, the first with 0."""
+    """The frequencies in parts whose matrices fit into memory, each spread over all frequencies, the first with 0."""
     every = coarse_frequencies(region.torus)
     widest = max(region.channels(node) for node in region.order)
     count = min(len(every), math.ceil(len(every) * widest * widest * BYTES / PART_BYTES))
@@ -161,14 +163,14 @@ def _diagonal(scale: Tensor, space: Frequencies) -> tuple[Tensor, float]:
 
 
 def _scale(node: Node, weights: Weights) -> tuple[Tensor, Tensor]:
-    """s (C,), whose squares are the weights of the channels at a cut, and numbers at or above 1/s."""
+    """s (C,), whose squares are the weights of the channels at a cut, and upper bounds of 1/s."""
     t = weights.multipliers[node]
     root = t.clamp_min(1e-9 * float(t.max()) + 1e-290).rsqrt()
     return 1 / root, root * UP
 
 
 def _relative(rows: Tensor, slack: float, root: Tensor) -> float:
-    """At or above the largest (|rows d|^2 + slack |d|^2) / |d / root|^2."""
+    """Upper bound of (|rows d|^2 + slack |d|^2) / |d / root|^2 over all d."""
     largest = float(root.max())
     scaled = rows * root
     norm = math.sqrt(largest_square(scaled)) + 2 * UNIT * frobenius(scaled)
@@ -176,8 +178,7 @@ def _relative(rows: Tensor, slack: float, root: Tensor) -> float:
 
 
 def _sums(found: Eliminated, shape: Shape, space: Frequencies) -> tuple[Tensor, float]:
-    """Rows (1, R, C H W), one number per channel, at frequency 0; nothing elsewhere. And the slack, with that for what
-    they are off."""
+    """Rows (1, R, C H W), one number per channel, at frequency 0 (0 elsewhere), and slack that includes their error."""
     rows = found.rows
     values = rows.reshape(rows.shape[1], shape[0], -1)
     middle = (values.amax(2) + values.amin(2)) / 2

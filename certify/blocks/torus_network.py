@@ -1,19 +1,19 @@
-"""A network of convolutions laid on tori, where multipliers per channel leave every frequency on its own.
+"""A network of convolutions laid on tori, where multipliers per channel decouple the frequencies.
 
-A difference of two images, zero outside the image, is a signal on a torus that is large enough for no kernel to reach
-round it: the zero-padded convolution is the circular one there, cut back to the image (`fourier.torus`). An activation
-that follows may make the cut: outside the image its answer is 0, a slope that its inequality allows once its interval
-of slopes holds 0, as it is made to where another convolution reads beyond the image. Where any other value that was
-not cut is read so, a mask stands between, w = m z with m in [0, 1]. All inequalities are summed over the positions of
-a channel, so that the network on the torus, with its larger set of signals, is bounded by what bounds the true one,
-and its form falls apart by frequencies.
+A difference of two images, zero outside the image, is a signal on a torus. If the torus is so large that no kernel
+reaches around it, the zero-padded convolution is the circular one, cropped to the image (`fourier.torus`). An
+activation that follows can do the cropping: outside the image its output is 0, which corresponds to the slope 0. Its
+interval of slopes is extended to contain 0 if another convolution reads beyond the image. If any other value that was
+not cropped is read beyond the image, a mask w = m z with m in [0, 1] is inserted. All inequalities are summed over the
+positions of a channel, so a bound of the network on the torus, whose set of signals is larger, is also one of the
+original network, and its form is block-diagonal in frequency.
 
-A stride couples the frequencies that it folds onto each other. Where the coupled matrices grow too large, and at
+A stride couples the frequencies that it folds onto each other. If the coupled matrices become too large, and at
 pooling of which only a constant is known, the network is cut in two: |w_c| <= constant |z_c| for every channel c of the
-one value that all paths pass. On each side of the cut there is a torus of its own.
+one value on all paths. Each side of the cut has its own torus.
 
-The last layers, from the last image on, stay as they are (`tail`). Where they read no more of that image than the sums
-of its channels, they see the torus at frequency 0 only.
+The last layers, from the last image on, are unchanged (`tail`). If they depend only on the sums of that image's
+channels, they involve only frequency 0 of the torus.
 """
 
 import math
@@ -42,27 +42,27 @@ from robustres.certify.maps.linear_map import (
 from robustres.certify.maps.nonlinear import MaxPool, Opaque
 
 EVERYWHERE = (-(10**9), 10**9)
-CONSTANT = 1e-9  # relative deviation up to which a row counts as one number per channel; the rest is charged
+CONSTANT = 1e-9  # relative deviation up to which a row is taken as one number per channel; the deviation is charged
 
 Lag = tuple[int, int]
 Rate = tuple[Fraction, Fraction]
 
 
 class NotLaidError(Exception):
-    """Why a network is not laid on tori, as a phrase."""
+    """The reason, as a phrase, why a network cannot be laid on tori."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """order: nodes on one torus, the input of the region first, its output last. multiplicity: fine points per coarse
-    point of every node, on each axis."""
+    """order: the nodes on one torus, from the region's input to its output. multiplicity: for
+    every node, the number of fine points per coarse point on each axis."""
 
     order: Sequence[Node]
     torus: Torus
     multiplicity: Mapping[Node, Lag]
 
     def channels(self, node: Node) -> int:
-        """Coordinates of a node at one coarse frequency."""
+        """Number of coordinates of a node at one coarse frequency."""
         return node.shape[0] * math.prod(self.multiplicity[node])
 
 
@@ -70,8 +70,8 @@ class Region:
 class TorusNetwork:
     """order, layers: the whole network on its tori, ready for `search`. regions: from the output to the input.
 
-    tail: the nodes after the last region, from the one that stands for its output. constant: whether the tail reads
-    nothing but sums of channels; else it starts at a cut, |w_c| <= |z_c|.
+    tail: the nodes after the last region, starting with the one that represents its output. constant: whether the tail
+    depends only on the sums of the channels; otherwise it starts at a cut, |w_c| <= |z_c|.
     """
 
     order: Sequence[Node]
@@ -82,17 +82,17 @@ class TorusNetwork:
 
 
 def on_tori(output: Node, *, widest: int) -> TorusNetwork:
-    """A simplified network on tori with at most `widest` coupled coordinates where an activation is eliminated.
+    """Lay a simplified network on tori, with at most `widest` coupled coordinates where an activation is eliminated.
 
-    Raises NotLaidError where the network has no such form.
+    Raises NotLaidError if the network has no such form.
     """
     return _Laying(output, widest).network()
 
 
 def image_on_tori(output: Node) -> tuple[list[Region], dict[Node, Increment]]:
-    """A network from images to images on its smallest torus, untwisted first, then twisted by half a turn; its layers.
+    """A network from images to images on its smallest torus, untwisted and twisted by half a turn, and its layers.
 
-    Raises NotLaidError where the network has no such form.
+    Raises NotLaidError if the network has no such form.
     """
     laying = _Laying(output, widest=0, wrap=False)
     plan = laying.plan(0, len(laying.passed) - 1)
@@ -104,11 +104,11 @@ def image_on_tori(output: Node) -> tuple[list[Region], dict[Node, Increment]]:
 
 @dataclass
 class _Plan:
-    """What becomes of the nodes between one that all paths pass and a later one, before anything is built.
+    """How the nodes between two nodes on all paths are laid on a torus, determined before anything is built.
 
-    rate: points per point of the first node. clean: whether the value is 0, or may be taken for 0, outside the image.
-    masked: nodes of which a reader needs the value cut and that are not clean. demands: (rate, points needed) of each
-    axis.
+    rate: points per point of the first node. clean: whether the value is 0, or may be taken as 0, outside the image.
+    masked: nodes that are not clean and whose value must be cropped for a later node. demands: (rate, points needed) on
+    each axis.
     """
 
     nodes: list[Node]
@@ -135,7 +135,7 @@ class _Plan:
 class _Laying:
     def __init__(self, output: Node, widest: int, *, wrap: bool = True) -> None:
         self.output, self.widest = output, widest
-        self.wrap = wrap  # whether the maps are wrapped round the torus, for a search on all its positions
+        self.wrap = wrap  # whether the maps are wrapped around the torus, for a search on all its positions
         self.original = output.ordered()
         self.layers = increments(self.original, sharing="channel")
         self.passed = [self.original[0], *chain(dominators(self.original), self.original[0], output)]
@@ -146,7 +146,7 @@ class _Laying:
         """Regions from the last image down to the input, built from the input up, and the tail."""
         image = next((node for node in reversed(self.passed) if _is_image(node)), None)
         if image is None or not _is_image(self.original[0]):
-            raise NotLaidError("it has no image that all paths pass" if image is None else "its input is no image")
+            raise NotLaidError("no image lies on all of its paths" if image is None else "its input is not an image")
         if image is self.output:
             raise NotLaidError("its output is an image")
         plans, joints = self._plans(self.passed.index(image))
@@ -160,7 +160,7 @@ class _Laying:
         return TorusNetwork(self.order, self.laid, regions, tail, constant)
 
     def _plans(self, top: int) -> tuple[list[_Plan], list[float | None]]:
-        """The plans of the regions, from the output, and the constant of the cut below each; None at the input."""
+        """The plans of the regions, from the output, and the constant of the cut below each (None at the input)."""
         plans: list[_Plan] = []
         joints: list[float | None] = []
         while True:
@@ -195,16 +195,16 @@ class _Laying:
         return layer.constant
 
     def _between(self, low: Node, high: Node) -> list[Node]:
-        """Nodes on paths between two that all paths pass, both included."""
+        """The nodes between two nodes on all paths, both included."""
         after = set(low.ordered()) - {low}
         return [node for node in high.ordered() if node not in after]
 
     def plan(self, bottom: int, top: int) -> _Plan:
-        """Of everything between two nodes that all paths pass."""
+        """The plan of everything between two nodes on all paths."""
         plan = _Plan(self._between(self.passed[bottom], self.passed[top]))
         first = plan.nodes[0]
         if len(first.shape) != 3:
-            raise NotLaidError(f"{_named(first)} is no image")
+            raise NotLaidError(f"{_named(first)} is not an image")
         plan.rate[first], plan.clean[first] = (Fraction(1), Fraction(1)), True
         for axis in (0, 1):
             plan.demands[axis].append((Fraction(1), first.shape[1 + axis]))
@@ -215,7 +215,7 @@ class _Laying:
     def _extend(self, plan: _Plan, node: Node) -> None:
         parents, layer = node.inputs, self.layers.get(node)
         if len(node.shape) != 3:
-            raise NotLaidError(f"{_named(node)} is no image")
+            raise NotLaidError(f"{_named(node)} is not an image")
         plan.rate[node] = plan.rate[parents[0]]
         if isinstance(node.piece, Linear):
             self._pass(plan, node, node.piece.map)
@@ -229,7 +229,7 @@ class _Laying:
             raise NotLaidError(f"{_named(node)} has no form on a torus")
 
     def _pass(self, plan: _Plan, node: Node, map_: LinearMap) -> None:
-        """A linear map: its rate, whether it leaves the image, and what torus it needs."""
+        """Add a linear map: its rate, whether it reaches beyond the image, and the torus it requires."""
         (parent,) = node.inputs
         if self.wrap and not _wraps(map_):
             raise NotLaidError(f"{_named(node)} is not shift-invariant")
@@ -255,7 +255,7 @@ class _Laying:
         plan.rate[node], plan.clean[node] = (rates[0], rates[1]), clean
 
     def _coupled(self, plan: _Plan) -> int:
-        """The most coordinates of an activation at one coarse frequency."""
+        """The largest number of coordinates of an activation at one coarse frequency."""
         _, (first, second) = plan.torus()
         width = 0
         for node in plan.nodes[1:]:
@@ -265,7 +265,7 @@ class _Laying:
         return width
 
     def region(self, plan: _Plan, joint: float | None, below: Node | None) -> Region:
-        """The nodes of a plan on its torus; below: the output of the region that it stands on."""
+        """The nodes of a plan on its torus. below: the output of the region before it."""
         torus, base = plan.torus()
         ground = _Ground(torus, base, plan.rate)
         first = plan.nodes[0]
@@ -297,7 +297,7 @@ class _Laying:
         return Region(ground.nodes, torus, ground.multiplicity)
 
     def _mask(self, ground: "_Ground", node: Node, value: Node, cuts: dict[Node, Node]) -> Node:
-        """w = m z with m in [0, 1], made once for all readers."""
+        """w = m z with m in [0, 1], created once for all nodes that read it."""
         if node not in cuts:
             cuts[node] = ground.place(node, Merge("concatenation"), (value,))
             channels, positions = node.shape[0], math.prod(value.shape[1:])
@@ -307,7 +307,7 @@ class _Laying:
         return cuts[node]
 
     def _tail(self, image: Node, value: Node, constant: bool) -> list[Node]:
-        """The nodes after the last image, on the image itself: what lies outside it is added to it, or left out."""
+        """The nodes after the last image, on the image itself; values outside it are added to it or omitted."""
         sides = value.shape[1:]
         rows, columns = (_folding(side, points, constant) for side, points in zip(image.shape[1:], sides, strict=True))
         entrance = replace(image, piece=Linear(Separable(rows, columns, image.shape[0])), inputs=(value,))
@@ -332,7 +332,7 @@ class _Laying:
         return [node for node in self.original if node not in before]
 
     def _reads_sums(self, image: Node) -> bool:
-        """Whether everything after the image reads the sums of its channels only; what it is off is charged later."""
+        """Whether everything after the image depends only on the sums of its channels; deviations are charged later."""
         for node in self._after(image):
             if image in node.inputs:
                 if not isinstance(node.piece, Linear):
@@ -348,7 +348,7 @@ class _Laying:
 
 @dataclass
 class _Ground:
-    """A torus on which nodes are placed. base: multiplicity of the first node; rates: as in `_Plan`."""
+    """A torus on which nodes are placed. base: multiplicity of the first node. rates: as in `_Plan`."""
 
     torus: Torus
     base: Lag
@@ -357,7 +357,7 @@ class _Ground:
     multiplicity: dict[Node, Lag] = field(default_factory=dict)
 
     def place(self, node: Node, piece: Piece, inputs: tuple[Node, ...]) -> Node:
-        """A node like an original one, on all positions of the torus."""
+        """A copy of an original node on all positions of the torus."""
         residues = (int(self.rates[node][0] * self.base[0]), int(self.rates[node][1] * self.base[1]))
         shape = (node.shape[0], residues[0] * self.torus.points[0], residues[1] * self.torus.points[1])
         new = replace(node, piece=piece, inputs=inputs, shape=shape)
@@ -367,7 +367,7 @@ class _Ground:
 
 
 def spread(layer: SectorLayer, shape: Shape, *, cut: bool = False) -> SectorLayer:
-    """A layer whose channels have one inequality each, with so many positions; cut: some answers may be 0 instead."""
+    """A layer of the given shape with one inequality per channel. cut: some of its outputs may be 0 instead."""
     old, new = math.prod(layer.shape[1:]), math.prod(shape[1:])
     lower = layer.lower.reshape(-1, old).amin(1).repeat_interleave(new)
     upper = layer.upper.reshape(-1, old).amax(1).repeat_interleave(new)
@@ -378,7 +378,7 @@ def spread(layer: SectorLayer, shape: Shape, *, cut: bool = False) -> SectorLaye
 
 
 def _folding(side: int, points: int, constant: bool) -> Tensor:
-    """(side, points): each point of the torus added to one of the image, or those outside left out."""
+    """(side, points): adds each point of the torus to one of the image, or omits those outside it."""
     matrix = torch.zeros(side, points, dtype=torch.float64)
     kept = torch.arange(points if constant else side)
     matrix[kept % side, kept] = 1

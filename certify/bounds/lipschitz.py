@@ -1,4 +1,4 @@
-"""From a model to the bound of its Lipschitz constant, block by block."""
+"""Bound the Lipschitz constant of a model block by block."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ from robustres.numerics import require_certifiable_arithmetic
 
 Norm = Literal["l2", "linf"]
 CLIMB, MOST_CLIMBED = 0.5, 60  # share of the effort for estimates from images, and steps of the first climb
-WHOLE = 4  # the effort of the whole network over that of one of its blocks
+WHOLE = 4  # ratio of the effort for the whole network to that for a block
 Domain = Literal["all", "unit"]
 Refuse = Literal["raise", "record"]
 
@@ -67,24 +67,25 @@ def lipschitz(
     Guaranteed: `report.upper` is at or above the constant of the model evaluated in exact arithmetic (deterministic
     unless `delta` is given); so is each row for its block. The lower ends are estimates and guarantee nothing.
 
-    model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and left as it is.
-    domain: "all" inputs, or "unit": images in [0, 1]^n only. There products of two values have a bound (squeeze and
-        excitation), and activations only the slopes that they reach; the report says so, and radii from it hold for
-        the part of their ball that lies in [0, 1]^n, to which the adversary is confined, and are 0 for images outside.
+    model: any module that maps (N, *input_shape) to (N, classes); it is copied to float64 and not modified.
+    domain: "all" inputs, or "unit": images in [0, 1]^n only. On these, products of two values (squeeze and
+        excitation) are bounded, and activations have only the slopes that they attain. The report states the domain;
+        radii from it hold for the part of the ball in [0, 1]^n, to which the adversary is confined, and are 0 for
+        images outside.
     joint: also bound residual blocks jointly, and the whole network by eliminating its layers; False computes the
         product of textbook bounds only, in a fraction of the time.
-    effort: how much each joint bound may cost, in seconds of a nominal core; the same effort gives the same bound.
-    whole_effort: how much the elimination of the whole network may cost, four times `effort` where left out;
-        `report.whole` says what it gave, or why it was skipped and how much it would need.
-    seconds: guide for each linear map, in seconds of a nominal core; None tries every torus.
-    delta: failure probability that the norm of each linear map may spend on Lanczos iteration, where that is tighter;
-        None allows deterministic methods only. Joint bounds are deterministic with either.
-    lower_steps: steps of the searches for the lower estimates; 0 leaves them out.
-    images: (N, *input_shape) from which the lower estimates of network and blocks start; random ones where left out.
+    effort: effort of each joint bound, in seconds of a nominal core; the same effort always gives the same bound.
+    whole_effort: effort of the elimination of the whole network, by default four times `effort`;
+        `report.whole` holds its result, or the reason why it was skipped and the effort it would require.
+    seconds: approximate effort for each linear map, in seconds of a nominal core; None tries every torus.
+    delta: failure probability of Lanczos iteration for the norm of each linear map, used where it is tighter;
+        None allows only deterministic methods. Joint bounds are always deterministic.
+    lower_steps: number of steps of the searches for the lower estimates; 0 omits them.
+    images: (N, *input_shape) from which the lower estimates of network and blocks start; random by default.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
         report, whose `upper` is then infinite.
-    store: where bounds of the very same network, settings and certifier are looked for, and kept.
-    progress: told how many pieces of the network are bounded, and how many there are.
+    store: where bounds of the same network, settings and certifier are looked up and stored.
+    progress: called with the number of pieces of the network that are bounded and the total number.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> report = lipschitz(model, (1, 2, 2))
@@ -170,7 +171,7 @@ def _complete(
     generator: torch.Generator | None,
     product: float,
 ) -> None:
-    """The estimates and the bound of the whole network, where they are not known; product: of the pieces, in l2."""
+    """The estimates and the bound of the whole network, unless already known. product: that of the pieces, in l2."""
     norm, output = settings["norm"], eliminated.output
     if not known.complete:
         known.lower = _network_estimate(captured, output, settings, generator, product)
@@ -178,8 +179,8 @@ def _complete(
     if known.whole is None and settings["joint"]:
         known.whole = eliminated.bound(known=product, attained=known.lower if norm == "l2" else 0.0)
     elif known.whole is None:
-        known.whole = WholeBound(skipped="joint bounds were not asked for")
-    if norm == "l2" and known.lower > known.whole.upper * (1 + CLOSE):  # the search again, now by pairs
+        known.whole = WholeBound(skipped="joint bounds were not requested")
+    if norm == "l2" and known.lower > known.whole.upper * (1 + CLOSE):  # repeat the search, now with pairs
         known.lower = _network_estimate(captured, output, settings, generator, known.whole.upper)
 
 
@@ -219,7 +220,7 @@ def _report(
 def _network_estimate(
     captured: Captured, output: Node, settings: Mapping[str, Any], generator: torch.Generator | None, upper: float
 ) -> float:
-    """From below, with a climb where there are images to start from and nothing confines it."""
+    """The lower estimate, with a climb if there are images to start from and the domain is unrestricted."""
     order, starts, steps = output.ordered(), settings["images"], settings["steps"]
     found = estimate(captured, order[0], output, starts, steps, generator, upper=upper)
     if starts is None or not steps or captured.on_unit_domain:
@@ -259,10 +260,10 @@ def _with_estimates(pieces: list[Piece], estimates: list[float]) -> tuple[BlockR
 
 
 def _checked(estimate: float, upper: float, name: str) -> float:
-    """The estimate, cut at the bound where rounding took it there; an estimate that is larger proves a defect."""
+    """The estimate, clipped at the bound if it exceeds it only by rounding; a larger estimate proves a defect."""
     if estimate > upper * (1 + CLOSE):
         raise DefectiveBoundError(
             f"{name}: the bound {upper:.17g} lies below the constant {estimate:.17g} that was attained; "
-            "robustres is defective here: please report this model"
+            "this is a defect of robustres: please report this model"
         )
     return min(estimate, upper)

@@ -1,8 +1,8 @@
-"""The whole network bounded at once, as a stage of `lipschitz`: what it skips and why; pairs of classes.
+"""The bound of the whole network at once, as a stage of `lipschitz`; when it is skipped and why; pairs of classes.
 
-The product of the pieces' bounds assumes that every piece stretches what the piece before it stretched most. The
-elimination of the layers does not (`certify.blocks.elimination`). It needs a factorisation as large as the widest
-layer, so its cost is counted first, in seconds of a nominal core: the same effort gives the same bound.
+The product of the pieces' bounds assumes that every piece stretches most what the piece before it stretched most. The
+elimination of the layers does not (`certify.blocks.elimination`). It requires a factorisation as large as the widest
+layer, so its cost is estimated first, in seconds of a nominal core; the same effort always gives the same bound.
 """
 
 import math
@@ -23,18 +23,18 @@ from robustres.certify.proof.bound import Guarantee
 METHOD = "layers eliminated"
 FIRST_STEPS, MOST_STEPS = 200, 1600
 FIRST_TOLERANCE = 3e-5
-CLOSE = 1 + 1e-5  # proved over reachable: near enough
-ATTAINED = 1 + 1e-3  # bound over estimate: no better bound is worth looking for
+CLOSE = 1 + 1e-5  # ratio of proved to reachable bound that is close enough
+ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
 
 
 @dataclass(frozen=True)
 class WholeBound:
-    """upper: of the l2 Lipschitz constant of all outputs together, proved; infinite where it was not found.
+    """upper: proved bound of the l2 Lipschitz constant of all outputs together, infinite if none was found.
 
-    reachable: an estimate of the smallest bound that multipliers of this kind can prove; NaN where it was not sought.
-    shares: what has a multiplier of its own, a "neuron" or a "channel". skipped: why there is no bound, empty where
-    there is one. guarantee: of `upper`.
+    reachable: an estimate of the smallest bound that multipliers of this kind can prove, NaN if it was not computed.
+    shares: the unit that has its own multiplier, "neuron" or "channel". skipped: the reason why there is no bound, or
+    empty. guarantee: the guarantee of `upper`.
     """
 
     upper: float = math.inf
@@ -46,9 +46,9 @@ class WholeBound:
 
 
 class WholeNetwork:
-    """The elimination of one simplified network, within an effort in nominal seconds.
+    """The elimination of a simplified network within an effort in nominal seconds.
 
-    pairs: bounds of the differences of two outputs, as far as they were asked for.
+    pairs: bounds of the differences of two outputs, as far as they were requested.
     """
 
     def __init__(self, output: Node, *, effort: float) -> None:
@@ -59,7 +59,7 @@ class WholeNetwork:
 
     @cached_property
     def _choice(self) -> tuple[Form | None, str]:
-        """The form in which it is eliminated; without one, why."""
+        """The form in which the network is eliminated, or the reason why there is none."""
         order = self.output.ordered()
         if any(isinstance(node.piece, Product) for node in order):
             return None, "it multiplies two values"
@@ -72,20 +72,19 @@ class WholeNetwork:
         return form_within(self.output, self.effort, steps=FIRST_STEPS)
 
     def obstacle(self) -> str:
-        """Why the elimination is not run, empty where it is."""
+        """The reason why the elimination is not run, or empty."""
         form, said = self._choice
         return said if form is None else ""
 
     @property
     def form(self) -> Form:
-        """The form, where nothing stands in the way."""
+        """The form, if there is no obstacle."""
         form, said = self._choice
         assert form is not None, said
         return form
 
     def bound(self, *, known: float, attained: float) -> WholeBound:
-        """The bound of all outputs together. known: another bound; attained: an estimate from below, which says when
-        nothing is left to gain."""
+        """The bound of all outputs together. known: another bound. attained: a lower estimate, for stopping early."""
         start = perf_counter()
         obstacle = self.obstacle()
         if not obstacle and known <= attained * ATTAINED:
@@ -114,10 +113,10 @@ class WholeNetwork:
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, form.shares)
 
     def pair(self, i: int, j: int) -> float:
-        """A bound of the Lipschitz constant of output i minus output j, infinite where the network is not eliminated.
+        """A bound of the Lipschitz constant of output i minus output j, infinite if the network is not eliminated.
 
-        The search goes on from the first multipliers of all outputs, so that it gives the same whether `bound` was run
-        or its result remembered; what is found is kept.
+        The search continues from the first multipliers of all outputs, so the result does not depend on whether `bound`
+        was run or its result was cached. Results are cached.
         """
         place = (max(i, j), min(i, j))
         if place not in self.pairs:

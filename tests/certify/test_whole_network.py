@@ -64,7 +64,7 @@ def test_what_was_skipped_says_why(model: nn.Module, said: str) -> None:
     assert report.upper == report.product
     assert report.method == PRODUCT
     assert said in str(report)
-    assert "not asked" in lipschitz(model, (1, 6, 6), joint=False).whole.skipped
+    assert "not requested" in lipschitz(model, (1, 6, 6), joint=False).whole.skipped
 
 
 def test_a_pair_of_classes_is_bounded_above_its_slopes_and_far_below_all_logits_together() -> None:
