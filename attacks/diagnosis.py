@@ -152,9 +152,6 @@ def _other_losses(subject: _Subject) -> tuple[Finding, Tensor]:
 
 def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
     attack = subject.attack
-    if attack.threat.norm not in Square.norms:
-        finding = Finding("black_box", 0.0, False, f"No black-box attack is defined for {attack.threat.norm}.")
-        return finding, torch.zeros_like(subject.result.fooled)
     square = Square(
         attack.threat,
         steps=queries,

@@ -136,12 +136,12 @@ class SparseAutoPgd(AutoPgd):
             gradient = self._adapt(slots, gradient, judged)
         points = slots["points"]
         flat = gradient.abs().flatten(1)
-        rank = ((1 - slots["share"]) * flat.shape[1]).long().clamp(0, flat.shape[1] - 1)
-        least = flat.sort(dim=1).values.gather(1, rank[:, None])
+        moved = flat.shape[1] - ((1 - slots["share"]) * flat.shape[1]).long().clamp(0, flat.shape[1] - 1)
+        least = flat.topk(int(moved.max()), dim=1).values.gather(1, moved[:, None] - 1)
         signs = gradient.sign() * (flat >= least).reshape(gradient.shape)
         count = signs.abs().flatten(1).sum(dim=1).clamp(min=1.0)
-        moved = points + signs * per_sample(slots["size"] / count, points)
-        slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], self.problem.threat)
+        target = points + signs * per_sample(slots["size"] / count, points)
+        slots["points"] = ball.project_(target, slots["x"], slots["low"], slots["high"], self.problem.threat)
         return slots["age"] + 1 >= self.steps
 
     def _adapt(self, slots: Slots, gradient: Tensor, judged: Tensor) -> Tensor:

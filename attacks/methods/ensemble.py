@@ -22,7 +22,6 @@ class Ensemble(Attack):
     steps: of APGD, targeted APGD and FAB. queries: of Square. targets: classes aimed at, at most classes - 1.
     exhaustive: spend every step of every attack, as published. False abandons a search once its extrapolated progress
         falls short (see `search.success_forecast`): faster, but this heuristic may miss an example.
-    In l1, where Square is not defined here, only the first three run.
     """
 
     kind: ClassVar[str] = "ensemble"
@@ -46,14 +45,12 @@ class Ensemble(Attack):
             "precision": self.precision,
             "allow_training_mode": self.allow_training_mode,
         }
-        attacks: list[Attack] = [
+        return [
             APGD(self.threat, steps=self.steps, **shared),
             APGDTargeted(self.threat, steps=self.steps, targets=self.targets, give_up=not self.exhaustive, **shared),
             FAB(self.threat, steps=self.steps, targets=self.targets, give_up=not self.exhaustive, **shared),
+            Square(self.threat, steps=self.queries, give_up=not self.exhaustive, **shared),
         ]
-        if self.threat.norm in Square.norms:
-            attacks.append(Square(self.threat, steps=self.queries, give_up=not self.exhaustive, **shared))
-        return attacks
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
         refuse_targeted(problem, self.name)

@@ -16,7 +16,7 @@ from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.randomness import below, integers, sample_keys, words
 from robustres.attacks.geometry.window import window_positions
-from robustres.attacks.methods.square_l2 import propose_l2, start_l2
+from robustres.attacks.methods import square_windows
 from robustres.attacks.search import engine
 from robustres.attacks.search import success_forecast as prospects
 from robustres.attacks.search.engine import Search, Slots
@@ -34,7 +34,7 @@ def window_sides(steps: int, first_share: float, shape: tuple[int, ...], norm: N
         progress = int(step / steps * 10_000)
         share = first_share / 2 ** sum(progress > mark for mark in HALVINGS)
         side = max(round(math.sqrt(share * shape[-1] * shape[-2])), smallest)
-        if norm == "l2" and side % 2 == 0:
+        if norm != "linf" and side % 2 == 0:
             side += 1
         sides.append(min(side, shape[-1], shape[-2]))
     return sides
@@ -78,7 +78,7 @@ class SquareSearch(Search):
         return slots["best"], slots["best_loss"]
 
     def _draw(self, slots: Slots) -> None:
-        """Draw random words for the proposals of slots that have used theirs up: a corner (two for l2) and signs."""
+        """Draw random words for the proposals of slots that have used theirs up: a corner (two in l2 and l1) and signs."""
         if len(due := (slots["age"] % BLOCK == 0).nonzero().flatten()):
             draws = slots["age"][due, None] + torch.arange(1, BLOCK + 1, device=due.device)
             keys = slots["keys"][due, None].expand_as(draws)
@@ -87,8 +87,8 @@ class SquareSearch(Search):
 
     def _start(self, slots: Slots) -> Tensor:
         threat, shape = self.problem.threat, self.shape
-        if threat.norm == "l2":
-            return start_l2(slots["keys"], slots["x"], threat.eps)
+        if threat.norm != "linf":
+            return square_windows.start(slots["keys"], slots["x"], threat)
         up = integers(slots["keys"], 2, (shape[0], 1, shape[2])).bool().expand(-1, -1, shape[1], -1)
         return torch.where(up, slots["high"], slots["low"])
 
@@ -97,9 +97,9 @@ class SquareSearch(Search):
         (channels, height, width), points = self.shape, slots["points"]
         extent = torch.tensor([height - side + 1, width - side + 1] * 2 + [2] * channels, device=chosen.device)
         drawn = below(extent, slots["words"][chosen, slots["age"][chosen] % BLOCK])
-        if self.problem.threat.norm == "l2":
-            signs = drawn[:, 4:] * 2 - 1
-            points[chosen] = propose_l2(points[chosen], slots["x"][chosen], drawn[:, :4], signs, side, self.problem)
+        if (threat := self.problem.threat).norm != "linf":
+            corners, signs = drawn[:, :4], drawn[:, 4:] * 2 - 1
+            points[chosen] = square_windows.propose(points[chosen], slots["x"][chosen], corners, signs, side, threat)
             return
         window = window_positions(chosen, drawn[:, 0], drawn[:, 1], self.shape, side)
         up = drawn[:, 4:, None, None] > 0
@@ -121,7 +121,6 @@ class Square(Attack):
 
     kind: ClassVar[str] = "square"
     follows_gradients: ClassVar[bool] = False
-    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
 
     _: KW_ONLY
     steps: int = 5000

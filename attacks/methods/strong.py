@@ -51,7 +51,7 @@ class Strong(Attack):
     contested: a sample gets further rounds if its best margin came within this share of the clean margin.
     queries: of random search for every remaining sample. masked_queries: the same for samples whose gradients mislead
         (most are zero, a class is near to first order but not reached, or random search does better).
-    If the caller names targets, the searches aim at these alone. In l1 there is no random search.
+    If the caller names targets, the searches aim at these alone.
     """
 
     kind: ClassVar[str] = "strong"
@@ -94,8 +94,7 @@ class Strong(Attack):
             towards = APGDTargeted(self.threat, steps=2 * self.steps, give_up=True, **self._shared())
             within = within * (ledger.loss > self.contested * margins)
             self._run(ledger, apgd_targeted.search(problem, towards, aims), within)
-        if self.threat.norm in Square.norms:
-            self._random_search(problem, ledger, margins, misled)
+        self._random_search(problem, ledger, margins, misled)
 
     def _classes(self, problem: Problem, ledger: Ledger, clean: Tensor) -> tuple[Tensor, Tensor]:
         """The classes to aim at (N, T), nearest first, and their first-order distances; or the caller's targets."""

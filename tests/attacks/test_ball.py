@@ -28,6 +28,23 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(seed: int) -> No
     np.testing.assert_allclose(ours.numpy()[0], d.value, atol=2e-6)
 
 
+def test_the_l1_projection_of_many_images_cuts_every_change_by_one_amount() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(20, 700, generator=generator)
+    x[::2] = x[::2].round(decimals=1)
+    v = torch.randn(20, 700, generator=generator) * torch.logspace(-4, 1, 20)[:, None]
+    eps = torch.linspace(0.01, 12, 20, dtype=torch.float64)
+    size, room = v.abs().double(), torch.where(v > 0, 1 - x, x).double()
+    low, high = torch.zeros(20, 1, dtype=torch.float64), size.amax(dim=1, keepdim=True)
+    for _ in range(200):
+        middle = (low + high) / 2
+        too_long = torch.minimum((size - middle).clamp(min=0), room).sum(dim=1, keepdim=True) > eps[:, None]
+        low, high = torch.where(too_long, middle, low), torch.where(too_long, high, middle)
+    high = torch.where(torch.minimum(size, room).sum(dim=1, keepdim=True) <= eps[:, None], 0.0, high)
+    expected = v.sign() * torch.minimum((size - high).clamp(min=0), room)
+    torch.testing.assert_close(ball.project_l1_box(v, -x, 1 - x, eps), expected, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_projection_without_a_box_is_the_nearest_point(norm: str) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -1,16 +1,18 @@
-"""Starts and proposals of the Square attack in l2: norm moves between windows while the total norm stays eps.
+"""Starts and proposals of the Square attack in l2 and l1: norm moves between windows while the total stays within eps.
 
-Andriushchenko et al. 2020, algorithm 3 and section 3.3: a proposal takes the norm of one window, adds the unused part
-of eps, and assigns it to another window in the shape of two pyramids of opposite sign.
+Andriushchenko et al. 2020, algorithm 3 and section 3.3: a proposal takes the norm of two windows, adds the unused part
+of eps, and assigns both to one of the windows in the shape of two pyramids of opposite sign. In l1 (Croce and Hein
+2021, "Mind the box") lengths are in l1 and the result is projected onto the intersection of ball and box.
 """
 
 import torch
 from torch import Tensor
 
-from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry import ball
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.randomness import integers
 from robustres.attacks.geometry.window import window_index
+from robustres.threat import ThreatModel
 
 
 def pyramid(height: int, width: int) -> Tensor:
@@ -33,8 +35,8 @@ def double_pyramid(side: int) -> Tensor:
     return shape / float(torch.linalg.vector_norm(shape))
 
 
-def start_l2(keys: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The image plus a chessboard of pyramids with random signs, scaled to norm eps and clipped."""
+def start(keys: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """The image plus a chessboard of pyramids with random signs, moved into ball and box."""
     _, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
@@ -43,15 +45,15 @@ def start_l2(keys: Tensor, x: Tensor, eps: float) -> Tensor:
     tiles = signs[:, :, :, None, :, None] * shape[None, None, None, :, None, :]
     board = torch.zeros_like(x)
     board[:, :, : rows * side, : columns * side] = tiles.reshape(len(x), channels, rows * side, columns * side)
-    return _scaled(x, board, eps)
+    return _into_ball(x, board, threat)
 
 
-def propose_l2(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: int, problem: Problem) -> Tensor:
+def propose(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: int, threat: ThreatModel) -> Tensor:
     """New points (B, C, H, W): the norm of the second window, and the unused part of eps, moves into the first one.
 
     corners: (B, 4) rows and columns of the two windows; signs: (B, C) of the new pattern.
     """
-    eps, channels = problem.threat.eps, x.shape[1]
+    order, channels = (1 if threat.norm == "l1" else 2), x.shape[1]
     delta = points - x
     everyone = torch.arange(len(x), device=x.device)
     first = window_index(everyone, corners[:, 0], corners[:, 1], channels, side)
@@ -59,20 +61,26 @@ def propose_l2(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: 
     inside = torch.zeros_like(delta, dtype=torch.bool)
     inside[first] = True
     inside[second] = True
-    norm_of_image = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-    norm_of_windows = torch.linalg.vector_norm((delta * inside).flatten(2), dim=2)
-    spare = (eps**2 - norm_of_image**2).clamp(min=0)[:, None] / channels
-    old = delta[first]
-    old = old / (1e-12 + torch.linalg.vector_norm(old.flatten(2), dim=2)[:, :, None, None])
-    new = double_pyramid(side).to(x)[None, None] * signs[:, :, None, None].to(x.dtype) + old
-    length = torch.linalg.vector_norm(new.flatten(2), dim=2).clamp(min=1e-12)
-    new = new / length[:, :, None, None] * torch.sqrt(spare + norm_of_windows**2)[:, :, None, None]
+    powers = delta.abs() if order == 1 else delta.square()
+    spare = (threat.eps**order - powers.flatten(1).sum(dim=1)).clamp(min=0)[:, None] / channels
+    length = (spare + (powers * inside).flatten(2).sum(dim=2)) ** (1 / order)
+    new = double_pyramid(side).to(x)[None, None] * signs[:, :, None, None].to(x.dtype)
+    new = _unit(_unit(new, order) + _unit(delta[first], order), order) * length[:, :, None, None]
     delta[second] = 0.0
     delta[first] = new
-    return _scaled(x, delta, eps)
+    return _into_ball(x, delta, threat)
 
 
-def _scaled(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+def _unit(windows: Tensor, order: int) -> Tensor:
+    """Every channel of every window (B, C, side, side) divided by its norm."""
+    length = torch.linalg.vector_norm(windows.flatten(2), ord=order, dim=2)
+    return windows / length.clamp(min=1e-12)[:, :, None, None]
+
+
+def _into_ball(x: Tensor, delta: Tensor, threat: ThreatModel) -> Tensor:
+    """The image plus delta, whose norm becomes eps before the box takes its part; in l1 the box is kept first."""
+    if threat.norm == "l1":
+        return x + ball.project_l1_box(delta, -x, 1 - x, threat.eps).to(x.dtype)
     length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=1e-12)
-    moved: Tensor = (x + delta * per_sample(eps / length, x)).clamp(0, 1)
+    moved: Tensor = (x + delta * per_sample(threat.eps / length, x)).clamp(0, 1)
     return moved
