@@ -78,7 +78,7 @@ class SquareSearch(Search):
         return slots["best"], slots["best_loss"]
 
     def _draw(self, slots: Slots) -> None:
-        """Draw random words for the proposals of slots that have used theirs up: a corner (two in l2 and l1) and signs."""
+        """Draw random words for the proposals of slots without any left: a corner (two in l2 and l1) and signs."""
         if len(due := (slots["age"] % BLOCK == 0).nonzero().flatten()):
             draws = slots["age"][due, None] + torch.arange(1, BLOCK + 1, device=due.device)
             keys = slots["keys"][due, None].expand_as(draws)
