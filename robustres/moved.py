@@ -42,7 +42,10 @@ MOVED = {
         "geometry": "ball hyperplane losses randomness window",
         "base": "attack problem ledger result preflight findings",
         "search": "engine gradient targets minimum_norm orbits=repeated_iterates prospects=success_forecast",
-        "methods": ("fgsm pgd apgd apgd_targeted fab square square_l2 ddn fmn deepfool ensemble torchattacks_backend"),
+        "methods": (
+            "fgsm pgd apgd apgd_targeted fab square square_l2=square_windows ddn fmn deepfool ensemble "
+            "torchattacks_backend"
+        ),
     },
     "models": {
         "constraints": "operator_norm activations",
