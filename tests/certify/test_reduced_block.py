@@ -222,7 +222,7 @@ def test_the_proof_of_the_reduced_form_finds_the_gain_of_the_whole_form(block: R
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 12), st.integers(0, 999), st.floats(-10, 0))
-def test_the_inverse_from_above_is_above(size: int, seed: int, exponent: float) -> None:
+def test_the_upper_bound_of_the_inverse_is_valid(size: int, seed: int, exponent: float) -> None:
     factor = normal(size, size, seed=seed)
     matrix = factor @ factor.mT + 10**exponent * torch.eye(size, dtype=torch.float64)
     above = inverse_from_above(matrix, matrix.abs(), 4)
@@ -265,7 +265,7 @@ INNER, OUTER = Convolution(normal(3, 2, 3, 3), IMAGE, padding=1), Convolution(no
     ],
     ids=["leaky", "sorted", "3x3 shortcut", "three activations", "3x3 first of two"],
 )
-def test_other_blocks_keep_the_full_form(block: ResidualBlock) -> None:
+def test_other_blocks_have_no_reduced_form(block: ResidualBlock) -> None:
     regions, _ = image_on_tori(block.network())
     assert reduced_block(block, regions[0].multiplicity[regions[0].order[0]]) is None
 
