@@ -83,6 +83,7 @@ NEAREST = {
     "lower/jacobian": ("test_jacobian",),
     "local/": ("local/test_charges", "local/test_local_radii", "local/test_quadratic", "local/test_no_false_proof"),
     "local/quadratic": ("local/test_quadratic",),
+    "local/secants": ("local/test_quadratic",),
     "local/evidence": ("local/test_no_false_proof",),
     "local/parts": ("local/test_charges", "local/test_no_false_proof"),
 }
@@ -512,10 +513,13 @@ MUTATIONS: list[Mutation] = [
         ("if radii[row] < region.eps[0]:\n", "if True:\n                radii[row] = region.eps[0]\n"),
     ),
     *_of(
-        "local/quadratic.py",
+        "local/secants.py",
         ("first = torch.where(convex, ends[0] - slack[0], flat)", "first = torch.where(convex, ends[0] + 0.05, flat)"),
         ("last = torch.where(convex, ends[1] + slack[1], steep)", "last = torch.where(convex, ends[1] - 0.05, steep)"),
         ("convex = left <= right", "convex = left <= left"),
+    ),
+    *_of(
+        "local/quadratic.py",
         ("rounded_up(bound * float(region.eps[0]), 1)", "rounded_up(0.5 * bound * float(region.eps[0]), 1)"),
     ),
     *_of("local/certificate.py", ("if program.dtype != torch.float64 or not", "if not")),
