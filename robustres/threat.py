@@ -8,8 +8,8 @@ from typing import Literal, get_args
 from robustres.errors import InputError
 
 Norm = Literal["l2", "linf", "l1", "l0"]
-# What attacks may be bounded by. l0, the number of channel values that change, is no norm: it has no dual, so that no
-# certificate speaks of it, and its balls have no projection that a gradient step could follow.
+# The norms in which attacks can be bounded. l0, the number of channel values that change, is not a norm: it has no
+# dual, so no certificate covers it, and its balls have no projection for gradient steps.
 ATTACK_NORMS: tuple[Norm, ...] = get_args(Norm)
 NORMS: tuple[Norm, ...] = ("l2", "linf", "l1")
 

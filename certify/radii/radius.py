@@ -94,7 +94,7 @@ def certify(
     classes = math.prod(analysis.output.shape)
     if len(analysis.output.shape) != 1 or classes < 2:
         shape = analysis.output.shape
-        what = f"an answer of shape {shape} for each sample, which is no choice between two or more classes"
+        what = f"an answer of shape {shape} for each sample, which is not a choice between two or more classes"
         raise UnsupportedOperationError([Refusal("", what)])
     if dtype == torch.float32:
         require_covered_float32(analysis, x)

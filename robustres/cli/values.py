@@ -66,7 +66,7 @@ def pick_device(name: str) -> str:
 def budgets(norm: str, eps: str | None, *, certified: bool = False) -> "dict[Norm, tuple[float, ...]]":
     """The eps to use in a norm: those given, or the conventional ones.
 
-    certified: nothing but certificates is asked for, so that the norm must be one of theirs.
+    certified: whether only certificates are requested, so that the norm must be one that they support.
     """
     from robustres.errors import InputError
     from robustres.threat import ATTACK_NORMS, ThreatModel, parse_numbers

@@ -1,10 +1,11 @@
-"""Each rule, map, norm and charge of the certifier made weaker, one at a time: some test must fail.
+"""Mutations that weaken one rule, map, norm or charge of the certifier at a time; some test must fail for each.
 
     OMP_NUM_THREADS=1 python -m tests.certify.mutations [WORD ...]
 
-tries the mutations whose file or text holds one of the words (all without words; the word `quick` leaves the drawn
-programs out, so that the test nearest to a file must notice) on copies of the repository, and lists
-the survivors, and as stale those whose text no longer stands in its file. A mutation takes about 15 CPU seconds.
+applies the mutations whose file or text contains one of the words (by default all; the word `quick` omits the random
+programs, so that the test closest to a file must fail) to copies of the repository. It lists
+the survivors, and as stale the mutations whose text no longer occurs in its file. A mutation takes about 15 CPU
+seconds.
 """
 
 import os
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FUZZ = "tests/certify/fuzz/test_programs.py"
 EXACT = f"{FUZZ}::test_exact_jacobians_lie_below_the_bounds"
 CASES = "test_cases_graph.py"
-# The tests to try, by the longest beginning of the file's name; the drawn programs come last.
+# The tests to run, by the longest matching prefix of the file's name; the random programs come last.
 NEAREST = {
     "graph/": ("test_rules", "test_lipschitz"),
     "graph/rules_activation": ("test_activation_kinds", "test_rules"),
@@ -92,7 +93,7 @@ QUICK = False
 
 @dataclass(frozen=True)
 class Mutation:
-    """`before` in a file of certify/ becomes `after`."""
+    """Replaces `before` by `after` in a file of certify/."""
 
     file: str
     before: str
@@ -100,7 +101,7 @@ class Mutation:
 
     @property
     def tests(self) -> tuple[str, ...]:
-        """Those nearest to the file, then the drawn programs."""
+        """The tests closest to the file, then the random programs."""
         nearest = max((name for name in NEAREST if self.file.startswith(name)), key=len)
         near = tuple(
             f"tests/certify/{name}" if "::" in name else f"tests/certify/{name}.py" for name in NEAREST[nearest]
@@ -528,14 +529,14 @@ MUTATIONS: list[Mutation] = [
 
 
 def copied(folder: Path) -> None:
-    """What the tests need, with the links as links."""
+    """Copy what the tests need, keeping links as links."""
     for name in ("attacks", "certify", "reports", "robustres", "tests"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
 def outcome_of(mutation: Mutation) -> str:
-    """ "killed by ...", "SURVIVED", or "stale" where the text does not stand in the file."""
+    """ "killed by ...", "SURVIVED", or "stale" if the text does not occur in the file."""
     file = ROOT / "certify" / mutation.file
     text = file.read_text() if file.exists() else ""
     if mutation.before not in text:
@@ -544,7 +545,7 @@ def outcome_of(mutation: Mutation) -> str:
         folder = Path(name)
         copied(folder)
         (folder / "certify" / mutation.file).write_text(text.replace(mutation.before, mutation.after, 1))
-        child = os.fork()  # torch is loaded already
+        child = os.fork()  # torch is already loaded
         if not child:
             os._exit(_tested(folder, mutation.tests))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -569,7 +570,7 @@ def _tested(folder: Path, tests: Sequence[str]) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """Try them and list the survivors."""
+    """Apply the mutations and list the survivors."""
     global QUICK
     QUICK, words = "quick" in words, [word for word in words if word != "quick"]
     import pandas  # noqa: F401

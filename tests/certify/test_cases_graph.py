@@ -435,7 +435,7 @@ def test_a_model_whose_output_changes_with_gradients_is_not_a_function() -> None
 def test_a_single_output_is_bounded_but_has_no_classes_to_certify() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     assert lipschitz(model, (1, 2, 2)).upper > 0
-    with pytest.raises(UnsupportedOperationError, match="no choice between two or more classes"):
+    with pytest.raises(UnsupportedOperationError, match="not a choice between two or more classes"):
         certify(model, torch.rand(2, 1, 2, 2))
 
 

@@ -150,7 +150,7 @@ def test_every_import_between_subpackages_goes_down(folder: str) -> None:
         if len(inside) == 1:
             assert file.name in DOORS[folder], f"{folder}/{file.name} belongs in a room: {', '.join(level)}"
             continue
-        assert inside[0] in level, f"{folder}/{inside[0]} is no room that this test knows"
+        assert inside[0] in level, f"{folder}/{inside[0]} is not one of the rooms listed in this test"
         for line, name in imported_names(file):
             parts = name.removeprefix(f"{package}.").split(".")
             if name.startswith(f"{package}.") and level.get(parts[0], len(level)) > level[inside[0]]:

@@ -35,7 +35,7 @@ def aten_operation(name: str, overload: str) -> Callable[..., Any]:
             return found
     raise ModelError(
         f"it uses aten.{name}.{overload}, which is not among the operations of image classifiers that a file may use; "
-        "build the network in a function of yours and give package.module:function"
+        "build the network in your own function and pass package.module:function"
     )
 
 

@@ -35,8 +35,8 @@ def hub_model(name: str, weights: Path | None, download: bool) -> nn.Module:
     config = _json(name, repository.required("config.json"))
     if not isinstance(config.get("architecture") or config.get("model_type"), str):
         raise ModelError(
-            f"hf:{name} is no checkpoint of robustres, and its config.json names neither an architecture of timm nor a "
-            "model_type of transformers; build it in a function of yours and give package.module:function"
+            f"hf:{name} is not a checkpoint of robustres, and its config.json names neither an architecture of timm "
+            "nor a model_type of transformers; build it in your own function and pass package.module:function"
         )
     if weights is None:
         found = [file for file in map(repository.file, WEIGHTS) if file is not None]
