@@ -222,15 +222,15 @@ class Changes:
     def factor(self, t: Tensor) -> Factor | None:
         """For multipliers t (N,); None where q is not definite enough."""
         root = t.sqrt()
-        across = (self.hidden * root[:, None]).div_(root)
-        matrix = (self.gram * (root[:, None] / -4)).mul_(root)
-        matrix.sub_(across, alpha=0.5).sub_(across.T, alpha=0.5)
+        # Of S the lower half is enough, where H is and its transpose is not; r^-1 and r are multiplied from both sides.
+        matrix = (self.gram * (root / -4)).sub_(self.hidden * (0.5 / root)).mul_(root[:, None])
+        across = math.sqrt(float(t @ (self.hidden.square() @ (1 / t)))) * (1 + 1e-6)  # |H|
         matrix.diagonal().add_(1.0)
         count = len(t)
         square = float((t * self.gram.diagonal()).sum()) * (1 + gamma(4 * (self.pixels + count)))
         size = math.sqrt(square) * UP
         off = self.row_error * float(root.max()) * max(1.0, float((1 / root).max())) * UP
-        error = gamma(4 * (self.pixels + 16)) * square + gamma(8) * (math.sqrt(count) + _norm(across) + square)
+        error = gamma(4 * (self.pixels + 16)) * square + gamma(8) * (math.sqrt(count) + across + square)
         error = (error + off + size * off + off * off) * UP
         shift = (SPARE + error + definiteness_slack(count) * float(matrix.diagonal().abs().sum())) * UP
         matrix.diagonal().sub_(shift)

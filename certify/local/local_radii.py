@@ -31,6 +31,8 @@ INSIDE = 1 - 1e-5
 ELSEWHERE = 1 - 1e-9
 # Of the time, for the whole search, and what must be left of it for branch and bound to begin.
 SEARCH, BRANCHING = 0.7, 0.3
+# By when attempts with ellipsoids end, whose proofs are short.
+LATEST = 0.85
 # From this share of the margins that are lost, a smaller eps is the better use of the time.
 HOPELESS = 1.25
 # How far beyond the best radius branch and bound tries to get.
@@ -157,7 +159,8 @@ def _radius(
     if aims:
         return _aimed(trial, limit, aims, begun)
     start, attempt = _first_eps(made, image, label, norm), trial.linear if norm == "l1" else trial.quadratic
-    found = largest_radius(attempt, start=start, limit=limit, deadline=trial.deadline)
+    deadline = begun + seconds * LATEST if norm == "l2" else trial.deadline
+    found = largest_radius(attempt, start=start, limit=limit, deadline=deadline)
     best = max(one.radius for one in found)
     each = (thread_time() - begun) / len(found)
     if trial.left() > max(BRANCHING * seconds, 3 * each) and 0 < best < 0.98 * limit:

@@ -52,6 +52,7 @@ class SharedSearch:
         if begun is None:
             return {}
         t, factor = begun
+        steps -= place in self.starts
         best, merit, power = t, float("inf"), POWER
         for step in range(steps):
             value, ratio = _ratio(changes, targets, t, factor, margins)

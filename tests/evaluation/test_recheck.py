@@ -192,7 +192,7 @@ def other_network(arrays: Arrays) -> None:
     [
         (moved_image, "is not sample 1 of"),
         (other_class, "is for class"),
-        (other_norm, "is about linf"),
+        (other_norm, "is for linf"),
         (nothing_of_it, "cannot be read"),
         (infinite, "must be finite"),
         (other_network, "another structure"),
