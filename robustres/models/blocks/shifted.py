@@ -143,12 +143,10 @@ class WindowConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels, side, side)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activated(x, nn.Identity())
+        return self.activated(x, nn.Identity()) if self.training else super().forward(x)
 
     def activated(self, x: Tensor, act: nn.Module) -> Tensor:
-        """The activation of the convolution."""
-        if not self.training:
-            return cast(Tensor, act(super().forward(x)))
+        """The activation of the convolution, for training."""
         side = self.kernel_size[0]
         channels, height, width, count = (inner := x.permute(1, 2, 3, 0)).shape
         windows = inner.reshape(channels, height // side, side, width // side, side, count)
@@ -175,7 +173,10 @@ class ShiftTransition(nn.Module):
         self.activation = activation(site.activation, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolution.activated(x, self.activation)
+        if self.training:
+            return self.convolution.activated(x, self.activation)
+        out: Tensor = self.activation(self.convolution(x))
+        return out
 
     def stated_bound(self, input_shape: tuple[int, ...]) -> Bound:
         """|W| for the current weights on features of that shape."""

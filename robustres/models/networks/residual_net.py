@@ -171,7 +171,7 @@ class ResidualNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The input of the head, (N, features)."""
         convolution, act = self.stem
-        if isinstance(convolution, WindowConvolution):
+        if self.training and isinstance(convolution, WindowConvolution):
             out: Tensor = convolution.activated(x, act)
         else:
             out = act(convolved(convolution, x))
