@@ -56,10 +56,10 @@ def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threa
 def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, low <= d <= high}, low <= 0 <= high, in float64.
 
-    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most a share of 1e-9. The solution is
+    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most 1e-9, relatively. The solution is
     d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), where cap_i is the room on v_i's side and t >= 0 the multiplier of
-    the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm falls with t and is piecewise linear: Newton's method
-    with bisection as its safeguard finds t in a few passes, where sorting the breakpoints takes several times as long.
+    the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and is piecewise linear. Newton's
+    method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints takes several times as long.
     """
     flat = v.detach().to(torch.float64).flatten(1)
     radius = torch.as_tensor(eps, dtype=torch.float64, device=v.device).reshape(-1)

@@ -2,7 +2,7 @@
 
 Andriushchenko et al. 2020, algorithm 3 and section 3.3: a proposal takes the norm of two windows, adds the unused part
 of eps, and assigns both to one of the windows in the shape of two pyramids of opposite sign. In l1 (Croce and Hein
-2021, "Mind the box") lengths are in l1 and the result is projected onto the intersection of ball and box.
+2021, "Mind the box") lengths are l1 norms, and the result is projected onto the intersection of ball and box.
 """
 
 import torch
@@ -78,7 +78,7 @@ def _unit(windows: Tensor, order: int) -> Tensor:
 
 
 def _into_ball(x: Tensor, delta: Tensor, threat: ThreatModel) -> Tensor:
-    """The image plus delta, whose norm becomes eps before the box takes its part; in l1 the box is kept first."""
+    """The image plus delta, scaled to norm eps and clipped to the box; in l1, projected onto both at once."""
     if threat.norm == "l1":
         return x + ball.project_l1_box(delta, -x, 1 - x, threat.eps).to(x.dtype)
     length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=1e-12)

@@ -53,8 +53,8 @@ def transformers_network(name: str, config: Mapping[str, Any], images: Mapping[s
     kind = config.get("model_type")
     if kind not in KINDS or kind in FOREIGN:
         raise ModelError(
-            f"hf:{name} is a model of the type {kind!r}, for which transformers has no image classifier; build it in a "
-            "function of yours and give package.module:function"
+            f"hf:{name} is a model of the type {kind!r}, for which transformers has no image classifier; build it in "
+            "your own function and pass package.module:function"
         )
     settings = _plain(name, {key: value for key, value in config.items() if key not in LABELS | {"model_type"}})
     if isinstance(labels := config.get("id2label"), Mapping):
@@ -95,8 +95,8 @@ def _normalised(name: str, model: nn.Module, images: Mapping[str, Any]) -> nn.Mo
         std = [float(value) / scale for value in stated[1]]
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(
-            f"preprocessor_config.json of hf:{name} states no mean and std that can be used; build the network in a "
-            "function of yours and give package.module:function"
+            f"preprocessor_config.json of hf:{name} contains no usable mean and std; build the network in "
+            "your own function and pass package.module:function"
         ) from error
     identity = all(value == 0 for value in mean) and all(abs(value - 1) < 1e-12 for value in std)
     return model if identity else Normalised(model, mean, std)
