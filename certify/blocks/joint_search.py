@@ -30,6 +30,7 @@ DENSE_STEPS, DENSE_TOLERANCE = 800, 1e-6
 FIRST_STEPS, MOST_FIRST_STEPS, STEPS, TOLERANCE = 16, 60, 100, 1e-5
 ACTIVE, ACTIVE_WHOLE = 32, 96  # frequencies in the search after the first steps, with and without a reduced form
 SEARCH_SHARE, FIRST_SHARE = 0.8, 0.3  # of the effort, with the rest for the lower estimate; of it, for the torus
+LEAST_EFFORT = 0.2  # less gives multipliers that hardly improve on the textbook bound
 ROUNDS = 5  # rounds of adding frequencies that a proof has found missing
 # Nominal seconds of a step, of each entry of its matrices and of each coordinate of a node.
 PER_STEP, PER_ENTRY, PER_VALUE = 1.2e-3, 4e-9, 1e-7
@@ -79,7 +80,8 @@ class _OnTori:
     def __init__(
         self, regions: Sequence[Region], layers: Mapping[Node, Increment], reduced: ReducedBlock | None, effort: float
     ) -> None:
-        self.regions, self.layers, self.reduced, self.effort = regions, layers, reduced, SEARCH_SHARE * effort
+        self.regions, self.layers, self.reduced = regions, layers, reduced
+        self.effort = SEARCH_SHARE * max(effort, LEAST_EFFORT)
         first = regions[0]
         values = sum(first.channels(node) for node in first.order)
         self.each = PER_ENTRY * entries(first) + PER_VALUE * values  # nominal seconds of a frequency in a step
