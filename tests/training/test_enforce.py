@@ -246,7 +246,9 @@ def foreign() -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "joint" else pytest.mark.slow) for name in get_args(Method)]
+)
 def test_blocks_of_torchvision_keep_a_budget_by_the_certifier(method: Method) -> None:
     model, budget = foreign(), 0.8 if method in {"spectral", "clip"} else 1.6
     enforced = enforce(model, lipschitz=budget, input_shape=SHAPE, method=method)
