@@ -82,12 +82,20 @@ def _recorded(root: nn.Module, example: Tensor) -> fx.GraphModule:
 
 def _exported(root: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     program: torch.export.ExportedProgram = torch.export.export(root, (example,), strict=False)
-    functional: torch.export.ExportedProgram = program.run_decompositions({})
-    for node in functional.graph.nodes:
+    if not all(_changes_nothing(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})
+    for node in program.graph.nodes:
         shape = getattr(node.meta.get("val"), "shape", ())
         if any(isinstance(side, torch.SymInt) for side in shape):
             raise ModelError(f"the shape of {node.name} depends on values")
-    return functional
+    return program
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether the node is an input or output, or an operation of torch that leaves its arguments as they are."""
+    if node.op != "call_function":
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
 
 
 class _KnownWeights(fx.Tracer):
