@@ -74,7 +74,8 @@ def propose(points: Tensor, x: Tensor, corners: Tensor, signs: Tensor, side: int
 def _unit(windows: Tensor, order: int) -> Tensor:
     """Every channel of every window (B, C, side, side) divided by its norm."""
     length = torch.linalg.vector_norm(windows.flatten(2), ord=order, dim=2)
-    return windows / length.clamp(min=1e-12)[:, :, None, None]
+    divided: Tensor = windows / length.clamp(min=1e-12)[:, :, None, None]
+    return divided
 
 
 def _into_ball(x: Tensor, delta: Tensor, threat: ThreatModel) -> Tensor:

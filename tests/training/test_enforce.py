@@ -133,7 +133,7 @@ def test_a_separate_batch_normalisation_is_a_layer_of_its_own() -> None:
     model = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
     enforced = enforce(model, lipschitz=0.5, input_shape=SHAPE)
     assert enforced[0].weight.item() == pytest.approx(0.5 * (1 + 1e-5) ** 0.5, rel=1e-4)  # type: ignore[index, union-attr]
-    with pytest.raises(ModelError, match=r"0 \(aten._native_batch_norm.* cannot be brought below 0.5"):
+    with pytest.raises(ModelError, match=r"0 \(aten.batch_norm.* cannot be brought below 0.5"):
         enforce(nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Flatten()).eval(), lipschitz=0.5, input_shape=SHAPE)
 
 
