@@ -17,8 +17,7 @@ class Flicker:
     """The best of several random corners of the linf ball.
 
     The result is projected into the ball and verified on the model as given, so a mistake here can weaken the attack
-    but cannot make its result wrong. `indices` are the numbers of the samples: random numbers seeded by them do not
-    depend on the batch.
+    but cannot make its result wrong. Random numbers seeded by `indices`, the sample numbers, suit any batch size.
     """
 
     threat: robustres.ThreatModel
