@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 from robustres.errors import RobustresError
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 # How long a process waits for the slowest one. If a process dies, torchrun notices it and ends the others.
 PATIENCE = timedelta(days=30)
+# With torch 2.6, one of two processes often hangs when it destroys a gloo group; the group is left to the next call.
+HANGS_AT_THE_END = torch.__version__.startswith("2.6.")
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,19 @@ class Shard:
 
 @contextmanager
 def this_shard() -> Iterator[Shard]:
-    """The shard given by torchrun's environment (RANK, WORLD_SIZE), or the whole if there is none."""
+    """The shard given by torchrun's environment (RANK, WORLD_SIZE), or the whole if there is none.
+
+    A process group that exists already is used and left as it is.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Shard()
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Shard(dist.get_rank(), world)
     finally:
-        dist.destroy_process_group()
+        if own and not HANGS_AT_THE_END:
+            dist.destroy_process_group()
