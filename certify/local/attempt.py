@@ -14,9 +14,9 @@ from torch import Tensor
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.local.backward import Rows
 from robustres.certify.local.branch import branched
-from robustres.certify.local.changes import Changes, Multipliers
+from robustres.certify.local.changes import Multipliers
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic
-from robustres.certify.local.intermediate import Bounds, Helped, bounded
+from robustres.certify.local.intermediate import Bounds, Helped, bounded, followed
 from robustres.certify.local.margins import positive_within
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Question
@@ -91,7 +91,7 @@ class Attempt:
         """Bounds of all steps by ellipsoids around the image, by rows where they leave it loose; then of all rows."""
         search = SharedSearch(self.ellipsoids)
         with torch.no_grad():
-            changes = Changes(self.made, self.question.region, (self.centre.lower, self.centre.upper), search)
+            changes = followed(self.made, self.question.region, self.centre, search)
             self.bounds = bounded(self.quick, self.region, changes=changes)
             self._look()
             rows = (self.margins > 0).nonzero().flatten()

@@ -85,9 +85,8 @@ def bounded(
     return bounds
 
 
-def followed(program: Program, region: Region, choice: Choice) -> Changes:
-    """The changes around a region's centre (one sample, float64), from nothing on, for `bounded`."""
-    centre = bounded(program, region.with_eps(0.0), rows=False)
+def followed(program: Program, region: Region, centre: Bounds, choice: Choice) -> Changes:
+    """The changes around a region's centre (one sample, float64), none yet, for `bounded`. centre: bounds there."""
     return Changes(program, region, (centre.lower, centre.upper), choice)
 
 

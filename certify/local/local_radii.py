@@ -240,7 +240,7 @@ class _Trial:
     def quadratic(self, eps: float) -> Outcome:
         """The same, and quadratic certificates for the classes that it leaves open."""
         made = self.attempt(eps)
-        if not made.shared or not made.radii.min() * HOPELESS < eps:
+        if not made.shared or made.radii.min() * HOPELESS >= eps:
             made.quadratic(give_up=HOPELESS)
         self.evidence[eps] = made.evidence
         return _outcome(eps, made)

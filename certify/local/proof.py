@@ -61,15 +61,18 @@ class Proof:
             return cls(question, radii)
         region = question.region
         with torch.no_grad():
-            changes = (
-                followed(program, region, lambda _, place, __: evidence.shared.get(place)) if evidence.shared else None
-            )
+            centre, changes = Bounds(), None
+            if evidence.shared or evidence.quadratics:
+                centre = bounded(program, region.with_eps(0.0))
+            if evidence.shared:
+                changes = followed(program, region, centre, lambda _, place, __: evidence.shared.get(place))
             bounds = bounded(program, region, helped=evidence.helped, changes=changes)
             radii = positive_within(question.form(program, bounds), region)
             if changes is not None and len(program.steps) - 1 in evidence.shared:
-                radii = torch.maximum(radii, _by_ellipsoid(program, question, changes))
+                radii = torch.maximum(radii, _by_ellipsoid(program, question, centre, changes))
             if evidence.quadratics and region.norm != "l1":
-                radii = torch.maximum(radii, _by_quadratics(program, question, bounds, evidence.quadratics))
+                slopes = sectors(program, bounds, centre)
+                radii = torch.maximum(radii, _by_quadratics(program, question, centre, slopes, evidence.quadratics))
             for row, tree in evidence.trees.items():
                 if radii[row] < region.eps[0]:
                     radii[row] = max(float(radii[row]), _by_tree(program, question, bounds, row, tree))
@@ -81,20 +84,21 @@ class Proof:
         return self.radii >= self.question.region.eps[0]
 
 
-def _by_ellipsoid(program: Program, question: Question, changes: Changes) -> Tensor:
+def _by_ellipsoid(program: Program, question: Question, centre: Bounds, changes: Changes) -> Tensor:
     """(R,) the radii that the changes of the output prove. As `_by_quadratics`, of all rows."""
     change = changes.changed(len(program.steps) - 1, question.rows)
     radii = torch.zeros_like(question.limits)
     if change is not None:
-        for row, (margin, most) in enumerate(zip(_margins(program, question).tolist(), change.tolist(), strict=True)):
+        margins = _margins(program, question, centre)
+        for row, (margin, most) in enumerate(zip(margins, change.tolist(), strict=True)):
             radii[row] = _radius(question.region, margin, most)
     return radii
 
 
-def _margins(program: Program, question: Question) -> Tensor:
-    """(R,) proved, at the image itself."""
-    point = question.region.with_eps(0.0)
-    return question.form(program, bounded(program, point)).minimum(point)
+def _margins(program: Program, question: Question, centre: Bounds) -> list[float]:
+    """Of the rows, proved, at the image itself."""
+    found: list[float] = question.form(program, centre).minimum(question.region.with_eps(0.0)).tolist()
+    return found
 
 
 def _radius(region: Region, margin: float, change: float) -> float:
@@ -107,11 +111,11 @@ def _radius(region: Region, margin: float, change: float) -> float:
     return 0.0
 
 
-def _by_quadratics(program: Program, question: Question, bounds: Bounds, quadratics: Sequence[Quadratic]) -> Tensor:
+def _by_quadratics(
+    program: Program, question: Question, centre: Bounds, slopes: Sectors, quadratics: Sequence[Quadratic]
+) -> Tensor:
     """(R,) the radii that they prove. In l2 a change grows at most in proportion to the radius; else all or nothing."""
-    centre = bounded(program, question.region.with_eps(0.0))
-    slopes = sectors(program, bounds, centre)
-    margins = _margins(program, question).tolist()
+    margins = _margins(program, question, centre)
     radii = torch.zeros_like(question.limits)
     for quadratic in quadratics:
         for row, change in _changes(program, question, slopes, quadratic).items():

@@ -12,7 +12,7 @@ from robustres.certify.local import changes as changes_module
 from robustres.certify.local.attempt import Attempt
 from robustres.certify.local.changes import SPARE, Changes, Multipliers, Targets
 from robustres.certify.local.evidence import Evidence
-from robustres.certify.local.intermediate import bounded, followed
+from robustres.certify.local.intermediate import Bounds, bounded, followed
 from robustres.certify.local.local_radii import local_program
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Proof, Question
@@ -27,9 +27,13 @@ from tests.certify.local.exact import SmallNet
 ROWS = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
 
 
+def centre_of(made: Program, region: Region) -> Bounds:
+    return bounded(made, region.with_eps(0.0), rows=False)
+
+
 def followed_to_the_end(made: Program, region: Region, choice: Callable[..., Multipliers | None]) -> Changes:
     """On intervals alone, so that the ellipsoids have something to do."""
-    changes = followed(made, region, choice)
+    changes = followed(made, region, centre_of(made, region), choice)
     bounds = bounded(made, region, rows=False)
     for place in range(len(made.steps)):
         changes.follow(place, (bounds.lower, bounds.upper))
@@ -101,7 +105,7 @@ def test_intervals_that_ellipsoids_narrow_hold_every_sampled_value(name: str) ->
     made, _ = drawn(name, 11)
     ((question, _),) = questions(made, "l2", 11)
     region = question.region
-    bounds = bounded(made, region, changes=followed(made, region, SharedSearch()))
+    bounds = bounded(made, region, changes=followed(made, region, centre_of(made, region), SharedSearch()))
     values = made.values(inside(region, 500, torch.Generator().manual_seed(1)))
     for place, value in enumerate(values):
         assert bool(((bounds.lower[place] <= value) & (value <= bounds.upper[place])).all()), place
@@ -161,7 +165,7 @@ def rhs(changes: Changes, targets: Targets, root: Tensor) -> Tensor:
 def test_roundings_of_the_changes_are_charged() -> None:
     made, _ = drawn("relu", 2)
     ((question, _),) = questions(made, "linf", 2)
-    changes = followed(made, question.region, lambda *_: None)
+    changes = followed(made, question.region, centre_of(made, question.region), lambda *_: None)
     bounds = bounded(made, question.region, rows=False)
     checked = 0
     for place, step in enumerate(made.steps):
