@@ -83,6 +83,7 @@ NEAREST = {
     "lower/witness": ("test_audit",),
     "lower/jacobian": ("test_jacobian",),
     "local/": ("local/test_charges", "local/test_local_radii", "local/test_quadratic", "local/test_no_false_proof"),
+    "local/changes": ("local/test_changes",),
     "local/quadratic": ("local/test_quadratic",),
     "local/secants": ("local/test_quadratic",),
     "local/evidence": ("local/test_no_false_proof",),
@@ -512,6 +513,19 @@ MUTATIONS: list[Mutation] = [
             "float(positive_within(form, question.region).max()))",
         ),
         ("if radii[row] < region.eps[0]:\n", "if True:\n                radii[row] = region.eps[0]\n"),
+    ),
+    *_of(
+        "local/changes.py",
+        ("(self.gram * (root / -4))", "(self.gram * (root / -5))"),
+        ("(self.hidden * (0.5 / root))", "(self.hidden * (0.4 / root))"),
+        ("(self.image @ targets.image) / 2", "(self.image @ targets.image) / 3"),
+        ("free] = width[free]", "free] = 0.9 * width[free]"),
+        ("_norm(error[free])) * UP", "0.0)"),
+        ("(straight.square() + solved.square()).sqrt()", "solved.square().sqrt()"),
+        (
+            "low - change, -inf), torch.nextafter(high + change",
+            "low - 0.8 * change, -inf), torch.nextafter(high + change",
+        ),
     ),
     *_of(
         "local/secants.py",

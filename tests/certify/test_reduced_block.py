@@ -242,6 +242,7 @@ def test_the_error_bound_loosens_the_inverse() -> None:
     assert exact is not None
     assert rough is not None
     assert exact.factor < 1 + 1e-13 < 1 + 1e-5 < rough.factor
+    assert inverse_from_above(matrix, 1e16 * matrix, 4) is None  # the exact matrix may be indefinite
 
 
 IMAGE = (2, 6, 6)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustres.certify.local import changes as changes_module
 from robustres.certify.local.attempt import Attempt
@@ -76,6 +76,21 @@ def test_the_search_is_not_far_above_what_points_reach(name: str) -> None:
         bound = changes.changed(len(made.steps) - 1, ROWS)
         assert bound is not None
         assert bool((bound <= 3 * reached(made, region, seed) + 1e-9).all())
+
+
+def test_one_neuron_at_its_kink_changes_by_exactly_what_the_ellipsoid_allows() -> None:
+    """relu(w x) with w x = 0 at the image: along w it changes by |w| eps, and t = 2 / |w eps|^2 proves just that."""
+    weight, eps = torch.tensor([[3.0, -1.0, -1.0, -1.0]], dtype=torch.float64), 0.1
+    net = nn.Sequential(nn.Linear(4, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False)).double()
+    net[0].weight.data, net[2].weight.data = weight, torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    made = local_program(net, (4,))
+    region = Region.ball(torch.full((1, 4), 0.5, dtype=torch.float64), eps, "l2")
+    best = torch.tensor([2 / float(weight.square().sum())], dtype=torch.float64)
+    changes = followed_to_the_end(made, region, lambda now, *_: dict.fromkeys(now.free, best))
+    bound = changes.changed(len(made.steps) - 1, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    exact = eps * float(weight.norm())
+    assert bound is not None
+    assert exact <= float(bound) <= exact * (1 + 1e-4)
 
 
 def test_wrong_slopes_would_prove_what_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
