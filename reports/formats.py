@@ -101,8 +101,8 @@ def norm_text(norm: str) -> str:
 
 
 def share_as(share: float | None, kind: str) -> str:
-    """A share in per cent, rounded to the side on which it remains true: "certificate" down, "attack" up."""
-    return share_text(share, up={"certificate": False, "attack": True}.get(kind))
+    """A share in per cent: that of a "certificate" rounded down, any other, which is a quotient of counts, to nearest."""
+    return share_text(share, up=False if kind == "certificate" else None)
 
 
 def attack_text(name: str) -> str:

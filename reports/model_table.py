@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustres.reports.formats import at_least, at_most, attack_text, share_text
+from robustres.reports.formats import at_least, attack_text, share_text
 from robustres.reports.run import Run
 
 MOST_COLUMNS = 4
@@ -33,7 +33,7 @@ def model_columns(runs: Sequence[Run]) -> list[tuple[str, float]]:
 
 
 def model_row(run: Run, samples: pd.DataFrame) -> ModelRow:
-    """One run's row. Attacked shares are rounded up and certified ones down; a dash if nothing was computed."""
+    """One run's row. Certified shares are rounded down; a dash if nothing was computed."""
     pairs = {}
     guaranteed = {row["norm"] for row in run.summary["certificates"] if row["function"] == "network"}
     for norm in run.asked:
@@ -43,7 +43,7 @@ def model_row(run: Run, samples: pd.DataFrame) -> ModelRow:
             certified = float((correct & (samples[f"radius_{norm}"] >= eps)).mean()) if len(samples) else 0.0
             attacked = eps <= run.attacked_up_to(norm)
             pairs[norm, eps] = (
-                at_most(survived) if attacked else "–",
+                share_text(survived) if attacked else "–",
                 at_least(certified) if norm in guaranteed else "–",
             )
     names = tuple(attack_text(str(name)) for name in run.tables["attacks"]["attack"].unique())

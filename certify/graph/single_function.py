@@ -26,6 +26,11 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
     counted = _numbers(module)
     try:
         answer = module(example.clone())
+        if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
+            raise ModelError(
+                f"the model must return one tensor with one row per sample, got {_described(answer)}; wrap it so that it "
+                "does (robustres.load_model wraps the classifiers of transformers)"
+            )
         repeated = module(example.clone())
         batches = {len(part): module(part) for part in _batches(example)}
         graded = _with_gradients(module, example)
@@ -35,8 +40,6 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
         raise ModelError(
             f"the model does not run in float64 on inputs of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
-    if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
-        raise ModelError("the model must return one tensor with one row per sample; wrap it so that it does")
     if not close(answer, repeated, AGREEMENT):
         raise ChangingAnswerError("the model's answer changes from call to call, so it is not a function of its input")
     if not all(close(_repeated(answer, count), part, AGREEMENT) for count, part in batches.items()):
@@ -47,6 +50,11 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
         )
     _require_uncounted(module, example, answer, counted)
     return answer
+
+
+def _described(answer: object) -> str:
+    """The kind of an answer, for messages."""
+    return f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
 
 
 def _batches(example: Tensor) -> list[Tensor]:

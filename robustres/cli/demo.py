@@ -120,7 +120,7 @@ def _print_verdict(summaries: dict[str, dict[str, Any]]) -> None:
     for name, summary in summaries.items():
         attacked, certified = (_at_headline(summary[side]) for side in ("robust", "certificates"))
         clean, upper = summary["clean"]["accuracy"], summary["lipschitz"]["upper"]
-        shares = (console.percent(clean), console.percent(attacked, up=True), console.percent(certified, up=False))
+        shares = (console.percent(clean), console.percent(attacked), console.percent(certified, up=False))
         rows.append((name, *shares, rounded_text(upper, up=True, digits=3)))
     console.print_table(
         f"Share of 360 unseen digits, for perturbations of l2 norm up to {HEADLINE}",

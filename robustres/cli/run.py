@@ -91,8 +91,6 @@ def print_summary(summary: dict[str, Any]) -> None:
     """The accuracies and the block ledger on the console."""
     total = summary["data"]["samples"]
 
-    sides = {"correct": None, "robust": True, "certified": False}
-
     def line(what: str, row: dict[str, Any], count: str) -> tuple[str, ...]:
         eps = console.eps_text(row["eps"]) if "eps" in row else ""
         return (
@@ -100,7 +98,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             row.get("norm", ""),
             eps,
             f"{row[count]} / {total}",
-            console.percent(row["accuracy"], up=sides[count]),
+            console.percent(row["accuracy"], up=False if count == "certified" else None),
         )
 
     rows = [

@@ -343,6 +343,9 @@ def test_a_change_of_a_value_outside_the_model_is_detected() -> None:
     ("function", "word"),
     [
         (lambda m, x: (10 if x.requires_grad else 1) * F.linear(x, m.weight), "gradients"),
+        (lambda m, x: {"logits": F.linear(x, m.weight)}, "got dict"),
+        (lambda m, x: (F.linear(x, m.weight), x), "got tuple"),
+        (lambda m, x: F.linear(x, m.weight).sum(), "got a tensor of shape"),
         (lambda m, x: (10 if len(x) > 8 else 1) * F.linear(x, m.weight), "other samples"),
         (lambda m, x: (10 if len(x) == 2 else 1) * F.linear(x, m.weight), "other samples"),
     ],
