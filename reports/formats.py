@@ -101,7 +101,7 @@ def norm_text(norm: str) -> str:
 
 
 def share_as(share: float | None, kind: str) -> str:
-    """A share in per cent: that of a "certificate" rounded down, any other, which is a quotient of counts, to nearest."""
+    """A share in per cent: that of a "certificate" is rounded down, any other, a quotient of counts, to nearest."""
     return share_text(share, up=False if kind == "certificate" else None)
 
 

@@ -28,8 +28,8 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
         answer = module(example.clone())
         if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
             raise ModelError(
-                f"the model must return one tensor with one row per sample, got {_described(answer)}; wrap it so that it "
-                "does (robustres.load_model wraps the classifiers of transformers)"
+                f"the model must return one tensor with one row per sample, got {_described(answer)}; wrap it so that "
+                "it does (robustres.load_model wraps the classifiers of transformers)"
             )
         repeated = module(example.clone())
         batches = {len(part): module(part) for part in _batches(example)}
