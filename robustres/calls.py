@@ -38,10 +38,11 @@ def enforce(model: Model, *, lipschitz: float, input_shape: Any, **settings: Any
 
 
 @wraps(training.train)
-def train(model: Model, train_set: Any, validation_set: Any, recipe: Recipe, **settings: Any) -> History:
+def train(model: Model, train_set: Any, validation_set: Any | None, recipe: Recipe, **settings: Any) -> History:
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe must be a robustres.Recipe, got {type(recipe).__name__}")
-    learnt, watched = _images(train_set, "train"), _images(validation_set, "validation")
+    learnt = _images(train_set, "train")
+    watched = None if validation_set is None else _images(validation_set, "validation")
     return training.train(_module(model, learnt.image_shape), learnt, watched, recipe, **settings)
 
 

@@ -100,7 +100,11 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every r
 Out = Annotated[Path, typer.Option("--out", help="Folder for the checkpoint, the recipe and the state to resume from.")]
 TrainSplit = Annotated[str, typer.Option("--split", help="Split to train on: train | validation | test")]
 ValidationSplit = Annotated[
-    str, typer.Option("--validation-split", help="Split that selects the epoch to keep, as --split.")
+    str,
+    typer.Option(
+        "--validation-split",
+        help="Split that selects the epoch to keep, as --split, or none: train on the validation split as well.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch of the run in --out.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to --out/tensorboard.")]
@@ -163,13 +167,16 @@ class Parts:
     download: options.Download = False
     classes: options.Classes = None
 
-    def load(self, data: str) -> "tuple[ImageSet, ImageSet]":
-        """The samples of both splits."""
-        train, validation = (
-            options.Reading(split, self.limit, self.data_root, self.download, self.classes).images(data)
-            for split in (self.split, self.validation_split)
-        )
-        return train, validation
+    def load(self, data: str) -> "tuple[ImageSet, ImageSet | None]":
+        """The samples to train on and those to select the epoch with."""
+
+        def images(split: str) -> "ImageSet":
+            return options.Reading(split, self.limit, self.data_root, self.download, self.classes).images(data)
+
+        train = images(self.split)
+        if self.validation_split != "none":
+            return train, images(self.validation_split)
+        return (train.and_also(images("validation")) if self.split == "train" else train), None
 
 
 def train(
@@ -233,7 +240,7 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
 
 def _run(
     model: "nn.Module",
-    data: "tuple[ImageSet, ImageSet]",
+    data: "tuple[ImageSet, ImageSet | None]",
     plan: "Plan",
     out: Path,
     *,
@@ -262,15 +269,14 @@ def _run(
 
 
 def _line(epoch: "Epoch", epochs: int) -> str:
-    certified = (
-        "" if epoch.certified != epoch.certified else f", estimated certified {console.percent(epoch.certified)}"
-    )
-    return f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4g}, correct {console.percent(epoch.clean)}{certified}"
+    shares = {"correct": epoch.clean, "estimated certified": epoch.certified}
+    words = [f", {name} {console.percent(share)}" for name, share in shares.items() if not math.isnan(share)]
+    return f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4g}{''.join(words)}"
 
 
 def _finish(
     model: "nn.Module",
-    images: "tuple[ImageSet, ImageSet]",
+    images: "tuple[ImageSet, ImageSet | None]",
     history: "History",
     plan: "Plan",
     out: Path,
@@ -289,11 +295,10 @@ def _finish(
     facts: dict[str, Any] = {
         "checkpoint": written,
         "epoch": best.epoch,
-        "clean": best.clean,
-        "certified_estimate": None if best.certified != best.certified else best.certified,
+        **_finite({"clean": best.clean, "certified_estimate": best.certified}),
         "seconds": history.seconds,
         "products": "bfloat16" if plan.recipe.mixed_precision and multiplies_bfloat16(device) else "float32",
-        "data": {name: part.facts() for name, part in zip(("train", "validation"), images, strict=True)},
+        "data": {name: part.facts() for name, part in zip(("train", "validation"), images, strict=True) if part},
         "recipe": _finite(plan.recipe.as_dict()),
         "epochs": [_finite(row) for row in history.rows],
     }
@@ -305,10 +310,8 @@ def _finish(
         f", an estimated {console.percent(best.certified)} within {console.eps_text(plan.recipe.eps)} "
         "(not a certificate; robustres certify computes one)"
     )  # fmt: skip
-    console.output.print(
-        f"epoch {best.epoch} is {KEPT[plan.recipe.keep]} the validation split: "
-        f"{console.percent(best.clean)} correct{certified}"
-    )
+    found = f" {KEPT[plan.recipe.keep]} the validation split: {console.percent(best.clean)} correct{certified}"
+    console.output.print(f"epoch {best.epoch} is{found if images[1] else ' the last; no image was held out'}")
     console.output.print(f"checkpoint: {written}")
 
 

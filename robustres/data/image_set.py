@@ -96,6 +96,20 @@ class ImageSet:
         chosen = self.pixels[indices] if isinstance(self.pixels, Tensor) else ChosenPixels(self.pixels, indices)
         return replace(self, pixels=chosen, labels=self.labels[indices], sha256="")
 
+    def and_also(self, other: "ImageSet") -> "ImageSet":
+        """The samples of both sets, in memory; they must have the same classes and image shape."""
+        if (self.class_names, self.image_shape) != (other.class_names, other.image_shape):
+            raise DataError(f"{self.source} and {other.source} differ in their classes or in the shape of their images")
+        return ImageSet(
+            torch.cat([self.images, other.images]),
+            torch.cat([self.labels, other.labels]),
+            self.class_names,
+            f"{self.source} and {other.source}",
+            split="+".join((self.split, other.split)),
+            split_seed=self.split_seed,
+            ordered_by_name=self.ordered_by_name,
+        )
+
     def first(self, limit: int) -> "ImageSet":
         """The first `limit` samples, or all if there are fewer."""
         if limit < 1:

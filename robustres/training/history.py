@@ -6,7 +6,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the table "training". clean, certified: shares of the validation samples.
+    """One row of the table "training". clean, certified: shares of the validation samples, NaN without
+    any.
 
     certified counts radii of at least the recipe's eps by the training-time estimate of the norms, NaN for
     unconstrained networks; certified accuracies in reports come from robustres.certify, never from here.
@@ -25,7 +26,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """All epochs, the one whose weights were kept (chosen on the validation split), and the time in seconds."""
+    """All epochs, the one whose weights were kept (chosen on the validation split, or the last), and the time in seconds."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int

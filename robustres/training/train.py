@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from robustres.data import ImageSet, load_data
-from robustres.errors import ModelError
+from robustres.errors import InputError, ModelError
 from robustres.models import Normalised, ResidualNet
 from robustres.threat import ThreatModel, require_width
 from robustres.training.augmentation import augmented
@@ -32,7 +32,7 @@ VALIDATION_BATCH = 1024
 def train(
     model: nn.Module,
     train_set: ImageSet | Any,
-    validation_set: ImageSet | Any,
+    validation_set: ImageSet | Any | None,
     recipe: Recipe,
     *,
     device: torch.device | str = "cpu",
@@ -44,7 +44,8 @@ def train(
     model: any classifier for "clean", "adversarial" and "trades"; for the certified margin losses a `ResidualNet` (also
         inside `Normalised`), or with the recipe's `bound` "whole" any network of linear layers, activations and sorts.
         It is moved to `device` and left in evaluation mode.
-    train_set, validation_set: image sets, or images and labels in memory as accepted by `load_data`.
+    train_set, validation_set: image sets, or images and labels in memory as accepted by `load_data`. Without a
+        validation set, for which the recipe must keep the last epoch, the accuracies of the history are NaN.
     folder: where the state is stored after each epoch. A run that was killed continues from there and ends with the
         same weights as an uninterrupted one (on a CPU, bit for bit).
     on_epoch: called after each epoch, for a progress bar or `tensorboard_logger`; in the first process only.
@@ -53,8 +54,10 @@ def train(
     Raises InputError where model, loss or an interrupted run do not fit, ModelError where the loss is not finite.
     """
     train_set, validation_set = (
-        part if isinstance(part, ImageSet) else load_data(part) for part in (train_set, validation_set)
+        part if part is None or isinstance(part, ImageSet) else load_data(part) for part in (train_set, validation_set)
     )
+    if validation_set is None and recipe.keep != "last":
+        raise InputError("without a validation set no epoch can be selected; keep the last one (keep = last)")
     require_width(ThreatModel(recipe.norm, recipe.eps), math.prod(train_set.image_shape))
     where = torch.device(device)
     with world(where) as processes:
@@ -68,7 +71,7 @@ class _Run:
 
     model: nn.Module
     train_set: ImageSet
-    validation_set: ImageSet
+    validation_set: ImageSet | None
     recipe: Recipe
     world: World
     epochs: list[Epoch] = field(default_factory=list)
@@ -159,6 +162,8 @@ class _Run:
     def _validate(self) -> tuple[float, float]:
         """Clean accuracy, and certified accuracy at the recipe's eps by the estimated norms (else NaN)."""
         self.objective.eval()
+        if self.validation_set is None:
+            return math.nan, math.nan
         correct, certified = 0, 0
         with torch.no_grad():
             for batch in torch.split(torch.arange(len(self.validation_set)), VALIDATION_BATCH):
@@ -179,7 +184,7 @@ class _Run:
         return {
             "recipe": self.recipe.as_dict(),
             "train_set": self.train_set.sha256,
-            "validation_set": self.validation_set.sha256,
+            "validation_set": None if self.validation_set is None else self.validation_set.sha256,
             "model": described,
         }
 

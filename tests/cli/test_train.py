@@ -10,6 +10,8 @@ import pytest
 
 from robustres.cli import train as command
 from robustres.cli.options import spread
+from robustres.data import load_data
+from robustres.errors import DataError
 from robustres.training import Recipe
 
 from .conftest import run
@@ -85,6 +87,23 @@ def test_a_wrong_recipe_is_one_sentence(
     said = capsys.readouterr().err
     assert complaint in said
     assert "Traceback" not in said
+
+
+def test_without_a_validation_split_its_images_are_trained_on_and_the_last_epoch_is_kept(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--recipe", str(recipe), "--data", "digits", "--epochs", "1", "--validation-split", "none"]
+    assert run([*words, "--out", str(tmp_path / "refused")], monkeypatch) == 2
+    assert "keep = last" in capsys.readouterr().err
+    assert run([*words, "--keep", "last", "--out", str(tmp_path / "out")], monkeypatch) == 0
+    facts = json.loads((tmp_path / "out" / "training.json").read_text())
+    parts = [load_data("digits", split=split) for split in ("train", "validation")]
+    together = parts[0].and_also(parts[1])
+    assert facts["data"] == {"train": together.facts()}
+    assert facts["clean"] is None
+    assert len(together) == sum(map(len, parts))
+    with pytest.raises(DataError, match="differ in their classes"):
+        parts[0].and_also(load_data((np.zeros((2, 1, 8, 8), dtype=np.float32), [0, 1])))
 
 
 def test_every_setting_of_a_recipe_is_an_option() -> None:
