@@ -26,7 +26,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """All epochs, the one whose weights were kept (chosen on the validation split, or the last), and the time in seconds."""
+    """All epochs, the one whose weights were kept (the best on the validation split, or the last), and the seconds."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
