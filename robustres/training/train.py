@@ -53,15 +53,16 @@ def train(
     Deterministic on a CPU: the same model, data and recipe give the same weights.
     Raises InputError where model, loss or an interrupted run do not fit, ModelError where the loss is not finite.
     """
-    train_set, validation_set = (
-        part if part is None or isinstance(part, ImageSet) else load_data(part) for part in (train_set, validation_set)
+    learnt = train_set if isinstance(train_set, ImageSet) else load_data(train_set)
+    watched = (
+        validation_set if validation_set is None or isinstance(validation_set, ImageSet) else load_data(validation_set)
     )
-    if validation_set is None and recipe.keep != "last":
+    if watched is None and recipe.keep != "last":
         raise InputError("without a validation set no epoch can be selected; keep the last one (keep = last)")
-    require_width(ThreatModel(recipe.norm, recipe.eps), math.prod(train_set.image_shape))
+    require_width(ThreatModel(recipe.norm, recipe.eps), math.prod(learnt.image_shape))
     where = torch.device(device)
     with world(where) as processes:
-        run = _Run(model.to(where), train_set, validation_set, recipe, processes)
+        run = _Run(model.to(where), learnt, watched, recipe, processes)
         return run.complete(None if folder is None else Path(folder), on_epoch)
 
 
