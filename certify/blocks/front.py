@@ -25,6 +25,8 @@ from robustres.numerics import gamma
 UNIT = 2.0**-53
 FLOOR = 1e-250  # slack added everywhere, far above the underflow errors of products
 UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
+GRAM_BLOCK = 256  # columns of a block of a Gram matrix, of which one triangle is computed
+PULLED_ENTRIES = 2**17  # entries of the rows that a map is applied to at once, which then stay in the cache
 MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the certainly admissible multipliers
 
 
@@ -84,9 +86,32 @@ class Plain:
 
     def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
         """Apply the adjoint of the map to every row."""
-        image = map_.adjoint(rows.reshape(-1, *map_.out_shape)).reshape(len(rows), -1, map_.in_size)
+        image = adjoint_rows(map_, rows.flatten(0, 1)).reshape(*rows.shape[:2], map_.in_size)
         steep = absolute_norm(map_)
         return Pulled(image, gamma(ALGORITHM_FACTOR * map_.roundings) * steep * UP, steep)
+
+
+def adjoint_rows(map_: LinearMap, rows: Tensor) -> Tensor:
+    """The adjoint of a map applied to rows (R, out_size), a part at a time; (R, in_size)."""
+    image = rows.new_empty(len(rows), map_.in_size)
+    step = max(1, PULLED_ENTRIES // max(map_.in_size, map_.out_size))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        image[start : start + step] = map_.adjoint(part.reshape(-1, *map_.out_shape)).flatten(1)
+    return image
+
+
+def gram(rows: Tensor) -> Tensor:
+    """rows^H rows (F, n, n) of rows (F, R, n); of two blocks that mirror each other, one is computed."""
+    width = rows.shape[-1]
+    if width < 2 * GRAM_BLOCK:
+        return rows.mH @ rows
+    product = rows.new_empty(len(rows), width, width)
+    for start in range(0, width, GRAM_BLOCK):
+        stop = start + GRAM_BLOCK
+        product[:, start:stop, start:] = rows[:, :, start:stop].mH @ rows[:, :, start:]
+        product[:, stop:, start:stop] = product[:, start:stop, stop:].mH
+    return product
 
 
 class Front:
@@ -169,11 +194,12 @@ class Front:
             return True
         place = layer.tie[free]
         a, d = layer.lower[free], width[free]
-        demand = hidden.mH @ hidden
-        _diagonal(demand).add_(slack * d * d)
-        for multipliers in self._candidates(node, demand, layer, place, weights):
+        demand = gram(hidden)
+        diagonal_of(demand).add_(slack * d * d)
+        wanted = (self.chosen[node],) if node in self.chosen else candidates(node, demand, layer, weights, self.repair)
+        for multipliers in wanted:
             t = multipliers[place]
-            pivot = _Pivot.of(demand, t, self.count, self.repair.spare)
+            pivot = Pivot.of(demand, t, self.count, self.repair.spare)
             if pivot is not None:
                 self.chosen[node] = multipliers
                 break
@@ -186,28 +212,12 @@ class Front:
         self._eliminate(pivot, hidden, {parent: (own, size * (16 * UNIT) + moved * float(pivot.root.max()))})
         return True
 
-    def _candidates(
-        self, node: Node, demand: Tensor, layer: SectorLayer, place: Tensor, weights: Weights
-    ) -> Iterator[Tensor]:
-        """Multipliers (ties,), from the closest to those of the search to certainly admissible ones; only the chosen
-        ones if another part of the batch has already chosen."""
-        if node in self.chosen:
-            yield self.chosen[node]
-            return
-        multipliers = weights.multipliers.get(node)
-        certain = _dominating(demand, layer, place, weights.sizes.get(node))
-        least = _largest_of_ties(_diagonal(demand).real.amax(0) / 2, layer, place)
-        lift = 1 + self.repair.lift
-        for share in (self.repair.share, *(more for more in MIXTURES if more > self.repair.share)):
-            near = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
-            yield lift * near.maximum(least)
-
     def bounded(self, node: Node, layer: BoundedLayer, weights: Weights) -> bool:
         """|w| <= c |z|."""
         rows, slack = self.rows.pop(node), self.slack.pop(node)
         parents = Counter(node.inputs)  # |z|^2 counts an input as often as it occurs
-        demand = rows.mH @ rows
-        _diagonal(demand).add_(slack)
+        demand = gram(rows)
+        diagonal_of(demand).add_(slack)
         alone = not self.rows
         if not math.isfinite(layer.constant):
             return False
@@ -219,7 +229,7 @@ class Front:
             for parent in parents:
                 self._add(parent, rows.new_zeros(len(rows), 0, self._size(parent)), slack=weight)
             return True
-        pivot = _Pivot.of(demand, torch.full_like(_diagonal(demand)[0].real, t / 2), rows.shape[1], self.repair.spare)
+        pivot = Pivot.of(demand, torch.full_like(diagonal_of(demand)[0].real, t / 2), rows.shape[1], self.repair.spare)
         if pivot is None:
             return False
         for parent in parents:
@@ -227,7 +237,7 @@ class Front:
         self._eliminate(pivot, rows, {})
         return True
 
-    def _eliminate(self, pivot: "_Pivot", hidden: Tensor, own: Mapping[Node, tuple[Tensor, float]]) -> None:
+    def _eliminate(self, pivot: "Pivot", hidden: Tensor, own: Mapping[Node, tuple[Tensor, float]]) -> None:
         """Maximise over v, which appends the rows X. own: the part of K besides H^T B, and a bound of its error."""
         scaled = hidden * pivot.root[:, None]
         size = pivot.factor.shape[-1]
@@ -284,12 +294,12 @@ class Front:
         diagonal = whole.abs().square().sum(1) + slack
         root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         scaled = whole * root[:, None]
-        gram = scaled.mH @ scaled
-        _diagonal(gram).add_(slack * root * root)
-        trace = float(_diagonal(gram).real.sum(1).max())
+        square = gram(scaled)
+        diagonal_of(square).add_(slack * root * root)
+        trace = float(diagonal_of(square).real.sum(1).max())
         error = gamma(4 * (self.count + 16)) * (_square(scaled) + float((slack * root * root).max()))
-        _diagonal(gram).add_((definiteness_slack(width) * trace + error) * UP)
-        factor, info = torch.linalg.cholesky_ex(gram)
+        diagonal_of(square).add_((definiteness_slack(width) * trace + error) * UP)
+        factor, info = torch.linalg.cholesky_ex(square)
         if bool(info.any()):
             return
         fresh = factor.mH / root[:, None]
@@ -301,8 +311,21 @@ class Front:
         return math.prod(self.space.shape(node))
 
 
+def candidates(node: Node, demand: Tensor, layer: SectorLayer, weights: Weights, repair: Repair) -> Iterator[Tensor]:
+    """Multipliers (ties,) of a layer for which 2T - demand should be definite, from the closest to those of the search
+    to certainly admissible ones. demand: (F, k, k), of the coordinates whose slopes vary."""
+    place = layer.tie[layer.width > 0]
+    multipliers = weights.multipliers.get(node)
+    certain = _dominating(demand, layer, place, weights.sizes.get(node))
+    least = _largest_of_ties(diagonal_of(demand).real.amax(0) / 2, layer, place)
+    lift = 1 + repair.lift
+    for share in (repair.share, *(more for more in MIXTURES if more > repair.share)):
+        near = certain if multipliers is None else (1 - share) * multipliers + share * 1.01 * certain
+        yield lift * near.maximum(least)
+
+
 @dataclass(frozen=True, eq=False)
-class _Pivot:
+class Pivot:
     """P (F, k, k) scaled to diagonals of about 1 by `root` (F, k), and L with root P root - L L^* >= rho, P exact."""
 
     root: Tensor
@@ -310,29 +333,29 @@ class _Pivot:
     rho: float
 
     @classmethod
-    def of(cls, demand: Tensor, t: Tensor, count: int, spare: float) -> "_Pivot | None":
+    def of(cls, demand: Tensor, t: Tensor, count: int, spare: float, *, error: float = 0.0) -> "Pivot | None":
         """P = 2 diag(t) - demand; None if it is not sufficiently definite. demand: H^* H + slack D^2, computed from
-        `count` rows. spare: lower bound of rho."""
-        diagonal = 2 * t - _diagonal(demand).real
+        `count` rows. spare: lower bound of rho. error: of the scaled demand besides that, in the spectral norm."""
+        diagonal = 2 * t - diagonal_of(demand).real
         if not bool((diagonal > 0).all()) or not bool(torch.isfinite(diagonal).all()):
             return None
         root = diagonal.rsqrt()
-        matrix = -(root[..., None] * demand * root[:, None])
-        _diagonal(matrix).add_(2 * t * root * root)
+        matrix = (demand * -root[..., None]).mul_(root[:, None])
+        diagonal_of(matrix).add_(2 * t * root * root)
         size = len(t)
-        columns = _diagonal(demand).real.clamp_min(0) * root * root
+        columns = diagonal_of(demand).real.clamp_min(0) * root * root
         largest = float((2 * t * root * root).max())
-        error = gamma(4 * (count + 12)) * (float(columns.sum(1).max()) * (1 + 1e-6) + largest)
-        rounding = definiteness_slack(size) * float(_diagonal(matrix).abs().sum(1).max())
+        error += gamma(4 * (count + 12)) * (float(columns.sum(1).max()) * (1 + 1e-6) + largest)
+        rounding = definiteness_slack(size) * float(diagonal_of(matrix).abs().sum(1).max())
         rho = max(rounding, spare)
-        _diagonal(matrix).sub_((rho + rounding + 2 * error) * UP)
+        diagonal_of(matrix).sub_((rho + rounding + 2 * error) * UP)
         factor, info = torch.linalg.cholesky_ex(matrix)
-        if bool(info.any()) or not bool(torch.isfinite(_diagonal(factor).real).all()):
+        if bool(info.any()) or not bool(torch.isfinite(diagonal_of(factor).real).all()):
             return None
         return cls(root, factor, rho)
 
 
-def _diagonal(matrices: Tensor) -> Tensor:
+def diagonal_of(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1)
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.elimination import Eliminated, eliminate
+from robustres.certify.blocks.first_layer import first_layer, first_layer_square
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import Repair, Weights
-from robustres.certify.blocks.increments import Increment
+from robustres.certify.blocks.increments import Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Node
 from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.certify.proof.largest_singular_value import largest_norm, proved_below
@@ -30,7 +31,13 @@ def proved_bound(
     repair: Repair | None = None,
 ) -> float:
     """The bound proved by the multipliers of a search; infinite if they prove none."""
-    found = eliminate(order, layers, Weights(point.multipliers, point.sizes), rows=rows, repair=repair)
+    weights = Weights(point.multipliers, point.sizes)
+    first = first_layer(order, layers) if box is None else None
+    if first is not None:
+        square = _square_from(first, order, layers, point, rows, repair)
+        if math.isfinite(square):
+            return rounded_up(math.sqrt(square), 8)
+    found = eliminate(order, layers, weights, rows=rows, repair=repair)
     if found is None:
         return math.inf
     least = 0.0 if repair is None else repair.loss
@@ -38,6 +45,25 @@ def proved_bound(
         return l2_bound(found, least)
     assert point.weights is not None
     return box_bound(found, point.weights, box, least)
+
+
+def _square_from(
+    first: Node,
+    order: Sequence[Node],
+    layers: Mapping[Node, Increment],
+    point: FixedPoint,
+    rows: Tensor | None,
+    repair: Repair | None,
+) -> float:
+    """The square of the bound by `first_layer_square`, infinite if it is not proved."""
+    weights, layer = Weights(point.multipliers, point.sizes), layers[first]
+    found = eliminate(order[order.index(first) :], layers, weights, rows=rows, repair=repair)
+    if found is None:
+        return math.inf
+    placed = on_device(layer, found.rows.device)
+    assert isinstance(placed, SectorLayer)
+    with torch.no_grad():
+        return first_layer_square(found, first, placed, weights, point.change, repair or Repair())
 
 
 def l2_bound(found: Eliminated, excess: float = 0.0) -> float:

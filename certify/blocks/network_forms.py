@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from robustres.certify.blocks.first_layer import first_layer
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import Increment, SectorLayer, increments
@@ -24,6 +25,8 @@ WIDEST = 6144  # coordinates of a layer eliminated at once: six matrices of that
 COUPLED = (1024, 512, 256, 128, 64)  # the same at each frequency, in the order of the attempts
 SINGLE_PRECISION = 3000  # number of neurons above which the search runs in float32
 NOMINAL = 2e10  # operations per second of the nominal core
+GRAM = 1.25  # operations per entry of rows and column of a Gram matrix, of which one triangle is computed
+FACTORISATIONS = 3  # of a first layer that is eliminated with the map before it, and their copies
 COMPLEX = 4  # real products per complex product
 PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, regardless of its size
 # Repairs of the multipliers, from the gentlest to those that deep chains require, tried until the bound is close to the
@@ -152,9 +155,16 @@ def _unaffordable(form: Form, effort: float, steps: int) -> str:
 
 def elimination_cost(order: Sequence[Node], layers: Mapping[Node, Increment]) -> tuple[float, int]:
     """Nominal seconds of one elimination and its proof, and the size of the largest matrix that is factorised."""
-    output = order[-1]
-    followed = _Followed(order, layers, math.prod(output.shape), lambda node: math.prod(node.shape), plain=True)
-    return followed.operations / NOMINAL + PER_NODE * len(order), followed.widest
+    output, first = order[-1], first_layer(order, layers)
+    kept = order if first is None else order[order.index(first) - 1 :]
+    followed = _Followed(
+        kept, layers, math.prod(output.shape), lambda node: math.prod(node.shape), ends=first is not None
+    )
+    operations = followed.operations
+    if first is not None and isinstance(order[1].piece, Linear):
+        map_, free = order[1].piece.map, math.prod(first.shape)
+        operations += FACTORISATIONS * free**3 / 3 + 2.0 * free * (map_.out_size + map_.in_size) * map_.roundings
+    return operations / NOMINAL + PER_NODE * len(order), followed.widest
 
 
 def torus_cost(network: TorusNetwork) -> float:
@@ -179,7 +189,8 @@ def region_cost(region: Region, layers: Mapping[Node, Increment], *, rows: int =
 class _Followed:
     """The cut as in `Front`, with sizes instead of matrices.
 
-    operations: number of real or complex operations. widest: size of the largest matrix that is factorised.
+    operations: number of real or complex operations. widest: size of the largest matrix that is factorised. ends: with
+    the factorisation of the second node.
     """
 
     def __init__(
@@ -189,7 +200,8 @@ class _Followed:
         rows: int,
         size: Callable[[Node], int],
         *,
-        plain: bool,
+        plain: bool = True,
+        ends: bool = False,
     ) -> None:
         self.operations, self.widest = 0.0, 0
         live = {order[-1]: size(order[-1])}
@@ -207,13 +219,16 @@ class _Followed:
                 live |= joined
                 width = sum(live.values())
                 products = 0.0 if fresh else 2.0 * free * rows * width
-                self.operations += 2.0 * free * free * rows + free**3 / 3 + products + free * free * width
-                rows = free if fresh else rows + free
+                self.operations += GRAM * free * free * rows + free**3 / 3
                 self.widest = max(self.widest, free)
+                if ends and node is order[1]:
+                    return
+                self.operations += products + free * free * width
+                rows = free if fresh else rows + free
             live |= joined
             width = sum(live.values())
             if rows > width:
-                self.operations += 2.0 * rows * width * width + width**3 / 3
+                self.operations += GRAM * rows * width * width + width**3 / 3
                 rows, self.widest = width, max(self.widest, width)
         width = live.get(order[0], 0)
         side = min(rows, width)
