@@ -94,7 +94,9 @@ def first_layer_square(
 def _products(map_: LinearMap, free: Tensor) -> tuple[Tensor, float]:
     """W W^H of the rows in `free`, and a bound of its error in the spectral norm."""
     rows = adjoint_rows(map_, torch.eye(map_.out_size, dtype=torch.float64, device=free.device)[free])
-    products = torch.cat([map_(part.reshape(-1, *map_.in_shape)).flatten(1)[:, free] for part in rows.split(128)])
+    products = torch.cat(
+        [map_(part.reshape(-1, *map_.in_shape)).flatten(1)[:, free] for part in torch.split(rows, 128)]
+    )
     steep = absolute_norm(map_)
     size = math.sqrt(len(rows)) * steep
     error = gamma(4 * ALGORITHM_FACTOR * (map_.roundings + map_.forward_roundings) + 16) * steep * size * UP
