@@ -33,7 +33,7 @@ PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, rega
 # reachable one. SURE nearly always succeeds and is used when a proof at all frequencies takes much of the effort.
 REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
 SURE = Repair(5e-2, 1e-2)
-NEAR = 1 + 3e-3
+NEAR = 1 + 5e-3
 COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multiplier per neuron or per channel
 
 

@@ -23,7 +23,7 @@ from robustres.certify.proof.bound import Guarantee
 METHOD = "layers eliminated"
 FIRST_STEPS, MOST_STEPS = 200, 1600
 FIRST_TOLERANCE = 3e-5
-CLOSE = 1 + 1e-5  # ratio of proved to reachable bound that is close enough
+PAYS = 1.5e-3  # relative gain for each nominal second from which it pays to continue the search
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
 
@@ -103,9 +103,11 @@ class WholeNetwork:
             scarce = form.shares == "channel" and spent + 3 * form.cost > self.effort
             found, took = proof_within(form, point, self.effort - spent, repairs=(SURE,) if scarce else REPAIRS)
             upper, spent = min(upper, found), spent + took
-            done = upper <= CLOSE * reachable or steps >= MOST_STEPS
+            if steps >= MOST_STEPS:
+                break
             steps, tolerance = min(2 * steps, MOST_STEPS), tolerance / 100
-            if done or spent + steps * form.step + form.cost > self.effort:
+            next_round = steps * form.step + form.cost
+            if upper <= (1 + PAYS * next_round) * reachable or spent + next_round > self.effort:
                 break
             point = form.search(steps=steps, tolerance=tolerance, start=point)
         if not math.isfinite(upper) and not skipped:
