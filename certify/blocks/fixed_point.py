@@ -178,7 +178,7 @@ class _Iteration:
             answer: Tensor = rows.reshape(-1, *node.shape)
             return answer
         if isinstance(layer, BoundedLayer):
-            lengths = layer.lengths(inputs).clamp_min(TINY)
+            lengths = layer.input_lengths(inputs).clamp_min(TINY)
             sizes[node] = lengths.detach()
             answers[node] = (layer.constant * self.g[node]).detach().requires_grad_(True)
             answer = lengths[:, None] * answers[node].reshape(len(x), len(lengths), -1)

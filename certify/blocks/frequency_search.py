@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint, search
-from robustres.certify.blocks.increments import Increment, SectorLayer
+from robustres.certify.blocks.increments import Increment, SectorLayer, spread
 from robustres.certify.blocks.torus_bound import Frequencies
-from robustres.certify.blocks.torus_network import Region, spread
+from robustres.certify.blocks.torus_network import Region
 from robustres.certify.graph.network import Linear, Node
 from robustres.certify.maps.linear_map import Shape
 

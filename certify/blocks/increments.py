@@ -6,6 +6,7 @@ satisfies the inequality after an orthogonal mixing of the channels, summed over
 also holds summed over a `tie` of neurons, which allows one multiplier for a whole channel or layer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -77,12 +78,19 @@ class BoundedLayer:
     """A map of which only |w| <= constant |z| is known, with z all inputs of the node concatenated.
 
     channelwise: whether this holds for every channel of a single input with the same channels, each of which then has
-    its own multiplier.
+    its own multiplier. counts: (H, W) of the input's positions; |z|^2 is then the sum of counts z^2.
     """
 
     constant: float
     shape: Shape
     channelwise: bool = False
+    counts: Tensor | None = None
+
+    def input_lengths(self, values: Sequence[Tensor]) -> Tensor:
+        """`lengths` of values of its inputs."""
+        if self.counts is None:
+            return self.lengths(values)
+        return self.lengths([values[0] * self.counts.sqrt().to(values[0].device, values[0].dtype)])
 
     def lengths(self, values: Sequence[Tensor]) -> Tensor:
         """The norms (1,), or (channels,), of values (r, *shape) over all values that share a multiplier."""
@@ -169,3 +177,25 @@ def on_device(layer: Increment, device: torch.device) -> Increment:
     return replace(
         layer, lower=layer.lower.to(device), upper=layer.upper.to(device), tie=layer.tie.to(device), mixing=mixing
     )
+
+
+def spread(layer: SectorLayer, shape: Shape, *, cut: bool = False) -> SectorLayer:
+    """A layer of the given shape with one inequality per channel. cut: some of its outputs may be 0 instead."""
+    old, new = math.prod(layer.shape[1:]), math.prod(shape[1:])
+    lower = layer.lower.reshape(-1, old).amin(1).repeat_interleave(new)
+    upper = layer.upper.reshape(-1, old).amax(1).repeat_interleave(new)
+    tie = layer.tie[::old].repeat_interleave(new)
+    if cut:
+        lower, upper = lower.clamp_max(0), upper.clamp_min(0)
+    return SectorLayer(lower, upper, tie, layer.ties, shape, layer.mixing)
+
+
+def windows_of_residues(windows: Sequence[Tensor], shape: Shape) -> Tensor:
+    """(s_1, s_2): the largest number of windows that contain the same pixel, by its position modulo the strides s."""
+    axes = []
+    for side, pixels in zip(shape[1:], windows, strict=True):
+        members = torch.cat([torch.unique(window[window >= 0]) for window in pixels])
+        stride = max(1, round(side / len(pixels)))
+        used = torch.bincount(members, minlength=side).to(torch.float64)
+        axes.append(torch.stack([used[residue::stride].max() for residue in range(stride)]))
+    return torch.outer(*axes)

@@ -17,9 +17,9 @@ from torch import Tensor
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Weights, frobenius
-from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer
+from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, spread
 from robustres.certify.blocks.network_bound import largest_square
-from robustres.certify.blocks.torus_network import Region, TorusNetwork, spread
+from robustres.certify.blocks.torus_network import Region, TorusNetwork
 from robustres.certify.fourier.matrix_polynomial import MatrixPolynomial, polynomial
 from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Node
@@ -89,12 +89,13 @@ def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, 
     if found is None:
         return math.inf
     square = found.factor
-    scale: Tensor | None = None  # of each channel at the cut, which is measured by |scale w|^2
+    scale: Tensor | None = None  # (C, 1 or residues) at the cut, which is measured by |scale w|^2
     if not network.constant:
-        scale, root = _scale(network.tail[0], weights)
+        channels, root = _scale(network.tail[0], weights)
+        scale = channels[:, None]
         positions = math.prod(network.tail[0].shape[1:])
         square *= _relative(found.rows, found.slack, root.repeat_interleave(positions))
-    for region in network.regions:
+    for place, region in enumerate(network.regions):
         joint = network.layers.get(region.order[0])
         below = _scale(region.order[0], weights) if isinstance(joint, BoundedLayer) else None
         root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
@@ -103,8 +104,7 @@ def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, 
         square *= region_square(region, network.layers, weights, start, root=root, repair=repair)
         square *= 1 + 2 * LOSS if scale is None else 1.0
         if below is not None and isinstance(joint, BoundedLayer):
-            scale = below[0]
-            square *= joint.constant**2 * UP
+            scale = below[0][:, None] * _roots_of_counts(joint, network.regions[place + 1]) * (joint.constant * UP)
     return square * UP
 
 
@@ -141,7 +141,7 @@ def region_bound(
     multipliers prove none."""
     weights = Weights(point.multipliers, point.sizes)
     one = torch.ones(1, dtype=torch.float64)
-    start = partial(_diagonal, torch.ones(region.order[-1].shape[0], dtype=torch.float64))
+    start = partial(_diagonal, torch.ones(region.order[-1].shape[0], 1, dtype=torch.float64))
     with torch.no_grad():
         square = region_square(region, layers, weights, start, root=one, repair=repair) * UP
     return rounded_up(math.sqrt(square), 16) if math.isfinite(square) else math.inf
@@ -156,9 +156,9 @@ def _parts(region: Region) -> list[Tensor]:
 
 
 def _diagonal(scale: Tensor, space: Frequencies) -> tuple[Tensor, float]:
-    """The rows of a cut, the same at every frequency."""
+    """The rows of a cut, the same at every frequency. scale: (C, 1 or residues)."""
     residues = math.prod(space.region.multiplicity[space.region.order[-1]])
-    rows = torch.diag(scale.repeat_interleave(residues)).to(torch.complex128)
+    rows = torch.diag(scale.expand(-1, residues).flatten()).to(torch.complex128)
     return rows.expand(len(space.frequencies), -1, -1), 0.0
 
 
@@ -167,6 +167,14 @@ def _scale(node: Node, weights: Weights) -> tuple[Tensor, Tensor]:
     t = weights.multipliers[node]
     root = t.clamp_min(1e-9 * float(t.max()) + 1e-290).rsqrt()
     return 1 / root, root * UP
+
+
+def _roots_of_counts(joint: BoundedLayer, below: Region) -> Tensor:
+    """(1 or residues,): upper bounds of the roots of the counts at the residues of a region's output."""
+    if joint.counts is None:
+        return torch.ones(1, dtype=torch.float64)
+    first, second = below.multiplicity[below.order[-1]]
+    return joint.counts[:first, :second].sqrt().flatten() * UP
 
 
 def _relative(rows: Tensor, slack: float, root: Tensor) -> float:

@@ -24,7 +24,14 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, increments
+from robustres.certify.blocks.increments import (
+    BoundedLayer,
+    Increment,
+    SectorLayer,
+    increments,
+    spread,
+    windows_of_residues,
+)
 from robustres.certify.fourier.circular import wrapped
 from robustres.certify.fourier.torus import Torus, passage
 from robustres.certify.graph.network import Linear, Merge, Node, Piece, Source, chain, dominators
@@ -36,7 +43,6 @@ from robustres.certify.maps.linear_map import (
     LinearMap,
     Scaled,
     Separable,
-    Shape,
     Sum,
 )
 from robustres.certify.maps.nonlinear import MaxPool, Opaque
@@ -159,10 +165,10 @@ class _Laying:
         tail = self._tail(image, regions[0].order[-1], constant)
         return TorusNetwork(self.order, self.laid, regions, tail, constant)
 
-    def _plans(self, top: int) -> tuple[list[_Plan], list[float | None]]:
-        """The plans of the regions, from the output, and the constant of the cut below each (None at the input)."""
+    def _plans(self, top: int) -> tuple[list[_Plan], list[BoundedLayer | None]]:
+        """The plans of the regions, from the output, and the cut below each (None at the input)."""
         plans: list[_Plan] = []
-        joints: list[float | None] = []
+        joints: list[BoundedLayer | None] = []
         while True:
             bottom, best = top, self.plan(top, top)
             while bottom > 0 and not self._is_bounded(bottom):
@@ -175,24 +181,28 @@ class _Laying:
                 joints.append(None)
                 return plans, joints
             if self._is_bounded(bottom):
-                joints.append(self._constant(bottom))
+                joints.append(self._pooling(bottom))
                 top = bottom - 1
             elif bottom == top:
                 raise NotLaidError(f"one layer couples more than {self.widest:,} coordinates")
             else:
-                joints.append(1.0)
+                joints.append(BoundedLayer(1.0, self.passed[bottom].shape, channelwise=True))
                 top = bottom
 
     def _is_bounded(self, place: int) -> bool:
         return isinstance(self.layers.get(self.passed[place]), BoundedLayer)
 
-    def _constant(self, place: int) -> float:
+    def _pooling(self, place: int) -> BoundedLayer:
+        """Maximum pooling as a cut, with the windows of each pixel counted if its residues may be coupled."""
         node, below = self.passed[place], self.passed[place - 1]
         layer = self.layers[node]
         assert isinstance(layer, BoundedLayer)
         if node.inputs != (below,) or not isinstance(node.piece, MaxPool) or len(node.piece.windows) != 2:
             raise NotLaidError(f"{_named(node)} has no bound for every channel")
-        return layer.constant
+        counts = windows_of_residues(node.piece.windows, below.shape)
+        if layer.constant == 1 or below.shape[0] * counts.numel() > self.widest:
+            return replace(layer, channelwise=True)
+        return BoundedLayer(1.0, node.shape, channelwise=True, counts=counts)
 
     def _between(self, low: Node, high: Node) -> list[Node]:
         """The nodes between two nodes on all paths, both included."""
@@ -210,7 +220,15 @@ class _Laying:
             plan.demands[axis].append((Fraction(1), first.shape[1 + axis]))
         for node in plan.nodes[1:]:
             self._extend(plan, node)
+        counts = self._counts_above(top)
+        for axis, stride in enumerate(() if counts is None else counts.shape):
+            plan.demands[axis].append((plan.rate[plan.nodes[-1]][axis] / stride, 1))
         return plan
+
+    def _counts_above(self, place: int) -> Tensor | None:
+        """The counts of a maximum pooling that is the cut above a node on all paths."""
+        pooled = self.wrap and place + 1 < len(self.passed) and self._is_bounded(place + 1)
+        return self._pooling(place + 1).counts if pooled and _is_image(self.passed[place + 1]) else None
 
     def _extend(self, plan: _Plan, node: Node) -> None:
         parents, layer = node.inputs, self.layers.get(node)
@@ -264,7 +282,7 @@ class _Laying:
                 width = max(width, int(node.shape[0] * rate[0] * first * rate[1] * second))
         return width
 
-    def region(self, plan: _Plan, joint: float | None, below: Node | None) -> Region:
+    def region(self, plan: _Plan, joint: BoundedLayer | None, below: Node | None) -> Region:
         """The nodes of a plan on its torus. below: the output of the region before it."""
         torus, base = plan.torus()
         ground = _Ground(torus, base, plan.rate)
@@ -274,7 +292,10 @@ class _Laying:
         else:
             joint_piece = first.piece if isinstance(first.piece, Opaque) else Merge("concatenation")
             entrance = ground.place(first, joint_piece, (below,))
-            self.laid[entrance] = BoundedLayer(joint, entrance.shape, channelwise=True)
+            counts = joint.counts
+            if counts is not None:
+                counts = counts.repeat(*(side // n for side, n in zip(below.shape[1:], counts.shape, strict=True)))
+            self.laid[entrance] = replace(joint, shape=entrance.shape, counts=counts)
         laid, cuts = {first: entrance}, dict[Node, Node]()
         for node in plan.nodes[1:]:
             read = tuple(laid[parent] for parent in node.inputs)
@@ -364,17 +385,6 @@ class _Ground:
         self.nodes.append(new)
         self.multiplicity[new] = residues
         return new
-
-
-def spread(layer: SectorLayer, shape: Shape, *, cut: bool = False) -> SectorLayer:
-    """A layer of the given shape with one inequality per channel. cut: some of its outputs may be 0 instead."""
-    old, new = math.prod(layer.shape[1:]), math.prod(shape[1:])
-    lower = layer.lower.reshape(-1, old).amin(1).repeat_interleave(new)
-    upper = layer.upper.reshape(-1, old).amax(1).repeat_interleave(new)
-    tie = layer.tie[::old].repeat_interleave(new)
-    if cut:
-        lower, upper = lower.clamp_max(0), upper.clamp_min(0)
-    return SectorLayer(lower, upper, tie, layer.ties, shape, layer.mixing)
 
 
 def _folding(side: int, points: int, constant: bool) -> Tensor:

@@ -23,7 +23,7 @@ from robustres.certify.proof.bound import Guarantee
 METHOD = "layers eliminated"
 FIRST_STEPS, MOST_STEPS = 200, 1600
 FIRST_TOLERANCE = 3e-5
-PAYS = 1.5e-3  # relative gain for each nominal second from which it pays to continue the search
+WORTH = 0.012  # relative gain that is worth the whole effort, and a smaller one its share
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
 
@@ -107,7 +107,8 @@ class WholeNetwork:
                 break
             steps, tolerance = min(2 * steps, MOST_STEPS), tolerance / 100
             next_round = steps * form.step + form.cost
-            if upper <= (1 + PAYS * next_round) * reachable or spent + next_round > self.effort:
+            worth = WORTH * next_round / self.effort
+            if upper <= (1 + worth) * reachable or spent + next_round > self.effort:
                 break
             point = form.search(steps=steps, tolerance=tolerance, start=point)
         if not math.isfinite(upper) and not skipped:

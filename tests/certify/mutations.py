@@ -40,7 +40,7 @@ NEAREST = {
     "blocks/reduced": ("test_reduced_block", "test_joint"),
     "blocks/front": ("test_elimination",),
     "blocks/elimination": ("test_elimination",),
-    "blocks/increments": ("test_elimination",),
+    "blocks/increments": ("test_elimination", "test_torus_network"),
     "bounds/": ("test_lipschitz", "test_linear_residual"),
     "blocks/torus": ("test_torus_network", "test_joint"),
     "blocks/first_layer": ("test_first_layer",),
@@ -342,6 +342,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "blocks/increments.py",
         ("return BoundedLayer(piece.bound.upper, node.shape)", "return BoundedLayer(0.9, node.shape)"),
+        ("used[residue::stride].max()", "used[residue::stride].min()"),
         ("(reach > 0)).clamp_min(TINY).sqrt()", "(reach > 0)).clamp_min(TINY).sqrt() * 0.9"),
     ),
     *_of(
@@ -442,12 +443,13 @@ MUTATIONS: list[Mutation] = [
         ("cut=node in plan.masked", "cut=False"),
         ("max(side, high + 1, side - low) if read_cut else side", "side"),
         ("matrix[kept % side, kept] = 1", "matrix[kept[:side], kept[:side]] = 1"),
-        ("joints.append(self._constant(bottom))", "joints.append(1.0)"),
+        ("joints.append(self._pooling(bottom))", "joints.append(replace(self._pooling(bottom), constant=0.9))"),
     ),
     *_of(
         "blocks/torus_bound.py",
         ("part.factor * _relative(", "0.9 * part.factor * _relative("),
-        ("square *= joint.constant**2 * UP", "square *= UP"),
+        ("* (joint.constant * UP)", "* UP"),
+        ("joint.counts[:first, :second].sqrt().flatten() * UP", "torch.ones(first * second, dtype=torch.float64)"),
         ("math.sqrt(math.prod(torus.points))", "1.0"),
         ("return [every[place::count] for place in range(count)]", "return [every[:1]]"),
         ("    scaled = rows * root\n", "    scaled = rows\n"),

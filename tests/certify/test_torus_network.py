@@ -14,9 +14,11 @@ from robustres.certify.blocks import front, torus_bound
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.fixed_point import search
 from robustres.certify.blocks.front import Repair, Weights
+from robustres.certify.blocks.increments import windows_of_residues
 from robustres.certify.blocks.network_bound import l2_bound
 from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
 from robustres.certify.graph.network import Node
+from robustres.certify.maps.nonlinear import MaxPool
 from robustres.models.constraints.activations import MaxMin
 from tests.certify.one_network import network_bound
 
@@ -168,6 +170,52 @@ def test_multipliers_that_are_wrong_prove_nothing_false() -> None:
             for repair in (Repair(0.0, 0.0), Repair()):
                 square = torus_bound.proved_square(network, weights, None, repair)
                 assert square >= least * least
+
+
+@pytest.mark.parametrize("widest", [8, 64])
+def test_the_proof_through_maximum_pooling_attains_the_value_of_the_search(widest: int) -> None:
+    """With a constant for the whole pooling, and with the windows of each pixel counted, which is tighter."""
+    torch.manual_seed(6)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        *head(4, 4, "mean"),
+    ).double()  # fmt: skip
+    network = on_tori(simplified(model, 2, 8, 8), widest=widest)
+    assert network.regions[1].multiplicity[network.regions[1].order[-1]] == ((1, 1) if widest == 8 else (2, 2))
+    values = []
+    for chosen in (network, on_tori(simplified(model, 2, 8, 8), widest=8)):
+        point = search(chosen.order, chosen.layers, copies=4, steps=150)
+        upper = torus_bound.torus_bound(chosen, point, repair=Repair(1e-3, 1e-3))
+        assert attained(model, 2, 8, 8) <= upper
+        assert point.value * (1 - 1e-6) <= upper <= 1.005 * point.value
+        values.append(point.value)
+    assert values[0] <= (1 if widest == 8 else 0.95) * values[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"), [(8, 3, 2, 1), (7, 3, 2, 0), (9, 4, 3, 1), (6, 2, 2, 0)]
+)
+def test_the_windows_of_a_residue_bound_a_pooling_and_a_single_pixel_attains_them(
+    size: int, window: int, stride: int, padding: int
+) -> None:
+    pool = nn.MaxPool2d(window, stride, padding)
+    report = lipschitz(pool, (1, size, size), joint=False, lower_steps=0)
+    assert report.analysis is not None
+    piece = report.analysis.output.piece
+    assert isinstance(piece, MaxPool)
+    counts = windows_of_residues(piece.windows, (1, size, size))
+    places = torch.arange(size) % counts.shape[0]
+    weight = counts[places][:, places]
+    draw = torch.Generator().manual_seed(0)
+    x, change = torch.randn(2, 200, 1, size, size, generator=draw, dtype=torch.float64)
+    moved = (pool(x + change) - pool(x)).square().sum((1, 2, 3))
+    assert bool((moved <= (weight * change.square()).sum((1, 2, 3)) * (1 + 1e-12)).all())
+    single = torch.eye(size * size, dtype=torch.float64).reshape(-1, 1, size, size)
+    windows = pool(single).square().sum((1, 2, 3)).reshape(size, size)
+    for first in range(counts.shape[0]):
+        for second in range(counts.shape[1]):
+            of_residue = windows[first :: counts.shape[0], second :: counts.shape[1]]
+            assert float(of_residue.max()) == float(counts[first, second])
 
 
 @pytest.mark.parametrize(
