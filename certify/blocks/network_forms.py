@@ -115,13 +115,19 @@ class TorusForm:
 
 
 def proof_within(
-    form: Form, point: FixedPoint, effort: float, *, repairs: Sequence[Repair], near: float = NEAR
+    form: Form,
+    point: FixedPoint,
+    effort: float,
+    *,
+    rows: Tensor | None = None,
+    repairs: Sequence[Repair],
+    near: float = NEAR,
 ) -> tuple[float, float]:
     """The smallest bound that the multipliers prove with the repairs, which are tried until it is within a factor
     `near` of the value reached, and the nominal seconds used. At least one repair is tried regardless of the effort."""
     upper, spent = math.inf, 0.0
     for repair in repairs:
-        upper = min(upper, form.prove(point, repair=repair))
+        upper = min(upper, form.prove(point, rows=rows, repair=repair))
         spent += form.cost
         if upper <= near * point.value or spent + form.cost > effort:
             break

@@ -26,6 +26,7 @@ FIRST_TOLERANCE = 3e-5
 WORTH = 0.012  # relative gain that is worth the whole effort, and a smaller one its share
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
+PAIR_GAIN = 1.01  # ratio of the known bound of a pair to the reachable one from which a proof pays
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,19 @@ class WholeNetwork:
             skipped = "no admissible multipliers were found"
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, form.shares)
 
-    def pair(self, i: int, j: int) -> float:
+    def pair(self, i: int, j: int, *, known: float = math.inf) -> float:
         """A bound of the Lipschitz constant of output i minus output j, infinite if the network is not eliminated.
 
         The search continues from the first multipliers of all outputs, so the result does not depend on whether `bound`
         was run or its result was cached. Results are cached.
+        known: another bound of it, which is returned without a proof if multipliers can hardly improve it.
         """
         place = (max(i, j), min(i, j))
         if place not in self.pairs:
-            self.pairs[place] = self._pair(*place)
+            found = self._pair(*place, known)
+            if found == known:
+                return known
+            self.pairs[place] = found
         return self.pairs[place]
 
     @property
@@ -131,13 +136,16 @@ class WholeNetwork:
         """Nominal seconds of one pair."""
         return self.form.cost + PAIR_STEPS * self.form.step
 
-    def _pair(self, i: int, j: int) -> float:
+    def _pair(self, i: int, j: int, known: float) -> float:
         if self.obstacle():
             return math.inf
         rows = torch.zeros(1, math.prod(self.output.shape), dtype=torch.float64)
         rows[0, i], rows[0, j] = 1.0, -1.0
         point = self.form.search(rows=rows, steps=PAIR_STEPS, tolerance=PAIR_TOLERANCE, start=self._first())
-        return self.form.prove(point, rows=rows)
+        if point.value * PAIR_GAIN > known:
+            return known
+        effort = PAIR_STEPS * self.form.step  # more repairs if they are cheap
+        return proof_within(self.form, point, effort, rows=rows, repairs=REPAIRS)[0]
 
     def _first(self) -> FixedPoint:
         """The multipliers of all outputs after the first steps."""

@@ -46,7 +46,8 @@ class PairBounds:
             left -= 1
 
     def _bound(self, i: int, j: int) -> None:
-        found = min(self.whole.pair(i, j), float(self.bounds[i, j]))
+        known = float(self.bounds[i, j])
+        found = min(self.whole.pair(i, j, known=known), known)
         self.bounds[i, j] = self.bounds[j, i] = found
 
     def _deciding(self, logits: Tensor) -> tuple[int, int] | None:

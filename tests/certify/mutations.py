@@ -456,8 +456,12 @@ MUTATIONS: list[Mutation] = [
         ("return 1 / root, root * UP", "return 0.9 / root, root * UP"),
     ),
     *_of("bounds/unit_domain.py", ("float(torch.maximum(low.abs(), high.abs()).max())", "float(low.abs().max())")),
-    *_of("bounds/whole_network.py", ("rows[0, i], rows[0, j] = 1.0, -1.0", "rows[0, i], rows[0, j] = 0.5, -0.5")),
-    *_of("radii/pair_bounds.py", ("found = min(self.whole.pair(i, j), ", "found = 0.5 * min(self.whole.pair(i, j), ")),
+    *_of(
+        "bounds/whole_network.py",
+        ("rows[0, i], rows[0, j] = 1.0, -1.0", "rows[0, i], rows[0, j] = 0.5, -0.5"),
+        ("            return known\n        effort", "            return point.value\n        effort"),
+    ),
+    *_of("radii/pair_bounds.py", ("found = min(self.whole.pair(i, j", "found = 0.5 * min(self.whole.pair(i, j")),
     *_of(
         "lower/witness.py",
         (

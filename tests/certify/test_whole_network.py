@@ -82,6 +82,20 @@ def test_a_pair_of_classes_is_bounded_above_its_slopes_and_far_below_all_logits_
     assert float(refined(2)[1]) == float(refined(1)[2]) == report.analysis.whole.pair(2, 1)
 
 
+def test_a_pair_that_can_hardly_be_improved_keeps_its_bound_without_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    report = lipschitz(model, (6,), effort=0.5)
+    assert report.analysis is not None
+    whole = report.analysis.whole
+    proved = whole.pair(0, 1)
+    whole.pairs.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(network_forms.PlainForm, "prove", None)
+        assert whole.pair(0, 1, known=1.005 * proved) == 1.005 * proved
+    assert whole.pair(0, 1, known=1.05 * proved) == proved == whole.pair(1, 0)
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_best_is_the_largest_radius_of_each_sample_with_its_source(norm: Any) -> None:
     model, x = small_classifier(), torch.rand(12, 1, 6, 6)
