@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.increments import BoundedLayer, SectorLayer
+from robustres.certify.blocks.increments import BoundedLayer, SectorLayer, squares
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.maps.linear_map import LinearMap, Shape
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.proof.cholesky_proof import definiteness_slack
-from robustres.certify.proof.largest_singular_value import largest_eigenvalue
+from robustres.certify.proof.largest_singular_value import frobenius_norms, largest_eigenvalue, real_parts
 from robustres.numerics import gamma
 
 UNIT = 2.0**-53
@@ -291,7 +291,7 @@ class Front:
             [torch.full((n,), s, dtype=torch.float64) for n, s in zip(sizes, self.slack.values(), strict=True)]
         )
         slack = slack.to(whole.device)
-        diagonal = whole.abs().square().sum(1) + slack
+        diagonal = squares(whole).sum(1) + slack
         root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         scaled = whole * root[:, None]
         square = gram(scaled)
@@ -378,7 +378,8 @@ def frobenius(values: Tensor) -> float:
     if not values.numel():
         return 0.0
     count = math.prod(values.shape[-2:])
-    return float(torch.linalg.matrix_norm(values).max()) * (1 + gamma(2 * count + 16))
+    norms = frobenius_norms(values if values.ndim == 3 else values[None])
+    return float(norms.max()) * (1 + gamma(2 * count + 16))
 
 
 def _square(values: Tensor) -> float:
@@ -389,6 +390,6 @@ def _square(values: Tensor) -> float:
 
 def _largest(hermitian: Tensor) -> float:
     """Upper bound of the largest eigenvalue of the stored positive semidefinite matrices, infinite on overflow."""
-    if not bool(torch.isfinite(hermitian.abs()).all()):
+    if not bool(torch.isfinite(real_parts(hermitian)).all()):
         return math.inf
     return max(0.0, largest_eigenvalue(hermitian))

@@ -52,7 +52,9 @@ class SectorLayer:
             return rows
         matrix = self.mixing.to(rows.dtype)
         image = rows.reshape(len(rows), self.shape[0], rows.shape[1] // self.shape[0])
-        return ((matrix.T if back else matrix) @ image).flatten(1)
+        # One product of two matrices, which is much faster than one for each row.
+        turned: Tensor = torch.tensordot(image, matrix, ([1], [0 if back else 1]))
+        return turned.movedim(-1, 1).flatten(1)
 
     def answer(self, rows: Tensor, middle: Tensor, reach: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output differences for input differences `rows` (r, N) in low rank: middle z + |z| steer (see `fixed_point`).

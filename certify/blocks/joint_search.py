@@ -28,15 +28,17 @@ from robustres.numerics import rounded_up
 DENSE_WIDTH = 700  # largest number of inputs and hidden units of a block treated neuron by neuron
 DENSE_STEPS, DENSE_TOLERANCE = 800, 1e-6
 FIRST_STEPS, MOST_FIRST_STEPS, STEPS, TOLERANCE = 16, 60, 100, 1e-5
-ACTIVE, ACTIVE_WHOLE = 32, 96  # frequencies in the search after the first steps, with and without a reduced form
+LEAST_ACTIVE, ACTIVE = 32, 96  # frequencies in the search after the first steps
+ACTIVE_SHARE = 0.15  # of the effort for their first steps, if the proof finds out which frequencies are missing
 SEARCH_SHARE, FIRST_SHARE = 0.8, 0.3  # of the effort, with the rest for the lower estimate; of it, for the torus
 LEAST_EFFORT = 0.2  # less gives multipliers that hardly improve on the textbook bound
 ROUNDS = 5  # rounds of adding frequencies that a proof has found missing
 # Nominal seconds of a step, of each entry of its matrices and of each coordinate of a node.
 PER_STEP, PER_ENTRY, PER_VALUE = 1.2e-3, 4e-9, 1e-7
+PER_ROW = 1e-6  # nominal seconds of a proof for each coordinate of a node at each frequency, beside its products
 LIFTS = (1e-6, 1e-4, 1e-3, 1e-2, 5e-2)  # relative increases of the multipliers for a reduced form
 CLOSE = 1 + 2e-4  # ratio of proved to reached value that is close enough
-TOO_DEAR = 2.5  # no search if one check of all frequencies takes more than this multiple of the effort
+TOO_DEAR = 4.0  # no search if one check of all frequencies takes more than this multiple of the effort
 
 
 def is_dense(block: ResidualBlock) -> bool:
@@ -86,8 +88,10 @@ class _OnTori:
         values = sum(first.channels(node) for node in first.order)
         self.each = PER_ENTRY * entries(first) + PER_VALUE * values  # nominal seconds of a frequency in a step
         count = len(coarse_frequencies(first.torus))
-        self.proof = 4 * region_cost(first, layers) if reduced is None else glance_cost(reduced, count)
-        self.active = ACTIVE_WHOLE if reduced is None else ACTIVE
+        whole = region_cost(first, layers) + PER_ROW * count * values
+        self.proof = whole if reduced is None else glance_cost(reduced, count)
+        affordable = int(ACTIVE_SHARE * self.effort / (FIRST_STEPS * self.each))
+        self.active = ACTIVE if reduced is None else min(ACTIVE, max(LEAST_ACTIVE, affordable))
         self.spent = 0.0
 
     def bound(self, limit: float, guess: Tensor | None) -> float:
