@@ -21,8 +21,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer, squares
 from robustres.certify.graph.network import Linear, Merge, Node, Source
-from robustres.certify.maps.convolution import Convolution
-from robustres.certify.maps.linear_map import Composition, LinearMap, as_rows
+from robustres.certify.maps.linear_map import LinearMap, as_rows
 
 Maps = Mapping[Node, Callable[[Tensor], Tensor]]
 OVER = 0.8  # over-relaxation, applied from step OVER_FROM
@@ -226,8 +225,6 @@ def _unit(layer: Increment, g: Tensor) -> Tensor:
 
 def in_precision(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
     """A copy of the map with tensors of another precision, for searches only, never for bounds."""
-    if isinstance(map_, Convolution) and map_.padding_mode != "zeros":
-        return in_precision(Composition((map_.pad(), map_.unpadded())), dtype)
     clone = copy.copy(map_)
     for field in fields(map_):  # type: ignore[arg-type]
         object.__setattr__(clone, field.name, _converted(getattr(map_, field.name), dtype))

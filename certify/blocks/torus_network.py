@@ -36,8 +36,8 @@ from robustres.certify.fourier.circular import wrapped
 from robustres.certify.fourier.torus import Torus, passage
 from robustres.certify.graph.network import Linear, Merge, Node, Piece, Source, chain, dominators
 from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import (
-    ChannelScale,
     Composition,
     Identity,
     LinearMap,
@@ -409,4 +409,4 @@ def _wraps(map_: LinearMap) -> bool:
         return all(_wraps(part) for part in map_.parts)
     if isinstance(map_, Sum):
         return all(_wraps(part) for part in map_.terms)
-    return _wraps(map_.map) if isinstance(map_, Scaled) else isinstance(map_, Convolution | ChannelScale | Identity)
+    return _wraps(map_.map) if isinstance(map_, Scaled) else isinstance(map_, Convolution | Diagonal | Identity)

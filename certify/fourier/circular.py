@@ -4,7 +4,8 @@ from dataclasses import replace
 from functools import singledispatch
 
 from robustres.certify.maps.convolution import Convolution, Padding
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum, unanswered
+from robustres.certify.maps.coordinate_maps import Diagonal
+from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Sum, unanswered
 
 Sides = tuple[int, int]
 
@@ -21,8 +22,8 @@ def _wrapped_identity(map_: Identity, sides: Sides) -> LinearMap:
 
 
 @wrapped.register
-def _wrapped_scale(map_: ChannelScale, sides: Sides) -> LinearMap:
-    return ChannelScale(map_.scale, (map_.in_shape[0], *sides), map_.seen)
+def _wrapped_scale(map_: Diagonal, sides: Sides) -> LinearMap:
+    return replace(map_, in_shape=(map_.in_shape[0], *sides))
 
 
 @wrapped.register
@@ -47,7 +48,7 @@ def _wrapped_sum(map_: Sum, sides: Sides) -> LinearMap:
 @wrapped.register
 def _wrapped_convolution(map_: Convolution, sides: Sides) -> LinearMap:
     pads: Padding = tuple(_pads(map_, axis, side) for axis, side in enumerate(sides))  # type: ignore[assignment]
-    return replace(map_, in_shape=(map_.in_shape[0], *sides), padding=pads, padding_mode="circular")
+    return replace(map_, in_shape=(map_.in_shape[0], *sides), padding=pads, circular=True)
 
 
 def _pads(map_: Convolution, axis: int, side: int) -> tuple[int, int]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from robustres.certify.fourier.torus import Torus
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Identity, LinearMap, Scaled, Sum, unanswered
+from robustres.certify.maps.convolution import Convolution, Transposed
+from robustres.certify.maps.coordinate_maps import Diagonal
+from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Sum, unanswered
 from robustres.numerics import gamma
 
 Lag = tuple[int, int]
@@ -193,8 +194,8 @@ def _identity_polynomial(map_: Identity, multiplicity: Lag) -> tuple[MatrixPolyn
 
 
 @polynomial.register
-def _channelwise_polynomial(map_: ChannelScale, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    diagonal = torch.diag(map_.scale.repeat(math.prod(multiplicity)))
+def _diagonal_polynomial(map_: Diagonal, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    diagonal = torch.diag(map_.factors.repeat(math.prod(multiplicity)))
     return MatrixPolynomial.exact({(0, 0): diagonal}, map_.seen), multiplicity
 
 
@@ -224,9 +225,10 @@ def _sum_polynomial(map_: Sum, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag
 
 
 @polynomial.register
-def _transposed_polynomial(map_: TransposedConvolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    fine = (multiplicity[0] * map_.stride[0], multiplicity[1] * map_.stride[1])
-    return polynomial(map_.forward_map, fine)[0].transposed(), fine
+def _transposed_polynomial(map_: Transposed, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
+    assert isinstance(map_.map, Convolution)
+    fine = (multiplicity[0] * map_.map.stride[0], multiplicity[1] * map_.map.stride[1])
+    return polynomial(map_.map, fine)[0].transposed(), fine
 
 
 @polynomial.register

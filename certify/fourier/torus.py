@@ -18,10 +18,9 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
 from robustres.certify.maps.linear_map import (
-    ChannelScale,
     Composition,
     Dense,
     Identity,
@@ -139,7 +138,6 @@ def passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
 @passage.register(Dense)
 @passage.register(Separable)
 @passage.register(Selection)
-@passage.register(Diagonal)
 def _no_passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
     return None
 
@@ -150,8 +148,8 @@ def _identity_passage(map_: Identity, axis: int, support: Interval) -> Passage |
 
 
 @passage.register
-def _channelwise_passage(map_: ChannelScale, axis: int, support: Interval) -> Passage | None:
-    return Passage(support)
+def _diagonal_passage(map_: Diagonal, axis: int, support: Interval) -> Passage | None:
+    return Passage(support) if map_.of_channels else None
 
 
 @passage.register
@@ -185,43 +183,44 @@ def _chain_passage(map_: Composition, axis: int, support: Interval) -> Passage |
 @passage.register
 def _convolution_passage(map_: Convolution, axis: int, support: Interval) -> Passage | None:
     (low, high), rates = support, (Fraction(1, map_.stride[axis]),)
-    if map_.padding[axis] != (0, 0) and map_.padding_mode == "circular":
+    if map_.padding[axis] != (0, 0) and map_.circular:
         side, out_side = map_.in_shape[1 + axis], map_.out_shape[1 + axis]
         whole = side == out_side * map_.stride[axis]  # exact on the torus of the image itself
         return Passage((0, out_side - 1), rates, True) if whole and low >= 0 and high < side else None
-    known = map_.padding_mode in ("zeros", "circular") or map_.padding[axis] == (0, 0)
-    if not known or not _reads_only_truth(map_, axis, support):
+    if not _reads_only_truth(map_, axis, support):
         return None
     pad, reach, stride = _window(map_, axis)
     return Passage((-((reach - low - pad) // stride), (high + pad) // stride), rates)
 
 
 @passage.register
-def _transposed_passage(map_: TransposedConvolution, axis: int, support: Interval) -> Passage | None:
-    if not _reads_only_truth(map_, axis, support):
+def _transposed_passage(map_: Transposed, axis: int, support: Interval) -> Passage | None:
+    known = isinstance(map_.map, Convolution) and not map_.map.circular
+    if not known or not _reads_only_truth(map_, axis, support):
         return None
     low, high = support
-    pad, reach, stride = _window(map_.forward_map, axis)
-    return Passage((stride * low - pad, stride * high + reach - pad), (Fraction(map_.stride[axis]),))
+    pad, reach, stride = _window(map_.map, axis)
+    return Passage((stride * low - pad, stride * high + reach - pad), (Fraction(stride),))
 
 
-def reads(map_: Convolution | TransposedConvolution, axis: int) -> Interval:
+def reads(map_: Convolution | Transposed, axis: int) -> Interval:
     """The input positions from which the output image is computed, including padding."""
     side = map_.out_shape[1 + axis]
-    if isinstance(map_, TransposedConvolution):
-        pad, reach, stride = _window(map_.forward_map, axis)
+    if isinstance(map_, Transposed):
+        pad, reach, stride = _window(map_.map, axis)
         return -((reach - pad) // stride), (side - 1 + pad) // stride
     pad, reach, stride = _window(map_, axis)
     return -pad, stride * (side - 1) + reach - pad
 
 
-def _window(convolution: Convolution, axis: int) -> tuple[int, int, int]:
+def _window(convolution: LinearMap, axis: int) -> tuple[int, int, int]:
     """Padding before the image, distance between the first and the last element of the kernel, stride."""
+    assert isinstance(convolution, Convolution)
     reach = (convolution.weight.shape[2 + axis] - 1) * convolution.dilation[axis]
     return convolution.padding[axis][0], reach, convolution.stride[axis]
 
 
-def _reads_only_truth(map_: Convolution | TransposedConvolution, axis: int, support: Interval) -> bool:
+def _reads_only_truth(map_: Convolution | Transposed, axis: int, support: Interval) -> bool:
     """Whether every position that is read and may be nonzero lies inside the true image."""
     low, high = reads(map_, axis)
     return max(low, support[0]) >= 0 and min(high, support[1]) <= map_.in_shape[1 + axis] - 1

@@ -11,7 +11,7 @@ from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.maps.coordinate_maps import Diagonal
-from robustres.certify.maps.linear_map import ChannelScale, Identity, LinearMap, Scaled, Shape
+from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled, Shape
 
 PRODUCT = (
     "of two values that both depend on the input, which has no global bound (domain='unit' bounds the elementwise "
@@ -108,8 +108,8 @@ def scaled_by_constant(call: Call, source: Node, factor: Any, *, seen: int = 0) 
 
 
 def _diagonal(factors: Tensor, shape: Shape, seen: int) -> LinearMap:
-    """The map that multiplies by `factors`, in the most specific form."""
+    """The map that multiplies by `factors`, with one factor for each channel if that suffices."""
     per_channel = factors.reshape(shape[0], -1)
     if bool((per_channel == per_channel[:, :1]).all()):
-        return ChannelScale(per_channel[:, 0].clone(), shape, seen)
-    return Diagonal(factors.clone(), seen)
+        return Diagonal(per_channel[:, 0].clone(), shape, seen)
+    return Diagonal(factors.clone(), shape, seen)

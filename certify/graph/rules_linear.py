@@ -13,9 +13,9 @@ from robustres.certify.graph.capture import device_of
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT, combination
-from robustres.certify.maps.convolution import Convolution, Padding, TransposedConvolution
-from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Shape
+from robustres.certify.maps.convolution import Convolution, Padding, Transposed, both_sides
+from robustres.certify.maps.coordinate_maps import Diagonal, Selection
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Shape
 from robustres.certify.maps.sorting import rearranged
 
 
@@ -51,19 +51,15 @@ def _transposed(call: Call, source: Node, weight: Tensor) -> Node:
     """If the output is padded by the stride or more, zeros appended to the input have the same effect."""
     flat = weight.ndim == 3
     kernel = weight[:, :, None] if flat else weight
-    names = ("stride", "padding", "output_padding", "dilation")
-    stride, padding, output_padding, dilation = (_two(call[name]) for name in names)
+    stride, padding, dilation = (_two(call[name]) for name in ("stride", "padding", "dilation"))
     if flat:
-        stride, dilation = (1, stride[1]), (1, dilation[1])
-        padding, output_padding = (0, padding[1]), (0, output_padding[1])
-    image = _as_image(source.shape)
-    rows, columns = (extra // step for extra, step in zip(output_padding, stride, strict=True))
-    wider = (image[0], image[1] + rows, image[2] + columns)
-    rest = (output_padding[0] - rows * stride[0], output_padding[1] - columns * stride[1])
-    inner: LinearMap = TransposedConvolution(kernel, wider, stride, padding, rest, dilation, call["groups"])
+        stride, padding, dilation = (1, stride[1]), (0, padding[1]), (1, dilation[1])
+    forward = Convolution(kernel, _as_image(call.out_shape), stride, both_sides(padding), dilation, call["groups"])
+    inner: LinearMap = Transposed(forward)
+    image, wider = _as_image(source.shape), inner.in_shape
     if wider != image:
         numbers = torch.arange(math.prod(image), device=weight.device).reshape(image)
-        index = torch.nn.functional.pad(numbers, (0, columns, 0, rows), value=-1)
+        index = torch.nn.functional.pad(numbers, (0, wider[2] - image[2], 0, wider[1] - image[1]), value=-1)
         inner = Composition([Selection(index.flatten(), image, wider), inner])
     return call.linear(source, reshaped(inner, source.shape, call.out_shape))
 
@@ -223,7 +219,7 @@ def batch_norm(call: Call) -> Node | Parts:
         raise NotCoveredError("with a scale that is not finite")
     pixels = math.sqrt(math.prod(source.shape[1:])) * (1 + 1e-12)
     shift = (channels("running_mean", 0.0) * scale).norm() + channels("bias", 0.0).norm()
-    node = call.linear(source, ChannelScale(scale.flatten(), source.shape, seen=5), shift=pixels * float(shift))
+    node = call.linear(source, Diagonal(scale.flatten(), source.shape, seen=5), shift=pixels * float(shift))
     return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
 
 

@@ -1,16 +1,15 @@
-"""Two-dimensional convolutions, their transposes, paddings and average pooling as linear maps."""
+"""Two-dimensional convolutions, transposes, paddings and average pooling as linear maps."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import (
-    Composition,
     LinearMap,
     Separable,
     Shape,
@@ -22,7 +21,6 @@ from robustres.certify.maps.linear_map import (
 from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.errors import InputError
 
-PaddingMode = Literal["zeros", "circular", "replicate", "reflect"]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
@@ -52,7 +50,7 @@ class Convolution(LinearMap):
     """The map of `torch.nn.functional.conv2d` (a cross-correlation), without bias, for one image size.
 
     weight: (C_out, C_in / groups, k_1, k_2). in_shape: (C_in, H, W). padding: ((top, bottom), (left, right)).
-    seen: number of relative roundings of the weights.
+    circular: whether the padding repeats the image instead of zeros. seen: number of relative roundings of the weights.
     """
 
     weight: Tensor
@@ -61,7 +59,7 @@ class Convolution(LinearMap):
     padding: Padding = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     groups: int = 1
-    padding_mode: PaddingMode = "zeros"
+    circular: bool = False
     seen: int = 0
     out_shape: Shape = field(init=False)
 
@@ -91,8 +89,6 @@ class Convolution(LinearMap):
             raise InputError(
                 f"the kernel {tuple(self.weight.shape)} with {self.groups} groups does not fit {self.in_shape}"
             )
-        if self.padding_mode not in get_args(PaddingMode):
-            raise InputError(f"padding_mode must be one of {get_args(PaddingMode)}, got {self.padding_mode!r}")
         if min(*self.stride, *self.dilation) < 1 or min(min(pads) for pads in self.padding) < 0:
             raise InputError("stride and dilation must be at least 1 and padding at least 0")
 
@@ -101,16 +97,20 @@ class Convolution(LinearMap):
         return self.weight.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.padding_mode != "zeros":
-            return self.unpadded()(self.pad()(x))
         (top, bottom), (left, right) = self.padding
-        padded = functional.pad(x, (left, right, top, bottom)) if top + bottom + left + right else x
-        return functional.conv2d(padded, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        if top + bottom + left + right:
+            x = functional.pad(x, (left, right, top, bottom), mode="circular" if self.circular else "constant")
+        return functional.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        if self.padding_mode != "zeros":
-            return self.pad().adjoint(self.unpadded().adjoint(y))
-        return _scatter(y, self, self.in_shape)
+        padded = functional.conv_transpose2d(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        (top, bottom), (left, right) = self.padding
+        _, height, width = self.in_shape
+        missing = (height + top + bottom - padded.shape[2], width + left + right - padded.shape[3])
+        padded = functional.pad(padded, (0, missing[1], 0, missing[0]))  # positions not read by any output
+        if self.circular:
+            return self.pad().adjoint(padded)
+        return padded[:, :, top : top + height, left : left + width]
 
     def dense(self) -> Tensor:
         return written_out(self)
@@ -125,7 +125,7 @@ class Convolution(LinearMap):
     @property
     def roundings(self) -> int:
         rows, columns, *kernel = self.weight.shape
-        pads = self.pad().roundings if self.padding_mode != "zeros" else 0
+        pads = self.pad().roundings if self.circular else 0
         return math.prod(kernel) * max(rows // self.groups, columns) + pads + self.seen
 
     @property
@@ -134,15 +134,11 @@ class Convolution(LinearMap):
 
     @property
     def cancels(self) -> bool:
-        return self.padding_mode != "zeros"  # taps of opposite signs may read the same pixel
+        return self.circular  # taps of opposite signs may read the same pixel
 
-    def pad(self) -> Separable:
-        """The padding alone, as a separate linear map."""
-        rows, columns = (
-            padding_matrix(side, pads, self.padding_mode, self.device)
-            for side, pads in zip(self.in_shape[1:], self.padding, strict=True)
-        )
-        return Separable(rows, columns, self.in_shape[0])
+    def pad(self) -> Selection:
+        """The circular padding alone, as a separate linear map."""
+        return padded(self.in_shape, self.padding, "circular", self.device)
 
     def unpadded(self) -> "Convolution":
         """The same kernel on the padded image; `unpadded() @ pad()` is the whole map."""
@@ -157,105 +153,56 @@ class Convolution(LinearMap):
         )
 
 
-def _scatter(y: Tensor, convolution: Convolution, image_shape: Shape) -> Tensor:
-    """The transpose of a zero-padded convolution: scatter, then crop the padding."""
-    padded = functional.conv_transpose2d(
-        y, convolution.weight, None, convolution.stride, 0, 0, convolution.groups, convolution.dilation
-    )
-    (top, bottom), (left, right) = convolution.padding
-    _, height, width = image_shape
-    missing = (height + top + bottom - padded.shape[2], width + left + right - padded.shape[3])
-    padded = functional.pad(padded, (0, missing[1], 0, missing[0]))  # positions not read by any output
-    return padded[:, :, top : top + height, left : left + width]
-
-
 @dataclass(frozen=True, eq=False)
-class TransposedConvolution(LinearMap):
-    """The map of `torch.nn.functional.conv_transpose2d`, without bias: the transpose of `forward_map`.
+class Transposed(LinearMap):
+    """The transpose of a map; that of a convolution is the map of `torch.nn.functional.conv_transpose2d`."""
 
-    weight: (C_in, C_out / groups, k_1, k_2), as in torch. in_shape: (C_in, H, W). seen: as in `Convolution`.
-    """
-
-    weight: Tensor
-    in_shape: Shape
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    output_padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-    seen: int = 0
+    map: LinearMap
+    in_shape: Shape = field(init=False)
     out_shape: Shape = field(init=False)
-    forward_map: Convolution = field(init=False)
-    cancels = False
 
     def __post_init__(self) -> None:
-        for name in ("stride", "padding", "output_padding", "dilation"):
-            object.__setattr__(self, name, pair(getattr(self, name)))
-        image = tuple(
-            (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
-            for side, stride, padding, dilation, kernel, extra in zip(
-                self.in_shape[1:],
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.weight.shape[2:],
-                self.output_padding,
-                strict=True,
-            )
-        )
-        object.__setattr__(self, "out_shape", (self.weight.shape[1] * self.groups, *image))
-        forward_map = Convolution(
-            self.weight,
-            self.out_shape,
-            self.stride,
-            both_sides(self.padding),
-            self.dilation,
-            self.groups,
-            seen=self.seen,
-        )
-        object.__setattr__(self, "weight", forward_map.weight)
-        object.__setattr__(self, "forward_map", forward_map)
-        if forward_map.out_shape != self.in_shape:
-            raise InputError(
-                f"output_padding {self.output_padding} must be smaller than the stride {self.stride} "
-                f"or the dilation {self.dilation}"
-            )
+        object.__setattr__(self, "in_shape", self.map.out_shape)
+        object.__setattr__(self, "out_shape", self.map.in_shape)
 
     @property
     def device(self) -> torch.device:
-        return self.forward_map.device
+        return self.map.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.forward_map.adjoint(x)
+        return self.map.adjoint(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.forward_map(y)
+        return self.map(y)
 
     def dense(self) -> Tensor:
-        return self.forward_map.dense().T
+        return self.map.dense().T
 
-    def absolute(self) -> "TransposedConvolution":
-        return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)
+    def absolute(self) -> "Transposed":
+        return Transposed(self.map.absolute())
 
     def normalised(self) -> tuple[LinearMap, int]:
-        exponent = exponent_of(self.weight)
-        return (replace(self, weight=times_power_of_two(self.weight, -exponent)), exponent) if exponent else (self, 0)
+        inner, exponent = self.map.normalised()
+        return (Transposed(inner), exponent) if exponent else (self, 0)
 
     @property
     def roundings(self) -> int:
-        return self.forward_map.roundings
+        return self.map.roundings
 
     @property
     def forward_roundings(self) -> int:
-        return math.prod(self.weight.shape[2:]) * self.weight.shape[0] // self.groups
+        return self.map.roundings
+
+    @property
+    def cancels(self) -> bool:
+        return self.map.cancels
 
 
-def padding_matrix(side: int, pads: Pair, mode: PaddingMode, device: torch.device | str = "cpu") -> Tensor:
-    """The matrix (side + before + after, side) that pads one axis, as `torch.nn.functional.pad` does."""
-    eye = torch.eye(side, dtype=torch.float64, device=device)
-    if mode == "zeros":
-        return functional.pad(eye, pads).T.contiguous()
-    return functional.pad(eye[None], pads, mode=mode)[0].T.contiguous()
+def padded(in_shape: Shape, padding: Padding, mode: str, device: torch.device | str = "cpu") -> Selection:
+    """The padding of images by `torch.nn.functional.pad` in one of its modes that repeat pixels."""
+    numbers = torch.arange(math.prod(in_shape), dtype=torch.float64, device=device).reshape(1, *in_shape)
+    index = functional.pad(numbers, (*padding[1], *padding[0]), mode=mode)[0].to(torch.int64)
+    return Selection(index.flatten(), in_shape, tuple(index.shape))
 
 
 def average_pool(
@@ -308,8 +255,3 @@ def _pooling_matrix(
         matrix[row, list(inside)] = 1.0 if undivided else 1 / size
         regular &= undivided or size == kernel
     return matrix, regular
-
-
-def padded_convolution(convolution: Convolution) -> Composition:
-    """The convolution as its padding followed by the kernel on the padded image."""
-    return Composition((convolution.pad(), convolution.unpadded()))

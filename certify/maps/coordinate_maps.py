@@ -1,12 +1,13 @@
 """Linear maps that copy coordinates (permute, slice, pad, repeat) or scale each by its own factor."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight, exponent_of, magnitude_of
 from robustres.certify.proof.largest_singular_value import times_power_of_two
+from robustres.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,36 +62,47 @@ class Selection(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(LinearMap):
-    """Each coordinate times its own factor; the norm is the largest |factor|.
+    """Each coordinate times its own factor; factors (C,) belong to the channels. The norm is the largest |factor|.
 
-    seen: number of relative roundings of the factors.
+    factors: of the shape of the first axes of `in_shape`, by default of all. seen: their relative roundings.
     """
 
     factors: Tensor
+    in_shape: Shape = None  # type: ignore[assignment]
     seen: int = 0
+    out_shape: Shape = field(init=False)
     cancels = False
-    forward_roundings = 9  # as a channel scale
+    forward_roundings = 9  # a network that normalises computes the factors as it runs
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", as_weight(self.factors, "factors"))
-        object.__setattr__(self, "in_shape", tuple(self.factors.shape))
-        object.__setattr__(self, "out_shape", tuple(self.factors.shape))
+        factors = as_weight(self.factors, "factors")
+        shape = tuple(factors.shape if self.in_shape is None else self.in_shape)
+        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "in_shape", shape)
+        object.__setattr__(self, "out_shape", shape)
+        if factors.shape != shape[: factors.ndim]:
+            raise InputError(f"factors {tuple(factors.shape)} cannot scale the coordinates of {shape}")
+
+    @property
+    def of_channels(self) -> bool:
+        """Whether there is one factor for each channel."""
+        return self.factors.ndim == 1
 
     @property
     def device(self) -> torch.device:
         return self.factors.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * self.factors
+        return x * self.factors.reshape(*self.factors.shape, *[1] * (len(self.in_shape) - self.factors.ndim))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y * self.factors
+        return self(y)
 
     def dense(self) -> Tensor:
-        return torch.diag(self.factors.flatten())
+        return torch.diag(self.factors.flatten().repeat_interleave(self.in_size // self.factors.numel()))
 
     def absolute(self) -> "Diagonal":
-        return Diagonal(magnitude_of(self.factors, self.seen))
+        return Diagonal(magnitude_of(self.factors, self.seen), self.in_shape)
 
     def normalised(self) -> tuple[LinearMap, int]:
         exponent = exponent_of(self.factors)

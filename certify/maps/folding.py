@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from robustres.certify.maps.convolution import Convolution, Padding, PaddingMode
+from robustres.certify.maps.convolution import Convolution, Padding
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
 from robustres.numerics import gamma
 
 # Two dense matrices are multiplied out when the product costs at most this many multiplications.
@@ -71,18 +71,18 @@ def _pair(inner: LinearMap, outer: LinearMap) -> LinearMap | None:
             return replace(inner, out_shape=outer.out_shape)
         case Dense(), Dense() if inner.out_size * inner.in_size * outer.out_size <= DENSE_PRODUCT:
             return _multiplied_out(inner, outer)
-        case ChannelScale(), ChannelScale():
-            scale = _scaled_weights(inner.scale, outer.scale)
-            return None if scale is None else replace(inner, scale=scale, seen=inner.seen + outer.seen + 1)
-        case Convolution(), ChannelScale():
-            weight = _scaled_weights(inner.weight, outer.scale[:, None, None, None])
+        case Diagonal(), Diagonal() if inner.factors.ndim == outer.factors.ndim:
+            factors = _scaled_weights(inner.factors, outer.factors)
+            return None if factors is None else replace(inner, factors=factors, seen=inner.seen + outer.seen + 1)
+        case Convolution(), Diagonal() if outer.of_channels:
+            weight = _scaled_weights(inner.weight, outer.factors[:, None, None, None])
             return None if weight is None else replace(inner, weight=weight, seen=inner.seen + outer.seen + 1)
-        case ChannelScale(), Convolution():
-            per_group = inner.scale.reshape(outer.groups, 1, -1)
+        case Diagonal(), Convolution() if inner.of_channels:
+            per_group = inner.factors.reshape(outer.groups, 1, -1)
             per_output = per_group.expand(-1, outer.weight.shape[0] // outer.groups, -1).flatten(0, 1)
             weight = _scaled_weights(outer.weight, per_output[:, :, None, None])
             return None if weight is None else replace(outer, weight=weight, seen=inner.seen + outer.seen + 1)
-        case ((ChannelScale() | Diagonal()), Dense()):
+        case Diagonal(), Dense():
             ones = torch.ones(1, *inner.in_shape, dtype=torch.float64, device=inner.device)
             return _scaled_dense(outer, inner(ones).flatten(), inner.seen + 1)
         case Selection(), Convolution() if outer.groups == 1 and (order := channel_order(inner)) is not None:
@@ -155,23 +155,15 @@ def _padded(selection: Selection, convolution: Convolution) -> Convolution | Non
     numbers = torch.arange(1, 1 + math.prod(selection.in_shape), dtype=torch.float64, device=selection.device)
     image = numbers.reshape(1, *selection.in_shape)
     wanted = (selection.index + 1).reshape(1, *selection.out_shape)
-    modes: tuple[PaddingMode, ...] = ("zeros", "reflect", "replicate", "circular")
     for top in range(extra[0] + 1):
         for left in range(extra[1] + 1):
             pads: Padding = ((top, extra[0] - top), (left, extra[1] - left))
-            for mode in modes:
-                if mode in ("reflect", "circular") and not _room(mode, pads, (height, width)):
-                    continue
-                flat = (*pads[1], *pads[0])
-                padded = F.pad(image, flat, mode="constant" if mode == "zeros" else mode)
+            fits = all(max(pair) <= side for pair, side in zip(pads, (height, width), strict=True))
+            for circular in (False, True) if fits else (False,):
+                padded = F.pad(image, (*pads[1], *pads[0]), mode="circular" if circular else "constant")
                 if torch.equal(padded.to(torch.int64), wanted):
-                    return replace(convolution, in_shape=selection.in_shape, padding=pads, padding_mode=mode)
+                    return replace(convolution, in_shape=selection.in_shape, padding=pads, circular=circular)
     return None
-
-
-def _room(mode: PaddingMode, pads: Padding, image: tuple[int, int]) -> bool:
-    limit = 1 if mode == "reflect" else 0
-    return all(max(pair) <= side - limit for pair, side in zip(pads, image, strict=True))
 
 
 def _rescaled(parts: list[LinearMap], factor: float, seen: int) -> list[LinearMap]:
@@ -192,9 +184,9 @@ def _times(map_: LinearMap, factor: float, roundings: int) -> LinearMap | None:
         case Convolution():
             weight = _scaled_weights(map_.weight, number)
             return None if weight is None else replace(map_, weight=weight, seen=map_.seen + roundings)
-        case ChannelScale():
-            scale = _scaled_weights(map_.scale, number)
-            return None if scale is None else replace(map_, scale=scale, seen=map_.seen + roundings)
+        case Diagonal():
+            factors = _scaled_weights(map_.factors, number)
+            return None if factors is None else replace(map_, factors=factors, seen=map_.seen + roundings)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Linear maps with their own coefficients: a matrix, channel factors, a matrix along each axis; and the identity."""
+"""Linear maps with their own coefficients: a matrix, a matrix along each axis; and the identity."""
 
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +22,6 @@ from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.errors import InputError
 
 __all__ = [
-    "ChannelScale",
     "Composition",
     "Dense",
     "Identity",
@@ -132,51 +131,6 @@ class Identity(LinearMap):
 
     def normalised(self) -> tuple[LinearMap, int]:
         return self, 0
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelScale(LinearMap):
-    """Each channel (first axis) times its own factor `scale` (C,), what remains of batch normalisation.
-
-    seen: number of relative roundings of the factors.
-    """
-
-    scale: Tensor
-    in_shape: Shape
-    seen: int = 0
-    out_shape: Shape = field(init=False)
-    cancels = False
-    forward_roundings = 9  # a network that normalises computes the factors as it runs
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", as_weight(self.scale, "channel scale"))
-        object.__setattr__(self, "out_shape", self.in_shape)
-        if self.scale.shape != self.in_shape[:1]:
-            raise InputError(f"{tuple(self.scale.shape)} factors cannot scale the channels of {self.in_shape}")
-
-    @property
-    def device(self) -> torch.device:
-        return self.scale.device
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x * self.scale.reshape(-1, *[1] * (len(self.in_shape) - 1))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self(y)
-
-    def dense(self) -> Tensor:
-        return torch.diag(self.scale.repeat_interleave(self.in_size // len(self.scale)))
-
-    def absolute(self) -> "ChannelScale":
-        return ChannelScale(magnitude_of(self.scale, self.seen), self.in_shape)
-
-    def normalised(self) -> tuple[LinearMap, int]:
-        exponent = exponent_of(self.scale)
-        return (replace(self, scale=times_power_of_two(self.scale, -exponent)), exponent) if exponent else (self, 0)
-
-    @property
-    def roundings(self) -> int:
-        return 1 + self.seen
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from robustres.certify.fourier.matrix_polynomial import (
     polynomial,
 )
 from robustres.certify.fourier.torus import HALF, Embedding, Torus, coarse_frequencies, embed
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.certify.maps.rounding import UNDERFLOW
 from robustres.certify.proof.largest_singular_value import largest_eigenvalue
@@ -50,26 +50,25 @@ def frequency_bound(
 
 def narrow_polynomial(map_: LinearMap, embedding: Embedding) -> MatrixPolynomial:
     """The matrices of the map, or their transposes, no wider than high; one per group for a single convolution."""
-    if isinstance(map_, Convolution):
-        found = grouped_polynomial(map_, embedding.multiplicity)[0]
-    elif isinstance(map_, TransposedConvolution):
-        multiplicity = embedding.multiplicity
-        fine = (multiplicity[0] * map_.stride[0], multiplicity[1] * map_.stride[1])
-        found = grouped_polynomial(map_.forward_map, fine)[0]
-    else:
-        found = polynomial(map_, embedding.multiplicity)[0]
+    multiplicity, inner = embedding.multiplicity, map_
+    if isinstance(map_, Transposed) and isinstance(map_.map, Convolution):
+        inner, stride = map_.map, map_.map.stride
+        multiplicity = (multiplicity[0] * stride[0], multiplicity[1] * stride[1])
+    question = grouped_polynomial if isinstance(inner, Convolution) else polynomial
+    found = question(inner, multiplicity)[0]  # type: ignore[arg-type]
     rows, columns = found.magnitude.shape[-2:]
     return found if columns <= rows else found.transposed()
 
 
 def nominal_seconds(map_: LinearMap, embedding: Embedding) -> float:
     """Time for one torus on a core of 2e10 operations per second; the choice of tori is independent of the load."""
-    groups = map_.groups if isinstance(map_, (Convolution, TransposedConvolution)) else 1
+    inner = map_.map if isinstance(map_, Transposed) else map_
+    groups = inner.groups if isinstance(inner, Convolution) else 1
     rows, columns = map_.out_shape[0] / groups, map_.in_shape[0] * math.prod(embedding.multiplicity) / groups
     small, large = min(rows, columns), max(rows, columns)
     frequencies = groups * math.prod(embedding.points) / 2
-    if isinstance(map_, (Convolution, TransposedConvolution)):
-        return frequencies * (2e-5 + 4e-9 * small**2 * 2 * math.prod(map_.weight.shape[2:]) + small**3 / 1e10)
+    if isinstance(inner, Convolution):
+        return frequencies * (2e-5 + 4e-9 * small**2 * 2 * math.prod(inner.weight.shape[2:]) + small**3 / 1e10)
     return frequencies * (2e-5 + 8 * (small**2 * large + small**3) / 2e10)
 
 

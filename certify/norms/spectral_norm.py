@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 
-from robustres.certify.maps.convolution import Convolution, padded_convolution
+from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.linear_map import Composition, LinearMap, Scaled, Sum
 from robustres.certify.maps.rounding import largest_sum
 from robustres.certify.norms.frequency_norm import frequency_bound
@@ -123,8 +123,8 @@ def product_bound(map_: LinearMap, *, seconds: float = DEFAULT_SECONDS) -> float
             return sum_up(_tightest(term, seconds)[0] for term in map_.terms)
         case Scaled():
             return rounded_up(product_up([abs(map_.factor), _tightest(map_.map, seconds)[0]]), map_.seen)
-        case Convolution() if map_.padding_mode != "zeros":
-            return product_bound(padded_convolution(map_), seconds=seconds)
+        case Convolution() if map_.circular:
+            return product_bound(Composition((map_.pad(), map_.unpadded())), seconds=seconds)
     exact = structural_norm(map_)
     if exact is None:
         exact = frequency_bound(map_, seconds=seconds)

@@ -5,10 +5,9 @@ from functools import singledispatch
 
 import torch
 
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
+from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
 from robustres.certify.maps.linear_map import (
-    ChannelScale,
     Composition,
     Dense,
     Identity,
@@ -35,11 +34,6 @@ def structural_norm(map_: LinearMap) -> float | None:
 @structural_norm.register
 def _identity_norm(map_: Identity) -> float | None:
     return 1.0
-
-
-@structural_norm.register
-def _channel_scale_norm(map_: ChannelScale) -> float | None:
-    return float(map_.absolute().scale.max())
 
 
 @structural_norm.register
@@ -79,7 +73,7 @@ def _convolution_norm(map_: Convolution) -> float | None:
     return rounded_up(stored + _weight_error(map_, map_.seen), 1) if map_.seen else stored
 
 
-@structural_norm.register(TransposedConvolution)
+@structural_norm.register(Transposed)
 @structural_norm.register(Composition)
 @structural_norm.register(Sum)
 def _no_structural_norm(map_: LinearMap) -> float | None:
@@ -105,4 +99,4 @@ def is_small(map_: LinearMap) -> bool:
 def _is_pointwise(convolution: Convolution) -> bool:
     """Whether it is a 1x1 kernel that reads at least one true pixel: the same matrix at every pixel, plus zeros."""
     unpadded = all(pads == (0, 0) for pads in convolution.padding)
-    return tuple(convolution.weight.shape[2:]) == (1, 1) and (unpadded or convolution.padding_mode == "zeros")
+    return tuple(convolution.weight.shape[2:]) == (1, 1) and (unpadded or not convolution.circular)

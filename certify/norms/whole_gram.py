@@ -26,7 +26,7 @@ RITZ_STEPS = 50
 def whole_gram_bound(convolution: Convolution, *, seconds: float) -> float | None:
     """A deterministic upper bound on the norm, usually within 1e-6; None if it takes more than the given seconds of a
     nominal core, or if the convolution has groups or another padding than zeros."""
-    if convolution.groups > 1 or convolution.padding_mode != "zeros" or nominal_seconds(convolution) > seconds:
+    if convolution.groups > 1 or convolution.circular or nominal_seconds(convolution) > seconds:
         return None
     largest = float(convolution.weight.detach().abs().max()) if convolution.weight.numel() else 0.0
     if not 0 < largest < math.inf:

@@ -134,8 +134,8 @@ MUTATIONS: list[Mutation] = [
         ("call.linear(expanded, Scaled(factors, ", "call.linear(expanded, Scaled(0.9 * factors, "),
         ("        right = -right\n", "        right = 0.0\n"),
         ("[(call.only_input, -1.0)]", "[(call.only_input, -0.9)]"),
-        ("ChannelScale(per_channel[:, 0].clone(), shape, seen)", "ChannelScale(per_channel[:, 0] * 0.9, shape, seen)"),
-        ("return Diagonal(factors.clone(), seen)", "return Diagonal(0.9 * factors, seen)"),
+        ("Diagonal(per_channel[:, 0].clone(), shape, seen)", "Diagonal(per_channel[:, 0] * 0.9, shape, seen)"),
+        ("return Diagonal(factors.clone(), shape, seen)", "return Diagonal(0.9 * factors, shape, seen)"),
         ("shift=shift * (1 + 1e-12)", "shift=0.0"),
         ("reciprocal(factor) if quotient else factor", "factor"),
         ('(call["self"], 1 - weight)', '(call["self"], 0 * weight)'),
@@ -226,13 +226,13 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "maps/coordinate_maps.py",
         ("return int(torch.bincount(used).max()) if used.numel() else 0", "return 1"),
-        ("return Diagonal(magnitude_of(self.factors, self.seen))", "return self"),
+        ("return Diagonal(magnitude_of(self.factors, self.seen), self.in_shape)", "return self"),
     ),
     *_of(
         "maps/convolution.py",
         ("return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)", "return self"),
         ("return math.prod(kernel) * max(rows // self.groups, columns) + pads + self.seen", "return 0"),
-        ("return self.forward_map.roundings", "return 0"),
+        ("return self.map.roundings\n\n    @property\n    def forward", "return 0\n\n    @property\n    def forward"),
     ),
     *_of(
         "maps/folding.py",
@@ -257,7 +257,6 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "norms/structural_norm.py",
-        ("return float(map_.absolute().scale.max())", "return 0.999 * float(map_.absolute().scale.max())"),
         ("return float(map_.absolute().factors.max())", "return 0.999 * float(map_.absolute().factors.max())"),
         ("rounded_up(math.sqrt(map_.copies), 1)", "1.0"),
         ("product_up([abs(map_.factor), inner])", "0.999 * product_up([abs(map_.factor), inner])"),

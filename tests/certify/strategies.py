@@ -9,21 +9,19 @@ from robustres.errors import InputError
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, modes: tuple[str, ...] = ("zeros",), most_groups: int = 3) -> Convolution:
+def convolutions(draw: st.DrawFn, *, circular: bool = False, most_groups: int = 3) -> Convolution:
     """A random small convolution: asymmetric and oversized padding, even kernels, strides beyond the kernel, groups."""
     groups = draw(st.integers(1, most_groups))
     c_in, c_out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     two = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
     kernel, stride, dilation, image = draw(two(1, 4)), draw(two(1, 4)), draw(two(1, 2)), draw(two(1, 8))
     padding = (draw(two(0, 3)), draw(two(0, 3)))
-    mode = draw(st.sampled_from(modes))
+    wraps = circular and draw(st.booleans())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     weight = torch.randn(c_out, c_in // groups, *kernel, dtype=torch.float64, generator=generator)
     try:
-        map_ = Convolution(weight, (c_in, *image), stride, padding, dilation, groups, mode)  # type: ignore[arg-type]
+        map_ = Convolution(weight, (c_in, *image), stride, padding, dilation, groups, wraps)
     except InputError:
         assume(False)
-    if mode != "zeros":
-        limit = 1 if mode == "reflect" else 0
-        assume(all(max(pads) <= side - limit for pads, side in zip(padding, image, strict=True)))
+    assume(not wraps or all(max(pads) <= side for pads, side in zip(padding, image, strict=True)))
     return map_

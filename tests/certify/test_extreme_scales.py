@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from robustres.certify import certify, joint_bound, lipschitz, spectral_norm
 from robustres.certify.bounds.head import Head
 from robustres.certify.lower.jacobian import steepest_directions
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Scaled, Sum
+from robustres.certify.maps.convolution import Convolution, Transposed
+from robustres.certify.maps.coordinate_maps import Diagonal
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
 from robustres.certify.norms.linf_norm import linf_norm
 from robustres.numerics import product_up, scaled_down, scaled_up, sum_up
 
@@ -27,8 +28,8 @@ def kinds(scale: float) -> dict[str, LinearMap]:
     return {
         "dense": Dense(scale * normal(3, 4)),
         "convolution": Convolution(scale * normal(2, 2, 3, 3), (2, 5, 5), padding=1),
-        "transposed": TransposedConvolution(scale * normal(2, 2, 3, 3), (2, 3, 3), 2, 1, 1),
-        "channels": ChannelScale(scale * normal(3), (3, 2, 2)),
+        "transposed": Transposed(Convolution(scale * normal(2, 2, 3, 3), (2, 6, 6), 2, 1)),
+        "channels": Diagonal(scale * normal(3), (3, 2, 2)),
         "scaled": Scaled(scale, Convolution(normal(2, 2, 3, 3), (2, 5, 5), padding=1)),
         "composition": Composition([Dense(root * normal(5, 4)), Dense(root * normal(3, 5))]),
         "sum": Sum((Scaled(scale, Identity((4,))), Dense(scale * normal(4, 4)))),

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution, average_pool
-from robustres.certify.maps.linear_map import ChannelScale, Composition, Dense, Identity, LinearMap, Separable, Sum
+from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded
+from robustres.certify.maps.coordinate_maps import Diagonal
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Separable, Sum
 from robustres.errors import InputError
+from robustres.models.blocks.stated import map_of
 
 
 def normal(*shape: int) -> Tensor:
@@ -19,16 +21,16 @@ def normal(*shape: int) -> Tensor:
 MAPS: dict[str, LinearMap] = {
     "dense": Dense(normal(3, 5)),
     "flatten": Identity((2, 3, 4), (24,)),
-    "channel scale": ChannelScale(normal(3), (3, 4, 5)),
+    "channel scale": Diagonal(normal(3), (3, 4, 5)),
     "separable": Separable(normal(3, 4), normal(6, 5), 2),
     "scaled": -0.5 * Dense(normal(4, 2)),
     "grouped": Convolution(normal(4, 3, 3, 2), (6, 7, 5), (2, 1), ((0, 2), (1, 0)), (1, 2), 2),
-    "circular": Convolution(normal(2, 2, 3, 3), (2, 5, 4), padding=((1, 1), (2, 0)), padding_mode="circular"),
-    "reflect": Convolution(normal(2, 2, 3, 3), (2, 5, 4), 2, 1, padding_mode="reflect"),
-    "replicate": Convolution(normal(2, 2, 3, 3), (2, 5, 4), 3, 2, padding_mode="replicate"),
+    "circular": Convolution(normal(2, 2, 3, 3), (2, 5, 4), padding=((1, 1), (2, 0)), circular=True),
+    "reflect": padded((2, 5, 4), ((1, 1), (2, 0)), "reflect"),
+    "replicate": padded((2, 5, 4), ((2, 2), (2, 2)), "replicate"),
     "one pixel": Convolution(normal(3, 2, 3, 3), (2, 1, 1), padding=1),
-    "transposed": TransposedConvolution(normal(4, 3, 3, 2), (4, 5, 6), (2, 3), 1, (1, 0)),
-    "transposed, grouped and dilated": TransposedConvolution(normal(4, 2, 2, 2), (4, 3, 3), dilation=2, groups=2),
+    "transposed": Transposed(Convolution(normal(4, 3, 3, 2), (3, 10, 15), (2, 3), 1)),
+    "transposed, grouped and dilated": Transposed(Convolution(normal(4, 2, 2, 2), (4, 5, 5), dilation=2, groups=2)),
     "composition": Dense(normal(5, 24)) @ Identity((2, 3, 4), (24,)),
     "sum": Sum((Identity((2, 3, 3)), Convolution(normal(2, 2, 3, 3), (2, 3, 3), padding=1))),
 }
@@ -62,14 +64,14 @@ def test_a_convolution_computes_what_torch_computes(
 ) -> None:
     layer = torch.nn.Conv2d(2, 4, 3, stride, pad, dilation, groups, bias=False, padding_mode=mode, dtype=torch.float64)
     x = normal(2, 2, 7, 6)
-    map_ = Convolution(layer.weight, (2, 7, 6), stride, pad, dilation, groups, mode)  # type: ignore[arg-type]
+    map_ = map_of(layer, (2, 7, 6))
     torch.testing.assert_close(map_(x), layer(x))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_transposed_convolution_computes_what_torch_computes(stride: int) -> None:
     weight = normal(4, 3, 3, 3)
-    map_ = TransposedConvolution(weight, (4, 5, 6), stride, 1, stride - 1)
+    map_ = Transposed(Convolution(weight, (3, 5 * stride, 6 * stride), stride, 1))
     x = normal(2, 4, 5, 6)
     expected = functional.conv_transpose2d(x, weight, stride=stride, padding=1, output_padding=stride - 1)
     torch.testing.assert_close(map_(x), expected)
@@ -107,7 +109,7 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(InputError, match="NaN or infinite"):
         Convolution(torch.full((1, 1, 3, 3), bad), (1, 4, 4))
     with pytest.raises(InputError, match="NaN or infinite"):
-        ChannelScale(torch.tensor([bad]), (1, 4, 4))
+        Diagonal(torch.tensor([bad]), (1, 4, 4))
 
 
 def test_shapes_that_do_not_fit_are_refused_with_both_shapes() -> None:

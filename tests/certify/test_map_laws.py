@@ -13,11 +13,10 @@ from torch import Tensor
 import robustres.certify as certify_package
 from robustres.certify.fourier.matrix_polynomial import polynomial
 from robustres.certify.fourier.torus import passage
-from robustres.certify.maps.convolution import Convolution, TransposedConvolution, average_pool
+from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
 from robustres.certify.maps.folding import composed
 from robustres.certify.maps.linear_map import (
-    ChannelScale,
     Composition,
     Dense,
     Identity,
@@ -45,7 +44,7 @@ MAPS: dict[str, tuple[LinearMap, int]] = {
     "dense, folded": (Dense(normal(3, 5), seen=4, magnitude=normal(3, 5).abs() * 2), 9),
     "same": (Identity((2, 3, 4)), 0),
     "flatten": (Identity((2, 3, 4), (24,)), 0),
-    "channel scale": (ChannelScale(normal(3), (3, 4, 5), seen=2), 3),
+    "channel scale": (Diagonal(normal(3), (3, 4, 5), seen=2), 3),
     "diagonal": (Diagonal(normal(2, 3)), 1),
     "selection": (CUT, 2),
     "separable": (Separable(normal(3, 4), normal(6, 5), 2), 10),
@@ -54,9 +53,9 @@ MAPS: dict[str, tuple[LinearMap, int]] = {
     "grouped": (Convolution(normal(4, 3, 3, 2), (6, 7, 5), (2, 1), ((0, 2), (1, 0)), (1, 2), 2), 18),
     "wide": (Convolution(normal(7, 2, 3, 3), (2, 5, 4), padding=1), 63),
     "pooling": (average_pool((2, 4, 4), 2), 5),
-    "circular": (Convolution(normal(2, 2, 3, 3), (2, 5, 4), padding=1, padding_mode="circular"), 18 + 7 + 6),
-    "reflect": (Convolution(normal(2, 2, 3, 3), (2, 5, 4), 2, 1, padding_mode="reflect"), 18 + 7 + 6),
-    "transposed": (TransposedConvolution(normal(4, 3, 3, 2), (4, 5, 6), (2, 3), 1, (1, 0)), 24),
+    "circular": (Convolution(normal(2, 2, 3, 3), (2, 5, 4), padding=1, circular=True), 18 + 4),
+    "reflect": (Convolution(normal(2, 2, 3, 3), (2, 7, 6), 2) @ padded((2, 5, 4), ((1, 1), (1, 1)), "reflect"), 18 + 4),
+    "transposed": (Transposed(Convolution(normal(4, 3, 3, 2), (3, 10, 15), (2, 3), 1)), 24),
     "composition": (Composition([Identity((2, 3, 4), (24,)), Dense(normal(5, 24)), Dense(normal(2, 5))]), 29),
     "sum": (Sum((Identity((2, 3, 3)), Convolution(normal(2, 2, 3, 3), (2, 3, 3), padding=1))), 20),
 }
@@ -65,12 +64,12 @@ FOLDED: dict[str, Sequence[LinearMap]] = {
     "three matrices and a number": (Dense(normal(4, 3)), Scaled(0.1, Dense(normal(5, 4))), Dense(normal(2, 5))),
     "numbers": (Scaled(0.1, Identity((3,))), Scaled(0.7, Identity((3,))), Scaled(3.3, Dense(normal(2, 3)))),
     "normalisation before and after": (
-        ChannelScale(normal(4), (4, 3, 3)),
+        Diagonal(normal(4), (4, 3, 3)),
         Convolution(normal(2, 2, 2, 2), (4, 3, 3), groups=2),
-        ChannelScale(normal(2), (2, 2, 2)),
+        Diagonal(normal(2), (2, 2, 2)),
     ),
     "factors of columns": (Dense(normal(6, 4), out_shape=(2, 3)), Diagonal(normal(2, 3)), Dense(normal(3, 6), (2, 3))),
-    "two scales": (ChannelScale(normal(3), (3, 2)), ChannelScale(normal(3, seed=1), (3, 2))),
+    "two scales": (Diagonal(normal(3), (3, 2)), Diagonal(normal(3, seed=1), (3, 2))),
     "rows of a product": (Dense(normal(4, 3)), Dense(normal(3, 4)), Selection(torch.tensor([2, 2, 0]), (3,), (3,))),
     "rows of a product and a zero": (
         Dense(normal(2, 3)),
@@ -115,7 +114,7 @@ FOLDED: dict[str, Sequence[LinearMap]] = {
         Scaled(1e-200, Dense(normal(2, 2))),
         Scaled(1e300, Identity((2,))),
     ),
-    "scales that underflow": (ChannelScale(normal(2) * 1e-200, (2,)), ChannelScale(normal(2) * 1e-200, (2,))),
+    "scales that underflow": (Diagonal(normal(2) * 1e-200, (2,)), Diagonal(normal(2) * 1e-200, (2,))),
 }
 CANCELLING = (
     (1, [[1 + 2.0**-30], [1 + 2.0**-29]], [[1 + 2.0**-30, -1.0]]),

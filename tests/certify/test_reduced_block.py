@@ -17,7 +17,8 @@ from robustres.certify.blocks.torus_network import image_on_tori
 from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, MatrixPolynomial, polynomial
 from robustres.certify.fourier.torus import Torus, coarse_frequencies
 from robustres.certify.maps.convolution import Convolution, average_pool
-from robustres.certify.maps.linear_map import ChannelScale, Identity, LinearMap, Scaled
+from robustres.certify.maps.coordinate_maps import Diagonal
+from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled
 from robustres.certify.maps.sector import GroupSort
 from robustres.certify.norms.ritz_pair import top_ritz_pair
 from robustres.numerics import gamma
@@ -121,7 +122,7 @@ def reducible_blocks(draw: st.DrawFn) -> ResidualBlock:
     pointwise = Convolution(normal(channels, channels, 1, 1, seed=seed + 2), image, stride)
     shortcuts: list[LinearMap] = [pointwise]
     if stride == 1:
-        shortcuts += [Identity(image), Scaled(-0.5, Identity(image)), ChannelScale(normal(channels).abs(), image)]
+        shortcuts += [Identity(image), Scaled(-0.5, Identity(image)), Diagonal(normal(channels).abs(), image)]
     else:
         pool = average_pool(image, 2)
         shortcuts.append(Convolution(normal(channels, channels, 1, 1, seed=seed + 2), pool.out_shape) @ pool)

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from robustres.certify.maps.convolution import Convolution, both_sides, pair
+from robustres.certify.maps.convolution import Convolution, both_sides, padded, pair
 from robustres.certify.maps.linear_map import Dense, Identity, LinearMap
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Bound
@@ -18,15 +18,12 @@ def map_of(layer: nn.Module, input_shape: tuple[int, ...]) -> LinearMap:
         raise ModelError(
             f"only nn.Linear and nn.Conv2d with numeric padding are supported here, got {type(layer).__name__}"
         )
-    return Convolution(
-        layer.weight.detach(),
-        tuple(input_shape),
-        pair(layer.stride),
-        both_sides(layer.padding),
-        pair(layer.dilation),
-        layer.groups,
-        layer.padding_mode,
-    )
+    weight, stride, dilation = layer.weight.detach(), pair(layer.stride), pair(layer.dilation)
+    shape, padding, mode = tuple(input_shape), both_sides(layer.padding), layer.padding_mode
+    if mode in ("zeros", "circular"):
+        return Convolution(weight, shape, stride, padding, dilation, layer.groups, mode == "circular")
+    wider = padded(shape, padding, mode, weight.device)
+    return Convolution(weight, wider.out_shape, stride, dilation=dilation, groups=layer.groups) @ wider
 
 
 def norm_of(convolution: nn.Module, input_shape: tuple[int, ...]) -> Bound:
