@@ -24,10 +24,7 @@ MOVED = {
             "exact_norm=structural_norm frequency=frequency_norm lanczos power_iteration linf_norm spectral_norm"
         ),
         "lower": "jacobian witness ascent",
-        "blocks": (
-            "regions=parallel_paths residual_block reduced_block joint_search joint=joint_bound residual_bound "
-            "mask_ascent"
-        ),
+        "blocks": ("regions=parallel_paths residual_block reduced_block joint_search joint=joint_bound mask_ascent"),
         "bounds": (
             "block_row whole_network analysis=bounded_network head remembered=bound_cache "
             "rescaled=rescaled_block report lipschitz estimates"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.graph.statements import HasLipschitzBound
+from robustres.certify.graph.tracing import first_line, outermost_stated
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import InputError, ModelError
 
@@ -46,7 +47,7 @@ def claims_of(
     statements, whose parts are audited. A layer with inputs of several shapes gives one claim per shape.
     """
     if claimed is None:
-        names = _stating(model)
+        names = list(outermost_stated(model))
         if not names:
             raise InputError(
                 "nothing is claimed: pass claimed, or give a module a method lipschitz_bound that states its bound"
@@ -79,16 +80,6 @@ def _check(table: Mapping[str, float], module: nn.Module) -> None:
             raise InputError(f"a claimed constant must be a finite number of at least 0, got {value!r} for {name!r}")
 
 
-def _stating(model: nn.Module) -> list[str]:
-    """Names of the outermost modules that state their own bound, each once."""
-    names: list[str] = []
-    for name, part in model.named_modules():
-        inside = any(outer == "" or name.startswith(outer + ".") for outer in names)
-        if isinstance(part, HasLipschitzBound) and not inside:
-            names.append(name)
-    return names
-
-
 def _stated(model: nn.Module, name: str, shape: Shape) -> float:
     part = model.get_submodule(name)
     assert isinstance(part, HasLipschitzBound), name
@@ -105,8 +96,8 @@ def _inputs_of(module: nn.Module, images: Tensor, names: list[str]) -> dict[str,
         try:
             module(images)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"the model does not run on inputs of shape {tuple(images.shape)}: {reason[0]}") from error
+            shape = tuple(images.shape)
+            raise ModelError(f"the model does not run on inputs of shape {shape}: {first_line(error)}") from error
     for name, inputs in met.items():
         if not inputs:
             raise InputError(f"the layer {name!r} is never called by the model, so a claim about it means nothing")

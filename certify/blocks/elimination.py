@@ -32,6 +32,7 @@ from torch import Tensor
 from robustres.certify.blocks.front import Front, Plain, Repair, Space, Weights
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Linear, Merge, Node
+from robustres.certify.maps.algebra import common_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def eliminate(
     chosen: the multipliers used for another part of the same batch; they are reused, and new ones are stored there.
     """
     maps = [node.piece.map for node in order[1:] if isinstance(node.piece, Linear)]
-    device = next((m.device for m in maps if m.device.type != "cpu"), torch.device("cpu"))
+    device = common_device(maps)
     output, first = order[-1], order[0]
     if space is None:
         start = torch.eye(math.prod(output.shape), dtype=torch.float64) if rows is None else rows.to(torch.float64)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer, squares
 from robustres.certify.graph.network import Linear, Merge, Node, Source
+from robustres.certify.maps.algebra import common_device
 from robustres.certify.maps.linear_map import LinearMap, as_rows
 
 Maps = Mapping[Node, Callable[[Tensor], Tensor]]
@@ -89,7 +90,7 @@ class _Iteration:
     ) -> None:
         self.order, self.layers, self.dtype = order, layers, dtype
         own = {node: node.piece.map for node in order if isinstance(node.piece, Linear)}
-        self.device = next((m.device for m in own.values() if m.device.type != "cpu"), torch.device("cpu"))
+        self.device = common_device(own.values())
         self.maps = {node: in_precision(map_, dtype) for node, map_ in own.items()} if maps is None else maps
         self.rows = None if rows is None else rows.to(self.device, dtype)
         self.box = None if box is None else box.to(self.device, dtype).reshape(1, *order[0].shape)

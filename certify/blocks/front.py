@@ -97,7 +97,7 @@ def adjoint_rows(map_: LinearMap, rows: Tensor) -> Tensor:
     step = max(1, PULLED_ENTRIES // max(map_.in_size, map_.out_size))
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        image[start : start + step] = map_.adjoint(part.reshape(-1, *map_.out_shape)).flatten(1)
+        image[start : start + step] = map_.adjoint(part.reshape(-1, *map_.out_shape)).reshape(len(part), -1)
     return image
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustres.certify.graph.network import Linear, Merge, Node, chain
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, chain
 from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled
+from robustres.certify.maps.sector import Slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,32 @@ class Region:
             return "parallel"
         shortcut = self.shortcut.map if isinstance(self.shortcut, Scaled) else self.shortcut
         return "residual (identity)" if isinstance(shortcut, Identity) else "residual (projection)"
+
+    def alternating(self) -> tuple[LinearMap, list[LinearMap], list[Slopes]] | None:
+        """The shortcut, and the branch as linear maps and the activations between them, the form required by the joint
+        bound; None if there is no shortcut or the branch contains anything else."""
+        if self.shortcut is None or len(self.branches) != 1:
+            return None
+        layers: list[LinearMap] = []
+        slopes: list[Slopes] = []
+        shape = self.entry.shape
+        for node in self.branches[0].nodes:
+            piece = node.piece
+            if isinstance(piece, Linear):
+                pending = layers.pop() if len(layers) > len(slopes) else Identity(shape)
+                layers.append(composed([pending, piece.map]))
+            else:
+                opaque = piece.sorts if isinstance(piece, Opaque) else None
+                activation = piece.slopes if isinstance(piece, Elementwise) else opaque
+                if activation is None:
+                    return None
+                if len(layers) == len(slopes):
+                    layers.append(Identity(shape))
+                slopes.append(activation)
+            shape = node.shape
+        if len(layers) == len(slopes):
+            layers.append(Identity(shape))
+        return self.shortcut, layers, slopes
 
     def path(self) -> str:
         """Dotted name of the module that contains the region: the common prefix of the paths of its nodes."""

@@ -35,14 +35,13 @@ from robustres.certify.blocks.increments import (
 from robustres.certify.fourier.circular import wrapped
 from robustres.certify.fourier.torus import Torus, passage
 from robustres.certify.graph.network import Linear, Merge, Node, Piece, Source, chain, dominators
-from robustres.certify.maps.convolution import Convolution
+from robustres.certify.maps.convolution import Convolution, separable
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import (
     Composition,
     Identity,
     LinearMap,
     Scaled,
-    Separable,
     Sum,
 )
 from robustres.certify.maps.nonlinear import MaxPool, Opaque
@@ -331,7 +330,7 @@ class _Laying:
         """The nodes after the last image, on the image itself; values outside it are added to it or omitted."""
         sides = value.shape[1:]
         rows, columns = (_folding(side, points, constant) for side, points in zip(image.shape[1:], sides, strict=True))
-        entrance = replace(image, piece=Linear(Separable(rows, columns, image.shape[0])), inputs=(value,))
+        entrance = replace(image, piece=Linear(separable(rows, columns, image.shape[0])), inputs=(value,))
         tail = [entrance]
         if not constant:
             tail = [replace(image, piece=Merge("concatenation"), inputs=(entrance,))]

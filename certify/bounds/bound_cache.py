@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, fx
 
 from robustres.certify.bounds.block_row import BlockRow
-from robustres.certify.bounds.pieces import Bounder
 from robustres.certify.bounds.whole_network import WholeBound
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node
@@ -78,25 +77,6 @@ class Known:
             )
         except (ValueError, KeyError, TypeError):
             return cls()
-
-
-@dataclass(eq=False)
-class RememberingBounder(Bounder):
-    """A bounder that first looks for a row among the known ones, and stores those that it computes."""
-
-    known: dict[int, BlockRow] = field(default_factory=dict)
-    _place: dict[Node, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._place = {node: place for place, node in enumerate(self.order)}
-
-    def row(self, node: Node) -> BlockRow:
-        """The piece that ends in `node`, from its immediate dominator."""
-        place = self._place[node]
-        if place not in self.known:
-            self.known[place] = super().row(node)
-        return self.known[place]
 
 
 def network_key(captured: Captured, order: Sequence[Node], settings: Mapping[str, Any]) -> str | None:

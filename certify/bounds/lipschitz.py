@@ -12,7 +12,7 @@ from robustres.at_hand import images_tensor
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.blocks.network_forms import step_cost
 from robustres.certify.bounds.block_row import BlockRow
-from robustres.certify.bounds.bound_cache import BoundMemory, Known, RememberingBounder, network_key
+from robustres.certify.bounds.bound_cache import BoundMemory, Known, network_key
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.estimates import (
     CLIMBED_SAMPLES,
@@ -24,7 +24,7 @@ from robustres.certify.bounds.estimates import (
     start_images,
 )
 from robustres.certify.bounds.head import Head
-from robustres.certify.bounds.pieces import unique_names
+from robustres.certify.bounds.pieces import Bounder, unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
 from robustres.certify.bounds.unit_domain import on_unit_domain
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
@@ -154,11 +154,11 @@ def _bounded(
 
 def _bounders(
     order: list[Node], settings: Mapping[str, Any], known: Known, progress: Callable[[int, int], None] | None
-) -> dict[str, RememberingBounder]:
+) -> dict[str, Bounder]:
     joint = {name: settings[name] for name in ("joint", "effort", "seconds", "delta")}
     return {
-        "l2": RememberingBounder(order, watch=progress, known=known.rows["l2"], **joint),
-        "linf": RememberingBounder(order, norm="linf", joint=False, known=known.rows["linf"]),
+        "l2": Bounder(order, watch=progress, known=known.rows["l2"], **joint),
+        "linf": Bounder(order, norm="linf", joint=False, known=known.rows["linf"]),
     }
 
 
@@ -241,7 +241,7 @@ def _refusal(shape: Shape, norm: Norm, refused: tuple[Refusal, ...], seconds: fl
     return LipschitzReport(shape, norm, (), float("inf"), 0.0, refused, seconds=seconds)
 
 
-def _head(output: Node, bounders: dict[str, RememberingBounder]) -> Head | None:
+def _head(output: Node, bounders: dict[str, Bounder]) -> Head | None:
     """The last linear map, if the network ends in one, with the bounds of everything before it."""
     if not isinstance(output.piece, Linear):
         return None

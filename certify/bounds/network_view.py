@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from robustres.certify.blocks.joint_bound import branch_bound
 from robustres.certify.blocks.parallel_paths import Operand, Region, region
-from robustres.certify.blocks.residual_bound import alternating
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.graph.capture import BATCH, Captured
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, chain, dominators
@@ -151,15 +150,13 @@ def residual_views(model: nn.Module, input_shape: Shape) -> list[ResidualView | 
 
 
 def _residual(found: Region) -> ResidualView | str:
-    turns = alternating(found)
-    if turns is None or found.shortcut is None:
+    turns = found.alternating()
+    if turns is None:
         return found.path()
-    layers, slopes = turns
+    shortcut, layers, slopes = turns
     straight = [_ends(operand) for operand in found.operands if operand.linear]
     projection = straight[0] if len(straight) == 1 else ()
-    return ResidualView(
-        found.path(), found.shortcut, tuple(layers), tuple(slopes), _ends(found.branches[0]), projection
-    )
+    return ResidualView(found.path(), shortcut, tuple(layers), tuple(slopes), _ends(found.branches[0]), projection)
 
 
 def _ends(operand: Operand) -> tuple[str, ...]:

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
+from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT, branch_bound
 from robustres.certify.blocks.parallel_paths import Operand, Region, region
-from robustres.certify.blocks.residual_bound import residual_bound
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Product, chain, dominators
 from robustres.certify.maps.linear_map import Identity, LinearMap
-from robustres.certify.norms.linf_norm import all_hold, linf_norm, product
+from robustres.certify.norms.linf_norm import linf_norm
 from robustres.certify.norms.spectral_norm import spectral_norm
-from robustres.certify.proof.bound import Bound, Guarantee
+from robustres.certify.proof.bound import Bound, Guarantee, all_hold, product
 from robustres.numerics import rounded_up, sum_up
 
 
@@ -32,6 +31,7 @@ class Bounder:
     seconds: time guide for each linear map. delta: failure probability that probabilistic methods may use for each
     linear map; None allows deterministic methods only.
     watch: called with the number of pieces bounded so far and the total number.
+    known: rows by the place of their last node in `order`, which are not computed again; new ones are added.
     """
 
     order: list[Node]
@@ -41,12 +41,14 @@ class Bounder:
     seconds: float | None = None
     delta: float | None = None
     watch: Callable[[int, int], None] | None = None
+    known: dict[int, BlockRow] = field(default_factory=dict)
     _dominator: dict[Node, Node] = field(init=False)
-    _rows: dict[Node, BlockRow] = field(init=False, default_factory=dict)
+    _place: dict[Node, int] = field(init=False)
     _norms: dict[LinearMap, Bound] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._dominator = dominators(self.order)
+        self._place = {node: place for place, node in enumerate(self.order)}
 
     def rows(self, end: Node) -> list[tuple[Node, Node, BlockRow]]:
         """Entry, exit and row of each piece from the source to `end`; 1-Lipschitz activations have none."""
@@ -60,7 +62,8 @@ class Bounder:
 
     def row(self, node: Node) -> BlockRow:
         """The piece that ends in `node`, from its immediate dominator."""
-        if node not in self._rows:
+        place = self._place[node]
+        if place not in self.known:
             start = perf_counter()
             if isinstance(node.piece, Merge):
                 row = self._region_row(region(self._dominator, node), start)
@@ -68,8 +71,8 @@ class Bounder:
                 row = self._product_row(node, node.piece, start)
             else:
                 row = self._piece_row(node)
-            self._rows[node] = row
-        return self._rows[node]
+            self.known[place] = row
+        return self.known[place]
 
     def norm_of(self, map_: LinearMap) -> Bound:
         """The operator norm of a linear map in the norm of this bounder; every map is bounded once."""
@@ -99,7 +102,7 @@ class Bounder:
             upper,
             0.0,
             "product rule",
-            all_hold([first, second]),
+            first.guarantee & second.guarantee,
             candidates={"product rule": upper},
             seconds=perf_counter() - start,
         )
@@ -137,7 +140,7 @@ class Bounder:
         shortcut = branches.pop(place).upper
         branch = sum_up(bound.upper for bound in branches)
         candidates = {"textbook": sum_up([shortcut, branch]), "linear": whole.upper}
-        holds = {"textbook": all_hold(branches), "linear": whole.guarantee}
+        holds = {"textbook": all_hold(bound.guarantee for bound in branches), "linear": whole.guarantee}
         method = min(candidates, key=lambda candidate: candidates[candidate])
         return BlockRow(
             name,
@@ -162,7 +165,7 @@ class Bounder:
 
     def _region_row(self, found: Region, start: float) -> BlockRow:
         branches = [self._operand(branch) for branch in found.branches]
-        guarantee = all_hold(branches)
+        guarantee = all_hold(bound.guarantee for bound in branches)
         shortcut = math.nan
         if found.is_sum:
             branch = sum_up(bound.upper for bound in branches) if branches else math.nan
@@ -180,8 +183,10 @@ class Bounder:
         holds = {"textbook": guarantee}
         floor = math.nan
         if self.joint and self.norm == "l2" and found.is_sum:
-            joint = residual_bound(found, effort=self.effort, norm_of=self._certain_norm)
-            if joint is not None:
+            turns = found.alternating()
+            if turns is not None:
+                map_, layers, slopes = turns
+                joint = branch_bound(map_, layers, slopes=slopes, effort=self.effort, norm_of=self._certain_norm)
                 floor = joint.lower
                 for name, value in joint.candidates.items():
                     candidates[name] = min(value, candidates.get(name, math.inf))

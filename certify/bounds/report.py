@@ -14,7 +14,7 @@ from robustres.certify.bounds.network_view import NetworkView, network_view
 from robustres.certify.bounds.rescaled_block import rescaled_candidates
 from robustres.certify.bounds.whole_network import WholeBound
 from robustres.certify.maps.linear_map import Shape
-from robustres.certify.proof.bound import Guarantee
+from robustres.certify.proof.bound import Guarantee, all_hold
 from robustres.errors import InputError, Refusal
 from robustres.numerics import product_up
 from robustres.results import typed_table
@@ -165,10 +165,7 @@ class WhatIf:
 
 def multiplied(rows: Sequence[BlockRow]) -> tuple[float, Guarantee]:
     """The product of the rows' bounds, rounded up, and the guarantee under which all of them hold."""
-    guarantee = Guarantee()
-    for row in rows:
-        guarantee = guarantee & row.guarantee
-    return product_up(row.upper for row in rows if row.upper != 1), guarantee
+    return product_up(row.upper for row in rows if row.upper != 1), all_hold(row.guarantee for row in rows)
 
 
 def with_lower(row: BlockRow, name: str, lower: float) -> BlockRow:

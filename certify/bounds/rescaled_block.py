@@ -4,7 +4,6 @@ import math
 
 from robustres.certify.blocks.joint_bound import branch_bound
 from robustres.certify.blocks.parallel_paths import region
-from robustres.certify.blocks.residual_bound import alternating
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.graph.network import Linear, Merge, Node, dominators
@@ -38,10 +37,10 @@ def _joint(analysis: Analysis, end: Node, factor: float) -> dict[str, float]:
     if not isinstance(end.piece, Merge):
         return {}
     found = region(dominators(analysis.bounder.order), end)
-    turns = alternating(found) if found.is_sum else None
-    if found.shortcut is None or turns is None:
+    turns = found.alternating() if found.is_sum else None
+    if turns is None:
         return {}
-    layers, slopes = turns
+    shortcut, layers, slopes = turns
     layers = [*layers[:-1], Scaled(factor, layers[-1])]
-    bound = branch_bound(found.shortcut, layers, slopes=slopes, effort=analysis.bounder.effort)
+    bound = branch_bound(shortcut, layers, slopes=slopes, effort=analysis.bounder.effort)
     return {name: value for name, value in bound.candidates.items() if math.isfinite(value)}

@@ -67,6 +67,8 @@ def _middle(order: list[Node], captured: Captured) -> dict[Node, Tensor]:
         piece = node.piece
         if node not in inner:
             values[node] = seen[node.origin].reshape(1, *node.shape)
+        elif not all(parent in values for parent in node.inputs):
+            continue
         elif isinstance(piece, Linear) and piece.shift == 0:
             values[node] = piece.map(values[node.inputs[0]])
         elif isinstance(piece, Elementwise):

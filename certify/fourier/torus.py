@@ -26,7 +26,6 @@ from robustres.certify.maps.linear_map import (
     Identity,
     LinearMap,
     Scaled,
-    Separable,
     Sum,
     unanswered,
 )
@@ -136,7 +135,6 @@ def passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
 
 
 @passage.register(Dense)
-@passage.register(Separable)
 @passage.register(Selection)
 def _no_passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
     return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.graph.call import Call, NotCoveredError
-from robustres.certify.graph.capture import BATCH, device_of
+from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import Dense, Shape
 
@@ -20,17 +20,22 @@ def by_trying(call: Call, source: Node, *, without: Sequence[str] = ()) -> Node:
 
     without: arguments that add a constant, which are left out.
     """
-    entries = math.prod(source.shape) * math.prod(call.out_shape)
-    if entries > LARGEST_MATRIX:
-        raise NotCoveredError(f"whose matrix of {entries} entries is larger than {LARGEST_MATRIX}")
     bare = Call(call.origin, {**call.arguments, **dict.fromkeys(without)}, call.captured)
 
     def image(values: Tensor) -> Tensor:
         answer: Tensor = bare.evaluate({source: values})
         return answer
 
-    matrix = matrix_of(image, source.shape, device_of(call.captured.module))
-    return call.linear(source, Dense(matrix, source.shape, call.out_shape, seen=TRIED))
+    return as_matrix(call, source, image, seen=TRIED)
+
+
+def as_matrix(call: Call, source: Node, image: Callable[[Tensor], Tensor], *, seen: int = 0) -> Node:
+    """The operation as the matrix of a linear map `image` of batches; seen: roundings of its entries."""
+    entries = math.prod(source.shape) * math.prod(call.out_shape)
+    if entries > LARGEST_MATRIX:
+        raise NotCoveredError(f"whose matrix of {entries} entries is larger than {LARGEST_MATRIX}")
+    matrix = _matrix_of(image, source.shape, call.device)
+    return call.linear(source, Dense(matrix, source.shape, call.out_shape, seen=seen))
 
 
 def by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
@@ -47,7 +52,7 @@ def by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.dev
     return all(torch.equal(images[0], other) for other in images[1:])
 
 
-def matrix_of(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Tensor:
+def _matrix_of(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> Tensor:
     """(out, in): the matrix of a linear map of batches (BATCH, *shape) of samples, a few columns at a time."""
     size = math.prod(shape)
     columns = []

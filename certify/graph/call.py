@@ -1,7 +1,7 @@
 """One operation of the captured graph with its arguments by name, and the nodes that its rule creates."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from robustres.certify.graph.capture import BATCH, Captured, device_of, path_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Piece, Product, Source
 from robustres.certify.maps.activation import Activation, Parameter, broadcast_size
-from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.coordinate_maps import rearranged
 from robustres.certify.maps.linear_map import Identity, LinearMap, Shape
-from robustres.certify.maps.nonlinear import Unknown
 
 
 class NotCoveredError(Exception):
@@ -85,6 +84,16 @@ class Call:
             raise NotCoveredError(f"with {len(nodes)} arguments that depend on the input")
         return nodes[0]
 
+    @property
+    def name(self) -> str:
+        """The ATen name of the operation without its overload."""
+        return name_of(self.origin)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return device_of(self.captured.module)
+
     def states(self) -> tuple[Node, ...]:
         """All arguments that depend on the input of the network, including those in lists, each once."""
         leaves = tree_leaves(dict(self.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
@@ -128,7 +137,7 @@ class Call:
         """The function applied to every coordinate of `source`, broadcast to the shape of the output first."""
         each = None
         if broadcast_size(function.parameters):
-            far = torch.full(self.out_shape, math.inf, dtype=torch.float64, device=device_of(self.captured.module))
+            far = torch.full(self.out_shape, math.inf, dtype=torch.float64, device=self.device)
             each = function.slopes_on(-far, far)
         return self.make(Elementwise(function, each=each), self.expanded(source))
 
@@ -179,8 +188,20 @@ class Call:
             return source
         if len(source.shape) != len(self.out_shape):
             raise NotCoveredError("that lays the batch beside another axis")
-        index = torch.arange(math.prod(source.shape), device=device_of(self.captured.module)).reshape(source.shape)
-        return self.linear(source, Selection(index.expand(self.out_shape).flatten(), source.shape, self.out_shape))
+        return self.rearranged(source, lambda numbers: numbers.expand(self.out_shape))
+
+    def rearranged(self, source: Node, move: Callable[[Tensor], Tensor], *, shift: float = 0.0) -> Node:
+        """The coordinates of `source`, moved as `move` does with their numbers (*source.shape); -1 is a zero."""
+        numbers = move(torch.arange(math.prod(source.shape), device=self.device).reshape(source.shape))
+        return self.linear(source, rearranged(numbers, source.shape), shift=shift)
+
+    def axes(self, source: Node, given: int | Sequence[int] | None) -> tuple[int, ...]:
+        """The unbatched axes of `source` given as axes of the batch; refused if these include the batch itself."""
+        rank = len(source.shape) + 1
+        axes = tuple(axis % rank - 1 for axis in ([given] if isinstance(given, int) else given or [0]))
+        if -1 in axes:
+            raise NotCoveredError("over the batch")
+        return axes
 
 
 def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None:
@@ -206,9 +227,7 @@ def require_fitting(piece: Piece, inputs: Sequence[Shape], shape: Shape) -> None
         case Product():
             fits = list(inputs) == [shape, shape]
         case Opaque():
-            fits = len(inputs) == (0 if isinstance(piece, Unknown) else 1) and all(
-                piece.out_shape(part) == shape for part in inputs
-            )
+            fits = len(inputs) == 1 and piece.out_shape(inputs[0]) == shape
         case _:
             fits = False
     if not fits:
@@ -222,6 +241,17 @@ def _broadcasts(parameters: Shape, shape: Shape) -> bool:
     """Whether parameters of this shape apply to a value of that shape without enlarging it."""
     padded = (1,) * (len(shape) - len(parameters)) + parameters
     return len(padded) == len(shape) and all(side in (1, full) for side, full in zip(padded, shape, strict=True))
+
+
+def name_of(origin: fx.Node) -> str:
+    """The ATen name of an operation without its overload."""
+    return str(origin.target).removeprefix("aten.").split(".")[0]
+
+
+def numbers(value: Sequence[int] | int | None, rank: int) -> list[int]:
+    """One number per axis; empty for torch's default."""
+    given = [value] if isinstance(value, int) else list(value or [])
+    return given * rank if len(given) == 1 else given
 
 
 def unbatched(value: Tensor) -> Shape:

@@ -1,11 +1,10 @@
 """Conversion of the captured graph to the network of linear maps and activations: one rule per ATen operation.
 
-A rule takes a `Call` and returns the node of the operation. An operation without a rule, or that its rule does not
-cover, is refused by name and location; all refusals of a network are listed at once. An unknown operation is never
-assumed to have the constant 1.
+A rule takes a `Call` and returns the node of the operation, or of the first of its outputs. An operation without a
+rule, or that its rule does not cover, is refused by name and location; all refusals of a network are listed at once. An
+unknown operation is never assumed to have the constant 1.
 """
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,13 +14,20 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from robustres.certify.graph.by_trying import LARGEST_MATRIX, by_sample, matrix_of
-from robustres.certify.graph.call import BatchMovedError, Call, Deferred, NotCoveredError, Parts, Pending, unbatched
+from robustres.certify.graph.by_trying import as_matrix, by_sample
+from robustres.certify.graph.call import (
+    BatchMovedError,
+    Call,
+    Deferred,
+    NotCoveredError,
+    Parts,
+    Pending,
+    name_of,
+    unbatched,
+)
 from robustres.certify.graph.capture import BATCH, Captured, call, device_of, is_random, operation_of, path_of
 from robustres.certify.graph.network import Node, Source
 from robustres.certify.graph.tracing import first_line
-from robustres.certify.maps.linear_map import Dense
-from robustres.certify.maps.nonlinear import Unknown
 from robustres.errors import Refusal
 
 # Operations that have no rule: the reason why there is no bound, and the remedy.
@@ -176,7 +182,9 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
     pending = [value for value in leaves if isinstance(value, Pending)]
     if not pending:
         try:
-            return found(call)
+            made = found(call)
+            several = isinstance(origin.meta["val"], list | tuple)
+            return Parts((made,)) if several and isinstance(made, Node) else made
         except BatchMovedError:
             states = call.states()
             if found not in LINEAR or len(states) != 1:
@@ -213,13 +221,9 @@ def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
     def image(values: Tensor) -> Tensor:
         return call.captured.run({root.origin: values}, call.origin)
 
-    shape, device = (BATCH, *root.shape), device_of(call.captured.module)
-    if not (value.ndim and value.shape[0] == BATCH and by_sample(image, shape, device)):
+    if not (value.ndim and value.shape[0] == BATCH and by_sample(image, (BATCH, *root.shape), call.device)):
         return Pending(root, contracted)
-    size, out_shape = math.prod(root.shape), tuple(int(side) for side in value.shape[1:])
-    if size * math.prod(out_shape) > LARGEST_MATRIX:
-        raise NotCoveredError(f"whose matrix has more than {LARGEST_MATRIX} entries")
-    return call.linear(root, Dense(matrix_of(image, root.shape, device), root.shape, out_shape))
+    return as_matrix(call, root, image)
 
 
 def call_of(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Call:
@@ -237,13 +241,13 @@ def _rule_of(origin: fx.Node) -> Rule | None:
     if not isinstance(origin.target, torch._ops.OpOverload):
         return None
     name = str(origin.target).removeprefix("aten.")
-    if is_random(origin) and name.split(".")[0] not in INERT:
+    if is_random(origin) and name_of(origin) not in INERT:
         return None
     return RULES.get(name) or RULES.get(name.rsplit(".", 1)[0])
 
 
 def _reason(origin: fx.Node) -> str:
-    return REASONS.get(str(origin.target).removeprefix("aten.").split(".")[0], "")
+    return REASONS.get(name_of(origin), "")
 
 
 def _refusal(origin: fx.Node, reason: NotCoveredError) -> Refusal:
@@ -251,11 +255,11 @@ def _refusal(origin: fx.Node, reason: NotCoveredError) -> Refusal:
 
 
 def _unknown(origin: fx.Node) -> Node | Parts | None:
-    """A placeholder of the right shape for a refused operation, so that everything after it is checked too."""
+    """A source of the right shape in place of a refused operation, so that everything after it is checked too."""
     value: Any = origin.meta.get("val")
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, Tensor) and part.ndim and part.shape[0] == BATCH for part in parts):
         return None
     shapes = [tuple(part.shape[1:]) for part in parts]
-    nodes = tuple(Node(Unknown(shape), (), shape, path_of(origin), origin) for shape in shapes)
+    nodes = tuple(Node(Source(), (), shape, path_of(origin), origin) for shape in shapes)
     return nodes[0] if isinstance(value, Tensor) else Parts(nodes)

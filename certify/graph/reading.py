@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from robustres.certify.graph import (
+# Importing these modules registers their rules.
+from robustres.certify.graph import (  # noqa: F401
     rules_activation,
     rules_arithmetic,
     rules_linear,
@@ -18,17 +19,6 @@ from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import build_network
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import UnsupportedOperationError
-
-# Importing these modules registers their rules.
-RULE_FILES = (
-    rules_activation,
-    rules_arithmetic,
-    rules_linear,
-    rules_normalisation,
-    rules_pooling,
-    rules_shape,
-    rules_written,
-)
 
 
 def read_network(model: nn.Module, input_shape: Shape, *, on_unit_domain: bool = False) -> tuple[Captured, Node]:

@@ -4,16 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from robustres.certify.graph.call import Call, NotCoveredError, Parts
-from robustres.certify.graph.capture import device_of
 from robustres.certify.graph.network import Merge, Node, Opaque
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.statements import HasSortedGroups
 from robustres.certify.maps.activation import Activation, Parameter
-from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.lengths import Length
 from robustres.certify.maps.nonlinear import Extremum, LogSumExp, Softmax, Sort, Stated, StatedSort
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
@@ -140,17 +137,15 @@ ACTIVATIONS: dict[str, Callable[[Call], Activation]] = {
 
 
 @rule(*ACTIVATIONS)
-def activation(call: Call) -> Node | Parts:
+def activation(call: Call) -> Node:
     """An activation of every coordinate; parameters that are larger than the value broadcast it first."""
-    name = str(call.origin.target).removeprefix("aten.").split(".")[0]
-    node = call.elementwise(call.only_input, ACTIVATIONS[name](call))
-    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))  # the form used for backward passes
+    return call.elementwise(call.only_input, ACTIVATIONS[call.name](call))
 
 
 @rule("maximum", "minimum", "max.other", "min.other", "fmax", "fmin")
 def extremum(call: Call) -> Node:
     """For a value and a constant, the clamped value; for two values, a 1-Lipschitz map of their concatenation."""
-    largest = "max" in str(call.origin.target)
+    largest = "max" in call.name
     values = (call["self"], call["other"])
     inputs = [call.expanded(value) for value in values if isinstance(value, Node)]
     if len(inputs) == 2:
@@ -160,17 +155,12 @@ def extremum(call: Call) -> Node:
 
 
 @rule("sort", "msort", "topk", "max.dim", "min.dim", "amax", "amin", "softmax", "_softmax", "logsumexp")
-def along_axis(call: Call) -> Node | Parts:
+def along_axis(call: Call) -> Node:
     """A map on every slice along one or several axes."""
     source = call.node("self")
-    given = call.arguments.get("dim", 0)
-    rank = len(source.shape) + 1
-    axes = tuple(axis % rank - 1 for axis in ([given] if isinstance(given, int) else given)) or (-1,)
-    if -1 in axes:
-        raise NotCoveredError("over the batch")
+    axes = call.axes(source, call.arguments.get("dim"))
     if call.arguments.get("sorted") is False:
         raise NotCoveredError("in no fixed order; pass sorted=True")
-    name = str(call.origin.target).removeprefix("aten.").split(".")[0]
     keepdim, length = bool(call.arguments.get("keepdim")), math.prod(source.shape[axis] for axis in axes)
     kinds: dict[str, Callable[[], Opaque]] = {
         "sort": lambda: Sort(axes[0], bool(call.arguments.get("descending"))),
@@ -180,42 +170,36 @@ def along_axis(call: Call) -> Node | Parts:
         **dict.fromkeys(("softmax", "_softmax"), lambda: Softmax(axes[0], length)),
         "logsumexp": lambda: LogSumExp(axes, length, keepdim),
     }
-    node = call.make(kinds[name](), source)
-    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
+    return call.make(kinds[call.name](), source)
 
 
 @rule("kthvalue", "median.dim", "nanmedian.dim")
-def order_statistic(call: Call) -> Parts:
+def order_statistic(call: Call) -> Node:
     """One order statistic of the values along an axis."""
     source = call.node("self")
-    axis = _one_axis(call, source)
+    (axis,) = call.axes(source, call["dim"])
     place = int(call["k"]) - 1 if "k" in call.arguments else (source.shape[axis] - 1) // 2
     ordered = call.make(Sort(axis), source, shape=source.shape)
-    kept = torch.arange(math.prod(source.shape)).reshape(source.shape).select(axis, place).flatten()
-    kept = kept.to(device_of(call.captured.module))
-    return Parts((call.linear(ordered, Selection(kept, source.shape, call.out_shape)),))
+    return call.rearranged(ordered, lambda numbers: numbers.select(axis, place).reshape(call.out_shape))
 
 
 @rule("aminmax")
 def both_extrema(call: Call) -> Parts:
     """The smallest and the largest value along an axis."""
     source = call.node("self")
-    axes, keepdim = (_one_axis(call, source),), bool(call["keepdim"])
+    axes, keepdim = call.axes(source, call["dim"]), bool(call["keepdim"])
     return Parts(tuple(call.make(Extremum(axes, largest, keepdim), source) for largest in (False, True)))
 
 
 @rule("linalg_vector_norm", "norm.ScalarOpt_dim")
 def length(call: Call) -> Node:
     """A norm of the values along one or several axes."""
-    source, given = call.node("self"), call["dim"]
+    source = call.node("self")
+    axes = call.axes(source, call["dim"])
     order = call.arguments.get("ord", call.arguments.get("p"))
     order = 2.0 if order is None else float(order)
     if order not in (1.0, 2.0, math.inf):
         raise NotCoveredError(f"of order {order:g}; orders 1, 2 and infinity have a bound")
-    rank = len(source.shape) + 1
-    axes = tuple(axis % rank - 1 for axis in ([given] if isinstance(given, int) else given or [0]))
-    if -1 in axes:
-        raise NotCoveredError("over the batch")
     size = math.prod(source.shape[axis] for axis in axes)
     return call.make(Length(axes, size, order, bool(call.arguments.get("keepdim"))), source)
 
@@ -229,16 +213,7 @@ def of_pairs(call: Call) -> Node:
     shape, axis = call.out_shape, len(call.out_shape)
     sides = [call.same(call.expanded(value), (*shape, 1)) for value in values]
     pairs = call.make(Merge("concatenation", axis), *sides, shape=(*shape, 2))
-    return call.make(LogSumExp((axis,), 2) if "logaddexp" in str(call.origin.target) else Length((axis,), 2), pairs)
-
-
-def _one_axis(call: Call, source: Node) -> int:
-    """The unbatched axis given to the operation."""
-    given = call["dim"]
-    axis = -1 if given is None else int(given) % (len(source.shape) + 1) - 1
-    if axis < 0:
-        raise NotCoveredError("over the batch")
-    return axis
+    return call.make(LogSumExp((axis,), 2) if call.name == "logaddexp" else Length((axis,), 2), pairs)
 
 
 @rule("robustres.stated")
@@ -252,7 +227,7 @@ def stated(call: Call) -> Node:
     piece: Opaque = Stated(bound, call.out_shape)
     if isinstance(module, HasSortedGroups):
         groups = module.sorted_groups()
-        if not sorts_as_stated(module, groups, source.shape, device_of(call.captured.module)):
+        if not sorts_as_stated(module, groups, source.shape, call.device):
             raise NotCoveredError(f"whose sorted_groups stated {groups}, which is not how it sorts")
         piece = StatedSort(groups)
     return replace(call.make(piece, source), path=path)

@@ -22,12 +22,11 @@ PRODUCT = (
 @rule("add", "sub", "subtract", "rsub")
 def added(call: Call) -> Node:
     """left + alpha right and its variants."""
-    name = str(call.origin.target)
     alpha = call.constant("alpha")
     left, right = 1.0, float(1 if alpha is None else alpha)
-    if "rsub" in name:
+    if call.name == "rsub":
         left, right = -right, 1.0
-    elif "sub" in name:
+    elif "sub" in call.name:
         right = -right
     return combination(call, [(call["self"], left), (call["other"], right)])
 
@@ -69,7 +68,7 @@ def interpolated(call: Call) -> Node:
 def with_product(call: Call) -> Node:
     """self + value tensor1 tensor2, or self + value tensor1 / tensor2."""
     value, left, right = float(call["value"]), call["tensor1"], call["tensor2"]
-    quotient = "addcdiv" in str(call.origin.target)
+    quotient = call.name == "addcdiv"
     if isinstance(right, Node) and (quotient or isinstance(left, Node)):
         raise NotCoveredError("by a value that depends on the input" if quotient else PRODUCT)
     source, factor = (right, call.per_sample(left)) if isinstance(right, Node) else (left, call.per_sample(right))

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from robustres.certify.graph.by_trying import by_trying
-from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, Parts
-from robustres.certify.graph.capture import device_of
+from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, numbers
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT, combination
-from robustres.certify.maps.convolution import Convolution, Padding, Transposed, both_sides
+from robustres.certify.maps.convolution import Convolution, Padding, Transposed, along_axis, both_sides
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
-from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Shape
-from robustres.certify.maps.sorting import rearranged
+from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Shape
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
@@ -26,42 +24,30 @@ def convolution(call: Call) -> Node:
     rank = weight.ndim - 2
     if len(source.shape) != rank + 1:
         raise NotCoveredError("of an input without a batch axis")
-    transposed = call.arguments.get("transposed") or "conv_transpose" in str(call.origin.target)
     if rank == 3:
         node = by_trying(call, source, without=("bias",))
-    elif transposed:
-        node = _transposed(call, source, weight)
     else:
-        node = _plain(call, source, weight)
+        transposed = call.arguments.get("transposed") or "conv_transpose" in call.name
+        inner = (_transposed if transposed else _plain)(call, weight[:, :, None] if rank == 1 else weight, source.shape)
+        node = call.linear(source, reshaped(inner, source.shape, call.out_shape))
     return call.same(node, shift=_bias_size(call))
 
 
-def _plain(call: Call, source: Node, weight: Tensor) -> Node:
-    flat = weight.ndim == 3
-    kernel = weight[:, :, None] if flat else weight
-    stride, dilation = _two(call["stride"]), _two(call["dilation"])
-    pads = _padding(call["padding"], kernel, dilation)
-    if flat:  # the axis of height 1 has neither padding nor stride
-        stride, dilation, pads = (1, stride[1]), (1, dilation[1]), ((0, 0), pads[1])
-    inner = Convolution(kernel, _as_image(source.shape), stride, pads, dilation, call["groups"])
-    return call.linear(source, reshaped(inner, source.shape, call.out_shape))
+def _plain(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
+    stride, dilation = (_two(call, name, 1) for name in ("stride", "dilation"))
+    return Convolution(kernel, image_of(shape), stride, _padding(call, kernel, dilation), dilation, call["groups"])
 
 
-def _transposed(call: Call, source: Node, weight: Tensor) -> Node:
+def _transposed(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
     """If the output is padded by the stride or more, zeros appended to the input have the same effect."""
-    flat = weight.ndim == 3
-    kernel = weight[:, :, None] if flat else weight
-    stride, padding, dilation = (_two(call[name]) for name in ("stride", "padding", "dilation"))
-    if flat:
-        stride, padding, dilation = (1, stride[1]), (0, padding[1]), (1, dilation[1])
-    forward = Convolution(kernel, _as_image(call.out_shape), stride, both_sides(padding), dilation, call["groups"])
-    inner: LinearMap = Transposed(forward)
-    image, wider = _as_image(source.shape), inner.in_shape
-    if wider != image:
-        numbers = torch.arange(math.prod(image), device=weight.device).reshape(image)
-        index = torch.nn.functional.pad(numbers, (0, wider[2] - image[2], 0, wider[1] - image[1]), value=-1)
-        inner = Composition([Selection(index.flatten(), image, wider), inner])
-    return call.linear(source, reshaped(inner, source.shape, call.out_shape))
+    stride, dilation, padding = _two(call, "stride", 1), _two(call, "dilation", 1), both_sides(_two(call, "padding", 0))
+    inner = Transposed(Convolution(kernel, image_of(call.out_shape), stride, padding, dilation, call["groups"]))
+    image, wider = image_of(shape), inner.in_shape
+    if wider == image:
+        return inner
+    numbers = torch.arange(math.prod(image), device=kernel.device).reshape(image)
+    index = torch.nn.functional.pad(numbers, (0, wider[2] - image[2], 0, wider[1] - image[1]), value=-1)
+    return Composition([Selection(index.flatten(), image, wider), inner])
 
 
 @rule("linear", linear=True, weights=True)
@@ -183,25 +169,20 @@ def contraction(call: Call, operands: Sequence[Any], letters: Sequence[str], ans
 def _permuted(call: Call, source: Node, order: Sequence[int]) -> Node:
     if list(order) == sorted(order):
         return source
-    numbers = torch.arange(math.prod(source.shape), device=device_of(call.captured.module)).reshape(source.shape)
-    return call.linear(source, rearranged(numbers.permute(list(order)), source.shape))
+    return call.rearranged(source, lambda numbers: numbers.permute(list(order)))
 
 
 @rule("cumsum")
 def summed_up(call: Call) -> Node:
     """Cumulative sums along an axis: a lower triangular matrix of ones."""
     source = call.node("self")
-    axis = int(call["dim"]) % (len(source.shape) + 1) - 1
-    if axis < 0:
-        raise NotCoveredError("over the batch")
-    order = [*(k for k in range(len(source.shape)) if k != axis), axis]
+    (axis,) = call.axes(source, call["dim"])
     triangle = torch.ones(source.shape[axis], source.shape[axis], dtype=torch.float64).tril()
-    image = on_last_axis(call, _permuted(call, source, order), triangle.to(device_of(call.captured.module)))
-    return _permuted(call, image, [order.index(k) for k in range(len(order))])
+    return call.linear(source, along_axis(triangle.to(call.device), source.shape, axis))
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
-def batch_norm(call: Call) -> Node | Parts:
+def batch_norm(call: Call) -> Node:
     """With running statistics: each channel times gamma / sqrt(variance + eps)."""
     names = ("training", "use_input_stats")
     if any(call.arguments.get(name) for name in names) or call.arguments.get("running_var") is None:
@@ -212,15 +193,14 @@ def batch_norm(call: Call) -> Node | Parts:
     def channels(name: str, default: float) -> Tensor:
         value = call.constant(name)
         given = torch.full((source.shape[0],), default) if value is None else value.detach()
-        return given.to(device_of(call.captured.module), torch.float64).reshape(-1, *wide)
+        return given.to(call.device, torch.float64).reshape(-1, *wide)
 
     scale = channels("weight", 1.0) / torch.sqrt(channels("running_var", 1.0) + eps)
     if not bool(torch.isfinite(scale).all()):
         raise NotCoveredError("with a scale that is not finite")
     pixels = math.sqrt(math.prod(source.shape[1:])) * (1 + 1e-12)
     shift = (channels("running_mean", 0.0) * scale).norm() + channels("bias", 0.0).norm()
-    node = call.linear(source, Diagonal(scale.flatten(), source.shape, seen=5), shift=pixels * float(shift))
-    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
+    return call.linear(source, Diagonal(scale.flatten(), source.shape, seen=5), shift=pixels * float(shift))
 
 
 def _bias_size(call: Call) -> float:
@@ -241,22 +221,24 @@ def _weight(call: Call, name: str) -> Tensor:
     return weight.detach().to(torch.float64)
 
 
-def _two(value: Any) -> tuple[int, int]:
-    """One or two numbers as two."""
-    values = [int(number) for number in value] if isinstance(value, list | tuple) else [int(value)]
-    return values[0], values[-1]
+def _two(call: Call, name: str, neutral: int) -> tuple[int, int]:
+    """One or two numbers as two; the axis of height 1 of a one-dimensional convolution gets the neutral one."""
+    first, second = numbers(call[name], 2)
+    return (neutral if len(call.out_shape) == 2 else first, second)
 
 
-def _padding(value: Any, kernel: Tensor, dilation: tuple[int, int]) -> Padding:
+def _padding(call: Call, kernel: Tensor, dilation: tuple[int, int]) -> Padding:
     """Zeros before and after along each axis, from numbers, "same" or "valid"."""
-    if value == "same":
+    if call["padding"] == "same":
         totals = [d * (k - 1) for k, d in zip(kernel.shape[2:], dilation, strict=True)]
         return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
-    vertical, horizontal = (0, 0) if value == "valid" else _two(value)
-    return (vertical, vertical), (horizontal, horizontal)
+    return both_sides((0, 0) if call["padding"] == "valid" else _two(call, "padding", 0))
 
 
-def _as_image(shape: Shape) -> Shape:
+def image_of(shape: Shape) -> Shape:
+    """(C, H, W); signals (C, N) become images of height 1."""
+    if len(shape) not in (2, 3):
+        raise NotCoveredError(f"on inputs of shape {shape}")
     return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 
@@ -271,22 +253,7 @@ def reshaped(inner: LinearMap, in_shape: Shape, out_shape: Shape) -> LinearMap:
 
 
 def on_last_axis(call: Call, source: Node, weight: Tensor) -> Node:
-    """(..., in) to (..., out): a matrix, or a 1 x 1 convolution over the leading axes."""
-    *leading, width = source.shape
-    if weight.ndim != 2 or weight.shape[1] != width:
+    """(..., in) to (..., out)."""
+    if weight.ndim != 2 or weight.shape[1:] != source.shape[-1:]:
         raise NotCoveredError(f"of shape {tuple(weight.shape)} on inputs of shape {source.shape}")
-    if math.prod(leading) == 1:
-        return call.linear(source, Dense(weight, source.shape, (*leading, len(weight))))
-    count = math.prod(leading)
-    places = torch.arange(count * width, device=weight.device).reshape(count, width)
-    back = torch.arange(count * len(weight), device=weight.device).reshape(len(weight), count)
-    return call.linear(
-        source,
-        Composition(
-            [
-                Selection(places.T.flatten(), source.shape, (width, count, 1)),
-                Convolution(weight[:, :, None, None], (width, count, 1)),
-                Selection(back.T.flatten(), (len(weight), count, 1), (*leading, len(weight))),
-            ]
-        ),
-    )
+    return call.linear(source, along_axis(weight, source.shape, len(source.shape) - 1))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.call import Call, NotCoveredError, Parts
+from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_linear import batch_norm
@@ -14,15 +14,15 @@ from robustres.certify.maps.lengths import Normalisation
 
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
-def over_last_axes(call: Call) -> Node | Parts:
+def over_last_axes(call: Call) -> Node:
     """Over the last axes, with a factor and a shift for each coordinate of these axes."""
     group = math.prod(call["normalized_shape"])
-    centred = "rms" not in str(call.origin.target)
+    centred = "rms" not in call.name
     return _normalised(call, group, call["weight"], call.arguments.get("bias"), centred=centred)
 
 
 @rule("group_norm", "native_group_norm")
-def over_groups(call: Call) -> Node | Parts:
+def over_groups(call: Call) -> Node:
     """Over groups of channels and all pixels, with a factor and a shift for each channel."""
     source = call.node("input")
     groups = int(call.arguments.get("num_groups", call.arguments.get("group")))
@@ -44,7 +44,7 @@ def _by_channel(call: Call, source: Node) -> list[Any]:
     return [value.reshape(wide) if isinstance(value, Tensor) else None for value in values]
 
 
-def _normalised(call: Call, group: int, weight: Any, bias: Any, *, centred: bool = True) -> Node | Parts:
+def _normalised(call: Call, group: int, weight: Any, bias: Any, *, centred: bool = True) -> Node:
     eps = call.arguments.get("eps")
     eps = torch.finfo(torch.float64).eps if eps is None else float(eps)
     if not 0 < eps < math.inf:
@@ -56,6 +56,4 @@ def _normalised(call: Call, group: int, weight: Any, bias: Any, *, centred: bool
     if not math.isfinite(scale):
         raise NotCoveredError("with a weight that is not finite")
     node = call.make(Normalisation(eps, scale, group, centred), call.node("input"))
-    if bias is not None:
-        node = call.same(node, shift=call.size(bias))
-    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
+    return node if bias is None else call.same(node, shift=call.size(bias))

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from robustres.certify.graph.by_trying import LARGEST_MATRIX, by_sample, matrix_of
+from robustres.certify.graph.by_trying import as_matrix, by_sample
 from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, Parts, unbatched
-from robustres.certify.graph.capture import BATCH, device_of
+from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT
-from robustres.certify.maps.coordinate_maps import Selection
-from robustres.certify.maps.linear_map import Dense, Identity, LinearMap, Shape
+from robustres.certify.maps.coordinate_maps import rearranged
 
 SAME = (
     *("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "to", "_to_copy", "type_as"),
@@ -24,52 +23,20 @@ SAME = (
 )
 # Operations that only move, copy or drop elements, and insert constants.
 MOVING = (
-    *(
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "view_copy",
-        "view_as",
-        "reshape_as",
-        "_reshape_alias",
-        "flatten",
-        "unflatten",
-    ),
-    *("squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy", "ravel", "permute", "permute_copy", "transpose", "t"),
-    *(
-        "numpy_T",
-        "mT",
-        "matrix_H",
-        "adjoint",
-        "movedim",
-        "moveaxis",
-        "swapaxes",
-        "swapdims",
-        "flip",
-        "fliplr",
-        "flipud",
-    ),
-    *("rot90", "roll", "channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
-    *("slice", "slice_copy", "select", "select_copy", "narrow", "narrow_copy", "diagonal", "diagonal_copy", "unfold"),
-    *("index", "_unsafe_index", "index_select", "gather", "take_along_dim", "take", "tril", "triu"),
-    *("expand", "expand_as", "expand_copy", "broadcast_to", "repeat", "repeat_interleave", "tile"),
-    *(
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unsafe_split",
-        "unsafe_chunk",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "unbind",
-    ),
-    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
-    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
-    *("constant_pad_nd", "pad", "im2col", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
-    *("replication_pad1d", "replication_pad2d", "replication_pad3d", "_pad_circular", "zero"),
-    *("slice_scatter", "select_scatter", "diagonal_scatter", "index_copy", "scatter.src", "scatter.value", "copy"),
-    *("index_put", "_unsafe_index_put", "masked_fill", "index_fill", "fill", "block_diag"),
+    *("view", "_unsafe_view", "reshape", "view_copy", "view_as", "reshape_as", "_reshape_alias", "flatten"),
+    *("unflatten", "squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy", "ravel", "permute", "permute_copy"),
+    *("transpose", "t", "numpy_T", "mT", "matrix_H", "adjoint", "movedim", "moveaxis", "swapaxes", "swapdims"),
+    *("flip", "fliplr", "flipud", "rot90", "roll", "channel_shuffle", "native_channel_shuffle", "pixel_shuffle"),
+    *("pixel_unshuffle", "slice", "slice_copy", "select", "select_copy", "narrow", "narrow_copy", "diagonal"),
+    *("diagonal_copy", "unfold", "index", "_unsafe_index", "index_select", "gather", "take_along_dim", "take"),
+    *("tril", "triu", "expand", "expand_as", "expand_copy", "broadcast_to", "repeat", "repeat_interleave", "tile"),
+    *("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "hsplit", "vsplit"),
+    *("unbind", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d"),
+    *("_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "constant_pad_nd", "pad", "im2col"),
+    *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d"),
+    *("replication_pad3d", "_pad_circular", "zero", "slice_scatter", "select_scatter", "diagonal_scatter"),
+    *("index_copy", "scatter.src", "scatter.value", "copy", "index_put", "_unsafe_index_put", "masked_fill"),
+    *("index_fill", "fill", "block_diag"),
 )
 SHAPE_ONLY = (
     *("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
@@ -87,16 +54,15 @@ def same(call: Call) -> Node:
 def constant(call: Call) -> Tensor:
     """A constant of the shape of the input."""
     answer: Tensor = call.evaluate({state: torch.zeros(BATCH, *state.shape).double() for state in call.states()})
-    return answer.to(device_of(call.captured.module))
+    return answer.to(call.device)
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
-def dropout(call: Call) -> Node | Parts:
+def dropout(call: Call) -> Node:
     """The identity in evaluation mode."""
     if call.constant("train"):
         raise NotCoveredError("in training mode, whose output is random")
-    node = call.same(call.only_input)
-    return node if isinstance(call.origin.meta["val"], Tensor) else Parts((node,))
+    return call.same(call.only_input)
 
 
 @rule(*MOVING, linear=True)
@@ -106,7 +72,7 @@ def moved(call: Call) -> Any:
         return put_together(call)
     _require_known_places(call)
     states = call.states()
-    device, start, numbers, constants = device_of(call.captured.module), 1, {}, _real_constants(call)
+    device, start, numbers, constants = call.device, 1, {}, _real_constants(call)
     for state in states:
         count = BATCH * math.prod(state.shape)
         values = torch.arange(start, start + count, dtype=torch.float64, device=device)
@@ -121,7 +87,7 @@ def moved(call: Call) -> Any:
     # The constants in the output: each occurs at most as often as the output has elements.
     shift = max(map(abs, constants), default=0.0) * math.sqrt(max(part[0].numel() for part in parts))
     nodes = [
-        call.linear(source, _selection(index, source.shape, tuple(part.shape[1:])), shift=shift)
+        call.linear(source, rearranged(index.reshape(part.shape[1:]), source.shape), shift=shift)
         for index, part in zip(placed, parts, strict=True)
         if part.numel()
     ]
@@ -135,9 +101,9 @@ def put_together(call: Call) -> Node:
     """Scattered sums, differences of neighbours, products with every entry of a constant: the sum of the linear maps of
     all states, found by applying the operation to unit vectors."""
     _require_known_places(call)
-    states, device = call.states(), device_of(call.captured.module)
+    states, device = call.states(), call.device
     nothing = {state: torch.zeros(BATCH, *state.shape, dtype=torch.float64, device=device) for state in states}
-    factors = "kron" in str(call.origin.target)
+    factors = call.name == "kron"
     if factors and len(states) > 1:
         raise NotCoveredError(PRODUCT)
     bare = call if factors else replace(call, arguments=_without_constants(call))
@@ -150,12 +116,7 @@ def put_together(call: Call) -> Node:
 
         if unbatched(image(nothing[state])) != call.out_shape or not by_sample(image, (BATCH, *state.shape), device):
             raise NotCoveredError("that mixes the samples of a batch")
-        if math.prod(state.shape) * math.prod(call.out_shape) > LARGEST_MATRIX:
-            raise NotCoveredError(f"whose matrix has more than {LARGEST_MATRIX} entries")
-        matrix = Dense(
-            matrix_of(image, state.shape, device), state.shape, call.out_shape, seen=1 + math.prod(state.shape)
-        )
-        images.append(call.linear(state, matrix))
+        images.append(as_matrix(call, state, image, seen=1 + math.prod(state.shape)))
     total = images[0] if len(images) == 1 else call.make(Merge("sum"), *images)
     shift = float(call.evaluate(nothing).to(torch.float64).norm()) * (1 + 1e-12)
     if not math.isfinite(shift):
@@ -222,13 +183,6 @@ def _placed(answer: Tensor, states: Sequence[Node]) -> Tensor:
     return index[0]
 
 
-def _selection(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
-    size = math.prod(in_shape)
-    if len(index) == size and torch.equal(index, torch.arange(size, device=index.device)):
-        return Identity(in_shape, out_shape)
-    return Selection(index, in_shape, out_shape)
-
-
 @rule("where")
 def chosen(call: Call) -> Any:
     """A selection between two values by a condition that does not depend on the input."""
@@ -244,7 +198,7 @@ def concatenated(call: Call) -> Node:
     axis = int(call["dim"]) % rank - 1
     if axis < 0:
         raise NotCoveredError("over the batch")
-    stacked = "stack" in str(call.origin.target)
+    stacked = call.name == "stack"
     inputs, places, start = [], [], 0
     for operand in operands:
         if isinstance(operand, Node):
@@ -262,10 +216,12 @@ def concatenated(call: Call) -> Node:
     place = torch.cat(places)
     if len(place) == start:
         return joined
-    numbers = torch.arange(math.prod(joined.shape)).reshape(joined.shape)
-    padded = torch.cat([numbers, numbers.new_full((*joined.shape[:axis], 1, *joined.shape[axis + 1 :]), -1)], axis)
-    index = padded.index_select(axis, torch.where(place < 0, start, place))
-    device = device_of(call.captured.module)
+    place = torch.where(place < 0, start, place).to(call.device)
+
+    def with_zeros(numbers: Tensor) -> Tensor:
+        zeros = numbers.new_full((*joined.shape[:axis], 1, *joined.shape[axis + 1 :]), -1)
+        return torch.cat([numbers, zeros], axis).index_select(axis, place)
+
     constants = [operand for operand in operands if not isinstance(operand, Node)]
     shift = math.sqrt(sum(call.size(constant) ** 2 for constant in constants)) * (1 + 1e-12)
-    return call.linear(joined, Selection(index.flatten().to(device), joined.shape, call.out_shape), shift=shift)
+    return call.rearranged(joined, with_zeros, shift=shift)

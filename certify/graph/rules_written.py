@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from robustres.certify.graph.call import Call, NotCoveredError
+from robustres.certify.graph.call import Call, NotCoveredError, name_of
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.graph.operation_rules import COMPLETIONS, call_of
 from robustres.certify.graph.rules_activation import ACTIVATIONS
+from robustres.certify.graph.rules_shape import SAME
 from robustres.certify.maps.activation import Activation, broadcast_size
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp
@@ -29,7 +30,6 @@ from robustres.certify.maps.scalar_expression import (
 from robustres.certify.maps.smooth import Exp
 from robustres.certify.maps.written import Written
 
-SAME = frozenset({"clone", "alias", "detach", "contiguous", "to", "_to_copy", "type_as", "positive", "lift_fresh_copy"})
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
 STRICT = frozenset({"gt", "greater", "lt", "less"})
 LARGEST_POWER = 8
@@ -38,11 +38,6 @@ MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
 
 class NotScalarError(Exception):
     """An operation that is not a scalar function, or is not known to be one."""
-
-
-def name_of(origin: fx.Node) -> str:
-    """The ATen name without its overload."""
-    return str(origin.target).removeprefix("aten.").split(".")[0]
 
 
 def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Product, Source
-from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.coordinate_maps import Selection, rearranged
 from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.maps.nonlinear import Extremum, MaxMin, Opaque, Sort
-from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along, rearranged
+from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along
 
 # Largest matrix of concatenated linear images that is merged into one map, in entries.
 SMALL = 2**22
@@ -97,9 +97,7 @@ class _Simplifier:
                 return maxmin
             selected = self._side_by_side(node.inputs, piece.axis)
             if selected is not None:
-                index = selected[1]
-                selection = Selection(index.flatten(), selected[0].shape, tuple(index.shape))
-                return node_like(node, Linear(selection), selected[0]), None
+                return node_like(node, Linear(rearranged(selected[1], selected[0].shape)), selected[0]), None
             joined = self._linear_side_by_side(node, piece.axis)
             if joined is not None:
                 return joined

@@ -34,7 +34,7 @@ def exported(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
 
     Raises UnsupportedOperationError if neither way gives a graph.
     """
-    stated = _outermost_stated(module)
+    stated = outermost_stated(module)
     shapes: dict[tuple[str, Shape], list[int]] = {}
     hooks = [child.register_forward_hook(_shape_recorder(path, shapes)) for path, child in stated.items()]
     try:
@@ -127,7 +127,7 @@ def _without_dumps() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
+def outermost_stated(module: nn.Module) -> dict[str, nn.Module]:
     """The modules that state their own bound and are not part of another such module."""
     found: dict[str, nn.Module] = {}
     child: nn.Module

@@ -137,6 +137,8 @@ class Smooth(Activation):
     def turns(self) -> tuple[tuple[float, float, float], ...]:
         """Intervals [from, to] with a local extremum or a jump of the derivative, and its value rounded outwards."""
 
+    fades: bool = False  # whether the derivative is even and |y f'(y)| decreases for |y| >= 2
+
     @property
     def jump(self) -> float:
         """0, unless a kind overrides it."""
@@ -146,6 +148,15 @@ class Smooth(Activation):
     def parameters(self) -> tuple[Parameter, ...]:
         """None: the function is the same at every coordinate."""
         return ()
+
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """|y f'(y)| at the distance, if it decreases from there on."""
+        if not self.fades:
+            return super().far_moment(distance)
+        near = distance.clamp_max(FAR)
+        value = near * (self.derivative(near) + math.ulp(0.0)) * (1 + 1e-12)
+        both = torch.where(distance >= 2, value, math.inf)
+        return both, both
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The derivative at the ends and at the turns in between, widened by its computation error."""

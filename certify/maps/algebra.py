@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -295,7 +295,7 @@ class Scaled(LinearMap):
         return self.map.cancels
 
 
-def common_device(maps: Sequence[LinearMap]) -> torch.device:
+def common_device(maps: Iterable[LinearMap]) -> torch.device:
     """The device of the maps that hold tensors; maps without tensors follow their neighbours."""
     devices = {map_.device for map_ in maps}
     return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.coordinate_maps import Selection, rearranged
 from robustres.certify.maps.linear_map import (
+    Composition,
+    Dense,
     LinearMap,
-    Separable,
     Shape,
     as_weight,
     exponent_of,
@@ -205,6 +206,30 @@ def padded(in_shape: Shape, padding: Padding, mode: str, device: torch.device | 
     return Selection(index.flatten(), in_shape, tuple(index.shape))
 
 
+def along_axis(matrix: Tensor, shape: Shape, axis: int, seen: int = 0) -> LinearMap:
+    """A matrix (out, in) along one axis of a tensor: a 1 x 1 convolution between two permutations.
+
+    seen: relative roundings of its entries.
+    """
+    others = (*shape[:axis], *shape[axis + 1 :])
+    count, (length, width) = math.prod(others), matrix.shape
+    if count == 1:
+        return Dense(matrix, shape, (*shape[:axis], length, *shape[axis + 1 :]), seen)
+    before = torch.arange(count * width, device=matrix.device).reshape(shape).movedim(axis, 0)
+    after = torch.arange(count * length, device=matrix.device).reshape(length, *others).movedim(0, axis)
+    inner = Convolution(matrix[:, :, None, None], (width, count, 1), seen=seen)
+    return Composition((rearranged(before.reshape(inner.in_shape), shape), inner, rearranged(after, inner.out_shape)))
+
+
+def separable(rows: Tensor, columns: Tensor, channels: int, seen: int = 0) -> LinearMap:
+    """Each channel X (H, W) becomes rows X columns^T: uneven average pooling, resizing.
+
+    seen: relative roundings of every product of an entry of `rows` and one of `columns`.
+    """
+    across = along_axis(columns, (channels, rows.shape[1], columns.shape[1]), 2, seen)
+    return Composition((across, along_axis(rows, across.out_shape, 1)))
+
+
 def average_pool(
     in_shape: Shape,
     kernel: int | Sequence[int],
@@ -218,7 +243,7 @@ def average_pool(
 ) -> LinearMap:
     """`torch.nn.functional.avg_pool2d` as a linear map.
 
-    A depthwise `Convolution` if every window is divided by the same number, else a `Separable` map.
+    A depthwise `Convolution` if every window is divided by the same number, else a matrix along each axis.
     """
     channels = in_shape[0]
     kernels, pads = pair(kernel), pair(padding)
@@ -234,7 +259,7 @@ def average_pool(
         value = 1 / (divisor or kernels[0] * kernels[1])
         weight = torch.full((channels, 1, *kernels), value, dtype=torch.float64, device=device)
         return Convolution(weight, in_shape, strides, both_sides(pads), groups=channels, seen=1)
-    return Separable(matrices[0].to(device), matrices[1].to(device), channels, seen=3)
+    return separable(matrices[0].to(device), matrices[1].to(device), channels, seen=3)
 
 
 def _pooling_matrix(

@@ -1,11 +1,12 @@
 """Linear maps that copy coordinates (permute, slice, pad, repeat) or scale each by its own factor."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.linear_map import LinearMap, Shape, as_weight, exponent_of, magnitude_of
+from robustres.certify.maps.linear_map import Identity, LinearMap, Shape, as_weight, exponent_of, magnitude_of
 from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.errors import InputError
 
@@ -58,6 +59,14 @@ class Selection(LinearMap):
     @property
     def roundings(self) -> int:
         return self.copies
+
+
+def rearranged(numbers: Tensor, in_shape: Shape) -> LinearMap:
+    """The map that takes input coordinate `numbers[i]` to position i; a reshape if this keeps the order."""
+    index, out_shape = numbers.flatten(), tuple(numbers.shape)
+    if torch.equal(index, torch.arange(math.prod(in_shape), device=index.device)):
+        return Identity(in_shape, out_shape)
+    return Selection(index, in_shape, out_shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,8 +30,8 @@ class Interval:
         return Interval(-self.high, -self.low)
 
     def __mul__(self, other: "Interval") -> "Interval":
-        products = torch.stack([_times(a, b) for a in (self.low, self.high) for b in (other.low, other.high)])
-        return _outward(products.amin(0), products.amax(0))
+        products = _times(torch.stack((self.low, self.high))[:, None], torch.stack((other.low, other.high))[None])
+        return _outward(products.amin((0, 1)), products.amax((0, 1)))
 
     def reciprocal(self) -> "Interval":
         """1 / x; the whole line where 0 lies inside or at an end."""

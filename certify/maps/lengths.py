@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import FUNCTION_UNITS, WIDENING
+from robustres.certify.maps.activation import WIDENING
 from robustres.certify.maps.linear_map import Shape
-from robustres.certify.maps.nonlinear import Opaque
+from robustres.certify.maps.nonlinear import Computed, Opaque, relative_error_of_sums
 from robustres.certify.proof.bound import Bound
-from robustres.numerics import UNIT_ROUNDOFF, rounded_up
+from robustres.numerics import rounded_up
 
 
 @dataclass(frozen=True, eq=False)
-class Length(Opaque):
+class Length(Computed):
     """The norm of order 1, 2 or infinity of `length` values along unbatched axes.
 
     | |x| - |y| | <= |x - y| in the same norm, which is at most sqrt(n) (order 1) or 1 times the l2 norm, and at most n
@@ -43,10 +43,6 @@ class Length(Opaque):
         answer: Tensor = torch.linalg.vector_norm(x, self.order, dim=axes, keepdim=self.keepdim)
         return answer
 
-    def out_shape(self, shape: Shape) -> Shape:
-        """Without the axes, or with length 1 there."""
-        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
-
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Its values at the extreme absolute values: it is increasing in each of them."""
         low, high = self(torch.maximum(lower, -upper).clamp_min(0)), self(torch.maximum(-lower, upper))
@@ -55,7 +51,7 @@ class Length(Opaque):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """A few units for products and root, and the roundings of the sum."""
-        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+        return relative_error_of_sums(self.length, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,4 +98,5 @@ class Normalisation(Opaque):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps)."""
-        return 8 * (FUNCTION_UNITS + self.group) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+        error = relative_error_of_sums(self.group, dtype)
+        return None if error is None else 8 * error

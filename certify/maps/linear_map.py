@@ -1,6 +1,6 @@
-"""Linear maps with their own coefficients: a matrix, a matrix along each axis; and the identity."""
+"""The linear maps of vectors: a matrix, and the identity."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ __all__ = [
     "Identity",
     "LinearMap",
     "Scaled",
-    "Separable",
     "Shape",
     "Sum",
     "as_rows",
@@ -131,57 +130,3 @@ class Identity(LinearMap):
 
     def normalised(self) -> tuple[LinearMap, int]:
         return self, 0
-
-
-@dataclass(frozen=True, eq=False)
-class Separable(LinearMap):
-    """Each channel X (H, W) becomes rows X columns^T: average pooling, padding, resizing; norm = product of the two.
-
-    seen: relative roundings of every product of an entry of `rows` and one of `columns`.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    channels: int
-    seen: int = 0
-    in_shape: Shape = field(init=False)
-    out_shape: Shape = field(init=False)
-    cancels = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", as_weight(self.rows, "row matrix"))
-        object.__setattr__(self, "columns", as_weight(self.columns, "column matrix"))
-        object.__setattr__(self, "in_shape", (self.channels, self.rows.shape[1], self.columns.shape[1]))
-        object.__setattr__(self, "out_shape", (self.channels, self.rows.shape[0], self.columns.shape[0]))
-
-    @property
-    def device(self) -> torch.device:
-        return self.rows.device
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.rows @ x @ self.columns.T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.T @ y @ self.columns
-
-    def dense(self) -> Tensor:
-        return written_out(self)
-
-    def absolute(self) -> "Separable":
-        return Separable(magnitude_of(self.rows, self.seen), self.columns.detach().abs(), self.channels)
-
-    def normalised(self) -> tuple[LinearMap, int]:
-        first, second = exponent_of(self.rows), exponent_of(self.columns)
-        if not first and not second:
-            return self, 0
-        rows, columns = times_power_of_two(self.rows, -first), times_power_of_two(self.columns, -second)
-        return replace(self, rows=rows, columns=columns), first + second
-
-    @property
-    def roundings(self) -> int:
-        return max(self.rows.shape) + max(self.columns.shape) + self.seen
-
-    @property
-    def forward_roundings(self) -> int:
-        window = int(self.rows.count_nonzero(1).max()) * int(self.columns.count_nonzero(1).max())
-        return window + self.seen + 8

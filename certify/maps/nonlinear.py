@@ -58,13 +58,8 @@ class Opaque(ABC):
         """Bound on the error of torch's computation in `dtype`, relative to constant |x| + |f(x)|, or None."""
 
 
-class _Comparing(Opaque):
-    """Maps that are nonexpansive in every norm, increasing in every coordinate, and computed by comparisons alone."""
-
-    kind = "nonlinear"
-    linf = 1.0
-    sorts: GroupSort | None = None
-    bound = Bound(0.0, 1.0, "closed form")
+class Computed(Opaque):
+    """A map whose values are computed here."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -73,6 +68,20 @@ class _Comparing(Opaque):
     def out_shape(self, shape: Shape) -> Shape:
         """The shape of the output for zeros."""
         return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+
+
+def relative_error_of_sums(length: int, dtype: torch.dtype) -> float | None:
+    """A few units for elementary functions and the roundings of a sum of `length` terms, in float64 only."""
+    return (FUNCTION_UNITS + length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+
+
+class _Comparing(Computed):
+    """Maps that are increasing in every coordinate and computed by comparisons alone; nonexpansive by default."""
+
+    kind = "nonlinear"
+    linf = 1.0
+    sorts: GroupSort | None = None
+    bound: Bound = Bound(0.0, 1.0, "closed form")
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Its values at the two ends."""
@@ -127,7 +136,7 @@ class MaxMin(_Comparing):
 
 
 @dataclass(frozen=True, eq=False)
-class MaxPool(Opaque):
+class MaxPool(_Comparing):
     """The largest value in every window, window by window along each of the last axes.
 
     windows: for each of the last axes, the pixels (out, taps) of its windows, -1 for padding, which is never the
@@ -136,11 +145,9 @@ class MaxPool(Opaque):
 
     windows: tuple[Tensor, ...]
     kind = "pooling"
-    linf = 1.0
-    sorts = None
 
     @cached_property
-    def bound(self) -> Bound:
+    def bound(self) -> Bound:  # type: ignore[override]
         """sqrt(the largest number of windows that contain the same pixel)."""
         overlap = math.prod(_most_windows(pixels) for pixels in self.windows)
         return Bound(0.0, rounded_up(math.sqrt(overlap), 1) if overlap != 1 else 1.0, "windows per pixel")
@@ -153,18 +160,6 @@ class MaxPool(Opaque):
             )
             x = taken.reshape(*x.shape[:axis], *pixels.shape, *x.shape[axis + 1 :]).amax(axis + 1)
         return x
-
-    def out_shape(self, shape: Shape) -> Shape:
-        """One value for each window."""
-        return (*shape[: len(shape) - len(self.windows)], *(len(pixels) for pixels in self.windows))
-
-    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Its values at the two ends."""
-        return self(lower), self(upper)
-
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Comparisons only."""
-        return 0.0
 
 
 def _most_windows(pixels: Tensor) -> int:
@@ -199,11 +194,11 @@ class Softmax(Opaque):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """A few units for the exponentials, and the roundings of their sum."""
-        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+        return relative_error_of_sums(self.length, dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class LogSumExp(Opaque):
+class LogSumExp(Computed):
     """log of the sum of exponentials along unbatched axes with `length` values in total.
 
     Its gradient is a distribution, of norm at most 1 in l2 and l1.
@@ -220,10 +215,6 @@ class LogSumExp(Opaque):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.logsumexp(x, dim=[axis + 1 for axis in self.axes], keepdim=self.keepdim)
 
-    def out_shape(self, shape: Shape) -> Shape:
-        """The shape without the axes, or with length 1 there."""
-        return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
-
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Its values at the two ends: it is increasing in every coordinate."""
         low, high = self(lower), self(upper)
@@ -232,7 +223,7 @@ class LogSumExp(Opaque):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """A few units for the exponentials, and the roundings of their sum."""
-        return (FUNCTION_UNITS + self.length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+        return relative_error_of_sums(self.length, dtype)
 
 
 class _Stated(Opaque):
@@ -295,27 +286,3 @@ class StatedSort(_Stated):
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """None is made."""
         return 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Unknown(Opaque):
-    """A placeholder of the right shape for a refused operation; it never occurs in a network that is bounded."""
-
-    shape: Shape
-    kind = "refused"
-    linf = math.inf
-    sorts = None
-    bound = Bound(0.0, math.inf, "refused")
-
-    def out_shape(self, shape: Shape) -> Shape:
-        """The shape that the operation gives."""
-        return self.shape
-
-    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole line."""
-        shape = (len(lower), *self.shape)
-        return lower.new_full(shape, -math.inf), lower.new_full(shape, math.inf)
-
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Not covered."""
-        return None

@@ -33,11 +33,6 @@ def _hump(place: float, slope: float) -> tuple[float, float, float]:
     return place - 1e-6, place + 1e-6, slope
 
 
-def _decaying(distance: Tensor, bound: Tensor) -> Tensor:
-    """A bound that is decreasing from 2 on; infinite before."""
-    return torch.where(distance >= 2, bound * (1 + 1e-12), math.inf)
-
-
 @dataclass(frozen=True, eq=False)
 class Exp(Activation):
     """exp(x), which has no Lipschitz constant but may be part of a function that has one."""
@@ -56,8 +51,8 @@ class Exp(Activation):
 
     def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """c exp(-c) on the left."""
-        unknown = torch.full_like(distance, math.inf)
-        return _decaying(distance, distance * torch.exp(-distance)), unknown
+        left = torch.where(distance >= 2, distance * torch.exp(-distance) * (1 + 1e-12), math.inf)
+        return left, torch.full_like(distance, math.inf)
 
     relative_error = Smooth.relative_error
 
@@ -66,6 +61,7 @@ class Exp(Activation):
 class Sigmoid(Smooth):
     """1 / (1 + exp(-x))."""
 
+    fades = True
     turns: ClassVar[Turns] = ((0.0, 0.0, 0.25),)
     slopes: ClassVar[Slopes] = (0.0, 0.25)
 
@@ -77,16 +73,12 @@ class Sigmoid(Smooth):
         """s (1 - s)."""
         return torch.sigmoid(x) * torch.sigmoid(-x)
 
-    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """s (1 - s) <= exp(-|y|)."""
-        both = _decaying(distance, distance * torch.exp(-distance))
-        return both, both
-
 
 @dataclass(frozen=True, eq=False)
 class Tanh(Smooth):
     """tanh(x)."""
 
+    fades = True
     turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
     slopes: ClassVar[Slopes] = (0.0, 1.0)
 
@@ -98,16 +90,12 @@ class Tanh(Smooth):
         """4 s (1 - s) of the sigmoid at 2 x."""
         return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
 
-    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """tanh' <= 4 exp(-2 |y|)."""
-        both = _decaying(distance, 4 * distance * torch.exp(-2 * distance))
-        return both, both
-
 
 @dataclass(frozen=True, eq=False)
 class Erf(Smooth):
     """The error function."""
 
+    fades = True
     steepest: ClassVar[float] = math.nextafter(2 / math.sqrt(math.pi), 2)
     turns: ClassVar[Turns] = ((0.0, 0.0, steepest),)
     slopes: ClassVar[Slopes] = (0.0, steepest)
@@ -120,16 +108,12 @@ class Erf(Smooth):
         """2 / sqrt(pi) exp(-x^2)."""
         return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
-    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """The value itself: |y| exp(-y^2) is decreasing from 1 on."""
-        both = _decaying(distance, distance * self.derivative(distance))
-        return both, both
-
 
 @dataclass(frozen=True, eq=False)
 class Atan(Smooth):
     """arctan(x)."""
 
+    fades = True
     turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
     slopes: ClassVar[Slopes] = (0.0, 1.0)
 
@@ -140,11 +124,6 @@ class Atan(Smooth):
     def derivative(self, x: Tensor) -> Tensor:
         """1 / (1 + x^2)."""
         return 1 / (1 + x.square())
-
-    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """|y| / (1 + y^2) <= 1 / |y|."""
-        both = _decaying(distance, 1 / distance)
-        return both, both
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.coordinate_maps import rearranged
 from robustres.certify.maps.folding import composed
 from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Shape
 from robustres.certify.maps.sector import GroupSort
@@ -47,14 +47,6 @@ def halves_along(axis: int, shape: Shape) -> LinearMap:
     """The map that concatenates the two halves of an axis of length 2 along the first axis."""
     numbers = torch.arange(math.prod(shape)).reshape(shape)
     return rearranged(torch.cat([numbers.select(axis, 0), numbers.select(axis, 1)]), shape)
-
-
-def rearranged(numbers: Tensor, in_shape: Shape) -> LinearMap:
-    """The map that takes input coordinate `numbers[i]` to position i; a reshape if this keeps the order."""
-    index, out_shape = numbers.flatten(), tuple(numbers.shape)
-    if torch.equal(index, torch.arange(math.prod(in_shape), device=index.device)):
-        return Identity(in_shape, out_shape)
-    return Selection(index, in_shape, out_shape)
 
 
 def in_groups(values: Tensor, groups: GroupSort) -> Tensor:

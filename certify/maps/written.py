@@ -16,6 +16,7 @@ from robustres.numerics import UNIT_ROUNDOFF
 CELLS = 48  # bisections of the cells in which the steepest slope may lie
 TOLERANCE = 1e-6  # of the slopes, absolute and relative
 PARTS = 32  # of an interval on which slopes are requested
+TOGETHER = 2**20  # coordinates of all parts that are enclosed at once
 FARTHEST = 2.0**20
 REACH = 2.0**10
 # Tolerated jump due to rounded constants, relative to the largest values and moments at the point.
@@ -67,14 +68,15 @@ class Written(Activation):
         cells = Interval(torch.tensor(edges[:-1], dtype=torch.float64), torch.tensor(edges[1:], dtype=torch.float64))
         attained = settled = -math.inf
         for _ in range(CELLS):
-            upper = self._upper(cells, sign)
             middle = torch.where(
                 torch.isfinite(cells.low) & torch.isfinite(cells.high),
                 (cells.low + cells.high) / 2,
                 torch.where(torch.isfinite(cells.low), 2 * cells.low, 2 * cells.high),
             )
-            slope = self.expression.jet(Interval(middle, middle)).slope
-            point = sign * (slope.low if sign > 0 else slope.high)
+            ends = Interval(torch.cat([cells.low, middle]), torch.cat([cells.high, middle]))
+            slope = self.expression.jet(ends).slope
+            low, high = (slope.low, slope.high) if sign > 0 else (-slope.high, -slope.low)
+            upper, point = high[: len(middle)], low[len(middle) :]
             attained = max(
                 attained, float(point[point.isfinite()].max()) if bool(point.isfinite().any()) else -math.inf
             )
@@ -88,22 +90,23 @@ class Written(Activation):
             cells = Interval(torch.cat([left, middle]), torch.cat([middle, right]))
             if len(cells.low) > 200_000:
                 break
-        return max(settled, float(self._upper(cells, sign).max()))
-
-    def _upper(self, cells: Interval, sign: float) -> Tensor:
         slope = self.expression.jet(cells).slope
-        return slope.high if sign > 0 else -slope.low
+        return max(settled, float((slope.high if sign > 0 else -slope.low).max()))
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The hull of the derivative on parts of the interval; all slopes if an end is infinite."""
         finite = torch.isfinite(lower) & torch.isfinite(upper)
         start, stop = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
         low, high = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
-        for k in range(PARTS):
-            left = start + (stop - start) * (k / PARTS)
-            right = stop if k == PARTS - 1 else start + (stop - start) * ((k + 1) / PARTS)
-            slope = self.expression.jet(Interval(torch.minimum(left, stop), torch.minimum(right, stop))).slope
-            low, high = torch.minimum(low, slope.low), torch.maximum(high, slope.high)
+        together = max(1, min(PARTS, TOGETHER // max(1, lower.numel())))
+        for first in range(0, PARTS, together):
+            part = torch.arange(first, min(first + together, PARTS)).to(lower).reshape(-1, *[1] * lower.ndim)
+            left = torch.minimum(start + (stop - start) * (part / PARTS), stop)
+            right = torch.where(
+                part == PARTS - 1, stop, torch.minimum(start + (stop - start) * ((part + 1) / PARTS), stop)
+            )
+            slope = self.expression.jet(Interval(left, right)).slope
+            low, high = torch.minimum(low, slope.low.amin(0)), torch.maximum(high, slope.high.amax(0))
         least, most = self.slopes
         return torch.where(finite, low, least).clamp(least, most), torch.where(finite, high, most).clamp(least, most)
 

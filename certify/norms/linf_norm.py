@@ -1,30 +1,13 @@
-"""Norms from linf to linf, and the product of bounds along a path."""
-
-import math
+"""Norms from linf to linf."""
 
 import torch
 
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, UNDERFLOW, largest_sum
-from robustres.certify.proof.bound import Bound, Guarantee
-from robustres.numerics import gamma, product_up, rounded_up, scaled_up
+from robustres.numerics import gamma, rounded_up, scaled_up
 
 # Largest number of entries of an operator that is written out for the exact row sums of a composition.
 DENSE_ENTRIES = 4_000_000
-
-
-def product(bounds: list[Bound]) -> Bound:
-    """The bound of a composition of maps."""
-    upper = product_up(bound.upper for bound in bounds)
-    return Bound(0.0, upper, "product", all_hold(bounds), math.fsum(bound.seconds for bound in bounds))
-
-
-def all_hold(bounds: list[Bound]) -> Guarantee:
-    """The guarantee under which all of the bounds hold."""
-    whole = Guarantee()
-    for bound in bounds:
-        whole = whole & bound.guarantee
-    return whole
 
 
 def linf_norm(map_: LinearMap) -> float:

@@ -13,7 +13,6 @@ from robustres.certify.maps.linear_map import (
     Identity,
     LinearMap,
     Scaled,
-    Separable,
     Sum,
     unanswered,
 )
@@ -50,12 +49,6 @@ def _selection_norm(map_: Selection) -> float | None:
 def _scaled_norm(map_: Scaled) -> float | None:
     inner = structural_norm(map_.map)
     return None if inner is None else rounded_up(product_up([abs(map_.factor), inner]), map_.seen)
-
-
-@structural_norm.register
-def _separable_norm(map_: Separable) -> float | None:
-    factors = [largest_norm(matrix[None], method="svd") for matrix in (map_.rows, map_.columns)]
-    return rounded_up(product_up(factors) + _weight_error(map_, map_.seen), 2)
 
 
 @structural_norm.register

@@ -1,10 +1,13 @@
 """Bounds, which are at or above the truth, and estimates, which approach it from below; the two are never mixed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
 
 from robustres.errors import InputError
+from robustres.numerics import product_up
 
 
 @dataclass(frozen=True, order=True)
@@ -76,3 +79,20 @@ class Estimate:
 
     value: float
     method: str
+
+
+def all_hold(guarantees: Iterable[Guarantee]) -> Guarantee:
+    """The guarantee of everything together."""
+    return reduce(and_, guarantees, Guarantee())
+
+
+def product(bounds: Sequence[Bound]) -> Bound:
+    """The bound of a composition of maps."""
+    upper = product_up(bound.upper for bound in bounds)
+    return Bound(
+        0.0,
+        upper,
+        "product",
+        all_hold(bound.guarantee for bound in bounds),
+        math.fsum(bound.seconds for bound in bounds),
+    )

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robustres.certify.proof.bound import Guarantee
+from robustres.certify.proof.bound import all_hold
 from robustres.certify.radii.radius_column import ColumnKey, RadiusColumn
 from robustres.errors import DefectiveBoundError, InputError
 
@@ -75,14 +75,11 @@ def _merged(key: ColumnKey, group: Sequence[RadiusColumn]) -> RadiusColumn:
             f"sample {index}: the certificates {' and '.join(names)} promise different answers of the same function; "
             "one of them is defective: please report this run"
         )
-    guarantee = Guarantee()
-    for column in group:
-        guarantee = guarantee & column.guarantee
     return RadiusColumn(
         radius=torch.where(contradicted, torch.zeros_like(best), best),
         prediction=answer,
         source=tuple(group[row].source[sample] for sample, row in enumerate(chosen.tolist())),
         function=key.function,
         norm=key.norm,
-        guarantee=guarantee,
+        guarantee=all_hold(column.guarantee for column in group),
     )

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from robustres.at_hand import images_tensor
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.lipschitz import lipschitz
-from robustres.certify.bounds.report import LipschitzReport, multiplied
+from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of, refusing_what_fails
-from robustres.certify.proof.bound import Guarantee
+from robustres.certify.proof.bound import Guarantee, all_hold
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
 from robustres.certify.radii.local_certificate import LocalCertificate
 from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
@@ -131,7 +131,7 @@ def _certified(
         margin=top[:, 0] - top[:, 1],
         norm=norm,
         source=source,
-        guarantee=multiplied([row for _, _, row in analysis.bounder.rows(analysis.output)])[1],
+        guarantee=all_hold(row.guarantee for _, _, row in analysis.bounder.rows(analysis.output)),
     )
 
 

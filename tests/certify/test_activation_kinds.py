@@ -23,7 +23,6 @@ from robustres.certify.maps.nonlinear import (
     Sort,
     Stated,
     StatedSort,
-    Unknown,
 )
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
@@ -84,7 +83,6 @@ OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
     (Normalisation(1e-2, 1.0, 3, centred=True), (3,)),
     (Stated(Bound(0.0, 2.0, "word"), (2,)), (3,)),
     (StatedSort(GroupSort(2)), (4,)),
-    (Unknown((2,)), (3,)),
 ]
 
 
@@ -92,7 +90,7 @@ def concrete(base: type, module: object) -> Iterator[type]:
     """Every concrete subclass of `base` in the module."""
     for kind in vars(module).values():
         here = inspect.isclass(kind) and kind.__module__ == module.__name__  # type: ignore[attr-defined]
-        if here and issubclass(kind, base) and kind is not base and not kind.__name__.startswith("_"):
+        if here and issubclass(kind, base) and kind is not base and not inspect.isabstract(kind):
             yield kind
 
 

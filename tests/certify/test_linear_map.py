@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded
+from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded, separable
 from robustres.certify.maps.coordinate_maps import Diagonal
-from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Separable, Sum
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Sum
 from robustres.errors import InputError
 from robustres.models.blocks.stated import map_of
 
@@ -22,7 +22,7 @@ MAPS: dict[str, LinearMap] = {
     "dense": Dense(normal(3, 5)),
     "flatten": Identity((2, 3, 4), (24,)),
     "channel scale": Diagonal(normal(3), (3, 4, 5)),
-    "separable": Separable(normal(3, 4), normal(6, 5), 2),
+    "separable": separable(normal(3, 4), normal(6, 5), 2),
     "scaled": -0.5 * Dense(normal(4, 2)),
     "grouped": Convolution(normal(4, 3, 3, 2), (6, 7, 5), (2, 1), ((0, 2), (1, 0)), (1, 2), 2),
     "circular": Convolution(normal(2, 2, 3, 3), (2, 5, 4), padding=((1, 1), (2, 0)), circular=True),

@@ -13,7 +13,7 @@ from torch import Tensor
 import robustres.certify as certify_package
 from robustres.certify.fourier.matrix_polynomial import polynomial
 from robustres.certify.fourier.torus import passage
-from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded
+from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded, separable
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
 from robustres.certify.maps.folding import composed
 from robustres.certify.maps.linear_map import (
@@ -22,7 +22,6 @@ from robustres.certify.maps.linear_map import (
     Identity,
     LinearMap,
     Scaled,
-    Separable,
     Sum,
 )
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm, product_error
@@ -47,8 +46,8 @@ MAPS: dict[str, tuple[LinearMap, int]] = {
     "channel scale": (Diagonal(normal(3), (3, 4, 5), seen=2), 3),
     "diagonal": (Diagonal(normal(2, 3)), 1),
     "selection": (CUT, 2),
-    "separable": (Separable(normal(3, 4), normal(6, 5), 2), 10),
-    "pooling with uneven windows": (average_pool((2, 5, 5), 2, 2, 1, count_include_pad=False), 5 + 5 + 3),
+    "separable": (separable(normal(3, 4), normal(6, 5), 2), 6 + 4 + 4),
+    "pooling with uneven windows": (average_pool((2, 5, 5), 2, 2, 1, count_include_pad=False), 5 + 5 + 3 + 4),
     "scaled": (Scaled(-0.5, Dense(normal(4, 2))), 5),
     "grouped": (Convolution(normal(4, 3, 3, 2), (6, 7, 5), (2, 1), ((0, 2), (1, 0)), (1, 2), 2), 18),
     "wide": (Convolution(normal(7, 2, 3, 3), (2, 5, 4), padding=1), 63),

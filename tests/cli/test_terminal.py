@@ -58,7 +58,7 @@ def test_a_nonexistent_block_is_reported_before_the_expensive_bound(
     def never(*arguments: object, **settings: object) -> None:
         raise AssertionError("the thorough bound began")
 
-    monkeypatch.setattr("robustres.certify.bounds.pieces.residual_bound", never)
+    monkeypatch.setattr("robustres.certify.bounds.pieces.branch_bound", never)
     monkeypatch.setattr(
         sys, "argv", ["robustres", "lipschitz", digits, "--input-shape", "1,8,8", "--what-if", "layer9=0.5"]
     )
