@@ -26,6 +26,7 @@ FIRST_TOLERANCE = 3e-5
 WORTH = 0.012  # relative gain that is worth the whole effort, and a smaller one its share
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
+PAIR_ROUNDS, PAIR_CLOSE = 3, 1.03  # the search goes on while the proved bound exceeds the reachable one by more
 PAIR_GAIN = 1.01  # ratio of the known bound of a pair to the reachable one from which a proof pays
 
 
@@ -133,7 +134,7 @@ class WholeNetwork:
 
     @property
     def pair_cost(self) -> float:
-        """Nominal seconds of one pair."""
+        """Nominal seconds of one pair whose first search suffices."""
         return self.form.cost + PAIR_STEPS * self.form.step
 
     def _pair(self, i: int, j: int, known: float) -> float:
@@ -141,11 +142,17 @@ class WholeNetwork:
             return math.inf
         rows = torch.zeros(1, math.prod(self.output.shape), dtype=torch.float64)
         rows[0, i], rows[0, j] = 1.0, -1.0
-        point = self.form.search(rows=rows, steps=PAIR_STEPS, tolerance=PAIR_TOLERANCE, start=self._first())
-        if point.value * PAIR_GAIN > known:
-            return known
-        effort = PAIR_STEPS * self.form.step  # more repairs if they are cheap
-        return proof_within(self.form, point, effort, rows=rows, repairs=REPAIRS)[0]
+        point, upper = self._first(), math.inf
+        for doubled in range(PAIR_ROUNDS):
+            steps, tolerance = PAIR_STEPS << doubled, PAIR_TOLERANCE / 10**doubled
+            point = self.form.search(rows=rows, steps=steps, tolerance=tolerance, start=point)
+            if point.value * PAIR_GAIN > known:
+                return known
+            effort = steps * self.form.step  # more repairs if they are cheap
+            upper = min(upper, proof_within(self.form, point, effort, rows=rows, repairs=REPAIRS)[0])
+            if upper <= PAIR_CLOSE * point.value:
+                break
+        return upper
 
     def _first(self) -> FixedPoint:
         """The multipliers of all outputs after the first steps."""

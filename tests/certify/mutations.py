@@ -454,7 +454,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "bounds/whole_network.py",
         ("rows[0, i], rows[0, j] = 1.0, -1.0", "rows[0, i], rows[0, j] = 0.5, -0.5"),
-        ("            return known\n        effort", "            return point.value\n        effort"),
+        ("                return known\n", "                return point.value\n"),
     ),
     *_of("radii/pair_bounds.py", ("found = min(self.whole.pair(i, j", "found = 0.5 * min(self.whole.pair(i, j")),
     *_of(
