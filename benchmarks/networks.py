@@ -189,26 +189,26 @@ def network(name: str, folder: Path) -> Network:
     return Network(model.eval().requires_grad_(False), digits.images, digits.labels)
 
 
-def contested(case: Case, folder: Path) -> Network:
-    """The network of the case with the first SAMPLES images on which attacks may differ.
+def contested(case: Case, folder: Path, samples: int = SAMPLES) -> Network:
+    """The network of the case with the first `samples` images, among 10 `samples`, on which attacks may differ.
 
     These are the images whose nearest example, as found by a minimum-norm attack on the unmasked network, lies near
     eps.
     """
     honest = network(case.network.replace(" rippled", "").replace("noisy ", ""), folder)
-    x, y = honest.x[:100], honest.y[:100]
+    x, y = honest.x[: 10 * samples], honest.y[: 10 * samples]
     with torch.no_grad():
         right = honest.model(x).argmax(dim=1) == y
     x, y = x[right], y[right]
     nearest = DDN if case.norm == "l2" else FMN
     away = nearest(ThreatModel(case.norm, math.inf), steps=60)(honest.model, x, y).distance / case.eps
-    near = ((away > CONTESTED[0]) & (away < CONTESTED[1])).nonzero().flatten()[:SAMPLES]
+    near = ((away > CONTESTED[0]) & (away < CONTESTED[1])).nonzero().flatten()[:samples]
     return Network(network(case.network, folder).model, x[near], y[near])
 
 
-def all_cases(folder: Path, *, only: str = "") -> Iterator[tuple[Case, Network]]:
+def all_cases(folder: Path, *, only: str = "", samples: int = SAMPLES) -> Iterator[tuple[Case, Network]]:
     """Every case, or those whose name contains `only`."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         if only in case.name:
-            yield case, contested(case, folder)
+            yield case, contested(case, folder, samples)

@@ -1,12 +1,12 @@
 """The strong ensemble beside the standard one, on networks of different kinds and with several seeds.
 
-    python benchmarks/strong.py [--seeds 3] [--reference-seeds 1] [--only NAME] [--folder runs/networks]
+    python benchmarks/strong.py [--seeds 3] [--reference-seeds 1] [--only NAME] [--samples 10] [--folder runs/networks]
                                 [--out runs/benchmarks/strong.csv]
 
-Each case (networks.py) holds ten images on which attacks may differ: their nearest known example lies between 0.7 and
-1.4 eps. There is one row per case and seed, with the samples that each attack leaves robust, the samples that only one
-of them fools, CPU seconds and gradients. The standard ensemble has its published counts and is run once per case and
-reference seed.
+Each case (networks.py) holds ten images (--samples) on which attacks may differ: their nearest known example lies
+between 0.7 and 1.4 eps. There is one row per case and seed, with the samples that each attack leaves robust, the
+samples that only one of them fools, CPU seconds and gradients. The standard ensemble has its published counts and is
+run once per case and reference seed.
 """
 
 import argparse
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference-seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--samples", type=int, default=10, help="contested images per case, where there are so many")
     parser.add_argument("--folder", type=Path, default=Path("runs/networks"), help="of the networks trained here")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/strong.csv"))
     options = parser.parse_args()
@@ -83,7 +84,7 @@ def main() -> None:
     with options.out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Row)])
-        for case, net in all_cases(options.folder, only=options.only):
+        for case, net in all_cases(options.folder, only=options.only, samples=options.samples):
             for row in compare(case, net, options.seeds, max(options.reference_seeds, 1)):
                 writer.writerow(astuple(row))
                 file.flush()

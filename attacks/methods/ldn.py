@@ -40,7 +40,7 @@ LEAST_CHANGE = 0.05  # smallest change, as a share of the largest
 FIRST_OVERSHOOT, LAST_OVERSHOOT = 0.02, 5e-4  # relative, beyond the linearised boundary
 
 
-class _Ldn(MinimumNormSearch):
+class LdnSearch(MinimumNormSearch):
     """Restart r smooths the largest other logit at a scale of `sharpness[r]` over the spread of the clean logits."""
 
     apart = True
@@ -160,5 +160,5 @@ class LDN(Attack):
         return tuple((self.steps + position) // count for position in range(count))
 
     def search(self, problem: Problem, ledger: Ledger, clean: Tensor) -> None:
-        search = _Ldn(problem, self, clean)
+        search = LdnSearch(problem, self, clean)
         engine.run(problem, search, ledger=ledger, restarts=len(self.sharpness), batch_size=self.batch_size)

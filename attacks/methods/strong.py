@@ -1,9 +1,9 @@
-"""The strong ensemble: finds at least what the standard ensemble finds, for a fraction of its passes.
+"""The strong ensemble: aims to find at least what the standard ensemble finds, for a fraction of its passes.
 
 Three ideas make it cheap. Most samples that can be fooled are fooled by PGD's adaptive search within a few steps.
 Classes that are far out of reach to first order are skipped. And the effort spent on a sample depends on what is known
-about it: only samples whose best margin came near zero get further rounds, and only samples whose gradients mislead get
-many random queries.
+about it: only samples whose best margin came near zero get further rounds. Where the gradients of a sample mislead,
+linear models fitted to the whole ball and random queries replace them.
 
 No loss here depends on the scale of the logits, so a model whose logits are multiplied by 100 or 1/100 gets the same
 verdicts.
@@ -20,11 +20,13 @@ from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.losses import LossName
-from robustres.attacks.methods import apgd, apgd_targeted
+from robustres.attacks.methods import apgd, apgd_targeted, linear_fit
 from robustres.attacks.methods.apgd_targeted import APGDTargeted
 from robustres.attacks.methods.fab import FAB, FabSearch
+from robustres.attacks.methods.ldn import LDN, LdnSearch
 from robustres.attacks.methods.pgd import PGD, AdaptivePgd
 from robustres.attacks.methods.pgd_targeted import TowardsClass
+from robustres.attacks.methods.refinement import Refinement
 from robustres.attacks.methods.square import Square, SquareSearch
 from robustres.attacks.search import engine
 from robustres.attacks.search.class_distance import class_distances, nearest_first
@@ -34,23 +36,26 @@ from robustres.errors import InputError
 
 LOSSES: tuple[LossName, ...] = ("scaled-ce", "probability-margin", "margin")  # of successive rounds
 BETWEEN_SEEDS = 7919  # far enough apart that the seeds of two runs do not overlap
-# Steps along linearised boundaries towards the nearest classes: they cross ripples of the loss that trap PGD.
 FAB_STEPS, FAB_CLASSES = 20, 2
-# Signs of misleading gradients: a class is nearer than this times eps to first order but was not reached; or random
-# search raises the margin above the best of the gradient attacks by more than this share of the clean margin.
+LDN_STEPS, LDN_SHARPNESS, FAB_STEPS_L1 = 120, (3.0, 8.0, 20.0), 60  # in l1, where FAB aims at every class
+FIT_QUERIES, REFINEMENTS, REFINING_STEPS = 600, 2, 30  # where gradients mislead
+# Signs of misleading gradients: a class is nearer than this times eps to first order but was not reached; or an attack
+# without gradients raises the margin above the best so far by more than this share of the clean margin.
 TOO_NEAR, RAISED = 0.5, 0.1
 
 
 @dataclass(frozen=True)
 class Strong(Attack):
-    """Adaptive PGD on three losses, APGD, FAB, targeted PGD and APGD towards classes within reach, then random search.
+    """Adaptive PGD on three losses, APGD, FAB (in l1 also LDN), targeted PGD and APGD towards classes within reach,
+    then random search; where gradients mislead, linear models fitted to the ball.
 
-    steps: of every PGD search; APGD takes twice as many. rounds: of untargeted PGD (in l1: APGD) from new starts.
+    steps: of every PGD search; APGD takes twice as many. rounds: of untargeted PGD from new starts (in l1: of
+        APGD, and one fewer, because searches along the boundary find more there).
     targets: how many of the most likely wrong classes are considered. reach: only classes whose first-order distance is
         at most this many times eps are aimed at.
     contested: a sample gets further rounds if its best margin came within this share of the clean margin.
-    queries: of random search for every remaining sample. masked_queries: the same for samples whose gradients mislead
-        (most are zero, a class is near to first order but not reached, or random search does better).
+    queries: of random search for every remaining sample. masked_queries: the same for samples most of whose gradients
+        are zero, or for which random search does better.
     If the caller names targets, the searches aim at these alone.
     """
 
@@ -83,18 +88,19 @@ class Strong(Attack):
         within = (away <= self.reach * self.threat.eps).sum(dim=1)
         near = (away < TOO_NEAR * self.threat.eps).any(dim=1) & (self.threat.norm != "l1")
         misled = near | (2 * ledger.zero_gradients >= ledger.gradients)
-        boundary, nearest = FAB(self.threat, steps=FAB_STEPS, **self._shared()), aims[:, :FAB_CLASSES]
-        self._run(ledger, FabSearch(problem, boundary, nearest), nearest.shape[1] * everyone)
+        self._boundary(problem, ledger, clean, aims, margins)
+        trusted = ~self._without_gradients(problem, ledger, margins, misled)
         if self.threat.norm != "l1":
-            self._run(ledger, TowardsClass(problem, self._pgd(0), aims), within)
-            self._run(ledger, self._apgd(problem, 0), everyone)
-        for number in range(1, self.rounds):
-            self._run(ledger, self._untargeted(problem, number), ledger.loss > self.contested * margins)
-        if not problem.targeted:
+            self._run(ledger, TowardsClass(problem, self._pgd(0), aims), within * trusted)
+            self._run(ledger, self._apgd(problem, 0), trusted)
+        for number in range(1, self.rounds - (self.threat.norm == "l1")):
+            self._run(ledger, self._untargeted(problem, number), trusted & (ledger.loss > self.contested * margins))
+        if not problem.targeted and self.threat.norm != "l1":  # in l1, FAB has aimed at every class
             towards = APGDTargeted(self.threat, steps=2 * self.steps, give_up=True, **self._shared())
-            within = within * (ledger.loss > self.contested * margins)
+            within = within * trusted * (ledger.loss > self.contested * margins)
             self._run(ledger, apgd_targeted.search(problem, towards, aims), within)
-        self._random_search(problem, ledger, margins, misled)
+        stuck = 2 * ledger.zero_gradients >= ledger.gradients
+        self._random_search(problem, ledger, margins, stuck)
 
     def _classes(self, problem: Problem, ledger: Ledger, clean: Tensor) -> tuple[Tensor, Tensor]:
         """The classes to aim at (N, T), nearest first, and their first-order distances; or the caller's targets."""
@@ -102,6 +108,28 @@ class Strong(Attack):
             return problem.classes[:, None], torch.full((len(clean), 1), math.inf, device=clean.device)
         likely = likely_targets(clean, problem.classes, self.targets)
         return nearest_first(likely, class_distances(problem, ledger, likely, self.batch_size))
+
+    def _boundary(self, problem: Problem, ledger: Ledger, clean: Tensor, aims: Tensor, margins: Tensor) -> None:
+        """Steps along linearised boundaries, which cross ripples of the loss that trap PGD; in l1 they find most."""
+        everyone = torch.ones_like(ledger.steps)
+        if self.threat.norm != "l1":
+            fab, nearest = FAB(self.threat, steps=FAB_STEPS, **self._shared()), aims[:, :FAB_CLASSES]
+            self._run(ledger, FabSearch(problem, fab, nearest), nearest.shape[1] * everyone)
+            return
+        ldn = LDN(self.threat, steps=LDN_STEPS, sharpness=LDN_SHARPNESS, **self._shared())
+        self._run(ledger, LdnSearch(problem, ldn, clean), len(LDN_SHARPNESS) * everyone)
+        fab = FAB(self.threat, steps=FAB_STEPS_L1, give_up=True, **self._shared())
+        self._run(ledger, FabSearch(problem, fab, aims), aims.shape[1] * (ledger.loss > margins / 2))
+
+    def _without_gradients(self, problem: Problem, ledger: Ledger, margins: Tensor, misled: Tensor) -> Tensor:
+        """Fit linear models for the misled samples; return those (N,) whose margin they raise above the searches'."""
+        if self.threat.norm == "l1" or not bool((misled & ~ledger.fooled).any()):
+            return torch.zeros_like(misled)
+        reached, seed = ledger.loss.clone(), self.seed
+        linear_fit.offer(problem, ledger, misled, queries=FIT_QUERIES, seed=seed, batch_size=self.batch_size)
+        refinement = Refinement(problem, ledger, steps=REFINING_STEPS, seed=seed)
+        self._run(ledger, refinement, REFINEMENTS * misled)
+        return misled & (ledger.loss > reached - RAISED * margins)
 
     def _random_search(self, problem: Problem, ledger: Ledger, margins: Tensor, misled: Tensor) -> None:
         """A few queries for every remaining sample, many for those whose gradients mislead."""
