@@ -39,7 +39,7 @@ NEAREST = {
     "proof/clopper_pearson": ("test_smoothing",),
     "blocks/": ("test_joint",),
     "blocks/reduced": ("test_reduced_block", "test_joint"),
-    "blocks/front": ("test_elimination",),
+    "blocks/front": ("test_elimination", "test_first_layer"),
     "blocks/elimination": ("test_elimination",),
     "blocks/increments": ("test_elimination", "test_torus_network"),
     "bounds/": ("test_lipschitz", "test_linear_residual"),

@@ -12,7 +12,7 @@ from robustres.certify.blocks import first_layer
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.first_layer import first_layer_square
 from robustres.certify.blocks.fixed_point import search
-from robustres.certify.blocks.front import Repair, Weights
+from robustres.certify.blocks.front import Repair, Weights, gram
 from robustres.certify.blocks.increments import SectorLayer, increments
 from robustres.certify.blocks.network_bound import l2_bound
 from robustres.certify.graph.network import Node
@@ -131,3 +131,8 @@ def test_the_default_bound_of_a_wide_network_is_the_one_without_the_shortcut(mon
     plain = lipschitz(model, (12,)).whole
     assert plain.upper == pytest.approx(found.upper, rel=2e-4)
     assert found.reachable <= found.upper * (1 + 1e-9)
+
+
+def test_a_gram_matrix_in_blocks_is_the_product() -> None:
+    rows = torch.randn(2, 7, 600, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(gram(rows), rows.mH @ rows, rtol=0, atol=1e-12)
