@@ -113,7 +113,7 @@ def _ritz_value(map_: LinearMap, free: Tensor, t: Tensor, pivot: Pivot, change: 
         whole = torch.linalg.solve_triangular(pivot.factor[0].mH, half, upper=True)
         image = t.new_zeros(map_.out_size, x.shape[1])
         image[free] = whole * (t * pivot.root[0])[:, None]
-        return map_.adjoint(image.mT.reshape(-1, *map_.out_shape)).flatten(1).mT
+        return map_.adjoint(image.mT.reshape(-1, *map_.out_shape)).reshape(-1, map_.in_size).mT
 
     block = torch.linalg.qr(change.to(t).flatten(1).mT)[0]
     basis, images = block, applied(block)

@@ -194,6 +194,7 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
             state = program.state_dict if spec.target in program.state_dict else program.constants
             lifted[spec.arg.name] = state[spec.target]
     _repetitions_removed(program.graph)
+    _stacks_behind_the_batch(program.graph)
     nodes = tuple(program.graph.nodes)
     constants: dict[fx.Node, Any] = {}
     operations = []
@@ -235,6 +236,39 @@ def _repetitions_removed(graph: fx.Graph) -> None:
         if known is not node:
             node.replace_all_uses_with(known)
             graph.erase_node(node)
+
+
+# Operations that take one axis apart or reduce it: their second argument.
+OVER_AN_AXIS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "unbind", "select"})
+
+
+def _stacks_behind_the_batch(graph: fx.Graph) -> None:
+    """Stack along the second axis what is stacked along the first and reduced over it, such as several outputs."""
+    for node in graph.nodes:
+        if operation_of(node) != "aten.stack":
+            continue
+        first = (0, -node.meta["val"].ndim)
+        if len(node.args) > 1 and node.args[1] not in first:
+            continue
+        if all(_only_over(user, first) for user in node.users):
+            node.args = (node.args[0], 1)
+            node.meta["val"] = node.meta["val"].movedim(0, 1)
+            for user in list(node.users):
+                user.args = (node, [1] if isinstance(_axis(user), list) else 1, *user.args[2:])
+
+
+def _only_over(user: fx.Node, axes: tuple[int, ...]) -> bool:
+    """Whether an operation reduces one of these axes of its first argument, and no other, and keeps none of it."""
+    if operation_of(user).removeprefix("aten.") not in OVER_AN_AXIS or user.kwargs:
+        return False
+    axis = _axis(user)
+    alone = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
+    return type(alone) is int and alone in axes and True not in user.args[2:]
+
+
+def _axis(user: fx.Node) -> Any:
+    """The axis argument; None if there is none."""
+    return user.args[1] if len(user.args) > 1 else 0 if operation_of(user) == "aten.unbind" else None
 
 
 def is_random(node: fx.Node) -> bool:

@@ -76,6 +76,8 @@ def _functions(
     if not constants:
         return None, (None,)
     shape = base.meta["val"].shape
+    if any(not _fits(value.shape, shape) for value in constants.values()):
+        raise NotScalarError
     rows = torch.stack([value.expand(shape).flatten(1) for value in constants.values()])
     if not bool((rows == rows[:, :1]).all()):
         raise NotScalarError
@@ -83,6 +85,11 @@ def _functions(
     if sets.shape[1] > MOST_FUNCTIONS:
         raise NotScalarError
     return which.reshape(shape[1:]), [int((which == k).nonzero()[0]) for k in range(sets.shape[1])]
+
+
+def _fits(part: torch.Size, whole: torch.Size) -> bool:
+    """Whether a constant of shape `part` can be expanded to `whole`."""
+    return len(part) <= len(whole) and all(p in (1, w) for p, w in zip(reversed(part), reversed(whole), strict=False))
 
 
 def is_scalar(origin: fx.Node) -> bool:
@@ -311,6 +318,24 @@ def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: 
     return call.make(Product(), *(call.expanded(factor) for factor in factors))  # type: ignore[arg-type]
 
 
+def power_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
+    """A whole power as a product of equal factors, on images in [0, 1]^n."""
+    base = values.get(origin.args[0]) if isinstance(origin.args[0], fx.Node) else None
+    exponent = origin.args[1] if is_power(origin) and len(origin.args) > 1 else 2
+    if not captured.on_unit_domain or not isinstance(base, Node) or exponent not in range(2, LARGEST_POWER + 1):
+        return None
+    call = call_of(origin, values, captured)
+    found = base
+    for _ in range(int(exponent) - 1):  # type: ignore[arg-type]
+        found = call.make(Product(), found, base)
+    return found
+
+
+def is_power(origin: fx.Node) -> bool:
+    """Whether the operation is a power."""
+    return name_of(origin) in ("pow", "square")
+
+
 def is_product(origin: fx.Node) -> bool:
     """Whether the operation multiplies two values coordinate by coordinate."""
     return name_of(origin) in ("mul", "multiply")
@@ -318,3 +343,4 @@ def is_product(origin: fx.Node) -> bool:
 
 COMPLETIONS[is_scalar] = written_out
 COMPLETIONS[is_product] = product_on_domain
+COMPLETIONS[is_power] = power_on_domain

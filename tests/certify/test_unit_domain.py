@@ -81,6 +81,22 @@ def test_the_product_rule_is_attained_up_to_the_sum_of_both_sides() -> None:
     assert 2**0.5 <= report.upper <= 2 * (1 + 1e-6)
 
 
+class Power(nn.Module):
+    """The powers of x - 1/4, steepest at 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([(x - 0.25) ** 3, torch.square(x - 0.25)], 1)
+
+
+def test_a_power_is_bounded_on_the_domain_by_its_largest_slope() -> None:
+    with pytest.raises(UnsupportedOperationError, match="grows without limit"):
+        lipschitz(Power(), (1,))
+    slopes = 3 * 0.75**2, 2 * 0.75
+    upper = lipschitz(Power(), (1,), domain="unit").upper
+    assert steepest(Power(), (1,)) <= upper
+    assert upper == pytest.approx((slopes[0] ** 2 + slopes[1] ** 2) ** 0.5, rel=1e-6)
+
+
 def test_activations_are_bounded_by_the_slopes_that_they_attain() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2))
     with torch.no_grad():
