@@ -91,14 +91,14 @@ class Attempt:
         """Bounds of all steps by ellipsoids around the image, by rows where they leave it loose; then of all rows."""
         search = SharedSearch(self.ellipsoids)
         with torch.no_grad():
-            changes = followed(self.made, self.question.region, self.centre, search)
+            changes = followed(self.quick, self.question.region, self.centre, search)
             self.bounds = bounded(self.quick, self.region, changes=changes)
             self._look()
             rows = (self.margins > 0).nonzero().flatten()
             if not changes.ended and len(rows):
                 place, margins = len(self.made.steps) - 1, self.margins[rows]
-                targets = changes.targets(place, rows=self.question.rows[rows])
-                change = changes.bound(targets, search.chosen(changes, place, targets, margins))
+                targets = changes.targets(place, rows=self.question.rows[rows].to(self.quick.dtype))
+                change = changes.bound(targets, search.chosen(changes, place, targets, margins)).to(margins)
                 shares = (1 + CLEAR) * change / margins
                 self.least[rows] = torch.maximum(self.least[rows], margins * (1 - shares))
                 if self.question.region.norm == "l2":

@@ -29,6 +29,7 @@ from robustres.certify.local.steps import Activation, Affine, Concatenation, Inp
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
+BLOCK = 256  # columns of a Gram matrix at a time
 MOST = 2**26  # numbers of one step's changes
 SPARE = 1e-6  # by how much S lies above its factor
 SHRINKING = (1.0, 0.97, 0.85, 0.6, 0.3)  # multipliers that are too large are tried again at these scales
@@ -41,11 +42,12 @@ Multipliers = Mapping[int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Rows c over x (n, R) and over v (N, R), and how far each may be off in norm (R,)."""
+    """Rows c over x (n, R) and over v (N, R), how far each may be off in norm (R,), and X c_x (N, R)."""
 
     image: Tensor
     hidden: Tensor
     error: Tensor
+    inner: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,32 +67,34 @@ Choice = Callable[["Changes", int, Targets], Multipliers | None]
 class Changes:
     """The changes of the steps, followed one by one while bounds are found.
 
-    program, region: in float64; of one sample, in l2 or linf. centre: lower and upper, proved at the image.
-    choice: of the multipliers for some targets at a place; None leaves that place alone.
+    program: in float64; in float32 for a search, whose bounds are no proof. region: of one sample, in l2 or linf.
+    centre: lower and upper in float64, proved at the image. choice: of the multipliers for some targets at a place;
+    None leaves that place alone.
     """
 
     def __init__(self, program: Program, region: Region, centre: tuple[list[Tensor], list[Tensor]], choice: Choice):
         self.program, self.choice, self.centre = program, choice, centre
-        shape, like = program.steps[0].shape, torch.zeros((), dtype=torch.float64, device=program.device)
-        self.pixels = math.prod(shape)
-        self.ended = region.norm == "l1" or self.pixels**2 > MOST
+        shape, like = program.steps[0].shape, torch.zeros((), dtype=program.dtype, device=program.device)
+        self.inputs = math.prod(shape)  # coordinates of x
+        self.ended = region.norm == "l1" or self.inputs**2 > MOST
         # x in units of what each pixel can do, in linf; the whole ball there is one of radius sqrt(n) then.
-        units = half_widths(region).to(like) if region.norm == "linf" else like.new_ones(self.pixels)
-        self.radius = float(region.eps[0]) if region.norm == "l2" else math.sqrt(self.pixels) * UP
+        units = half_widths(region).to(like) if region.norm == "linf" else like.new_ones(self.inputs)
+        self.radius = float(region.eps[0]) if region.norm == "l2" else math.sqrt(self.inputs) * UP
         self.values = {} if self.ended else {0: torch.diag(units).reshape(-1, *shape)}
         # How far each coordinate's column of numbers may be off, in norm, by step (*shape).
         self.errors = {0: like.new_zeros(shape)}
         self.free: dict[int, Tensor] = {}  # coordinates of each activation that has v of its own
         self.reach = like.new_zeros(0)  # of each argument
-        self.image = like.new_zeros(0, self.pixels)  # the rows X
+        self.image = like.new_zeros(0, self.inputs)  # the rows X
         self.hidden = like.new_zeros(0, 0)  # and those over v
         self.gram = like.new_zeros(0, 0)
         self.row_error = 0.0
+        self.latest: tuple[int, Tensor, Tensor] | None = None  # place, coordinates and X c_x of the targets before
 
     def follow(self, place: int, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
         """The next step. bounds: lower and upper, of the steps before it."""
         step = self.program.steps[place]
-        self.ended = self.ended or (self.pixels + len(self.reach)) * math.prod(step.shape) > MOST
+        self.ended = self.ended or (self.inputs + len(self.reach)) * math.prod(step.shape) > MOST
         if self.ended or isinstance(step, Input):
             self.values = {} if self.ended else self.values
             return
@@ -128,39 +132,80 @@ class Changes:
         flat, steep = slopes_from(step.function, low, high, *(side[step.source][0] for side in bounds))
         nothing = torch.zeros(flat.numel(), dtype=torch.long)
         layer = SectorLayer(flat.flatten(), steep.flatten(), nothing, 1, step.shape)
-        before, error = self.values[step.source].flatten(1), self.errors[step.source].flatten()
-        slope, width = layer.lower.to(before), layer.width.to(before)
+        slope, width = (side.to(self.reach) for side in (layer.lower, layer.width))
         if not bool(torch.isfinite(width).all()):
             self.ended = True
             return
+        self._compress(place, step.source, ((slope != 0) | (width > 0)).nonzero().flatten())
+        before, error = self.values[step.source].flatten(1), self.errors[step.source].flatten()
         free = (width > 0).nonzero().flatten()
-        if (self.pixels + len(self.reach) + len(free)) ** 2 > MOST:
+        if (self.inputs + len(self.reach) + len(free)) ** 2 > MOST:
             self.ended = True
             return
         self.free[place] = free
-        self._rows(before[:, free])
+        self._rows(before[:, free], self._products(step.source, free))
         self.row_error = math.hypot(self.row_error, _norm(error[free])) * UP
         reach = torch.maximum(bounds[1][step.source][0] - low, high - bounds[0][step.source][0]).flatten()[free]
         self.reach = torch.cat([self.reach, reach.to(before) / self.radius])
         error = slope.abs() * (error + gamma(4) * _lengths(before)) * UP + TINY
-        after = torch.cat([before * slope, before.new_zeros(len(free), len(slope))])
-        after[torch.arange(len(after) - len(free), len(after)), free] = width[free]
-        for old, values in self.values.items():
+        after = before.new_empty(len(before) + len(free), len(slope))
+        torch.mul(before, slope, out=after[: len(before)])
+        after[len(before) :] = 0.0
+        after[torch.arange(len(before), len(after)), free] = width[free]
+        read = {source for later in self.program.steps[place + 1 :] for source in sources_of(later)}
+        for old in read & self.values.keys():
+            values = self.values[old]
             self.values[old] = torch.cat([values, values.new_zeros(len(free), *values.shape[1:])])
         self.values[place] = after.reshape(-1, *step.shape)
         self.errors[place] = error.reshape(step.shape)
 
-    def _rows(self, columns: Tensor) -> None:
-        image, hidden = columns[: self.pixels].T.contiguous(), columns[self.pixels :].T
-        side, new = self.image @ image.T, image @ image.T
-        self.gram = torch.cat([torch.cat([self.gram, side], 1), torch.cat([side.T, new], 1)])
-        self.image = torch.cat([self.image, image])
-        above = self.hidden.new_zeros(len(self.hidden), len(hidden))
-        whole = torch.cat([hidden, hidden.new_zeros(len(hidden), len(hidden))], 1)
-        self.hidden = torch.cat([torch.cat([self.hidden, above], 1), whole])
+    def _compress(self, place: int, source: int, active: Tensor) -> None:
+        """Where x acts through a few arguments alone, d = V^T x: fewer coordinates y for x, d = L y with |y| <= |x|.
+
+        For that L L^T >= V^T V suffices, which the shift ensures whatever is off in V and rounded in the factor.
+        """
+        read = any(source in sources_of(later) for later in self.program.steps[place + 1 :])
+        if len(self.reach) or read or list(self.values) != [source] or not 0 < len(active) < self.inputs:
+            return
+        columns = self.values[source].flatten(1)[:, active].to(torch.float64)
+        size, off = _norm(columns), _norm(self.errors[source].flatten()[active])
+        gram = columns.new_zeros(len(active), len(active))
+        for at in range(0, len(active), BLOCK):  # the lower half
+            gram[at:, at : at + BLOCK] = columns[:, at:].T @ columns[:, at : at + BLOCK]
+        charge = gamma(4 * (self.inputs + 16)) * size * size + (2 * size + off) * off
+        gram.diagonal().add_(2 * (charge + definiteness_slack(len(active)) * size * size) + TINY)
+        lower, info = torch.linalg.cholesky_ex(gram)
+        if bool(info) or not bool(torch.isfinite(lower.diagonal()).all()):
+            return
+        values = self.values[source]
+        compressed = values.new_zeros(len(active), values[0].numel())
+        compressed[:, active] = lower.T.to(values)
+        self.values[source] = compressed.reshape(-1, *values.shape[1:])
+        self.errors[source] = torch.zeros_like(self.errors[source])
+        self.inputs, self.image, self.latest = len(active), self.image.new_zeros(0, len(active)), None
+
+    def _products(self, place: int, free: Tensor) -> Tensor:
+        """X c_x of coordinates of a step, from the latest targets where those hold them."""
+        if self.latest is not None:
+            at, coordinates, inner = self.latest
+            if at == place and len(inner) == len(self.image) and bool(torch.isin(free, coordinates).all()):
+                return inner[:, torch.searchsorted(coordinates, free)]
+        return self.image @ self.values[place].flatten(1)[: self.inputs, free]
+
+    def _rows(self, columns: Tensor, side: Tensor) -> None:
+        image, old, new = columns[: self.inputs].T.contiguous(), len(self.reach), columns.shape[1]
+        gram, hidden = side.new_empty(old + new, old + new), side.new_empty(old + new, old + new)
+        gram[:old, :old], gram[:old, old:], gram[old:, :old], gram[old:, old:] = (
+            self.gram,
+            side,
+            side.T,
+            image @ image.T,
+        )
+        hidden[:old, :old], hidden[:, old:], hidden[old:, :old] = self.hidden, 0.0, columns[self.inputs :].T
+        self.gram, self.hidden, self.image = gram, hidden, torch.cat([self.image, image])
 
     def targets(self, place: int, *, rows: Tensor | None = None, coordinates: Tensor | None = None) -> Targets:
-        """Rows (R, n) of the values of a step, or single coordinates (R,) of it."""
+        """Rows (R, n) of the values of a step, or single coordinates (R,) of it in ascending order."""
         values, error = self.values[place].flatten(1), self.errors[place].flatten()
         if coordinates is not None:
             picked, off = values[:, coordinates], error[coordinates]
@@ -168,7 +213,11 @@ class Changes:
             assert rows is not None
             picked = values @ rows.T
             off = rows.abs() @ (error + gamma(values.shape[1] + 4) * _lengths(values)) * (1 + 1e-6)
-        return Targets(picked[: self.pixels], picked[self.pixels :], off + TINY)
+        image = picked[: self.inputs]
+        found = Targets(image, picked[self.inputs :], off + TINY, self.image @ image)
+        if coordinates is not None:
+            self.latest = place, coordinates, found.inner
+        return found
 
     def narrowed(self, place: int, coordinates: Tensor) -> tuple[Tensor, Tensor] | None:
         """(R,) below and above some coordinates of a step, by the multipliers of the choice."""
@@ -201,36 +250,39 @@ class Changes:
         nothing = torch.full_like(targets.error, math.inf)
         if found is None:
             return nothing
-        right, off = self._right(targets, found)
+        right = self.right(targets, found.root)
         solved = torch.linalg.solve_triangular(found.lower, right, upper=False).norm(dim=0)
-        residual = gamma(4 * (len(found.root) + 2)) * _norm(found.lower) * solved * UP + off
+        residual = gamma(4 * (len(found.root) + 2)) * _norm(found.lower) * solved * UP
+        residual = residual + self._right_error(targets, found, right, straight)
         solved = solved * UP + residual / math.sqrt(SPARE)
         change: Tensor = (straight.square() + solved.square()).sqrt() * (self.radius * UP)
         return torch.where(torch.isfinite(change), change, nothing)
 
-    def _right(self, targets: Targets, found: Factor) -> tuple[Tensor, Tensor]:
-        """c_v / r + r X c_x / 2 (N, R), and how far each column may be off."""
-        first = targets.hidden / found.root[:, None]
-        right = first + found.root[:, None] * (self.image @ targets.image) / 2
-        straight = targets.image.norm(dim=0) * UP + targets.error
+    def right(self, targets: Targets, root: Tensor) -> Tensor:
+        """c_v / r + r X c_x / 2 (N, R)."""
+        right: Tensor = (targets.inner * (root / 2)[:, None]).addcdiv_(targets.hidden, root[:, None])
+        return right
+
+    def _right_error(self, targets: Targets, found: Factor, right: Tensor, straight: Tensor) -> Tensor:
+        """(R,) how far each column of `right` may be off. straight: at or above the norms of the c_x."""
         steep = float((1 / found.root).max()) * UP
+        sizes: Tensor = steep * targets.hidden.norm(dim=0) + right.norm(dim=0)
         off = (steep + found.size) * targets.error + found.off * straight
-        off = off + gamma(4 * (self.pixels + 16)) * found.size * straight
-        off = off + gamma(8) * (first.norm(dim=0) + right.norm(dim=0))
-        return right, off * UP + TINY
+        return (off + gamma(4 * (self.inputs + 16)) * found.size * straight + gamma(8) * sizes) * UP + TINY
 
     def factor(self, t: Tensor) -> Factor | None:
         """For multipliers t (N,); None where q is not definite enough."""
         root = t.sqrt()
         # Of S the lower half is enough, where H is and its transpose is not; r^-1 and r are multiplied from both sides.
-        matrix = (self.gram * (root / -4)).sub_(self.hidden * (0.5 / root)).mul_(root[:, None])
+        matrix = (self.gram * (root / -4)).addcmul_(self.hidden, (0.5 / root).expand_as(self.hidden), value=-1)
+        matrix.mul_(root[:, None])
         across = math.sqrt(float(t @ (self.hidden.square() @ (1 / t)))) * (1 + 1e-6)  # |H|
         matrix.diagonal().add_(1.0)
         count = len(t)
-        square = float((t * self.gram.diagonal()).sum()) * (1 + gamma(4 * (self.pixels + count)))
+        square = float((t * self.gram.diagonal()).sum()) * (1 + gamma(4 * (self.inputs + count)))
         size = math.sqrt(square) * UP
         off = self.row_error * float(root.max()) * max(1.0, float((1 / root).max())) * UP
-        error = gamma(4 * (self.pixels + 16)) * square + gamma(8) * (math.sqrt(count) + across + square)
+        error = gamma(4 * (self.inputs + 16)) * square + gamma(8) * (math.sqrt(count) + across + square)
         error = (error + off + size * off + off * off) * UP
         shift = (SPARE + error + definiteness_slack(count) * float(matrix.diagonal().abs().sum())) * UP
         matrix.diagonal().sub_(shift)
@@ -241,7 +293,7 @@ class Changes:
 
     def stacked(self, multipliers: Multipliers) -> Tensor:
         """(N,) of the free coordinates so far; what is missing or no positive number is filled in."""
-        filled = self.reach.clamp_min(1e-30).reciprocal().square()
+        filled = self.reach.clamp_min(1e-15).reciprocal().square()
         parts = []
         for (place, free), own in zip(
             self.free.items(), torch.split(filled, [len(free) for free in self.free.values()]), strict=True
@@ -256,10 +308,10 @@ class Changes:
 
 def _lengths(values: Tensor) -> Tensor:
     """(*shape) at or above the norm of each coordinate's column of (n, *shape)."""
-    lengths: Tensor = values.norm(dim=0) * (1 + 2.0**-40)
+    lengths: Tensor = values.square().sum(0).sqrt() * (1 + 2.0**-40)
     return lengths
 
 
 def _norm(values: Tensor) -> float:
     """At or above the Frobenius norm."""
-    return float(values.norm()) * (1 + 2.0**-40)
+    return float(values.norm()) * (1 + gamma(values.numel() + 4))

@@ -17,6 +17,8 @@ from robustres.numerics import gamma
 
 # Bytes of one chunk of rows at the widest step, of which a handful are alive at a time.
 CHUNK = 4 * 2**20
+# Rows count as worth their time where they shorten this share of the intervals by that share of their length.
+GAINING, GAIN = 0.1, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +68,10 @@ def bounded(
     """Bounds of every step on the region, in the program's precision; with the charge of rounding in float64.
 
     within: other bounds that hold on the region, which are kept where they are tighter. rows: False: intervals alone.
-    helped, changes: for a region of one sample. changes: begun there; they narrow intervals before rows do.
+    helped, changes: for a region of one sample. changes: begun there; they narrow intervals before rows do, and without
+    rows from where rows added hardly anything.
     """
-    bounds = Bounds()
+    bounds, worth = Bounds(), True
     region = region.to(program.dtype)
     readers = {step.source: step for step in program.steps if isinstance(step, Activation)}
     for place, step in enumerate(program.steps):
@@ -80,8 +83,13 @@ def bounded(
         if changes is not None:
             changes.follow(place, (bounds.lower, bounds.upper))
         if place in readers and rows and not _exact_by_interval(step, region):
-            _narrow(place, readers[place], changes, bounds)
-            _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place))
+            narrowed = _narrow(place, readers[place], changes, bounds)
+            before = bounds.lower[place], bounds.upper[place]
+            if worth or not narrowed or place in (helped or {}):
+                _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place))
+                worth = not (narrowed and bounds.lines) or _gained(
+                    readers[place], before, (bounds.lower[place], bounds.upper[place])
+                )
     return bounds
 
 
@@ -124,18 +132,27 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
             return torch.cat(lows, dim=step.axis + 1), torch.cat(highs, dim=step.axis + 1)
 
 
-def _narrow(place: int, reader: Activation, changes: Changes | None, bounds: Bounds) -> None:
-    """Intersect the interval of what leaves an activation loose with what the changes around the image prove."""
+def _narrow(place: int, reader: Activation, changes: Changes | None, bounds: Bounds) -> bool:
+    """Intersect the interval of what leaves an activation loose with what the changes around the image prove; whether
+    they say anything."""
     lower, upper = bounds.lower[place], bounds.upper[place]
     loose = lines(reader, lower, upper).loose[0].flatten().nonzero().flatten()
     found = None if changes is None else changes.narrowed(place, loose)
-    if found is None:
-        return
+    if found is None or not bool(torch.isfinite(found[0]).all()):
+        return False
     low, high = lower.flatten().clone(), upper.flatten().clone()
     low[loose] = torch.maximum(low[loose], found[0].to(low))
     high[loose] = torch.minimum(high[loose], found[1].to(high))
     bounds.lower[place] = low.reshape_as(lower)
     bounds.upper[place] = torch.maximum(low, high).reshape_as(upper)
+    return True
+
+
+def _gained(reader: Activation, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> bool:
+    """Whether enough of the intervals that left an activation loose became shorter."""
+    loose = lines(reader, *before).loose
+    shorter = after[1] - after[0] < (1 - GAIN) * (before[1] - before[0])
+    return bool((loose & shorter).sum() > GAINING * loose.sum())
 
 
 def _tighten(

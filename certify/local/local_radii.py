@@ -32,7 +32,7 @@ ELSEWHERE = 1 - 1e-9
 # Of the time, for the whole search, and what must be left of it for branch and bound to begin.
 SEARCH, BRANCHING = 0.7, 0.3
 # By when attempts with ellipsoids end, whose proofs are short.
-LATEST = 0.85
+LATEST = 0.8
 # From this share of the margins that are lost, a smaller eps is the better use of the time.
 HOPELESS = 1.25
 # How far beyond the best radius branch and bound tries to get.

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from robustres.certify.local.changes import Changes, Factor, Multipliers, Targets
 
-STEPS, LAST_STEPS = 3, 4
+STEPS, LAST_STEPS = 3, 8
 FIRST = 0.25  # of what would be the largest multipliers if every neuron stood alone
-POWER, LEAST_POWER = 0.5, 0.1
+POWER, LEAST_POWER = 0.7, 0.1
+USUAL = 3.0  # what both sums are raised by, relative to the mean: a neuron that matters little keeps its multiplier
 ROWS = 192  # that the multipliers of a layer are found for
 HALVINGS, SMALLER = 16, 0.4
 SHARP = 4.0  # how much the worst row counts at the output
@@ -38,7 +39,8 @@ class SharedSearch:
         count = targets.image.shape[1]
         if count > ROWS:
             picked = torch.linspace(0, count - 1, ROWS, device=targets.image.device).long()
-            targets = Targets(targets.image[:, picked], targets.hidden[:, picked], targets.error[picked])
+            image, hidden, inner = (side[:, picked] for side in (targets.image, targets.hidden, targets.inner))
+            targets = Targets(image, hidden, targets.error[picked], inner)
         return self.chosen(changes, place, targets, None, STEPS)
 
     def chosen(
@@ -90,19 +92,20 @@ def _ratio(
     changes: Changes, targets: Targets, t: Tensor, factor: Factor, margins: Tensor | None
 ) -> tuple[float, Tensor]:
     """What is to be made small, and by how much each multiplier is off."""
-    root = factor.root
-    inner = changes.image @ targets.image
-    right = targets.hidden / root[:, None] + root[:, None] * inner / 2
-    solved = torch.linalg.solve_triangular(factor.lower, right, upper=False)
+    root = factor.root[:, None]
+    solved = torch.linalg.solve_triangular(factor.lower, changes.right(targets, factor.root), upper=False)
     square = (targets.image.square().sum(0) + solved.square().sum(0)).clamp_min(1e-30)
-    v = torch.linalg.solve_triangular(factor.lower.T, solved, upper=True) / root[:, None]
-    d = inner + changes.gram @ (t[:, None] * v) / 2 + changes.hidden @ v
+    v = torch.linalg.solve_triangular(factor.lower.T, solved, upper=True) / root
+    # At the worst change the derivative of q by v is that of the row, which gives d without a product with the image.
+    d = 2 * v - (changes.hidden.T @ (t[:, None] * v) + 2 * targets.hidden) / t[:, None]
     if margins is None:
         value, weights = float(square.log().mean()), 1 / square
     else:
         shares = square.sqrt() / margins.to(square)
         value, weights = float(shares.max()), (shares / shares.max()) ** (2 * SHARP) / square
-    ratio = (v.square() @ weights) / (v * d @ weights).clamp_min(1e-30)
+    squares, products = t * (v.square() @ weights), t * (v * d @ weights)
+    usual = USUAL * products.abs().mean() + 1e-30
+    ratio = (squares + usual) / (products.clamp_min(0) + usual)
     return value, torch.nan_to_num(ratio, nan=1.0).clamp(0.1, 10.0)
 
 

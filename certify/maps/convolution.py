@@ -25,6 +25,12 @@ from robustres.errors import InputError
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
+MANY, WINDOWS = 16, 2**17  # images, and numbers of all their windows at a time
+
+
+def _slow(x: Tensor) -> bool:
+    return x.dtype == torch.float64 and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+
 
 def pair(value: int | Sequence[int]) -> Pair:
     """The number twice, or the two given numbers."""
@@ -101,7 +107,22 @@ class Convolution(LinearMap):
         (top, bottom), (left, right) = self.padding
         if top + bottom + left + right:
             x = functional.pad(x, (left, right, top, bottom), mode="circular" if self.circular else "constant")
+        if len(x) >= MANY and _slow(x) and self.groups == 1 and self.dilation == (1, 1):
+            return self._by_windows(x)
         return functional.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def _by_windows(self, padded: Tensor) -> Tensor:
+        """One matrix product for the windows of several images, which conv2d forms image by image in float64."""
+        found = padded.new_empty(len(padded), *self.out_shape)
+        kernel, taps = self.weight.flatten(1), math.prod(self.weight.shape[1:])
+        at_once = max(1, WINDOWS // (taps * math.prod(self.out_shape[1:])))
+        (high, wide), (down, right) = self.weight.shape[2:], self.stride
+        for start in range(0, len(padded), at_once):
+            images = padded[start : start + at_once]
+            windows = images.unfold(2, high, down).unfold(3, wide, right).permute(1, 4, 5, 0, 2, 3)
+            answers = (kernel @ windows.reshape(taps, -1)).reshape(len(kernel), len(images), *self.out_shape[1:])
+            found[start : start + at_once] = answers.transpose(0, 1)
+        return found
 
     def adjoint(self, y: Tensor) -> Tensor:
         padded = functional.conv_transpose2d(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)

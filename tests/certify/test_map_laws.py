@@ -263,3 +263,13 @@ def test_folding_matrices_that_cancel_keeps_the_magnitude_of_the_terms(
 def test_folding_keeps_maps_separate_where_products_would_lose_digits() -> None:
     assert isinstance(composed(FOLDED["small times large"][:2]), Composition)
     assert isinstance(composed(FOLDED["scales that underflow"]), Composition)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (2, 3)])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 0), (2, 1))])
+def test_many_images_in_float64_have_the_answers_of_single_ones(stride: Any, padding: Any) -> None:
+    for kernel in ((1, 1), (3, 2)):
+        map_ = Convolution(normal(4, 2, *kernel), (2, 6, 7), stride, padding)
+        x = normal(40, 2, 6, 7)
+        single = torch.cat([map_(one[None]) for one in x])
+        torch.testing.assert_close(map_(x), single, rtol=1e-12, atol=1e-12)

@@ -1,7 +1,9 @@
 """Ellipsoids around the changes of all steps: sampled changes, wrong slopes, strange multipliers, roundings."""
 
 import math
+import operator
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -21,7 +23,7 @@ from robustres.certify.local.sets import Region
 from robustres.certify.local.shared import SharedSearch
 from robustres.certify.local.steps import Affine
 from robustres.threat import Norm
-from tests.certify.local.drawn import OPERATIONS, drawn, inside, questions
+from tests.certify.local.drawn import OPERATIONS, SHAPE, drawn, inside, questions
 from tests.certify.local.exact import SmallNet
 
 ROWS = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
@@ -208,3 +210,104 @@ def test_roundings_of_the_changes_are_charged() -> None:
                 checked += any(off)
     assert checked > 1
     assert changes.row_error > 0
+
+
+class Side(nn.Module):
+    """Two layers, and the input or the first layer's argument again at the end."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.last, self.side = (
+            nn.Linear(math.prod(SHAPE), 4),
+            nn.Linear(4, 3),
+            nn.Linear(math.prod(SHAPE) if whole else 4, 3),
+        )
+        self.whole = whole
+        with torch.no_grad():  # a neuron that is never active, and counts
+            self.first.bias[0] = -10.0
+            if not whole:
+                self.side.weight[:, 0] = torch.tensor([9.0, -9.0, 9.0])
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        z = self.first(x)
+        answer: Tensor = self.last(torch.relu(z)) + self.side(x if self.whole else z)
+        return answer
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_read_beside_the_first_activation_still_changes(whole: bool) -> None:
+    made = local_program(Side(whole), SHAPE)
+    region = Region.ball(torch.full((1, *SHAPE), 0.5, dtype=torch.float64), 0.4, "l2")
+    bound = followed_to_the_end(made, region, SharedSearch()).changed(len(made.steps) - 1, ROWS)
+    assert bound is not None
+    assert bool((reached(made, region, 3) <= bound).all())
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-4])
+def test_fewer_coordinates_of_the_input_reach_all_that_it_reaches(off: float) -> None:
+    """The arguments of the first activation, two of which are the same, are L y with |y| <= |x|: L L^T >= V^T V."""
+    net = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    net[0].weight.data[1] = net[0].weight.data[0]
+    made = local_program(net, (12,))
+    region = Region.ball(torch.full((1, 12), 0.5, dtype=torch.float64), 0.4, "l2")
+    bounds = bounded(made, region, rows=False)
+    changes = followed(made, region, centre_of(made, region), lambda *_: None)
+    changes.follow(0, (bounds.lower, bounds.upper))
+    changes.follow(1, (bounds.lower, bounds.upper))
+    columns = changes.values[1].clone()
+    changes.errors[1] = torch.full_like(changes.errors[1], off)
+    columns += off * columns / columns.norm(dim=0)
+    changes._compress(2, 1, torch.arange(6))
+    assert changes.inputs == 6
+
+    def gram(values: Tensor) -> list[list[Fraction]]:
+        rows = [[Fraction(number) for number in row] for row in values.T.tolist()]
+        return [[sum(map(operator.mul, one, other), Fraction(0)) for other in rows] for one in rows]
+
+    room = [
+        [float(a - b) for a, b in zip(*pair, strict=True)]
+        for pair in zip(gram(changes.values[1]), gram(columns), strict=True)
+    ]
+    assert float(torch.linalg.eigvalsh(torch.tensor(room, dtype=torch.float64))[0]) > 0
+
+
+def test_what_rows_and_targets_are_off_by_is_charged() -> None:
+    made, _ = drawn("relu", 2)
+    ((question, _),) = questions(made, "l2", 2)
+    changes = followed_to_the_end(made, question.region, SharedSearch())
+    t = changes.stacked({}) / 30
+    root, count = t.sqrt(), len(t)
+
+    def whole(hidden: Tensor) -> Tensor:
+        across = root[:, None] * hidden / root
+        gram = root[:, None] * (changes.image @ changes.image.T) * root / 4
+        return torch.eye(count, dtype=torch.float64) - (across + across.T) / 2 - gram
+
+    changes.row_error = 1e-4
+    found = changes.factor(t)
+    assert found is not None
+    for at in range(count):
+        off = torch.zeros(count, count, dtype=torch.float64)
+        off[at, at] = changes.row_error
+        left = whole(changes.hidden + off) - found.lower @ found.lower.T
+        assert float(torch.linalg.eigvalsh(left)[0]) >= SPARE
+    changes.row_error = 0.0
+    honest = changes.targets(len(made.steps) - 1, rows=ROWS)
+    given = {
+        place: torch.zeros(math.prod(made.steps[place].shape), dtype=torch.float64).index_put((free,), part)
+        for (place, free), part in zip(
+            changes.free.items(), torch.split(t, [len(free) for free in changes.free.values()]), strict=True
+        )
+    }
+    bound = changes.bound(replace(honest, error=torch.full_like(honest.error, 0.1)), given)
+    inverse = torch.linalg.inv(whole(changes.hidden))
+    for at in range(count):
+        for sign in (0.1, -0.1):
+            hidden = honest.hidden.clone()
+            hidden[at] += sign
+            right = rhs(changes, replace(honest, hidden=hidden), root)
+            square = honest.image.square().sum(0) + (right * (inverse @ right)).sum(0)
+            assert bool((bound >= square.sqrt() * changes.radius).all())
