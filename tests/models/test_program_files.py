@@ -51,7 +51,13 @@ class Branching(nn.Module):
         return x.flatten(1)
 
 
+def require_plain_programs() -> None:
+    if torch.__version__ < "2.9":
+        pytest.skip("torch before 2.9 pickles the weights of a program")
+
+
 def save_program(model: nn.Module, file: Path) -> None:
+    require_plain_programs()
     program = torch.export.export(model, (torch.rand(2, *SHAPE),), dynamic_shapes=({0: torch.export.Dim("n")},))
     torch.export.save(program, file)
 
@@ -113,6 +119,7 @@ def test_a_program_for_a_fixed_number_of_images_is_refused_with_advice(tmp_path:
         def forward(self, x: Tensor) -> Tensor:
             return x.view(2, -1)
 
+    require_plain_programs()
     torch.export.save(torch.export.export(Fixed(), (torch.rand(2, *SHAPE),)), tmp_path / "net.pt2")
     with pytest.raises(ModelError, match=r"exactly 2 images.*dynamic_shapes"):
         load_model(str(tmp_path / "net.pt2"))
@@ -177,6 +184,18 @@ def pickled_weight(trace: Path) -> Callable[[str, bytes], bytes]:
 
 def pickled_inputs(trace: Path) -> Callable[[str, bytes], bytes]:
     return lambda name, content: pickle.dumps((Bomb(trace),)) if "sample_inputs" in name else content
+
+
+def test_a_program_of_torch_2_8_is_refused_with_advice(tmp_path: Path) -> None:
+    file = tmp_path / "net.pt2"
+    save_program(Residual().eval(), file)
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if "/data/weights/" not in name}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {**members, "net/data/weights/model.pt": b"pickled"}.items():
+            archive.writestr(name, content)
+    with pytest.raises(ModelError, match=r"save it with torch 2\.9 or later"):
+        load_model(str(file), input_shape=SHAPE)
 
 
 HARMLESS = {guard_as_python, pickled_inputs}  # never read, so the network can still be loaded
@@ -476,6 +495,7 @@ def test_an_exported_program_of_another_type_is_loaded_as_it_is(tmp_path: Path, 
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval().to(dtype)
     x, any_batch = torch.rand(3, 3, 2, 2).to(dtype), ({0: torch.export.Dim("n")},)
     path = tmp_path / "network.pt2"
+    require_plain_programs()
     torch.export.save(torch.export.export(network, (x,), dynamic_shapes=any_batch), path)
     loaded = load_model(str(path), input_shape=(3, 2, 2))
     assert torch.equal(loaded.module(x), network(x))

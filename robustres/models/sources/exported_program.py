@@ -2,8 +2,8 @@
 
 That function unpickles, evaluates expressions and guards written as Python, and loads compiled libraries found in the
 archive. Here the description of the graph is read as JSON and the weights as plain numbers; anything else is refused.
-The first run is in a separate process, with limits on memory and time. The format is that of torch 2.8 and later
-(archive version 1).
+The first run is in a separate process, with limits on memory and time. The format is that of torch 2.9 and later
+(archive version 1): earlier versions pickle the weights.
 """
 
 import json
@@ -86,7 +86,8 @@ def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...], torch.dtype]:
     models = [name for name in archive.names if name.startswith("models/") and name.endswith(".json")]
     if len(models) != 1:
         raise archive.unreadable(
-            f"it holds {len(models)} programs where one is expected; files of torch before 2.8 have another form"
+            f"it holds {len(models)} programs where one is expected; files of torch before 2.8 have another form: save "
+            "it with torch 2.9 or later"
         )
     name = models[0].removeprefix("models/").removesuffix(".json")
     try:
@@ -106,6 +107,8 @@ def _opened(path: Path) -> tuple[nn.Module, tuple[Any, ...], torch.dtype]:
 
 def _tensors(archive: Archive, config: str, folder: str) -> dict[str, Tensor]:
     """The tensors named in a configuration, from the raw numbers beside it."""
+    if config not in archive.names:
+        raise ModelError("its weights are pickled, as torch before 2.9 writes them; save it with torch 2.9 or later")
     return {name: _tensor(archive, entry, folder) for name, entry in json.loads(archive.read(config))["config"].items()}
 
 
