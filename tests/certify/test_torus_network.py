@@ -94,6 +94,21 @@ def test_no_jacobian_no_pair_and_no_dense_inequality_exceeds_the_bound(kind: str
     _no_bound_is_below_what_is_attained(0, place, widest, kind, 30)
 
 
+def test_a_network_that_is_steepest_for_constant_images_is_bounded_by_its_exact_norm() -> None:
+    """Positive weights and images: the network is linear there, and its mean over the image is at frequency 0."""
+    torch.manual_seed(0)
+    model = chain("mean", nn.ReLU, "circular")
+    del model[4]  # the pooling
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    x = torch.ones(1, 2, 6, 6, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: model.double()(v).flatten(), x).flatten(1)
+    exact = float(torch.linalg.matrix_norm(jacobian, 2))
+    upper = bound(on_tori(simplified(model, 2, 6, 6), widest=16))
+    assert exact <= upper <= 1.01 * exact
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
