@@ -25,7 +25,7 @@ FIRST_STEPS, MOST_STEPS = 200, 1600
 FIRST_TOLERANCE = 3e-5
 # Relative gain that is worth the whole effort, and a smaller one its share. A search with a multiplier per channel
 # converges to fewer digits, so that its last ones cost more.
-WORTH = {"neuron": 5e-5, "channel": 1.2e-2}
+WORTH = {"neuron": 1e-5, "channel": 1.2e-2}
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
 PAIR_ROUNDS, PAIR_CLOSE = 3, 1.03  # the search goes on while the proved bound exceeds the reachable one by more
