@@ -28,7 +28,7 @@ from robustres.certify.maps.activation import PiecewiseLinear
 
 BATCH, CANDIDATES = 32, 3
 ROOT_STEPS, STEPS, RATE = 20, 12, 0.1
-MOST = 20_000  # parts, of which each keeps its slopes
+MOST = 40_000  # parts, of which each keeps its slopes
 
 
 @dataclass(eq=False)
