@@ -61,7 +61,7 @@ class Deviation:
             introduced = torch.zeros_like(self.ball) if node in inner else self._introduced(node, reached)
             self._local[node] = introduced + self._carried_inside(node)
             reached[node] = reached[above] * constant + self._local[node]
-        total = reached[self.analysis.output] * SLACK
+        total = (reached[self.analysis.output] + self._after(self.analysis.output, reached)) * SLACK
         if self.analysis.captured.on_unit_domain:  # bounds that hold if values are this close to the exact ones
             total = torch.where(torch.stack(list(reached.values())).amax(0) > BOX_SLACK / 2, math.inf, total)
         return total
@@ -91,6 +91,11 @@ class Deviation:
             size = self.sizes[parent.origin] + self._lipschitz[parent] * self.ball
             entries[self._original[parent.origin]] = size + reached[parent]
         return self._fold(self._original[node.origin], entries, {})[0]
+
+    def _after(self, output: Node, reached: dict[Node, Tensor]) -> Tensor:
+        """The deviation introduced after the output of the simplified network, which omits shifts and reshapings."""
+        size = self.sizes[output.origin] + self._lipschitz[output] * self.ball + reached[output]
+        return self._fold(self.analysis.network, {self._original[output.origin]: size}, {})[0]
 
     def _fold(
         self, node: Node, entries: dict[Node, Tensor], known: dict[Node, tuple[Tensor, Tensor]]

@@ -369,7 +369,8 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "radii/forward_rounding.py",
-        ("total = reached[self.analysis.output] * SLACK", "total = 0 * reached[self.analysis.output]"),
+        ("total = (reached[self.analysis.output] + ", "total = (0 * reached[self.analysis.output] + "),
+        (" + self._after(self.analysis.output, reached)", ""),
         ("+ jumps, after", ", after"),
         ("return parts.sum(0) if node.piece.kind", "return parts.amax(0) if node.piece.kind"),
         ("return gamma(factor * (count + 4), self.dtype)", "return 0.0"),

@@ -278,3 +278,19 @@ def test_estimates_from_images_are_higher_and_below_the_bounds() -> None:
         assert after.lower >= 0.9 * before.lower
     with pytest.raises(InputError, match="images must have the shape"):
         lipschitz(model, (3, 8, 8), images=torch.rand(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("before", [nn.Identity(), nn.ReLU()])
+def test_the_rounding_of_a_shift_after_the_last_piece_is_subtracted(before: nn.Module) -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return before(x) - 0.33574047249807537
+
+    x = 0.01 + 0.02 * torch.rand(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = certify(Shifted(), x)
+    away = torch.tensor([-1.0, 1.0], dtype=torch.float64) / math.sqrt(2)
+    toward = torch.where(found.prediction[:, None] == 0, away, -away)
+    near = x + (found.radius * (1 - 1e-15))[:, None] * toward
+    inside = (near - x).norm(dim=1) <= found.radius
+    assert int(inside.sum()) > 1000
+    assert torch.equal(Shifted()(near).argmax(1)[inside], found.prediction[inside])
