@@ -39,11 +39,14 @@ COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multi
 
 class Form(Protocol):
     """cost: nominal seconds of one elimination and its proof. step: nominal seconds of one sweep of the search. shares:
-    the unit that has its own multiplier. obstacle: the reason why the network cannot be eliminated, or empty."""
+    the unit that has its own multiplier. worth: the relative gain for which the whole effort pays, and a part of it
+    for a smaller one; larger where the search converges to fewer digits. obstacle: the reason why the network cannot
+    be eliminated, or empty."""
 
     cost: float
     step: float
     shares: str
+    worth: float
     obstacle: str
 
     def search(
@@ -61,6 +64,7 @@ class PlainForm:
     """The network as it is, with a multiplier for every neuron."""
 
     shares = "neuron"
+    worth = 1e-5
 
     def __init__(self, order: Sequence[Node]) -> None:
         self.order = order
@@ -93,6 +97,7 @@ class TorusForm:
     """The network on tori, with a multiplier for every channel."""
 
     shares = "channel"
+    worth = 1.2e-2
 
     def __init__(self, network: TorusNetwork) -> None:
         self.network = network

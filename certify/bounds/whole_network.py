@@ -23,9 +23,6 @@ from robustres.certify.proof.bound import Guarantee
 METHOD = "layers eliminated"
 FIRST_STEPS, MOST_STEPS = 200, 1600
 FIRST_TOLERANCE = 3e-5
-# Relative gain that is worth the whole effort, and a smaller one its share. A search with a multiplier per channel
-# converges to fewer digits, so that its last ones cost more.
-WORTH = {"neuron": 1e-5, "channel": 1.2e-2}
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
 PAIR_ROUNDS, PAIR_CLOSE = 3, 1.03  # the search goes on while the proved bound exceeds the reachable one by more
@@ -111,7 +108,7 @@ class WholeNetwork:
                 break
             steps, tolerance = min(2 * steps, MOST_STEPS), tolerance / 100
             next_round = steps * form.step + form.cost
-            worth = WORTH[form.shares] * next_round / self.effort
+            worth = form.worth * next_round / self.effort
             if upper <= (1 + worth) * reachable or spent + next_round > self.effort:
                 break
             point = form.search(steps=steps, tolerance=tolerance, start=point)

@@ -321,7 +321,7 @@ def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: 
 def power_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
     """A whole power as a product of equal factors, on images in [0, 1]^n."""
     base = values.get(origin.args[0]) if isinstance(origin.args[0], fx.Node) else None
-    exponent = origin.args[1] if is_power(origin) and len(origin.args) > 1 else 2
+    exponent = origin.args[1] if len(origin.args) > 1 else 2
     if not captured.on_unit_domain or not isinstance(base, Node) or exponent not in range(2, LARGEST_POWER + 1):
         return None
     call = call_of(origin, values, captured)

@@ -6,8 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the table "training". clean, certified: shares of the validation samples, NaN without
-    any.
+    """One row of the table "training". clean, certified: shares of the validation samples, NaN if there are none.
 
     certified counts radii of at least the recipe's eps by the training-time estimate of the norms, NaN for
     unconstrained networks; certified accuracies in reports come from robustres.certify, never from here.
