@@ -23,7 +23,6 @@ import torch
 
 from robustres.certify.local.local_radii import local_program, local_radii
 from robustres.certify.local.output_property import excluded
-from robustres.certify.local.sets import Region
 from robustres.data import load_data
 from robustres.evaluation.vnnlib import read_vnnlib
 from robustres.models import load_model
@@ -64,11 +63,15 @@ def instances(model: str, files: list[Path], seconds: float, out: Path) -> None:
         proved = 0
         for path in files:
             question = read_vnnlib(path)
-            shape = SHAPE if question.lower.numel() == math.prod(SHAPE) else (question.lower.numel(),)
+            shape = SHAPE if question.inputs == math.prod(SHAPE) else (question.inputs,)
             made = made or local_program(module, shape)
-            region = Region.box(question.lower.reshape(1, *shape), question.upper.reshape(1, *shape))
             begun = thread_time()
-            found = excluded(made, region, question.cases, deadline=begun + seconds, clock=thread_time)
+            found = all(
+                excluded(
+                    made, part.region.reshape((1, *shape)), part.cases, deadline=begun + seconds, clock=thread_time
+                )
+                for part in question.parts
+            )
             proved += found
             row = path.name.split(".")[0], "unsat" if found else "open", f"{thread_time() - begun:.1f}"
             writer.writerow(row)

@@ -1,4 +1,4 @@
-"""Whether any input of a box gives a forbidden output: proved in float64 where linear or quadratic bounds suffice."""
+"""Whether any input of a region gives a forbidden output: proved in float64 where the bounds suffice."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def excluded(
     begun = clock()
     until = begun + SEARCHED * (deadline - begun)
     made = Attempt(program, program.to(torch.float32), question, lambda: until - clock(), cases=members)
-    made.linear()
+    made.narrowed() if region.norm == "l2" else made.linear()
     everything(made)
     if made.open:
         return False

@@ -51,6 +51,11 @@ class Region:
         parts = (self.centre[samples], self.eps[samples], self.lower[samples], self.upper[samples])
         return replace(self, centre=parts[0], eps=parts[1], lower=parts[2], upper=parts[3])
 
+    def reshape(self, shape: tuple[int, ...]) -> "Region":
+        """The same region with samples in another shape; shape: with the number of samples."""
+        parts = (one.reshape(shape) for one in (self.centre, self.lower, self.upper))
+        return replace(self, **dict(zip(("centre", "lower", "upper"), parts, strict=True)))
+
     def with_eps(self, eps: Tensor | float) -> "Region":
         """The same region with other radii."""
         return replace(self, eps=torch.as_tensor(eps, dtype=torch.float64, device=self.centre.device).expand(len(self)))

@@ -8,7 +8,7 @@ import typer
 from robustres.cli.options import Json
 
 Network = Annotated[Path | None, typer.Option("--onnx", help="The network, an ONNX file.")]
-Statement = Annotated[Path | None, typer.Option("--vnnlib", help="The property: VNN-LIB 1, plain or .gz.")]
+Statement = Annotated[Path | None, typer.Option("--vnnlib", help="The property: VNN-LIB 1 or 2, plain or .gz.")]
 Timeout = Annotated[
     float | None,
     typer.Option(
@@ -29,8 +29,8 @@ def verify(
     instances: Instances = None,
     json: Json = False,
 ) -> None:
-    """Decide whether a forbidden output can occur in the box: print sat with an input and its output, unsat, unknown or
-    timeout.
+    """Decide whether a property's inputs can give a forbidden output: print sat with an input and its output, unsat,
+    unknown or timeout.
 
     With --instances, print one line for each: network,property,result,seconds.
 
@@ -56,10 +56,8 @@ def _one(onnx: Path, vnnlib: Path, timeout: float, json: bool) -> None:
         typer.echo(json_text({"result": verdict.result, "example": example}), nl=False)
         return
     typer.echo(verdict.result)
-    if verdict.example is not None:
-        words = [f"({letter}_{i} {float(value)!r})" for letter, values in zip("XY", verdict.example, strict=True)
-                 for i, value in enumerate(values)]  # fmt: skip
-        typer.echo("(" + "\n".join(words) + ")")
+    if verdict.assignment:
+        typer.echo(verdict.assignment)
 
 
 def _every(instances: Path, timeout: float | None, json: bool) -> None:

@@ -1,32 +1,37 @@
-"""One instance of the neural network verification competition: a network, a box of inputs, forbidden outputs."""
+"""One instance of the neural network verification competition: a network, a set of inputs, forbidden outputs."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from robustres.certify.local.local_radii import local_program
-from robustres.certify.local.output_property import excluded
-from robustres.certify.local.sets import Region
+from robustres.certify.local.output_property import Forbidden, excluded
 from robustres.errors import DataError, InputError, MissingExtraError
+from robustres.evaluation.forbidden_outputs import Part
 from robustres.evaluation.vnnlib import Property, read_vnnlib
 from robustres.models import load_model
 
 RESTARTS, STEPS = 4, 40
+# How far inside a ball the search stays, since its distances are rounded.
+INSIDE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """result: "sat" if a forbidden output occurs, "unsat" if none can, "timeout" or "unknown" if neither is shown.
-    example: the input (n,) in float32 and the output, checked with onnxruntime; None unless sat.
+    example: the input (n,) in float32 and the output, checked with onnxruntime; None unless sat. assignment: the same
+    in the form that the property's language prescribes.
     """
 
     result: Literal["sat", "unsat", "unknown", "timeout"]
     example: tuple[Tensor, Tensor] | None = None
+    assignment: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,38 +86,79 @@ def verify(network: Path, statement: Path, *, timeout: float) -> Verdict:
         raise MissingExtraError("verifying ONNX files", "onnx") from error
     question = read_vnnlib(statement)
     session = onnxruntime.InferenceSession(str(network), providers=["CPUExecutionProvider"])
-    (source,) = session.get_inputs()
-    shape = tuple(1 if not isinstance(side, int) else side for side in source.shape)
-    if torch.Size(shape).numel() != len(question.lower):
-        raise InputError(f"the network takes inputs of shape {shape}, the property has {len(question.lower)} inputs")
+    name, shape = _matching_input(session, question)
     model = load_model(str(network), input_shape=shape[1:]).module
-    for candidate in _candidates(model, question, shape):
-        answer = torch.from_numpy(session.run(None, {source.name: candidate.numpy()})[0]).flatten().double()
-        if any(bool((case.rows @ answer <= case.limits).all()) for case in question.cases):
-            return Verdict("sat", (candidate.flatten(), answer))
+    for part in question.parts:
+        for candidate in _candidates(model, part, shape):
+            answer = torch.from_numpy(session.run(None, {name: candidate.numpy()})[0]).flatten().double()
+            x = candidate.flatten()
+            if question.violated(x, answer):
+                return Verdict("sat", (x, answer), question.assignment(x, answer))
     made = local_program(model, shape[1:])
-    region = Region.box(question.lower.reshape(shape), question.upper.reshape(shape))
-    if excluded(made, region, question.cases, deadline=deadline):
-        return Verdict("unsat")
-    return Verdict("timeout" if monotonic() > deadline else "unknown")
+    for left, part in zip(range(len(question.parts), 0, -1), question.parts, strict=True):
+        now = monotonic()
+        if not excluded(made, part.region.reshape(shape), part.cases, deadline=now + (deadline - now) / left):
+            return Verdict("timeout" if monotonic() > deadline else "unknown")
+    return Verdict("unsat")
 
 
-def _candidates(model: torch.nn.Module, question: Property, shape: tuple[int, ...]) -> list[Tensor]:
-    """Inputs in float32 within the box that come closest to each case: signed gradient steps from random starts."""
+def _matching_input(session: Any, question: Property) -> tuple[str, tuple[int, ...]]:
+    """The name of the network's input and its shape, dynamic sizes as the property declares them, else 1."""
+    if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
+        raise InputError("the network must have one input and one output")
+    (source,), (target,) = session.get_inputs(), session.get_outputs()
+    if {source.type, target.type} != {"tensor(float)"}:
+        raise InputError(f"the network must be one in float32, got {source.type} to {target.type}")
+    sides = tuple(side if isinstance(side, int) else 1 for side in source.shape)
+    if question.declared is not None:
+        for node, declared in zip((source, target), question.declared, strict=True):
+            known = [side if isinstance(side, int) else other
+                     for side, other in zip(node.shape, declared.shape, strict=False)]  # fmt: skip
+            if len(node.shape) != len(declared.shape) or tuple(known) != declared.shape:
+                raise InputError(
+                    f"the property declares {declared.name} with shape {list(declared.shape)}, the network has "
+                    f"{node.shape}"
+                )
+        sides = question.declared[0].shape
+    if math.prod(sides) != question.inputs or sides[:1] != (1,):
+        raise InputError(
+            f"the network takes inputs of shape {list(sides)}, which must be one sample of the property's "
+            f"{question.inputs} inputs"
+        )
+    return source.name, sides
+
+
+def _candidates(model: torch.nn.Module, part: Part, shape: tuple[int, ...]) -> list[Tensor]:
+    """Inputs in float32 that come closest to each case: signed gradient steps from random starts.
+
+    They lie within the part's box; on the way, they are drawn into its ball.
+    """
     generator = torch.Generator().manual_seed(0)
-    low, high = (side.to(torch.float32).reshape(shape) for side in (question.lower, question.upper))
-    low = torch.where(low.double() < question.lower.reshape(shape), torch.nextafter(low, high), low)
-    high = torch.where(high.double() > question.upper.reshape(shape), torch.nextafter(high, low), high)
+    region = part.region.reshape(shape)
+    lower, upper = region.bounds
+    low, high = lower.to(torch.float32), upper.to(torch.float32)
+    low = torch.where(low.double() < lower, torch.nextafter(low, high), low)
+    high = torch.where(high.double() > upper, torch.nextafter(high, low), high)
+    centre, eps = region.centre.to(torch.float32), float(region.eps[0]) * (1 - INSIDE)
     found = []
-    for case in question.cases:
+    for case in part.cases:
+
+        def excess(x: Tensor, case: Forbidden = case) -> Tensor:
+            return (model(x) @ case.rows.float().T - case.limits.float()).amax(dim=1)
+
         x = low + (high - low) * torch.rand(RESTARTS, *shape[1:], generator=generator)
         for step in range(STEPS):
             x = x.detach().requires_grad_()
-            excess = (model(x) @ case.rows.float().T - case.limits.float()).amax(dim=1)
-            (slope,) = torch.autograd.grad(excess.sum(), x)
+            (slope,) = torch.autograd.grad(excess(x).sum(), x)
             x = x - (high - low) * (0.25 * (1 - step / STEPS)) * slope.sign()
             x = torch.minimum(torch.maximum(x, low), high)
+            if region.norm == "l2":
+                change = (x - centre).flatten(1)
+                x = centre + (x - centre) * _per_sample(eps / change.norm(dim=1).clamp_min(eps), x)
         with torch.no_grad():
-            excess = (model(x) @ case.rows.float().T - case.limits.float()).amax(dim=1)
-        found.append(x.detach()[excess.argmin()][None])
+            found.append(x.detach()[excess(x).argmin()][None])
     return found
+
+
+def _per_sample(factor: Tensor, x: Tensor) -> Tensor:
+    return factor.reshape(-1, *[1] * (x.ndim - 1))

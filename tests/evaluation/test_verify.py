@@ -44,6 +44,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("(<= Y_0 0.61)", "sat"),
         ("(or (and (>= Y_0 1.41)) (and (>= Y_0 1.3) (<= Y_1 0.0)))", "sat"),
         ("(and (>= Y_0 1.0) (>= Y_1 0.1))", "unknown"),
+        ("(<= (+ Y_0 (* 2 Y_1)) 0.99)", "unsat"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -53,7 +54,7 @@ def test_small_instances_are_decided(condition: str, result: str, network: Path,
     assert (verdict.example is not None) == (result == "sat")
 
 
-@pytest.mark.parametrize("condition", ["(>= Y_7 Y_0)", "(not (>= Y_1 Y_0))", "(<= (+ Y_0 Y_1) 3)", "(>= Y_0 much)"])
+@pytest.mark.parametrize("condition", ["(>= Y_7 Y_0)", "(not (>= Y_1 Y_0))", "(<= (* Y_0 Y_1) 3)", "(>= Y_0 much)"])
 def test_unsupported_conditions_are_refused(condition: str, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         read_vnnlib(statement(tmp_path / "p.vnnlib", condition))
