@@ -53,8 +53,8 @@ class Region:
 
     def reshape(self, shape: tuple[int, ...]) -> "Region":
         """The same region with samples in another shape; shape: with the number of samples."""
-        parts = (one.reshape(shape) for one in (self.centre, self.lower, self.upper))
-        return replace(self, **dict(zip(("centre", "lower", "upper"), parts, strict=True)))
+        centre, lower, upper = (one.reshape(shape) for one in (self.centre, self.lower, self.upper))
+        return replace(self, centre=centre, lower=lower, upper=upper)
 
     def with_eps(self, eps: Tensor | float) -> "Region":
         """The same region with other radii."""

@@ -144,7 +144,8 @@ def _candidates(model: torch.nn.Module, part: Part, shape: tuple[int, ...]) -> l
     for case in part.cases:
 
         def excess(x: Tensor, case: Forbidden = case) -> Tensor:
-            return (model(x) @ case.rows.float().T - case.limits.float()).amax(dim=1)
+            outputs: Tensor = model(x)
+            return (outputs @ case.rows.float().T - case.limits.float()).amax(dim=1)
 
         x = low + (high - low) * torch.rand(RESTARTS, *shape[1:], generator=generator)
         for step in range(STEPS):
