@@ -147,8 +147,10 @@ def device_of(module: nn.Module) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def capture(model: nn.Module, input_shape: Shape) -> Captured:
+def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Captured:
     """The graph of the model on a batch of inputs of `input_shape`, checked against the model.
+
+    opened: modules that state their own bound are captured operation by operation instead of as one call.
 
     Raises: ModelError if the model does not run on such inputs, mixes the samples of a batch, or is not a function;
     UnsupportedOperationError if it cannot be written as a graph (control flow that depends on the data).
@@ -166,7 +168,7 @@ def capture(model: nn.Module, input_shape: Shape) -> Captured:
         except ChangingAnswerError:
             _refuse_random(module, example)
             raise
-        program = exported(module, example)
+        program = exported(module, example, opened=opened)
         captured = _folded(module, program)
         _compare(captured, example, answer)
         return replace(captured, rebatches=_rebatches(captured, example, answer))

@@ -29,12 +29,14 @@ _LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")  # ty
 STATED = torch.ops.robustres.stated.default
 
 
-def exported(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def exported(module: nn.Module, example: Tensor, *, opened: bool = False) -> torch.export.ExportedProgram:
     """The module on a batch like `example`, without in-place changes; modules that state a bound become single calls.
+
+    opened: modules that state a bound are followed into their operations, too.
 
     Raises UnsupportedOperationError if neither way gives a graph.
     """
-    stated = outermost_stated(module)
+    stated = {} if opened else outermost_stated(module)
     shapes: dict[tuple[str, Shape], list[int]] = {}
     hooks = [child.register_forward_hook(_shape_recorder(path, shapes)) for path, child in stated.items()]
     try:

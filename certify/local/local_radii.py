@@ -35,6 +35,8 @@ SEARCH, BRANCHING = 0.7, 0.3
 LATEST = 0.8
 # From this share of the margins that are lost, a smaller eps is the better use of the time.
 HOPELESS = 1.25
+# By how much a radius must exceed one that is known to be worth a search.
+WORTHWHILE = 1.02
 # How far beyond the best radius branch and bound tries to get.
 BEYOND = 1.08
 # Rows whose change is above this share of their margin are not tried again with tighter bounds.
@@ -61,8 +63,11 @@ class LocalAnswer:
 
 
 def local_program(model: nn.Module, input_shape: tuple[int, ...]) -> Program:
-    """The network as local bounds are propagated through it; UnsupportedOperationError names what has no relaxation."""
-    captured = capture(model, input_shape)
+    """The network as local bounds are propagated through it; UnsupportedOperationError names what has no relaxation.
+
+    Modules that state their own bound are followed into their operations, since a bound says nothing about values.
+    """
+    captured = capture(model, input_shape, opened=True)
     network, refused = build_network(captured)
     if network is None:
         raise UnsupportedOperationError(refused)
@@ -100,10 +105,11 @@ def each_local_radius(
     *,
     norm: Norm,
     above: Tensor | None = None,
+    known: Tensor | None = None,
     seconds: float = 5.0,
     aims: Sequence[float] = (),
 ) -> Iterator[LocalRadius]:
-    """As `local_radii`, image by image."""
+    """As `local_radii`, image by image. known: (N,) radii proved otherwise; only larger ones are looked for."""
     require_certifiable_arithmetic(made.device)
     if norm not in ("l2", "linf", "l1"):
         raise InputError(f"norm must be l2, linf or l1, got {norm!r}")
@@ -111,9 +117,10 @@ def each_local_radius(
         raise InputError(f"the radii to aim at must be positive and finite, got {list(aims)}")
     quick = made.to(torch.float32)
     limits = [math.inf] * len(x) if above is None else above.tolist()
-    for image, limit in zip(x.detach().to(made.device, torch.float64), limits, strict=True):
+    floors = [0.0] * len(x) if known is None else known.tolist()
+    for image, limit, floor in zip(x.detach().to(made.device, torch.float64), limits, floors, strict=True):
         with torch.no_grad():
-            found = _radius(made, quick, image, norm, limit, seconds, tuple(sorted(aims)))
+            found = _radius(made, quick, image, norm, limit, floor, seconds, tuple(sorted(aims)))
         yield found
 
 
@@ -146,6 +153,7 @@ def _radius(
     image: Tensor,
     norm: Norm,
     limit: float,
+    floor: float,
     seconds: float,
     aims: tuple[float, ...],
 ) -> LocalRadius:
@@ -155,10 +163,13 @@ def _radius(
     margin = float(_margins(made, logits, label).min())
     if not bool(torch.isfinite(logits).all()) or not limit > 0 or not margin > 0:
         return LocalRadius(0.0, label, None, (0.0, 0.0))
+    if (floor >= aims[-1]) if aims else (floor * WORTHWHILE >= limit):
+        return LocalRadius(0.0, label, None, (0.0, 0.0))
     trial = _Trial(made, quick, image, label, norm, begun + seconds * SEARCH)
     if aims:
-        return _aimed(trial, limit, aims, begun)
-    start, attempt = _first_eps(made, image, label, norm), trial.linear if norm == "l1" else trial.quadratic
+        return _aimed(trial, limit, tuple(aim for aim in aims if aim > floor), begun)
+    start = max(_first_eps(made, image, label, norm), floor * WORTHWHILE)
+    attempt = trial.linear if norm == "l1" else trial.quadratic
     deadline = begun + seconds * LATEST if norm == "l2" else trial.deadline
     found = largest_radius(attempt, start=start, limit=limit, deadline=deadline)
     best = max(one.radius for one in found)

@@ -12,6 +12,7 @@ from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of
 from robustres.certify.local.local_radii import LocalRadius, each_local_radius, local_program
 from robustres.certify.local.program import Program, program
+from robustres.certify.maps.nonlinear import Stated, StatedSort
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
 from robustres.errors import InputError
@@ -30,8 +31,9 @@ class LocalCertificate:
     outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide. report: of
     `lipschitz` on this model, which saves capturing it again. aims: target radii; the time is then spent on proving the
     largest of them instead of any radius. distances: of adversarial examples in this norm, by the sample's number in
-    its data set; the search does not go far beyond them. tell: called after each image with the sample's number, the
-    result, and the network as it was bounded.
+    its data set; the search does not go far beyond them. proved: radii of the same predictions by other certificates,
+    with their sources, by the sample's number; only larger ones are looked for, and no smaller one is returned. tell:
+    called after each image with the sample's number, the result, and the network as it was bounded.
     """
 
     norm: Norm = "linf"
@@ -39,6 +41,7 @@ class LocalCertificate:
     report: LipschitzReport | None = None
     aims: tuple[float, ...] = ()
     distances: Mapping[int, float] = field(default_factory=dict)
+    proved: Mapping[int, tuple[float, str]] = field(default_factory=dict)
     tell: Callable[[int, LocalRadius, Program], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -54,31 +57,40 @@ class LocalCertificate:
         """The same certificate with this callback after each image."""
         return replace(self, tell=tell)
 
-    def beside(self, distances: Mapping[int, float]) -> Self:
-        """The same certificate with these distances of known adversarial examples."""
-        return replace(self, distances=distances)
+    def beside(self, distances: Mapping[int, float], proved: Mapping[int, tuple[float, str]]) -> Self:
+        """The same certificate with these distances of known adversarial examples and these proved radii."""
+        return replace(self, distances=distances, proved=proved)
 
     def __call__(self, model: nn.Module, x: Tensor, *, indices: Tensor | None = None) -> RadiusColumn:
         """Radii at images (N, C, H, W); UnsupportedOperationError names every operation without a relaxation."""
         analysis = self.report.analysis if self.report is not None else None
-        if analysis is None:
+        if analysis is not None:
+            analysis.require_same_model(model, x.detach().to(device_of(analysis.captured.module), torch.float64))
+        if analysis is None or any(isinstance(node.piece, Stated | StatedSort) for node in analysis.network.ordered()):
             made = local_program(model, tuple(x.shape[1:]))
         else:
-            analysis.require_same_model(model, x.detach().to(device_of(analysis.captured.module), torch.float64))
             made = program(analysis.captured, analysis.network)
-        above = None
-        if indices is not None and self.distances:
-            known = [self.distances.get(int(index), math.inf) * BEYOND for index in indices]
-            above = torch.tensor(known, dtype=torch.float64)
-        radii, answers, sources = [], [], []
         numbers = range(len(x)) if indices is None else indices.tolist()
-        each = each_local_radius(made, x, norm=self.norm, seconds=self.seconds, aims=self.aims, above=above)
-        for number, one in zip(numbers, each, strict=True):
+        distances, others = ({}, {}) if indices is None else (self.distances, self.proved)
+        above = [distances.get(number, math.inf) * BEYOND for number in numbers]
+        proved = [others.get(number, (0.0, self.name)) for number in numbers]
+        each = each_local_radius(
+            made,
+            x,
+            norm=self.norm,
+            seconds=self.seconds,
+            aims=self.aims,
+            above=torch.tensor(above, dtype=torch.float64),
+            known=torch.tensor([radius for radius, _ in proved], dtype=torch.float64),
+        )
+        radii, answers, sources = [], [], []
+        for number, one, (known, source) in zip(numbers, each, proved, strict=True):
             if self.tell is not None:
                 self.tell(number, one, made)
-            radii.append(one.radius)
+            radii.append(max(one.radius, known))
             answers.append(one.prediction)
-            sources.append(one.certificate.methods if one.certificate is not None else self.name)
+            better = one.certificate is not None and one.radius > known
+            sources.append(one.certificate.methods if better else source)
         return RadiusColumn(
             radius=torch.tensor(radii, dtype=torch.float64),
             prediction=torch.tensor(answers),

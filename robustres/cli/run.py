@@ -105,7 +105,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         line("clean", summary["clean"], "correct"),
         *(line(_survived(row), row, "robust") for row in summary["attacks"]),
         *(line("survive all of them", row, "robust") for row in _together(summary)),
-        *(line(f"certified ({row['guarantee']})", row, "certified") for row in summary["certificates"]),
+        *(
+            line(f"certified by {row['certificate']} ({row['guarantee']})", row, "certified")
+            for row in summary["certificates"]
+        ),
     ]
     console.print_table("Robustness", ("", "norm", "eps", "samples", "share"), rows)
     if summary["lipschitz"] is not None:

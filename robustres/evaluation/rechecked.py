@@ -66,10 +66,11 @@ def recheck(
 
 
 def _claims(run: RunFolder) -> list[dict[str, Any]]:
-    """Every radius above 0 of a local certificate, with the digest of the stored certificate."""
+    """Every radius above 0 proved by local bounds, with the digest of the stored certificate."""
     columns = ["index", "certificate", "norm"]
     table = run.table("certificates")
     table = table[(table["certificate"] == LOCAL) & (table["function"] == NETWORK) & (table["radius"] > 0)]
+    table = table[table["source"].astype(str).str.startswith(LOCAL)]  # the others are of other certificates
     found = table.merge(run.table("proofs")[[*columns, "sha256"]], on=columns, how="left")
     claims: list[dict[str, Any]] = found.rename(columns={"prediction": "label"}).to_dict(orient="records")  # type: ignore[assignment]
     return claims

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import Attack, AttackResult
-from robustres.certify import NETWORK, Certificate, RadiusColumn, best_radii
+from robustres.certify import NETWORK, Certificate, Guarantee, RadiusColumn, best_radii
 from robustres.errors import InputError
 from robustres.evaluation.batches import in_batches
 from robustres.evaluation.forward import label_margin
@@ -58,12 +58,13 @@ def evaluated_part(
 ) -> Part:
     """Rows of every per-sample table for these samples; only the examples of one attack are in memory at a time.
 
-    Certificates that make use of adversarial examples (`beside`) are computed after the attacks, the others before.
+    Certificates that make use of adversarial examples and of other radii (`beside`) are computed after the attacks,
+    the others before.
     step: called after the certificates and after every attack.
     """
     rows, at_once = _sample_rows(samples), settings.images_at_once(samples.images.shape[1:])
-    late = [one for one in certificates if attacks and hasattr(one, "beside")]
-    early = [one for one in certificates if not (attacks and hasattr(one, "beside"))]
+    late = [one for one in certificates if hasattr(one, "beside")]
+    early = [one for one in certificates if not hasattr(one, "beside")]
     columns = _columns(model, samples, early, at_once, device=device, timing=timing)
     certified = _certificate_rows(columns, samples, rows)
     step()
@@ -82,7 +83,10 @@ def evaluated_part(
         step()
     if late:
         answers = dict(zip(rows["index"], rows["prediction"], strict=True))
-        beside = [one.beside(_distances_of(attacked, answers, one.norm)) for one in late]  # type: ignore[attr-defined]
+        beside = [
+            one.beside(_distances_of(attacked, answers, one.norm), _proved(columns, samples, answers, one.norm))  # type: ignore[attr-defined]
+            for one in late
+        ]
         columns = {**columns, **_columns(model, samples, beside, at_once, device=device, timing=timing)}
         certified = _certificate_rows(columns, samples, rows)
         sandwich = Sandwich(certified)
@@ -209,6 +213,21 @@ def _distances_of(attacked: Sequence[pd.DataFrame], answers: Mapping[int, int], 
         for index, value in zip(fooled["index"].tolist(), measured.tolist(), strict=True):
             nearest[index] = min(value, nearest.get(index, math.inf))
     return nearest
+
+
+def _proved(columns: Columns, samples: Samples, answers: Mapping[int, int], norm: str) -> dict[int, tuple[float, str]]:
+    """For each sample, the largest radius that another certificate guarantees for the network's prediction, and its
+    source."""
+    largest: dict[int, tuple[float, str]] = {}
+    for (name, function, own), column in columns.items():
+        if function != NETWORK or own != norm or column.guarantee != Guarantee():
+            continue
+        for index, radius, answer, source in zip(
+            samples.index.tolist(), column.radius.tolist(), column.prediction.tolist(), column.source, strict=True
+        ):
+            if answer == answers[index]:
+                largest[index] = max(largest.get(index, (0.0, name)), (radius, source))
+    return largest
 
 
 def _checked(column: Any, certificate: Certificate, samples: int) -> RadiusColumn:
