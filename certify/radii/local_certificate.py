@@ -89,8 +89,7 @@ class LocalCertificate:
                 self.tell(number, one, made)
             radii.append(max(one.radius, known))
             answers.append(one.prediction)
-            better = one.certificate is not None and one.radius > known
-            sources.append(one.certificate.methods if better else source)
+            sources.append(one.certificate.methods if one.certificate and one.radius > known else source)
         return RadiusColumn(
             radius=torch.tensor(radii, dtype=torch.float64),
             prediction=torch.tensor(answers),
