@@ -1,6 +1,6 @@
-"""The attempt to prove every row of a question on its region, by one method after the other: a search in float32.
+"""An attempt to prove every row of a question on its region by one method after another: a search in float32.
 
-What it believes is `least`: a row above 0 counts as proved. Only `Proof` knows.
+A row whose `least` exceeds 0 counts as proved during the search; only `Proof` decides.
 """
 
 import math
@@ -25,9 +25,9 @@ from robustres.certify.local.sets import Region
 from robustres.certify.local.shared import SharedSearch
 from robustres.certify.local.sharpen import sharpened
 
-# A quadratic certificate proves about a thousandth more change than its search reached.
+# The change that a quadratic certificate proves is about a thousandth above the value that its search reached.
 SHARE = 1.002
-# Squares of shares of the margins, of rows that are proved together.
+# Largest sum of the squared shares of margins for rows that are proved together.
 TOGETHER = 0.98
 # By how much, relative to the margin at the image, a bound found in float32 stays clear of its limit.
 CLEAR = 1e-5
@@ -39,10 +39,10 @@ Left = Callable[[], float]
 class Attempt:
     """made, quick: the program in float64 and in float32. left: seconds until the search must end.
 
-    starts: points of earlier quadratic searches by their rows, from which others go on; it is filled. cases: rows
-    of which one is enough, for each; every row for itself where left out. shares: by rows that were searched together,
-    the change that they may see at most, of rows each divided by its margin at the image. ellipsoids: multipliers of an
-    earlier attempt, then of this one.
+    starts: results of earlier quadratic searches by their rows, as starting points; updated. cases: groups of rows, of
+    which each needs one proved row; if omitted, every row is a group. shares: by rows that were searched together,
+    their largest possible change, each relative to its margin at the image. ellipsoids: multipliers of an earlier
+    attempt, then of this one.
     """
 
     made: Program
@@ -71,14 +71,14 @@ class Attempt:
 
     @property
     def open(self) -> list[int]:
-        """The rows to prove, the most open first: of every case without a proved row the one that is nearest to it."""
+        """The rows to prove, smallest `least` first: of every unproved case, the row with the largest `least`."""
         cases = [[row] for row in range(len(self.least))] if self.cases is None else self.cases
         nearest = [max(case, key=lambda row: (float(self.least[row]), float(self.margins[row]))) for case in cases]
         return sorted((row for row in nearest if not self.least[row] > 0), key=lambda row: float(self.least[row]))
 
     @property
     def evidence(self) -> Evidence:
-        """What was found, for the proof."""
+        """The result of the search, for the proof."""
         return Evidence(self.helped, tuple(self._grouped()), self.trees, self.ellipsoids if self.shared else {})
 
     def linear(self) -> None:
@@ -88,7 +88,7 @@ class Attempt:
             self._look()
 
     def narrowed(self) -> None:
-        """Bounds of all steps by ellipsoids around the image, by rows where they leave it loose; then of all rows."""
+        """Bounds of all steps by ellipsoids around the image and backward rows, then bounds of the question's rows."""
         search = SharedSearch(self.ellipsoids)
         with torch.no_grad():
             changes = followed(self.quick, self.question.region, self.centre, search)
@@ -113,10 +113,11 @@ class Attempt:
         self.radii = torch.maximum(self.radii, positive_within(form, self.region))
 
     def quadratic(self, *, most: float = math.inf, give_up: float = math.inf) -> None:
-        """Quadratic certificates for the rows that are open, until the time is over.
+        """Quadratic certificates for the open rows, until the time is over.
 
-        All rows together; where that fails, the row that the image is nearest to losing stands alone, and again.
-        most: rows whose last share of the margin was larger are left out. give_up: at the first share from there on.
+        First for all rows together; if that fails, the row that is most easily lost gets a certificate of its own, and
+        the rest is tried again. most: rows whose last share of the margin was larger are left out. give_up: stop at the
+        first share that is at least this.
         """
         if self.question.region.norm == "l1":
             return
@@ -134,7 +135,7 @@ class Attempt:
                 return
 
     def _nearness(self) -> list[float]:
-        """Of every row, how much of its margin at the image the linearised network may lose on the region."""
+        """For every row, the share of its margin at the image that the linearised network can lose on the region."""
         region = self.question.region
         with torch.enable_grad():
             x = region.centre.expand(len(self.margins), *region.centre.shape[1:]).clone().requires_grad_()
@@ -146,7 +147,7 @@ class Attempt:
         return (loss / self.margins.clamp_min(1e-12)).tolist()
 
     def _quadratic(self, rows: tuple[int, ...], slopes: Sectors) -> float:
-        """Search one certificate for all of these rows; the share of their margins that they may lose."""
+        """Search one certificate for all of these rows; return the share of their margins that they may lose."""
         region, margins = self.question.region, self.margins[list(rows)]
         eps = float(region.eps[0])
         start = self.points.get(rows, self.starts.get(rows))
@@ -167,7 +168,7 @@ class Attempt:
         return (1 / self.margins[list(rows)]).to(torch.float32).to(torch.float64)
 
     def sharpen(self) -> None:
-        """Tighter intermediate bounds, for the rows that are open."""
+        """Tighten intermediate bounds for the open rows."""
         rows = self.open
         if not rows:
             return
@@ -179,7 +180,7 @@ class Attempt:
             self._look()
 
     def branch(self, seconds: float = math.inf) -> None:
-        """Branch and bound for the rows that are open, the least open first; ends at the first that it cannot close."""
+        """Branch and bound for the open rows, largest `least` first; it ends at the first row that it cannot prove."""
         for row in reversed(self.open):
             until = min(self.left(), seconds)
             if until <= 0:
@@ -201,9 +202,9 @@ class Attempt:
             self.trees[row] = tree.root
 
     def _grouped(self) -> list[Quadratic]:
-        """Certificates whose squared shares add up to less than 1 are proved together, from the largest on.
+        """Group certificates whose squared shares add up to less than 1, so that one proof serves all of a group.
 
-        Rows that a tree proves, or another certificate with a smaller share, are not proved again.
+        Rows that are proved by a tree or by another certificate with a smaller share are left out.
         """
         kept: list[tuple[int, ...]] = []
         for rows in sorted(self.points, key=lambda rows: (self.shares[rows] >= 1, -len(rows))):

@@ -1,8 +1,8 @@
-"""Branch and bound: the region is cut at values of activations' arguments until every part is proved. A search.
+"""Branch and bound: split the region at values of activations' arguments until every part is proved. A search.
 
-The cuts that led to a part are constraints there, and enter its bound with multipliers (Wang et al. 2021, beta-CROWN).
-Parts are worked off in batches, the worst first; a part starts from the slopes and multipliers of the one that it was
-cut from. The intermediate bounds stay those of the whole region, narrowed at the cuts.
+The splits that lead to a part are constraints on it and enter its bound with multipliers (Wang et al. 2021,
+beta-CROWN). Parts are processed in batches, the worst first, and start from the slopes and multipliers of their parent. The
+intermediate bounds are those of the whole region, narrowed at the splits.
 """
 
 import bisect
@@ -28,12 +28,12 @@ from robustres.certify.maps.activation import PiecewiseLinear
 
 BATCH, CANDIDATES = 32, 3
 ROOT_STEPS, STEPS, RATE = 20, 12, 0.1
-MOST = 40_000  # parts, of which each keeps its slopes
+MOST = 40_000  # parts; each stores its slopes
 
 
 @dataclass(eq=False)
 class Tree:
-    """root: the whole region. worst: the smallest value of an open part; above 0 where all are proved."""
+    """root: the whole region. worst: the smallest value of an open part; above 0 if all parts are proved."""
 
     root: Branch
     worst: float
@@ -65,13 +65,13 @@ class _Search:
         )
 
     def rows(self, ways: Sequence[Way], branches: Sequence[Branch], signs: dict[int, Tensor]) -> Rows:
-        """Each part's row with the slopes and multipliers that its branch has."""
+        """Each part's row with the slopes and multipliers of its branch."""
         dtype = self.program.dtype
         multipliers = {place: torch.zeros_like(values) for place, values in signs.items()}
         for at, branch in enumerate(branches):
             for split, value in branch.multipliers.items():
                 multipliers[split.place][at].view(-1)[split.coordinate] = value
-        for place, sign in signs.items():  # a newer cut of the same coordinate may want another sign
+        for place, sign in signs.items():  # a later split of the same coordinate may require another sign
             kept = torch.where(sign < 0, multipliers[place].clamp_max(0), multipliers[place].clamp_min(0))
             multipliers[place] = kept * sign.abs()
         slopes = {
@@ -105,9 +105,10 @@ def branched(
     stop: Callable[[], bool],
     most: int = MOST,
 ) -> Tree:
-    """Cut the region (of one sample) until the row (1, outputs) stays above its limit on every part.
+    """Split the region (of one sample) until the row (1, outputs) exceeds its limit on every part.
 
-    margin: by how much, so that what is left survives the proof in float64. stop: asked before every batch.
+    margin: by how much it must exceed the limit, so that the proof in float64 succeeds. stop: called before every
+    batch.
     """
     search = _Search(program, region, bounds, row, limit, margin)
     root = Branch(0.0)
@@ -123,7 +124,7 @@ def branched(
         tree.parts += len(made) // 2
         for branch, way in made:
             heapq.heappush(waiting, (branch.value, next(search.count), branch, way))
-        if stuck:  # a part that cannot be cut any more stays open
+        if stuck:  # a part that cannot be split further stays open
             for one in stuck:
                 heapq.heappush(waiting, one)
             break
@@ -134,7 +135,7 @@ def branched(
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A cut of the branch number `at`, and the parts that it makes, with multipliers to start from."""
+    """A split of branch number `at` and the resulting parts, with initial multipliers."""
 
     at: int
     split: Split
@@ -142,7 +143,7 @@ class _Candidate:
 
 
 def _cut(search: _Search, branches: Sequence[Branch], ways: Sequence[Way]) -> list[tuple[Branch, Way]]:
-    """Cut every branch in two, at the best of a few candidates, and optimise the parts."""
+    """Split every branch in two at the best of a few candidates, and optimise the parts."""
     made: list[tuple[Branch, Way]] = []
     for chosen in _best(search, branches, ways, _candidates(search, branches, ways)):
         branch = branches[chosen.at]
@@ -204,7 +205,7 @@ def _parts(branch: Branch, split: Split, lines: Lines, at: int, row: Tensor) -> 
 def _best(
     search: _Search, branches: Sequence[Branch], ways: Sequence[Way], tried: Sequence[_Candidate]
 ) -> list[_Candidate]:
-    """Of each branch's candidates the one whose worse part is best; none where there is none."""
+    """For each branch that has candidates, the one whose worse part has the largest value."""
     if not tried:
         return []
     new_ways: list[Way] = [(*ways[one.at], (one.split, above)) for one in tried for above in (False, True)]
@@ -230,7 +231,7 @@ def _scores(
     row: Tensor,
     ways: Sequence[Way],
 ) -> tuple[Tensor, Tensor]:
-    """(L, n) what the gap between the lines at the cut costs the row, 0 where there is nothing to cut; and the cuts."""
+    """(L, n) what the gap between the lines at each split point costs the row, 0 if none is possible; the points."""
     step = program.steps[place]
     assert isinstance(step, Activation)
     lower, upper = (side[step.source].expand(len(ways), *step.shape).clone() for side in (bounds.lower, bounds.upper))
@@ -247,7 +248,7 @@ def _scores(
 
 
 def cut(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Tensor:
-    """Where to cut an interval: at the kink nearest to its middle, or in the middle."""
+    """Where to split an interval: at the kink nearest to its middle, or in the middle."""
     middle = lower / 2 + upper / 2
     if not isinstance(function, PiecewiseLinear):
         return middle

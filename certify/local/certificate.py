@@ -19,10 +19,10 @@ NOTHING = Evidence()
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What is claimed about one image and what helps to prove it again.
+    """A claim about one image, and the evidence with which it can be proved again.
 
-    image: (*shape) float64. eps: the radius of the ball on which every relaxation is made, in pixel units. evidence:
-    its rows are the other classes in order.
+    image: (*shape) float64. eps: radius in pixel units of the ball for which the relaxations are made. evidence: its
+    rows are the other classes in order.
     """
 
     image: Tensor
@@ -33,7 +33,7 @@ class Certificate:
 
     @property
     def methods(self) -> str:
-        """What proves it, in words."""
+        """The methods that prove it, in words."""
         return self.evidence.methods
 
 
@@ -47,7 +47,7 @@ def margins_question(image: Tensor, label: int, classes: int, norm: Norm, eps: f
 def proved_radius(program: Program, certificate: Certificate) -> float:
     """The radius, at most `certificate.eps`, within which the exact network provably answers `label`.
 
-    program: in float64. About images in [0, 1] where the image itself is one, else about all.
+    program: in float64. The radius concerns images in [0, 1]^n if the image itself lies there, otherwise all inputs.
     """
     if program.dtype != torch.float64 or not (0 < certificate.eps < math.inf):
         return 0.0

@@ -1,17 +1,18 @@
-"""How far the values of every step can move around one image: an ellipsoid for each layer, for all its neurons at once.
+"""Bounds of how much every step can change around one image: one ellipsoid per layer, for all its neurons.
 
-From the image's own values every step changes by a linear function of x, the image's change, and of v, one number for
-each activation whose slope is not known: an argument that changes by d changes the answer by a d + D v with
-v (d - v) >= 0, where [a, a + D] holds the slopes of all secants from the image. For any t > 0, summed over the neurons,
+Let x be the change of the image. The value of every step changes by a linear function of x and of v, which has one
+entry for each activation whose slope is unknown: if its argument changes by d, its answer changes by a d + D v with v
+(d - v) >= 0, where [a, a + D] contains the slopes of all secants from the image. For any multipliers t > 0, summed over
+the neurons,
 
-    q(x, v) = |x|^2 + sum t v (v - d)  <=  |x|^2  <=  radius^2,
+    q(x, v) = |x|^2 + sum t v (v - d)  <=  |x|^2  <=  radius^2.
 
-and where q is positive definite that is an ellipsoid which holds every change. A row c changes by at most radius times
-sqrt(c q^-1 c): one factorisation for one layer, and one solution of a triangular system for each of its neurons. The
-numbers t are anyone's choice (`shared`). In `quadratic` every row has multipliers of its own, and an elimination.
+If q is positive definite, this is an ellipsoid that contains every change, and a row c changes by at most radius times
+sqrt(c q^-1 c). This takes one factorisation per layer and one triangular solve for each of its neurons. The bound holds
+for any multipliers t; `shared` chooses them. In `quadratic`, every row has its own multipliers and its own elimination.
 
-Every rounding is charged. x is taken out first, so S = I - (H + H^T) / 2 - r X X^T r / 4 is what remains of
-q in the coordinates r v with r = sqrt(t); X and r^-1 H r are the rows of the d over x and over v.
+Every rounding is charged. After x is eliminated, S = I - (H + H^T) / 2 - r X X^T r / 4 remains of q in the coordinates
+r v with r = sqrt(t); X and r^-1 H r contain the coefficients of d with respect to x and v.
 """
 
 import math
@@ -30,11 +31,11 @@ from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
 BLOCK = 256  # columns of a Gram matrix at a time
-MOST = 2**26  # numbers of one step's changes
-SPARE = 1e-6  # by how much S lies above its factor
-SHRINKING = (1.0, 0.97, 0.85, 0.6, 0.3)  # multipliers that are too large are tried again at these scales
-RANGE = 1e3  # of a multiplier to their median
-TINY = 1e-200  # above everything that is lost to underflow
+MOST = 2**26  # largest number of entries of one step's changes
+SPARE = 1e-6  # S minus the product of its factors is at least this
+SHRINKING = (1.0, 0.97, 0.85, 0.6, 0.3)  # scales tried in turn if the multipliers are too large
+RANGE = 1e3  # largest ratio of a multiplier to the median, and of the median to a multiplier
+TINY = 1e-200  # above anything lost to underflow
 UP = 1 + 2.0**-40
 
 Multipliers = Mapping[int, Tensor]
@@ -42,7 +43,7 @@ Multipliers = Mapping[int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Rows c over x (n, R) and over v (N, R), how far each may be off in norm (R,), and X c_x (N, R)."""
+    """Rows c: coefficients of x (n, R) and of v (N, R), a bound of each row's error in norm (R,), and X c_x (N, R)."""
 
     image: Tensor
     hidden: Tensor
@@ -52,8 +53,8 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """root: r (N,). lower: L with S - L L^T >= SPARE for the exact S. size, off: at or above |r X| and how
-    far r X and H may be off."""
+    """root: r (N,). lower: L with S - L L^T >= SPARE for the exact S. size, off: at or above |r X| and the error of
+    r X and H."""
 
     root: Tensor
     lower: Tensor
@@ -65,11 +66,11 @@ Choice = Callable[["Changes", int, Targets], Multipliers | None]
 
 
 class Changes:
-    """The changes of the steps, followed one by one while bounds are found.
+    """The changes of the steps, computed one by one while bounds are found.
 
-    program: in float64; in float32 for a search, whose bounds are no proof. region: of one sample, in l2 or linf.
-    centre: lower and upper in float64, proved at the image. choice: of the multipliers for some targets at a place;
-    None leaves that place alone.
+    program: in float64, or in float32 for a search, whose bounds prove nothing. region: of one sample, in l2 or linf.
+    centre: proved lower and upper bounds at the image, in float64. choice: returns the multipliers for some targets at
+    a place, or None to leave that place as it is.
     """
 
     def __init__(self, program: Program, region: Region, centre: tuple[list[Tensor], list[Tensor]], choice: Choice):
@@ -77,22 +78,22 @@ class Changes:
         shape, like = program.steps[0].shape, torch.zeros((), dtype=program.dtype, device=program.device)
         self.inputs = math.prod(shape)  # coordinates of x
         self.ended = region.norm == "l1" or self.inputs**2 > MOST
-        # x in units of what each pixel can do, in linf; the whole ball there is one of radius sqrt(n) then.
+        # In linf, x is scaled by each pixel's half-width, so the box lies in a ball of radius sqrt(n).
         units = half_widths(region).to(like) if region.norm == "linf" else like.new_ones(self.inputs)
         self.radius = float(region.eps[0]) if region.norm == "l2" else math.sqrt(self.inputs) * UP
         self.values = {} if self.ended else {0: torch.diag(units).reshape(-1, *shape)}
-        # How far each coordinate's column of numbers may be off, in norm, by step (*shape).
+        # By step (*shape), a bound of the norm of the error of each coordinate's column.
         self.errors = {0: like.new_zeros(shape)}
-        self.free: dict[int, Tensor] = {}  # coordinates of each activation that has v of its own
-        self.reach = like.new_zeros(0)  # of each argument
+        self.free: dict[int, Tensor] = {}  # by activation, the coordinates with an entry of v
+        self.reach = like.new_zeros(0)  # largest change of each argument, relative to the radius
         self.image = like.new_zeros(0, self.inputs)  # the rows X
-        self.hidden = like.new_zeros(0, 0)  # and those over v
+        self.hidden = like.new_zeros(0, 0)  # the coefficients of v in these rows
         self.gram = like.new_zeros(0, 0)
         self.row_error = 0.0
-        self.latest: tuple[int, Tensor, Tensor] | None = None  # place, coordinates and X c_x of the targets before
+        self.latest: tuple[int, Tensor, Tensor] | None = None  # place, coordinates and X c_x of the previous targets
 
     def follow(self, place: int, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
-        """The next step. bounds: lower and upper, of the steps before it."""
+        """Add the next step. bounds: lower and upper bounds of all steps before it."""
         step = self.program.steps[place]
         self.ended = self.ended or (self.inputs + len(self.reach)) * math.prod(step.shape) > MOST
         if self.ended or isinstance(step, Input):
@@ -110,7 +111,7 @@ class Changes:
         self.ended = not bool(torch.isfinite(self.errors[place]).all())
 
     def _linear(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The changes of an affine step, a sum or a concatenation, and how far they may be off."""
+        """The changes of an affine step, a sum or a concatenation, and bounds of their errors."""
         match step:
             case Affine():
                 before, error = self.values[step.source], self.errors[step.source]
@@ -127,7 +128,7 @@ class Changes:
         raise AssertionError(step)
 
     def _activation(self, place: int, step: Activation, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
-        """Arguments with more than one slope become rows, and their v columns of everything from here on."""
+        """Arguments whose slope is unknown become rows; their entries of v become coordinates of all later steps."""
         low, high = (side[step.source][0] for side in self.centre)
         flat, steep = slopes_from(step.function, low, high, *(side[step.source][0] for side in bounds))
         nothing = torch.zeros(flat.numel(), dtype=torch.long)
@@ -160,9 +161,9 @@ class Changes:
         self.errors[place] = error.reshape(step.shape)
 
     def _compress(self, place: int, source: int, active: Tensor) -> None:
-        """Where x acts through a few arguments alone, d = V^T x: fewer coordinates y for x, d = L y with |y| <= |x|.
+        """If x acts only through a few arguments d = V^T x, replace x by fewer coordinates y: d = L y with |y| <= |x|.
 
-        For that L L^T >= V^T V suffices, which the shift ensures whatever is off in V and rounded in the factor.
+        L L^T >= V^T V suffices, which the shift ensures despite errors of V and roundings of the factor.
         """
         read = any(source in sources_of(later) for later in self.program.steps[place + 1 :])
         if len(self.reach) or read or list(self.values) != [source] or not 0 < len(active) < self.inputs:
@@ -185,7 +186,7 @@ class Changes:
         self.inputs, self.image, self.latest = len(active), self.image.new_zeros(0, len(active)), None
 
     def _products(self, place: int, free: Tensor) -> Tensor:
-        """X c_x of coordinates of a step, from the latest targets where those hold them."""
+        """X c_x for coordinates of a step, taken from the latest targets if these contain them."""
         if self.latest is not None:
             at, coordinates, inner = self.latest
             if at == place and len(inner) == len(self.image) and bool(torch.isin(free, coordinates).all()):
@@ -220,7 +221,7 @@ class Changes:
         return found
 
     def narrowed(self, place: int, coordinates: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(R,) below and above some coordinates of a step, by the multipliers of the choice."""
+        """(R,) lower and upper bounds of some coordinates of a step, with the multipliers of `choice`."""
         if self.ended or not len(coordinates):
             return None
         targets = self.targets(place, coordinates=coordinates)
@@ -233,7 +234,7 @@ class Changes:
         return torch.nextafter(low - change, -inf), torch.nextafter(high + change, inf)
 
     def changed(self, place: int, rows: Tensor) -> Tensor | None:
-        """(R,) at or above the size of the change of rows (R, n) of a step, by the multipliers of the choice."""
+        """(R,) at or above the absolute change of rows (R, n) of a step, with the multipliers of `choice`."""
         if self.ended:
             return None
         targets = self.targets(place, rows=rows)
@@ -241,7 +242,7 @@ class Changes:
         return None if multipliers is None else self.bound(targets, multipliers)
 
     def bound(self, targets: Targets, multipliers: Multipliers) -> Tensor:
-        """(R,) at or above the size of every target's change, float64; infinite where the multipliers prove nothing."""
+        """(R,) at or above the absolute change of every target, float64; infinite if the multipliers prove nothing."""
         straight: Tensor = targets.image.norm(dim=0) * UP + targets.error
         if not len(self.reach):
             return straight * (self.radius * UP)
@@ -264,16 +265,16 @@ class Changes:
         return right
 
     def _right_error(self, targets: Targets, found: Factor, right: Tensor, straight: Tensor) -> Tensor:
-        """(R,) how far each column of `right` may be off. straight: at or above the norms of the c_x."""
+        """(R,) bounds of the errors of the columns of `right`. straight: at or above the norms of the c_x."""
         steep = float((1 / found.root).max()) * UP
         sizes: Tensor = steep * targets.hidden.norm(dim=0) + right.norm(dim=0)
         off = (steep + found.size) * targets.error + found.off * straight
         return (off + gamma(4 * (self.inputs + 16)) * found.size * straight + gamma(8) * sizes) * UP + TINY
 
     def factor(self, t: Tensor) -> Factor | None:
-        """For multipliers t (N,); None where q is not definite enough."""
+        """For multipliers t (N,); None if q is not sufficiently positive definite."""
         root = t.sqrt()
-        # Of S the lower half is enough, where H is and its transpose is not; r^-1 and r are multiplied from both sides.
+        # Only the lower half of S is needed, which contains H but not H^T; r^-1 and r are multiplied from both sides.
         matrix = (self.gram * (root / -4)).addcmul_(self.hidden, (0.5 / root).expand_as(self.hidden), value=-1)
         matrix.mul_(root[:, None])
         across = math.sqrt(float(t @ (self.hidden.square() @ (1 / t)))) * (1 + 1e-6)  # |H|
@@ -292,7 +293,7 @@ class Changes:
         return Factor(root, lower, size, off)
 
     def stacked(self, multipliers: Multipliers) -> Tensor:
-        """(N,) of the free coordinates so far; what is missing or no positive number is filled in."""
+        """(N,) multipliers of the free coordinates so far; missing or non-positive ones are replaced by a default."""
         filled = self.reach.clamp_min(1e-15).reciprocal().square()
         parts = []
         for (place, free), own in zip(

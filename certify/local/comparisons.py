@@ -1,4 +1,4 @@
-"""Sorts and maxima as rounds of comparators, each two linear maps and a ReLU: bounded like the rest of a network."""
+"""Sorts and maxima as rounds of comparators, each of two linear maps and a ReLU, which have relaxations."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from robustres.certify.maps.linear_map import LinearMap, Scaled, Shape, Sum
 from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Sort
 from robustres.certify.maps.sorting import in_groups, out_of_groups
 
-# Beyond so many values that are sorted together, the rounds of comparators are too many.
+# Largest number of values that are sorted together; more would need too many rounds of comparators.
 MOST = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Comparisons:
-    """What is compared with what.
+    """The rounds of comparators.
 
-    entry: from the value to groups (G, n) of places. rounds: the differences b - a of the pairs of one round, and the
-    map that adds their positive part to the first place of each pair and takes it from the second, so that the larger
-    comes first. exit: from the groups to the output.
+    entry: from the value to groups (G, n) of places. rounds: for each, the map to the differences b - a of its pairs,
+    and the map that adds their positive parts to the first place of each pair and subtracts them from the second, so
+    that the larger value comes first. exit: from the groups to the output.
     """
 
     entry: LinearMap
@@ -46,13 +46,13 @@ def comparisons(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape, device:
 
 
 def _groups(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape) -> tuple[Tensor, Tensor, Shape]:
-    """Which places are compared together (G, n), and the places among these of each output, largest first."""
+    """The places that are compared together (G, n), and the place of each output among them, largest first."""
     numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
     out_shape = piece.out_shape(shape)
     if isinstance(piece, MaxPool):
         windows = numbers[None]
         for axis, pixels in enumerate(piece.windows, start=len(shape) - len(piece.windows)):
-            first = pixels.amax(dim=1, keepdim=True)  # any pixel of the window stands in for its padding
+            first = pixels.amax(dim=1, keepdim=True)  # padding is replaced by any pixel of the window
             chosen = torch.where(pixels < 0, first, pixels)
             taken = [windows.index_select(axis + 1, chosen[:, tap]) for tap in range(chosen.shape[1])]
             windows = torch.cat(taken)
@@ -78,7 +78,7 @@ def _groups(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape) -> tuple[Te
 
 
 def _maximum_rounds(size: int) -> list[tuple[Tensor, Tensor]]:
-    """A tournament: the first half against the second, until one is left."""
+    """A tournament: the first half against the second, until one place is left."""
     rounds = []
     while size > 1:
         half = (size + 1) // 2
@@ -88,7 +88,7 @@ def _maximum_rounds(size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _sorting_rounds(size: int) -> list[tuple[Tensor, Tensor]]:
-    """Neighbours in turn (odd-even transposition): `size` rounds sort, one where there are two."""
+    """Odd-even transposition of neighbours: `size` rounds sort a group, one round a group of two."""
     if size == 2:
         return [(torch.tensor([0]), torch.tensor([1]))]
     starts = [torch.arange(turn % 2, size - 1, 2) for turn in range(size)]
@@ -98,8 +98,8 @@ def _sorting_rounds(size: int) -> list[tuple[Tensor, Tensor]]:
 def _round(
     count: int, size: int, first: Tensor, second: Tensor, kept: slice, device: torch.device
 ) -> tuple[LinearMap, LinearMap]:
-    """The differences of one round's pairs in every group, and where their positive parts go: to both places of each
-    pair, or to the one that is looked at afterwards (`kept`)."""
+    """The maps to the differences of one round's pairs in every group, and from their positive parts: to both places of
+    each pair, or only to the one that is used afterwards (`kept`)."""
     shape, pairs = (count, size), (count, len(first))
     base = size * torch.arange(count)[:, None]
     ahead, behind = (Selection((base + place).flatten().to(device), shape, pairs) for place in (first, second))

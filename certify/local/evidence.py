@@ -1,4 +1,4 @@
-"""What a search hands to the proof: slopes, multipliers, a tree of splits. None of it is trusted."""
+"""The results of a search that help the proof: slopes, multipliers, a tree of splits. None of it is trusted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from robustres.certify.local.intermediate import Helped
 
 @dataclass(frozen=True)
 class Split:
-    """A value of an activation's argument at which the region is cut in two: coordinate (flat) of the step that the
-    activation at `place` reads."""
+    """A value at which the region is split in two: of a (flat) coordinate of the argument of the activation at
+    `place`."""
 
     place: int
     coordinate: int
@@ -22,7 +22,7 @@ class Split:
 
 @dataclass(eq=False)
 class Branch:
-    """A part of the region, proved by its own slopes and multipliers, or cut in two parts that are.
+    """A part of the region, proved by its own slopes and multipliers, or split in two parts that are.
 
     slopes: by activation (*shape), of the lines below. multipliers: of the splits on the way here, the latest of each
     coordinate. value: what the search found. parts: below and above the point of `split`.
@@ -35,9 +35,9 @@ class Branch:
     parts: tuple["Branch", "Branch"] | None = None
 
     def leaves(self) -> Iterator[tuple["Branch", tuple[tuple[Split, bool], ...]]]:
-        """Every uncut part, and the splits that lead to it, each with whether the part lies above the point.
+        """Every part without a split, and the splits that lead to it, each with whether the part lies above the point.
 
-        Together they are the whole: each cut hands on both of its sides.
+        Together the leaves cover the whole region, since both sides of every split are kept.
         """
         waiting: list[tuple[Branch, tuple[tuple[Split, bool], ...]]] = [(self, ())]
         while waiting:
@@ -51,9 +51,9 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
-    """Multipliers for some rows together: of the sum of their squares, each times its scale.
+    """Multipliers for the sum of the squares of some rows, each times its scale.
 
-    rows: places among the rows in question. scales: of each, positive.
+    rows: indices of the rows of the question. scales: positive, one for each.
     """
 
     rows: tuple[int, ...]
@@ -73,7 +73,7 @@ class Evidence:
 
     @property
     def methods(self) -> str:
-        """What proves it, in words."""
+        """The methods that prove it, in words."""
         words = ["quadratic"] if self.quadratics or self.shared else []
         if any(tree.split is not None for tree in self.trees.values()):
             words.append("branching")

@@ -1,4 +1,4 @@
-"""Bounds of the argument of every activation, and of every step: intervals first, backward rows where they decide."""
+"""Bounds of every step: by intervals, and for the arguments of loose activations also by backward propagation."""
 
 import math
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from robustres.certify.local.sets import Region
 from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Step, Total
 from robustres.numerics import gamma
 
-# Bytes of one chunk of rows at the widest step, of which a handful are alive at a time.
+# Bytes of one chunk of rows at the widest step; a few chunks are in memory at a time.
 CHUNK = 4 * 2**20
-# Rows count as worth their time where they shorten this share of the intervals by that share of their length.
+# Backward rows are worth their time if they shorten this share of the intervals by at least this share of their length.
 GAINING, GAIN = 0.1, 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """What is proved about every step on the region, and the lines of every activation that follow from it.
+    """Bounds of every step on the region, and the lines of every activation that follow from them.
 
-    lower, upper: by place, (N, *shape). In float32 they are a search's and no proof.
+    lower, upper: by place, (N, *shape). In float32 they belong to a search and prove nothing.
     """
 
     lower: list[Tensor] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Bounds:
     affine: dict[int, Tensor] = field(default_factory=dict)
 
     def sizes(self) -> Sizes | None:
-        """For the charge of rounding; None for a search in float32."""
+        """Sizes for the charge of rounding; None in float32, where nothing is charged."""
         if self.lower[0].dtype != torch.float64:
             return None
         return Sizes(
@@ -45,10 +45,10 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class Helped:
-    """Slopes of the lines below with which some coordinates at one place are bounded, in place of the common ones.
+    """Slopes of lower lines that replace the common ones for some coordinates at one place.
 
     coordinates: (K,) flat. signs: (K,) 1 for a bound from below, -1 for one from above. slopes: by activation before
-    that place (K, *shape). Whatever they are, what follows is a bound.
+    that place (K, *shape). Any slopes give a valid bound.
     """
 
     coordinates: Tensor
@@ -65,11 +65,11 @@ def bounded(
     helped: Mapping[int, Helped] | None = None,
     changes: Changes | None = None,
 ) -> Bounds:
-    """Bounds of every step on the region, in the program's precision; with the charge of rounding in float64.
+    """Bounds of every step on the region, in the program's precision; in float64 all roundings are charged.
 
-    within: other bounds that hold on the region, which are kept where they are tighter. rows: False: intervals alone.
-    helped, changes: for a region of one sample. changes: begun there; they narrow intervals before rows do, and without
-    rows from where rows added hardly anything.
+    within: other bounds that hold on the region; the tighter ones are kept. rows: whether to use backward rows at all.
+    helped, changes: for a region of one sample. changes: as `followed` returns them; they narrow intervals before rows
+    do, and rows are no longer used from the first activation on where they gain too little.
     """
     bounds, worth = Bounds(), True
     region = region.to(program.dtype)
@@ -94,7 +94,7 @@ def bounded(
 
 
 def followed(program: Program, region: Region, centre: Bounds, choice: Choice) -> Changes:
-    """The changes around a region's centre (one sample, float64), none yet, for `bounded`. centre: bounds there."""
+    """Changes without any steps yet, for `bounded`. region: of one sample, float64. centre: bounds at its centre."""
     return Changes(program, region, (centre.lower, centre.upper), choice)
 
 
@@ -103,7 +103,7 @@ def _exact_by_interval(step: Step, region: Region) -> bool:
 
 
 def _interval(place: int, step: Step, program: Program, region: Region, bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """A step's interval from those of the steps that it reads, rounded outwards in float64."""
+    """A step's interval from those of its sources, rounded outwards in float64."""
     proves = program.dtype == torch.float64
     match step:
         case Input():
@@ -133,8 +133,8 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
 
 
 def _narrow(place: int, reader: Activation, changes: Changes | None, bounds: Bounds) -> bool:
-    """Intersect the interval of what leaves an activation loose with what the changes around the image prove; whether
-    they say anything."""
+    """Intersect the intervals of loose arguments with the bounds by the changes around the image; return whether these
+    exist."""
     lower, upper = bounds.lower[place], bounds.upper[place]
     loose = lines(reader, lower, upper).loose[0].flatten().nonzero().flatten()
     found = None if changes is None else changes.narrowed(place, loose)
@@ -149,7 +149,7 @@ def _narrow(place: int, reader: Activation, changes: Changes | None, bounds: Bou
 
 
 def _gained(reader: Activation, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> bool:
-    """Whether enough of the intervals that left an activation loose became shorter."""
+    """Whether enough of the intervals of loose arguments became shorter."""
     loose = lines(reader, *before).loose
     shorter = after[1] - after[0] < (1 - GAIN) * (before[1] - before[0])
     return bool((loose & shorter).sum() > GAINING * loose.sum())
@@ -158,9 +158,9 @@ def _gained(reader: Activation, before: tuple[Tensor, Tensor], after: tuple[Tens
 def _tighten(
     place: int, reader: Activation, program: Program, region: Region, bounds: Bounds, helped: Helped | None
 ) -> None:
-    """Replace the interval at one place by what backward rows prove, where the activation is loose and that is tighter.
+    """Tighten the interval at one place by backward rows for the loose coordinates of its activation.
 
-    First from below; where that alone makes the activation exact, nothing is sought from above.
+    Lower bounds come first; coordinates that these make exact need no upper bound.
     """
     lower, upper = bounds.lower[place], bounds.upper[place]
     for sign in (1.0, -1.0):
@@ -194,7 +194,7 @@ def extremes(
     bounds: Bounds,
     slopes: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
-    """(R,) below sign times the coordinates `chosen` (R, 2: sample, flat coordinate) at one place, rounded down.
+    """(R,) at or below sign times the coordinates `chosen` (R, 2: sample, flat coordinate) at one place.
 
     slopes: as in `Rows`.
     """

@@ -19,9 +19,9 @@ def margin_rows(labels: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tenso
 
 
 def positive_within(form: Form, region: Region) -> Tensor:
-    """(R,) the largest radius at most its owner's eps within which the form was found positive; 0 where there is none.
+    """(R,) the largest radius, at most its owner's eps, at which the form was found positive; 0 if there is none.
 
-    A form holds on the whole region that it was made for, so its value at every smaller radius is one more bound.
+    A form holds on the whole region for which it was computed, so its minimum at every smaller radius is a bound there.
     """
     low, high = torch.zeros_like(form.constant), region.eps[form.owner].clone()
     whole = form.minimum(region) > 0

@@ -1,4 +1,4 @@
-"""The best slopes of the lines below activations, and multipliers of splits, by Adam: a search in float32."""
+"""Optimise the slopes of lower lines and the multipliers of splits by Adam; a search in float32."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ DECAYS = (0.9, 0.999)
 
 @dataclass(frozen=True, eq=False)
 class Optimised:
-    """value: (R,) the largest minimum of each row that was seen; slopes, multipliers: with which it was."""
+    """value: (R,) the largest minimum found for each row; slopes, multipliers: those that gave it."""
 
     value: Tensor
     slopes: dict[int, Tensor]
@@ -35,10 +35,10 @@ def optimised(
     rate: float,
     enough: Tensor | None = None,
 ) -> Optimised:
-    """Ascent of the minimum of every row, all on one region, from the rows' own slopes and multipliers.
+    """Maximise the minimum of every row on one region, starting from the rows' own slopes and multipliers.
 
-    signs, points: of the splits, as `parts.signs_of_parts` gives them. enough: (R,) where to stop. rate: of slopes;
-    multipliers move at twice that rate, relative to 1.
+    signs, points: of the splits, as `parts.signs_of_parts` gives them. enough: (R,) values at which to stop. rate: step
+    size of slopes; multipliers move at twice that rate, relative to 1.
     """
     before = {place for place in lines if place in program.ancestors(rows.place)}
     slopes, multipliers = {}, {}
@@ -92,7 +92,7 @@ def optimised(
 def minimum(
     form: Form, region: Region, multipliers: Mapping[int, Tensor], points: Mapping[int, Tensor], *, close: bool
 ) -> Tensor:
-    """(R,) the minimum on the one region, after the constants of the splits."""
+    """(R,) the minimum on the region, including the constants of the splits."""
     value = replace(form, owner=torch.zeros_like(form.owner)).minimum(region, close=close)
     for place, values in multipliers.items():
         if place in points and bool(points[place].any()):
@@ -107,7 +107,7 @@ class _Best:
         self.multipliers: dict[int, Tensor] = {}
 
     def see(self, value: Tensor, slopes: Mapping[int, Tensor], multipliers: Mapping[int, Tensor]) -> None:
-        """Keep what is better, row by row."""
+        """Keep the better of the known and the new values of each row."""
         value = value.detach()
         if not len(self.value):
             self.value = value
@@ -123,7 +123,7 @@ class _Best:
 
 
 class _Adam:
-    """The steps of Adam (Kingma and Ba 2015) upwards."""
+    """Steps of gradient ascent by Adam (Kingma and Ba 2015)."""
 
     def __init__(self, like: Tensor, rate: float) -> None:
         self.rate, self.count = rate, 0

@@ -1,4 +1,4 @@
-"""Parts of a region on one side of some splits: the lines that hold there, and rows with the splits' multipliers."""
+"""Parts of a region on one side of some splits: their lines, and rows with the multipliers of the splits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ def lines_of_parts(program: Program, bounds: Bounds, ways: Sequence[Way]) -> dic
                     lower[at, split.coordinate] = lower[at, split.coordinate].clamp_min(split.point)
                 elif split.place == place:
                     upper[at, split.coordinate] = upper[at, split.coordinate].clamp_max(split.point)
-        # A part may be empty; then anything may be said about it, and any interval will do.
+        # A part may be empty; then any statement about it is true, so any interval is valid.
         found[place] = lines(step, *(side.reshape(-1, *step.shape) for side in (lower, torch.maximum(lower, upper))))
     return found
 
@@ -74,7 +74,7 @@ def forms_of_leaves(
     leaves: Sequence[tuple[Branch, Way]],
     sizes: Sizes | None,
 ) -> Form:
-    """One row (1, outputs) on each leaf, by the leaf's own slopes and multipliers, whatever they are."""
+    """One row (1, outputs) on each leaf, with the leaf's own slopes and multipliers; any of them give a bound."""
     ways = [way for _, way in leaves]
     signs, points = signs_of_parts(program, ways, program.dtype)
     multipliers = {place: torch.zeros_like(values) for place, values in signs.items()}
@@ -82,7 +82,7 @@ def forms_of_leaves(
         for split, value in leaf.multipliers.items():
             if split.place in multipliers:
                 multipliers[split.place][at].view(-1)[split.coordinate] = value
-    for place, sign in signs.items():  # of the right sign and nowhere else; not finite ones are left out
+    for place, sign in signs.items():  # only with the right sign and at splits; non-finite ones are left out
         usable = torch.nan_to_num(multipliers[place], nan=0.0, posinf=0.0, neginf=0.0)
         multipliers[place] = sign.abs() * torch.where(sign < 0, usable.clamp_max(0), usable.clamp_min(0))
     slopes = {

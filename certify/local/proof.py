@@ -1,4 +1,4 @@
-"""What evidence proves: every bound again in float64 with all roundings charged, trusting nothing of the search."""
+"""Proof from evidence: every bound again, in float64 with all roundings charged; the search is not trusted."""
 
 import math
 from collections.abc import Sequence
@@ -26,36 +26,36 @@ LARGEST = 2.0**20  # integer entries of rows up to here times a float32 are exac
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Is rows y > limits for every output y on the region? rows (R, outputs), limits (R,) in float64; one sample."""
+    """Whether rows y > limits for all outputs y on the region of one sample. rows (R, outputs), limits (R,) float64."""
 
     region: Region
     rows: Tensor
     limits: Tensor
 
     def form(self, program: Program, bounds: Bounds) -> Form:
-        """Each row less its limit, by the common lines."""
+        """Each row minus its limit, with the common lines."""
         owner = torch.zeros(len(self.rows), dtype=torch.long, device=program.device)
         rows = Rows(len(program.steps) - 1, self.rows.to(program.dtype), owner)
         return beyond(pulled_back(program, rows, bounds.lines, bounds.sizes()), self.limits)
 
 
 def beyond(form: Form, limits: Tensor) -> Form:
-    """The form less these limits, the rounding of which is charged."""
+    """The form minus these limits; the rounding is charged."""
     charge = form.charge + gamma(8) * (form.constant.abs() + limits.abs())
     return replace(form, constant=form.constant - limits, charge=charge)
 
 
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """radii: (R,) within which each row provably stays above its limit: the region's eps where that is all of it, 0 for
-    nothing."""
+    """radii: (R,) within which each row provably exceeds its limit: the region's eps if on all of it, 0 if nothing is
+    proved."""
 
     question: Question
     radii: Tensor
 
     @classmethod
     def of(cls, program: Program, question: Question, evidence: Evidence) -> Self:
-        """By linear bounds, the quadratic certificates and the trees. program: in float64; else nothing is proved."""
+        """By linear bounds, quadratic certificates and trees. program: in float64, otherwise nothing is proved."""
         radii = torch.zeros(len(question.rows), dtype=torch.float64, device=program.device)
         if program.dtype != torch.float64:
             return cls(question, radii)
@@ -80,12 +80,12 @@ class Proof:
 
     @property
     def whole(self) -> Tensor:
-        """(R,) the rows that are proved on all of the region."""
+        """(R,) whether each row is proved on all of the region."""
         return self.radii >= self.question.region.eps[0]
 
 
 def _by_ellipsoid(program: Program, question: Question, centre: Bounds, changes: Changes) -> Tensor:
-    """(R,) the radii that the changes of the output prove. As `_by_quadratics`, of all rows."""
+    """(R,) the radii that the changes of the output prove, for all rows; as `_by_quadratics`."""
     change = changes.changed(len(program.steps) - 1, question.rows)
     radii = torch.zeros_like(question.limits)
     if change is not None:
@@ -96,13 +96,13 @@ def _by_ellipsoid(program: Program, question: Question, centre: Bounds, changes:
 
 
 def _margins(program: Program, question: Question, centre: Bounds) -> list[float]:
-    """Of the rows, proved, at the image itself."""
+    """(R,) proved lower bounds of the rows at the image itself."""
     found: list[float] = question.form(program, centre).minimum(question.region.with_eps(0.0)).tolist()
     return found
 
 
 def _radius(region: Region, margin: float, change: float) -> float:
-    """Where a change on the whole region leaves the margin positive: in l2 it grows at most as the radius does."""
+    """The radii within which a change leaves the margin positive; in l2 it grows at most as fast as the radius."""
     eps = float(region.eps[0])
     if change < margin:
         return eps
@@ -114,7 +114,7 @@ def _radius(region: Region, margin: float, change: float) -> float:
 def _by_quadratics(
     program: Program, question: Question, centre: Bounds, slopes: Sectors, quadratics: Sequence[Quadratic]
 ) -> Tensor:
-    """(R,) the radii that they prove. In l2 a change grows at most in proportion to the radius; else all or nothing."""
+    """(R,) the radii that they prove; outside l2, the whole radius or 0."""
     margins = _margins(program, question, centre)
     radii = torch.zeros_like(question.limits)
     for quadratic in quadratics:
@@ -124,10 +124,10 @@ def _by_quadratics(
 
 
 def _changes(program: Program, question: Question, slopes: Sectors, quadratic: Quadratic) -> dict[int, float]:
-    """At or above the change of each row that the certificate is about.
+    """At or above the change of each row of the certificate.
 
-    The sum of the squares of the rows, each times its scale, is bounded; so is each row alone. Their products with the
-    scales must be exact, which is certain where the rows hold small integers.
+    A bound of the sum of the squares of the rows, each times its scale, bounds each row. The products with the scales
+    must be exact, which is certain if the rows contain small integers.
     """
     rows = question.rows[list(quadratic.rows)]
     scales = [float(torch.tensor(scale, dtype=torch.float32)) for scale in quadratic.scales]
@@ -141,7 +141,7 @@ def _changes(program: Program, question: Question, slopes: Sectors, quadratic: Q
 
 
 def _by_tree(program: Program, question: Question, bounds: Bounds, row: int, tree: Branch) -> float:
-    """The smallest radius that any leaf proves: the leaves together are the whole region."""
+    """The smallest radius that any leaf proves; the leaves together cover the whole region."""
     radius = float(question.region.eps[0])
     waiting = tree.leaves()
     while leaves := tuple(islice(waiting, LEAVES)):

@@ -1,8 +1,8 @@
-"""Quadratic certificates around one image: how far the network's answers can move, by sectors from the centre.
+"""Quadratic certificates around one image: bounds of the change of the logits, by sectors from the centre.
 
-Boxes around every neuron are what loosens linear bounds in l2. Here the ball stays a ball: with z the change of a
-neuron's argument from the image's own z0, its answer changes by s z with s the slope of a secant that starts at z0.
-That slope lies in an interval which closes as the ball shrinks, and one elimination of all layers with these intervals
+In l2, linear bounds lose most by enclosing all neurons in boxes. Here the ball remains a ball: if a neuron's argument
+changes by z from its value z0 at the image, its answer changes by s z, where s is the slope of a secant that starts at
+z0. This slope lies in an interval that shrinks with the ball, and one elimination of all layers with these intervals
 bounds every change (`robustres.certify.blocks.network_bound`).
 """
 
@@ -26,14 +26,14 @@ from robustres.certify.local.steps import Activation
 from robustres.numerics import rounded_up
 
 COPIES, STEPS = 16, 120
-# A search ends about a thousandth above the best multipliers; a hundredth of that buys a proof in a third of the time.
+# A search ends about a thousandth above the best value; giving up a hundredth of that shortens the proof to a third.
 REPAIR = Repair(loss=1e-5, spare=1e-6, main=1e-4)
 
 Sectors = Mapping[Node, tuple[Tensor, Tensor]]
 
 
 def sectors(program: Program, bounds: Bounds, centre: Bounds) -> Sectors:
-    """Intervals of the slopes of all secants from the image, for every activation of the simplified network.
+    """Intervals that contain the slopes of all secants from the image, for every activation of the simplified network.
 
     bounds: proved on the region, one sample. centre: proved at the image itself, so as wide as rounding makes it.
     """
@@ -96,7 +96,7 @@ def added(points: Sequence[FixedPoint], scales: Sequence[float]) -> FixedPoint:
 
 
 def proved_change(program: Program, slopes: Sectors, rows: Tensor, region: Region, found: FixedPoint) -> float:
-    """At or above |rows . change of the logits| on the region, whatever the multipliers; infinite where none hold.
+    """At or above |rows . change of the logits| on the region, for any multipliers; infinite if these prove nothing.
 
     slopes: proved in float64.
     """

@@ -1,4 +1,4 @@
-"""Slopes of the secants of an activation that start at the image's own argument."""
+"""Slopes of the secants of an activation that start at its argument at the image."""
 
 from functools import singledispatch
 
@@ -12,20 +12,20 @@ from robustres.certify.maps.activation import PiecewiseLinear
 def slopes_from(
     function: ScalarFunction, low: Tensor, high: Tensor, lower: Tensor, upper: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """An interval of the slopes of all secants from the centre, known to lie in [low, high], to [lower, upper]."""
+    """An interval with the slopes of all secants from the centre, in [low, high], to points of [lower, upper]."""
     lower, upper = torch.minimum(lower.to(torch.float64), low), torch.maximum(upper.to(torch.float64), high)
     return secants(function, lower, low, high, upper)
 
 
 @singledispatch
 def secants(function: ScalarFunction, lower: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """An interval of the slopes between any point of [low, high] and any of [lower, upper], which holds it."""
+    """An interval with the slopes between points of [low, high] and of [lower, upper], which contains [low, high]."""
     return function.slopes_on(lower, upper)
 
 
 @secants.register
 def _(function: PiecewiseLinear, lower: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a convex function the slope of a secant rises with both of its ends, so the extremes lie at the outermost."""
+    """The secant slopes of a convex function increase with both ends, so the outermost ends give the extremes."""
     flat, steep = function.slopes_on(lower, upper)
     if len(function.pieces) != 2:
         return flat, steep
@@ -35,7 +35,7 @@ def _(function: PiecewiseLinear, lower: Tensor, low: Tensor, high: Tensor, upper
     slack = _slope_slack(function, low, lower), _slope_slack(function, high, upper)
     first = torch.where(convex, ends[0] - slack[0], flat)
     last = torch.where(convex, ends[1] + slack[1], steep)
-    # A slope is never outside of what the whole interval allows; ends that meet the centre say nothing by themselves.
+    # A slope always lies within the range for the whole interval; ends that coincide with the centre have no secant.
     first = torch.where(low > lower, torch.maximum(first, flat), flat)
     last = torch.where(upper > high, torch.minimum(last, steep), steep)
     return first, torch.maximum(first, last)

@@ -1,4 +1,4 @@
-"""The inputs that a proof is about: a ball around each image, cut to the images that exist."""
+"""The inputs that a proof is about: a ball around each image, intersected with [0, 1]^n."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +10,7 @@ from robustres.errors import InputError
 from robustres.numerics import gamma
 from robustres.threat import Norm
 
-# Steps of the search for the multiplier of an l2 or l1 ball with a box; every multiplier gives a valid bound.
+# Steps of the search for the multiplier of a ball intersected with a box; every multiplier gives a valid bound.
 STEPS = 4
 
 
@@ -29,7 +29,7 @@ class Region:
 
     @classmethod
     def ball(cls, centre: Tensor, eps: Tensor | float, norm: Norm) -> "Region":
-        """The ball within [0, 1]^n; a whole ball where the centre itself is no image in [0, 1]."""
+        """The ball within [0, 1]^n; the whole ball if its centre lies outside [0, 1]^n."""
         inside = ((centre >= 0) & (centre <= 1)).flatten(1).all(dim=1)
         wall = torch.where(inside, 0.0, torch.inf).to(centre).reshape(-1, *[1] * (centre.ndim - 1))
         eps = torch.as_tensor(eps, dtype=torch.float64, device=centre.device).expand(len(centre))
@@ -61,14 +61,14 @@ class Region:
         return replace(self, eps=torch.as_tensor(eps, dtype=torch.float64, device=self.centre.device).expand(len(self)))
 
     def to(self, dtype: torch.dtype) -> "Region":
-        """In another precision, for a search."""
+        """The same region in another precision, for a search."""
         return replace(
             self, centre=self.centre.to(dtype), lower=self.lower.to(dtype), upper=self.upper.to(dtype)
         )  # fmt: skip
 
     @cached_property
     def _room(self) -> tuple[Tensor, Tensor]:
-        """How far each coordinate can fall and rise (N, n), rounded up; in linf within eps."""
+        """How much each coordinate can decrease and increase (N, n), rounded up; in linf within eps."""
         fall, rise = (side.flatten(1) for side in (self.centre - self.lower, self.upper - self.centre))
         room = []
         for way in (fall, rise):
@@ -89,7 +89,7 @@ class Region:
         return torch.maximum(lower, self.lower), torch.minimum(upper, self.upper)
 
     def descent(self, rows: Tensor, owner: Tensor, eps: Tensor | None = None, *, close: bool = True) -> Tensor:
-        """(R,) how far <row, x> can lie below its value at the centre: at or above the true number up to rounding.
+        """(R,) the largest decrease of <row, x> from its value at the centre: at or above the true one up to rounding.
 
         rows: (R, *shape). owner: (R,) the sample of each row. eps: (R,) other radii than the samples' own.
         close: False leaves all but the coordinates that cannot move at all out of account, in a fraction of the time.
@@ -121,13 +121,13 @@ class Region:
 
 
 def half_widths(region: Region) -> Tensor:
-    """(n,) at or above how far each pixel can move from the centre, of a region of one sample."""
+    """(n,) at or above the largest change of each pixel from the centre, for a region of one sample."""
     lower, upper = region.bounds
     return torch.maximum(region.centre - lower, upper - region.centre)[0].flatten() * (1 + 2.0**-50)
 
 
 def _within_l2(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
-    """max of <size, d> over 0 <= d <= room, |d|_2 <= eps, from above.
+    """An upper bound of the maximum of <size, d> over 0 <= d <= room, |d|_2 <= eps.
 
     For every t > 0 it is at most t eps^2 / 2 + sum of max over d_i of size_i d_i - t d_i^2 / 2. At t = |size| / eps
     without the box that is eps |size|.
@@ -135,7 +135,7 @@ def _within_l2(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     whole = eps * torch.linalg.vector_norm(size, dim=1)
     with torch.no_grad():
         stopped, count = room == 0, None
-        for _ in range(STEPS):  # what reaches its wall is set aside; t of the others falls to its fixed point
+        for _ in range(STEPS):  # set aside what reaches its bound; t of the others falls to its fixed point
             left = (eps.square() - torch.where(stopped, room, 0.0).square().sum(dim=1)).clamp_min(1e-30)
             t = (torch.where(stopped, 0.0, size).square().sum(dim=1) / left).sqrt().clamp_min(1e-30)
             stopped = size >= t[:, None] * room
@@ -149,7 +149,7 @@ def _within_l2(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
 
 
 def _within_l1(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
-    """max of <size, d> over 0 <= d <= room, |d|_1 <= eps: at every t >= 0 at most t eps + sum (size - t)+ room."""
+    """An upper bound of the maximum of <size, d> over 0 <= d <= room, |d|_1 <= eps: t eps + sum (size - t)+ room."""
     with torch.no_grad():
         order = size.argsort(dim=1, descending=True)
         taken = room.gather(1, order).cumsum(dim=1)

@@ -1,8 +1,8 @@
-"""Multipliers that all rows of a layer share: which ellipsoid around the changes is small in all of their directions.
+"""Search for multipliers that all rows of a layer share: their ellipsoid is to be small in the directions of all rows.
 
-A search: what it finds makes `changes` tight or loose, never wrong. At the best multipliers a small change of one of
-them gains for some rows what it loses for others. With y the worst change of a row by the ellipsoid, that is where the
-sums over the rows of v^2 and of v d agree, so each multiplier is scaled by a power of their quotient, again and again.
+The result determines how tight `changes` is, never whether it is valid. At the best multipliers, the derivative of the
+objective with respect to each of them is 0: over the rows' worst changes in the ellipsoid, the weighted sums of v^2 and
+of v d agree. So each multiplier is repeatedly scaled by a power of the quotient of these sums.
 """
 
 import math
@@ -15,19 +15,19 @@ from torch import Tensor
 from robustres.certify.local.changes import Changes, Factor, Multipliers, Targets
 
 STEPS, LAST_STEPS = 3, 8
-FIRST = 0.25  # of what would be the largest multipliers if every neuron stood alone
+FIRST = 0.25  # initial share of the largest multipliers that are admissible for each neuron alone
 POWER, LEAST_POWER = 0.7, 0.1
-USUAL = 3.0  # what both sums are raised by, relative to the mean: a neuron that matters little keeps its multiplier
-ROWS = 192  # that the multipliers of a layer are found for
+USUAL = 3.0  # added to both sums, relative to the mean, so that multipliers of unimportant neurons stay
+ROWS = 192  # number of rows for which the multipliers of a layer are found
 HALVINGS, SMALLER = 16, 0.4
-SHARP = 4.0  # how much the worst row counts at the output
+SHARP = 4.0  # exponent that weights the worst rows of the output
 
 
 @dataclass(eq=False)
 class SharedSearch:
-    """Chooses the multipliers of each place, and keeps them: the `choice` of `Changes`.
+    """The `choice` of `Changes`: it chooses the multipliers of each place and stores them in `found`.
 
-    starts: of an earlier search, from which this one goes on. latest: of the place before.
+    starts: multipliers of an earlier search, by place, to begin with. latest: multipliers of the previous place.
     """
 
     starts: Mapping[int, Multipliers] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class SharedSearch:
     latest: Multipliers = field(default_factory=dict)
 
     def __call__(self, changes: Changes, place: int, targets: Targets) -> Multipliers:
-        """For intervals: all rows count the same, relative to what they can change."""
+        """Multipliers for intervals: all rows have the same weight, relative to their possible change."""
         count = targets.image.shape[1]
         if count > ROWS:
             picked = torch.linspace(0, count - 1, ROWS, device=targets.image.device).long()
@@ -46,7 +46,7 @@ class SharedSearch:
     def chosen(
         self, changes: Changes, place: int, targets: Targets, margins: Tensor | None, steps: int = LAST_STEPS
     ) -> Multipliers:
-        """margins: (R,) positive, of the rows, of which the one that is nearest to losing its own counts most."""
+        """margins: (R,) positive; the rows whose change is largest relative to their margin have the largest weight."""
         self.found[place] = {}
         if not len(changes.reach):
             return {}
@@ -71,7 +71,7 @@ class SharedSearch:
         return self.found[place]
 
     def _begun(self, changes: Changes, given: Multipliers, tries: int) -> tuple[Tensor, Factor] | None:
-        """Admissible multipliers: where those given are, small enough ones of the layers that have none are, too."""
+        """Admissible multipliers to start from: the given ones, and sufficiently small ones for layers without any."""
         if not given and tries == 1:
             return None
         t, step, new = changes.stacked(given), [], 0
@@ -91,12 +91,12 @@ class SharedSearch:
 def _ratio(
     changes: Changes, targets: Targets, t: Tensor, factor: Factor, margins: Tensor | None
 ) -> tuple[float, Tensor]:
-    """What is to be made small, and by how much each multiplier is off."""
+    """The objective (smaller is better) and the factor by which each multiplier should grow."""
     root = factor.root[:, None]
     solved = torch.linalg.solve_triangular(factor.lower, changes.right(targets, factor.root), upper=False)
     square = (targets.image.square().sum(0) + solved.square().sum(0)).clamp_min(1e-30)
     v = torch.linalg.solve_triangular(factor.lower.T, solved, upper=True) / root
-    # At the worst change the derivative of q by v is that of the row, which gives d without a product with the image.
+    # At the worst change, the gradients of q and of the row by v agree, which gives d without a product with X.
     d = 2 * v - (changes.hidden.T @ (t[:, None] * v) + 2 * targets.hidden) / t[:, None]
     if margins is None:
         value, weights = float(square.log().mean()), 1 / square
@@ -110,7 +110,7 @@ def _ratio(
 
 
 def _by_place(changes: Changes, t: Tensor) -> dict[int, Tensor]:
-    """By activation, (n,) of all its coordinates: what has none in this search gets what is usual there."""
+    """By activation, (n,) multipliers of all its coordinates; those without one in this search get the median."""
     found = {}
     parts = torch.split(t, [len(free) for free in changes.free.values()])
     for (place, free), part in zip(changes.free.items(), parts, strict=True):

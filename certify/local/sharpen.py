@@ -1,4 +1,4 @@
-"""Tighter intermediate bounds where they matter most: the slopes of their own rows are optimised."""
+"""Tighter intermediate bounds where they matter most, by optimising the slopes of their own rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +21,7 @@ CHUNK = 128  # rows at a time
 def sharpened(
     program: Program, region: Region, bounds: Bounds, rows: Rows, *, chosen: int = CHOSEN
 ) -> tuple[Bounds, dict[int, Helped]]:
-    """The bounds with some of them tightened, those with the largest influence on the rows' minima, and how.
+    """Tighten the bounds with the largest influence on the rows' minima; return all bounds, and the slopes used.
 
     region: of one sample, in the program's precision.
     """

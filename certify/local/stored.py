@@ -1,4 +1,4 @@
-"""A certificate as bytes and back, so that it can be proved again elsewhere. What is read is evidence, never trusted.
+"""A certificate as bytes and back, so that it can be proved again elsewhere. What is read is never trusted.
 
 The bytes are a NumPy archive without pickled objects. Slopes and multipliers are kept as they were proved; where a
 search would go on from is not kept.
@@ -26,7 +26,7 @@ from robustres.errors import InputError
 from robustres.threat import Norm
 
 FORMAT = 1
-# What an archive may unpack to.
+# Largest size of an unpacked archive.
 MOST_BYTES = 2 * 2**30
 
 Arrays = dict[str, NDArray[Any]]
@@ -56,13 +56,13 @@ def certificate_bytes(certificate: Certificate, program: Program) -> bytes:
 
 
 def read_certificate(content: bytes, program: Program) -> Certificate:
-    """The certificate of `certificate_bytes`; InputError where the bytes are none, or none about such a network."""
+    """The certificate written by `certificate_bytes`; InputError if the bytes are none, or one for another network."""
     with _understood():
         return _certificate(_arrays(content), program)
 
 
 def image_shape(content: bytes) -> tuple[int, ...]:
-    """(*shape) of the image that a certificate is about; InputError where the bytes are none."""
+    """(*shape) of the image that a certificate is about; InputError if the bytes are not a certificate."""
     with _understood():
         return tuple(_arrays(content)["image"].shape)
 
@@ -157,7 +157,7 @@ def _quadratic(arrays: Arrays, program: Program) -> Quadratic:
 
 
 def _tree_arrays(tree: Branch) -> Arrays:
-    """Every branch before its parts: where it is cut, or that it is a leaf; then the leaves' slopes, multipliers."""
+    """Every branch before its parts: its split, or that it is a leaf; then the slopes and multipliers of the leaves."""
     branches = list(_in_order(tree))
     cuts = [
         (one.split.place, one.split.coordinate) if one.parts is not None and one.split else (-1, -1) for one in branches
@@ -187,7 +187,7 @@ def _tree(arrays: Arrays, program: Program) -> Branch:
     branches = [Branch(0.0, split=_split(place, at, point, program) if place >= 0 else None)
                 for (place, at), point in zip(cuts, points, strict=True)]  # fmt: skip
     waiting: list[tuple[Branch, list[Branch]]] = []
-    for branch in branches:  # each is the next part of the last branch that still lacks one
+    for branch in branches:  # each is the next part of the latest branch that lacks one
         _require(bool(waiting) != (branch is branches[0]), "a tree with no part too many")
         if waiting:
             above, parts = waiting[-1]
@@ -251,7 +251,7 @@ def _prefixed(prefix: str, arrays: Arrays) -> Arrays:
 
 
 def _parts(arrays: Arrays, kind: str) -> Iterator[tuple[str, Arrays]]:
-    """The arrays of each object of one kind, in order, without the beginning of their names."""
+    """The arrays of each object of one kind, in order, without the prefix of their names."""
     groups: dict[str, Arrays] = {}
     for name, values in _named(arrays, kind):
         key, _, rest = name.partition("/")
