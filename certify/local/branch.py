@@ -1,8 +1,8 @@
 """Branch and bound: split the region at values of activations' arguments until every part is proved. A search.
 
 The splits that lead to a part are constraints on it and enter its bound with multipliers (Wang et al. 2021,
-beta-CROWN). Parts are processed in batches, the worst first, and start from the slopes and multipliers of their parent. The
-intermediate bounds are those of the whole region, narrowed at the splits.
+beta-CROWN). Parts are processed in batches, the worst first, and start from the slopes and multipliers of their
+parent. The intermediate bounds are those of the whole region, narrowed at the splits.
 """
 
 import bisect
