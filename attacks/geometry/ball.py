@@ -17,7 +17,7 @@ from robustres.threat import ThreatModel
 # Share of the pixels moved by a step in l1 (Tramer and Boneh 2019 use the 99th percentile; with 5 %, small images still
 # move).
 L1_SHARE = 0.05
-_NEWTON_STEPS, _L1_TOLERANCE = 100, 1e-9
+_NEWTON_STEPS, _L1_TOLERANCE, _COUNTS = 100, 1e-9, 12
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -37,51 +37,52 @@ def pixel_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
-    """Points of the ball near the given ones, whose memory may be reused; `low` and `high` are the `pixel_bounds` of x.
+    """Move the points into the ball, in place, and return them; `low` and `high` are the `pixel_bounds` of x.
 
     linf: the nearest point. l1: the nearest point of the intersection of ball and box. l2: scaled into the ball, then
     clipped into the box, which keeps it in the ball.
     """
     if threat.norm == "linf":
         return points.clamp_(low, high)
-    difference = points - x
     if threat.norm == "l1":
-        return x + project_l1_box(difference, -x, 1 - x, threat.eps).to(x.dtype)
-    length = torch.linalg.vector_norm(difference.flatten(1), dim=1)
-    scale = torch.where(length > threat.eps, threat.eps / length, torch.ones_like(length))
-    scaled: Tensor = torch.addcmul(x, difference, per_sample(scale, x))
-    return scaled.clamp_(0, 1)
+        return torch.add(x, project_l1_box(points.sub_(x), x, threat.eps), out=points)
+    difference = points.sub_(x)
+    scale = (threat.eps / torch.linalg.vector_norm(difference.flatten(1), dim=1)).clamp_(max=1)
+    return torch.addcmul(x, difference, per_sample(scale, x), out=difference).clamp_(0, 1)
 
 
-def project_l1_box(v: Tensor, low: Tensor, high: Tensor, eps: float | Tensor) -> Tensor:
-    """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, low <= d <= high}, low <= 0 <= high, in float64.
+def project_l1_box(v: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+    """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, 0 <= x + d <= 1}, for images x (N, ...).
 
-    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most 1e-9, relatively. The solution is
-    d_i = sign(v_i) min(max(|v_i| - t, 0), cap_i), where cap_i is the room on v_i's side and t >= 0 the multiplier of
-    the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and is piecewise linear. Newton's
-    method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints takes several times as long.
+    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most a relative 1e-9 in float64 and 1e-6
+    in float32. The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), room_i), where room_i is the room on v_i's side
+    and t >= 0 the multiplier of the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and is
+    piecewise linear. Newton's method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints takes
+    several times as long, and so do masks, so that counts are sums of zeros and ones in the type of v.
     """
-    flat = v.detach().to(torch.float64).flatten(1)
-    radius = torch.as_tensor(eps, dtype=torch.float64, device=v.device).reshape(-1)
-    cap = torch.where(flat > 0, high.flatten(1), -low.flatten(1)).to(torch.float64)
-    size = flat.abs()
-    kept = torch.minimum(size, cap)
+    flat = v.detach().flatten(1)
+    radius = torch.as_tensor(eps, dtype=flat.dtype, device=v.device).reshape(-1)
+    tolerance = max(_L1_TOLERANCE, 8 * torch.finfo(flat.dtype).eps)
+    sign, size = flat.sign(), flat.abs()
+    room = torch.addcmul(sign.clamp(min=0), sign, x.flatten(1), value=-1)
+    kept = torch.minimum(size, room)
     excess = kept.sum(dim=1) - radius
     threshold = torch.zeros_like(excess)
     below, above = threshold, size.amax(dim=1)
+    counted = torch.empty_like(kept)
     for _ in range(_NEWTON_STEPS):
-        outside = excess.abs() > _L1_TOLERANCE * radius
+        outside = excess.abs() > tolerance * radius
         outside &= (excess > 0) | (threshold > 0)  # else v lies inside the ball
         if not bool(outside.any()):
             break
         below, above = torch.where(excess > 0, threshold, below), torch.where(excess > 0, above, threshold)
-        moving = torch.ne(kept, cap).logical_and_(kept > 0).sum(dim=1)
-        step = threshold + excess / moving
+        changed = torch.sign(kept, out=counted).sum(dim=1)
+        step = threshold + excess / (changed - torch.eq(kept, room, out=counted).mul_(kept).sign_().sum(dim=1))
         step = torch.where((step > below) & (step < above), step, (below + above) / 2)
         threshold = torch.where(outside, step, threshold)
-        kept = torch.minimum(size - threshold[:, None], cap).clamp_(min=0)
+        torch.minimum(torch.sub(size, threshold[:, None], out=kept), room, out=kept).clamp_(min=0)
         excess = kept.sum(dim=1) - radius
-    return (flat.sign() * kept).reshape(v.shape)
+    return kept.mul_(sign).reshape(v.shape)
 
 
 def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
@@ -121,13 +122,10 @@ def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
     """
     if norm == "linf":
         return gradient.sign()
-    flat = gradient.flatten(1)
     if norm == "l2":
-        largest = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
-        scaled = flat / largest
-        length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=1e-12)
-        unit: Tensor = (scaled / length).reshape(gradient.shape)
-        return unit
+        scaled, length = with_length(gradient)
+        return scaled / per_sample(length, gradient)
+    flat = gradient.flatten(1)
     stuck = torch.where(flat > 0, points.flatten(1) >= 1, points.flatten(1) <= 0)
     movable = flat.masked_fill(stuck, 0.0)
     count = max(1, int(L1_SHARE * flat.shape[1]))
@@ -135,6 +133,63 @@ def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
     signs = movable.gather(1, positions).sign()
     moved = signs.abs().sum(dim=1, keepdim=True).clamp(min=1.0)
     return torch.zeros_like(flat).scatter(1, positions, signs / moved).reshape(gradient.shape)
+
+
+def signs_of_largest(values: Tensor, count: Tensor) -> Tensor:
+    """The signs of about `count` (N,) entries of (N, ...) of largest size in each sample, the others being 0.
+
+    The number differs by at most 2 % or one entry, unless entries are equal. Sizes are taken to be roughly
+    exponentially distributed, so that a threshold with the right count is found in a few passes; sorting takes many
+    times as long.
+    """
+    size, wanted = values.abs().flatten(1), count.to(values.dtype)
+    mean = size.mean(dim=1)
+    below, above = torch.zeros_like(mean), size.amax(dim=1)
+    fewer = torch.ones_like(wanted)  # entries of at least `above`
+    more = torch.full_like(wanted, size.shape[1])  # entries of at least `below`
+    threshold = torch.minimum(mean * (size.shape[1] / wanted).log(), above)
+    large = torch.empty_like(size)
+    for turn in range(_COUNTS):
+        found = torch.ge(size, threshold[:, None], out=large).sum(dim=1)
+        wrong = (found - wanted).abs() > (0.02 * wanted).clamp(min=1)
+        if not bool(wrong.any()):
+            break
+        many = found > wanted
+        below, more = torch.where(many, threshold, below), torch.where(many, found, more)
+        above, fewer = torch.where(many, above, threshold), torch.where(many, fewer, found)
+        share = ((more / wanted).log() / (more / fewer.clamp(min=1)).log()).nan_to_num(0.5).clamp(0.1, 0.9)
+        share = share if turn % 2 == 0 else torch.full_like(share, 0.5)
+        threshold = torch.where(wrong, below + share * (above - below), threshold)
+    return values.sign().mul_(large.reshape(values.shape))
+
+
+def ascended(points: Tensor, gradient: Tensor, size: Tensor, norm: str) -> Tensor:
+    """The points (N, ...) moved by `size` (N,) along the `unit_direction`."""
+    if norm == "l2":
+        scaled, length = with_length(gradient)
+        return torch.addcmul(points, scaled, per_sample(size / length, points))
+    direction = unit_direction(gradient, points, norm)
+    return torch.addcmul(points, direction, per_sample(size, points), out=direction)
+
+
+def with_length(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The vectors (N, ...) and their positive l2 norms (N,); multiplied by powers of two where squares would leave the
+    range of their type.
+    """
+    length = torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+    if len(length) and not 1e-15 < float(length.amin()) <= float(length.amax()) < 1e15:
+        exponent = torch.frexp(vectors.flatten(1).abs().amax(dim=1)).exponent.clamp(-126, 126)
+        vectors = torch.ldexp(vectors, per_sample(-exponent, vectors))
+        length = torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+    return vectors, length.clamp_(min=1e-12)
+
+
+def copy_rows(into: Tensor, source: Tensor, rows: Tensor) -> None:
+    """Copy the samples at the positions `rows` of one tensor (N, ...) into another."""
+    if len(rows) == len(into):
+        into.copy_(source)
+    elif len(rows):
+        into.index_copy_(0, rows, source.index_select(0, rows))
 
 
 def random_start(keys: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:

@@ -1,21 +1,23 @@
 """The smallest move onto a hyperplane within the box [0, 1], computed exactly, for l2, linf and l1.
 
 Given x in the box, w and r: the d of least norm with <w, d> = r and 0 <= x + d <= 1; where none exists, the d that
-comes closest to the hyperplane. Only moves in the direction sign(r w_i) help, each limited by the room up to the box:
+comes closest to the hyperplane.
 
-    linf  d_i = sign(r w_i) min(t, room_i)            t the root of sum |w_i| min(t, room_i) = |r|
-    l2    d_i = sign(r w_i) min(t |w_i|, room_i)      t the root of sum |w_i| min(t |w_i|, room_i) = |r|
-    l1    the pixels with the largest |w_i| move all the way, in turn, until r is reached
+    linf  d = clip(t sign(w), -x, 1 - x)   t the root of <w, d> = r
+    l2    d = clip(t w, -x, 1 - x)         t the root of <w, d> = r
+    l1    the pixels with the largest |w_i| move all the way in the direction sign(r w_i) until r is reached
 
-For linf and l2 the left-hand side is concave, increasing and piecewise linear in t. A line through two of its points
-left of the root lies above it further right, so the secant method started at 0 never overshoots the root, converges
-superlinearly, and needs neither sorting nor the slope. (Masks over all pixels cost several times as much as sums here.)
+For linf and l2, <w, d> increases with t, is piecewise linear, and concave for t >= 0, so a line through two of its
+points on one side of the root does not overshoot. The secant method converges superlinearly and needs neither sorting
+nor the slope. In l1, the smallest weight that moves is bracketed by halving. (Masks over all pixels cost several times as
+much as sums here, and sorting a hundred times.)
 """
 
 import torch
 from torch import Tensor
 
-_SECANTS = 60
+_SECANTS, _HALVINGS = 60, 100
+_LARGEST_STRETCH = 10.0
 
 
 def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, tolerance: float = 1e-6) -> Tensor:
@@ -23,38 +25,62 @@ def nearest_on_hyperplane(x: Tensor, w: Tensor, r: Tensor, norm: str, *, toleran
 
     tolerance: the relative part of the gap that may remain.
     """
-    flat = x.flatten(1)
-    normal = w.flatten(1) * r.sign()[:, None]
-    if norm == "l1":
-        return _l1_move(flat, normal, r.abs()).reshape(x.shape)
-    direction = normal.sign()
-    room = torch.addcmul(direction.clamp(min=0), direction, flat, value=-1)  # 1 - x upwards, x downwards
-    sizes = _sizes(room, normal.abs_(), r.abs(), norm, tolerance)
-    return sizes.mul_(direction).reshape(x.shape)
+    return Normals(w, norm).move(x, r, torch.ones_like(r), tolerance=tolerance)[0]
 
 
-def _sizes(room: Tensor, weight: Tensor, gap: Tensor, norm: str, tolerance: float) -> Tensor:
-    """min(t, room), or min(t weight, room) in l2, where t solves <weight, result> = gap."""
-    smallest = torch.finfo(room.dtype).tiny
-    t = gap / (weight.sum(dim=1) if norm == "linf" else weight.square().sum(dim=1)).clamp(min=smallest)
-    earlier, reached_earlier = torch.zeros_like(t), torch.zeros_like(t)
-    for _ in range(_SECANTS):
-        sizes = torch.minimum(room, t[:, None] if norm == "linf" else t[:, None] * weight)
-        reached = torch.linalg.vecdot(weight, sizes)
-        missing, rise = gap - reached, reached - reached_earlier
-        going = (missing > tolerance * gap) & (rise > 0)
-        if not bool(going.any()):
+class Normals:
+    """The normals w (N, ...) of hyperplanes, for moves from several images onto parallel ones."""
+
+    def __init__(self, w: Tensor, norm: str) -> None:
+        self.norm, self.normal = norm, w.flatten(1)
+        self.direction = self.normal.sign() if norm == "linf" else self.normal
+        self.slope = torch.linalg.vecdot(self.normal, self.direction).clamp(min=torch.finfo(w.dtype).tiny)
+
+    def move(self, x: Tensor, r: Tensor, stretch: Tensor, *, tolerance: float) -> tuple[Tensor, Tensor]:
+        """The move (N, ...) from x (N, ...) over the gaps r (N,), and its stretch (N,).
+
+        The stretch is the factor, at least 1, by which the box lengthens the move along the direction; the search for
+        it starts at the given one, for example that of the last move from nearly the same image.
+        """
+        flat = x.flatten(1)
+        if self.norm == "l1":
+            return _l1_move(flat, self.normal, r, tolerance).reshape(x.shape), stretch
+        whole, low, high = r / self.slope, -flat, 1 - flat
+        t = whole * stretch
+        earlier, reached_earlier = torch.zeros_like(t), torch.zeros_like(t)
+        for _ in range(_SECANTS):
+            move = (self.direction * t[:, None]).clamp_(low, high)
+            reached = torch.linalg.vecdot(self.normal, move)
+            missing, rise = r - reached, reached - reached_earlier
+            going = (missing.abs() > tolerance * r.abs()) & (rise != 0)
+            if not bool(going.any()):
+                break
+            step = torch.where(going, missing * ((t - earlier) / rise), 0)
+            earlier, reached_earlier = t, torch.where(going, reached, reached_earlier)
+            t = t + step
+        return move.reshape(x.shape), (t / whole).nan_to_num(1.0).clamp(1, _LARGEST_STRETCH)
+
+
+def _l1_move(x: Tensor, w: Tensor, r: Tensor, tolerance: float) -> Tensor:
+    """Pixels with |w| of at least `above` move all the way, those of at least `below` by a common share."""
+    sign, weight, gap = w.sign().mul_(r.sign()[:, None]), w.abs(), r.abs()
+    room = torch.addcmul(sign.clamp(min=0), sign, x, value=-1)  # 1 - x upwards, x downwards
+    gain = weight * room
+    smallest = torch.finfo(x.dtype).tiny
+    above, below = weight.amax(dim=1) * (1 + torch.finfo(x.dtype).eps), torch.zeros_like(gap)
+    least, most = torch.zeros_like(gap), gain.sum(dim=1)  # reached by moving the pixels above and below, respectively
+    large = torch.empty_like(gain)
+    for turn in range(_HALVINGS):
+        wide = above - below > tolerance * above
+        wide &= (most - least > tolerance * gap) & (most > gap)
+        if not bool(wide.any()):
             break
-        step = torch.where(going, missing * (t - earlier) / rise.clamp(min=smallest), 0)
-        earlier, reached_earlier = t, torch.where(going, reached, reached_earlier)
-        t = t + step
-    return sizes
-
-
-def _l1_move(x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:
-    weight, order = normal.abs().sort(dim=1, descending=True)
-    room = torch.where(normal > 0, 1 - x, x) * (normal != 0)
-    gain = weight * room.gather(1, order)
-    before = gain.cumsum(dim=1) - gain
-    share = ((gap[:, None] - before) / gain.clamp(min=torch.finfo(x.dtype).tiny)).clamp(0, 1)
-    return normal.sign() * torch.zeros_like(room).scatter(1, order, share * room.gather(1, order))
+        share = ((most - gap) / (most - least).clamp(min=smallest)).clamp(0.05, 0.95) if turn % 2 else 0.5
+        middle = torch.where(wide, below + share * (above - below), below)
+        reached = torch.ge(weight, middle[:, None], out=large).mul_(gain).sum(dim=1)
+        enough = reached >= gap
+        below, most = torch.where(wide & enough, middle, below), torch.where(wide & enough, reached, most)
+        above, least = torch.where(wide & ~enough, middle, above), torch.where(wide & ~enough, reached, least)
+    share = ((gap - least) / (most - least).clamp(min=smallest)).clamp(0, 1)
+    moved = torch.ge(weight, above[:, None], out=large).lerp_(torch.ge(weight, below[:, None]).to(x.dtype), share[:, None])
+    return moved.mul_(room).mul_(sign)

@@ -14,7 +14,7 @@ from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry import ball
-from robustres.attacks.geometry.ball import per_sample
+from robustres.attacks.geometry.ball import copy_rows, per_sample
 from robustres.attacks.geometry.losses import LossName
 from robustres.attacks.geometry.randomness import normal, sample_keys, uniform
 from robustres.attacks.search import engine
@@ -58,8 +58,8 @@ class AutoPgd(GradientSearch):
         keys = sample_keys(self.seed, slots["index"], slots["restart"])
         start = _surface_start(keys, x, threat.norm, threat.eps)
         slots["points"] = ball.project_(start, x, slots["low"], slots["high"], threat)
-        slots["previous"] = slots["points"]
-        slots["best"], slots["best_gradient"] = slots["points"].clone(), torch.zeros_like(x)
+        slots["previous"], slots["best"] = slots["points"].clone(), slots["points"].clone()
+        slots["best_gradient"] = torch.zeros_like(x)
         lowest = torch.full((slots.count,), -torch.inf, dtype=x.dtype, device=x.device)
         for name in ("best_loss", "last_loss", "loss_at_checkpoint"):
             slots[name] = lowest.clone()
@@ -74,30 +74,24 @@ class AutoPgd(GradientSearch):
     def step(self, slots: Slots, loss: Tensor, gradient: Tensor) -> Tensor:
         self._remember(slots, loss, gradient)
         gradient = self._checkpoint(slots, gradient)
-        threat, points = self.problem.threat, slots["points"]
-        direction = ball.unit_direction(gradient, points, threat.norm)
-        target = torch.addcmul(points, direction, per_sample(slots["size"], points))
-        target = ball.project_(target, slots["x"], slots["low"], slots["high"], threat)
+        threat, points, previous = self.problem.threat, slots["points"], slots["previous"]
+        allowed = slots["x"], slots["low"], slots["high"], threat
+        target = ball.project_(ball.ascended(points, gradient, slots["size"], threat.norm), *allowed)
         share = per_sample(torch.where(slots["age"] > 0, MOMENTUM, 1.0).to(points.dtype), points)
-        moved = torch.lerp(points, target, share)  # in new slots `previous` is `points`: no momentum
-        moved.add_(points - slots["previous"], alpha=1 - MOMENTUM)
-        slots["previous"] = points
-        slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
+        torch.lerp(points, target, share, out=target)
+        torch.sub(points, previous, out=previous)  # 0 in new slots, where both are equal
+        moved = torch.add(target, previous, alpha=1 - MOMENTUM, out=previous)
+        slots["points"], slots["previous"] = ball.project_(moved, *allowed), points
         return slots["age"] + 1 >= self.steps
 
     def _remember(self, slots: Slots, loss: Tensor, gradient: Tensor) -> None:
         first = slots["age"] == 0
         slots["increases"] = slots["increases"] + ((loss > slots["last_loss"]) & ~first)
         slots["last_loss"] = loss.to(slots["last_loss"].dtype)
-        better = loss > slots["best_loss"]
-        if bool(better.all()):
-            slots["best"].copy_(slots["points"])
-            slots["best_gradient"].copy_(gradient)
-        else:
-            chosen = better.nonzero().flatten()
-            slots["best"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
-            slots["best_gradient"].index_copy_(0, chosen, gradient.index_select(0, chosen))
-        slots["best_loss"] = torch.where(better, slots["last_loss"], slots["best_loss"])
+        better = (loss > slots["best_loss"]).nonzero().flatten()
+        copy_rows(slots["best"], slots["points"], better)
+        copy_rows(slots["best_gradient"], gradient, better)
+        copy_rows(slots["best_loss"], slots["last_loss"], better)
         slots["loss_at_checkpoint"] = torch.where(first, slots["best_loss"], slots["loss_at_checkpoint"])
 
     def _checkpoint(self, slots: Slots, gradient: Tensor) -> Tensor:
@@ -113,9 +107,13 @@ class AutoPgd(GradientSearch):
         slots["loss_at_checkpoint"] = torch.where(judged, slots["best_loss"], slots["loss_at_checkpoint"])
         slots["increases"] = slots["increases"].masked_fill(judged, 0)
         slots["size"] = torch.where(stalled, slots["size"] / 2, slots["size"])
-        image = per_sample(stalled, gradient)
-        slots["points"] = torch.where(image, slots["best"], slots["points"])
-        return torch.where(image, slots["best_gradient"], gradient)
+        return self._back_at_best(slots, gradient, stalled)
+
+    def _back_at_best(self, slots: Slots, gradient: Tensor, mask: Tensor) -> Tensor:
+        """Move the slots in the mask to their best point; return the gradient with that of the best point for these."""
+        rows = mask.nonzero().flatten()
+        copy_rows(slots["points"], slots["best"], rows)
+        return gradient.index_copy(0, rows, slots["best_gradient"].index_select(0, rows))
 
 
 class SparseAutoPgd(AutoPgd):
@@ -135,10 +133,8 @@ class SparseAutoPgd(AutoPgd):
         if bool((judged := (slots["age"] > 0) & (slots["age"] % max(int(0.04 * self.steps), 1) == 0)).any()):
             gradient = self._adapt(slots, gradient, judged)
         points = slots["points"]
-        flat = gradient.abs().flatten(1)
-        moved = flat.shape[1] - ((1 - slots["share"]) * flat.shape[1]).long().clamp(0, flat.shape[1] - 1)
-        least = flat.topk(int(moved.max()), dim=1).values.gather(1, moved[:, None] - 1)
-        signs = gradient.sign() * (flat >= least).reshape(gradient.shape)
+        size = points[0].numel()
+        signs = ball.signs_of_largest(gradient, size - ((1 - slots["share"]) * size).long().clamp(0, size - 1))
         count = signs.abs().flatten(1).sum(dim=1).clamp(min=1.0)
         target = points + signs * per_sample(slots["size"] / count, points)
         slots["points"] = ball.project_(target, slots["x"], slots["low"], slots["high"], self.problem.threat)
@@ -153,9 +149,7 @@ class SparseAutoPgd(AutoPgd):
         share = moved / slots["x"][0].numel() / self.FALL
         slots["share"] = torch.where(judged, share, slots["share"])
         slots["moved"] = torch.where(judged, moved.clamp(min=1.0), slots["moved"])
-        image = per_sample(judged & sparser, gradient)
-        slots["points"] = torch.where(image, slots["best"], slots["points"])
-        return torch.where(image, slots["best_gradient"], gradient)
+        return self._back_at_best(slots, gradient, judged & sparser)
 
 
 def _surface_start(keys: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:

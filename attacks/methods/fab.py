@@ -20,41 +20,57 @@ from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
-from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
+from robustres.attacks.geometry.hyperplane import Normals
 from robustres.attacks.search import engine
 from robustres.attacks.search import success_forecast as prospects
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.attacks.search.targets import TowardsTargets, aims
 
-TOLERANCE = 1e-3  # relative, of the projections; the overshoot is fifty times as large
-ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, step back to the image, largest weight of the image's projection
+TOLERANCE = 1e-2  # relative, of the projections; the overshoot is five times as large
 CACHED = 2**18  # pixel values that are projected at once on a CPU
+ETA, BETA, ALPHA_MAX = 1.05, 0.9, 0.1  # overshoot, step back to the image, largest weight of the image's projection
 
 
 class BoundarySearch(MinimumNormSearch):
     """The published loop on one difference of logits, which subclasses define."""
 
+    def begin(self, slots: Slots) -> None:
+        super().begin(slots)
+        slots["stretch"], slots["stretch_from_x"] = (torch.ones_like(slots["best_distance"]) for _ in range(2))
+
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        x = slots["x"]
+        x, stretches = slots["x"], (slots["stretch"], slots["stretch_from_x"])
         # A processor's cache holds few images: projecting a whole batch at once would run at the speed of main memory.
         rows = max(CACHED // x[0].numel(), 1) if x.device.type == "cpu" else len(x)
-        parts = (torch.split(values, rows) for values in (x, slots["points"], hit, loss, gradient))
-        return torch.cat([self._step(*part) for part in zip(*parts, strict=True)])
+        parts = (torch.split(values, rows) for values in (x, slots["points"], hit, loss, gradient, *stretches))
+        moved = [self._step(*part) for part in zip(*parts, strict=True)]
+        points, slots["stretch"], slots["stretch_from_x"] = (torch.cat(part) for part in zip(*moved, strict=True))
+        return points
 
-    def _step(self, x: Tensor, tested: Tensor, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        norm = self.problem.threat.norm
+    def _step(
+        self,
+        x: Tensor,
+        tested: Tensor,
+        hit: Tensor,
+        loss: Tensor,
+        gradient: Tensor,
+        stretch: Tensor,
+        stretch_from_x: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next points, and the stretches of both projections."""
         back = hit.to(x.dtype) * (1 - BETA)
         points = torch.lerp(tested, x, per_sample(back, x)) if bool(hit.any()) else tested
         # The boundary, linearised at the tested point: loss + <gradient, z - tested> = 0.
         rise = torch.linalg.vecdot(gradient.flatten(1), (x - tested).flatten(1))
-        gap, gap_of_x = -(loss + back * rise), -(loss + rise)
-        from_points = nearest_on_hyperplane(points, gradient, gap, norm, tolerance=TOLERANCE)
-        from_x = nearest_on_hyperplane(x, gradient, gap_of_x, norm, tolerance=TOLERANCE)
-        near, far = self.lengths(from_points).clamp(min=1e-8), self.lengths(from_x).clamp(min=1e-8)
+        normals = Normals(gradient, self.problem.threat.norm)
+        onto, stretch = normals.move(points, -(loss + back * rise), stretch, tolerance=TOLERANCE)
+        onto_from_x, stretch_from_x = normals.move(x, -(loss + rise), stretch_from_x, tolerance=TOLERANCE)
+        near, far = self.lengths(onto).clamp(min=1e-8), self.lengths(onto_from_x).clamp(min=1e-8)
         alpha = per_sample((near / (near + far)).clamp(0, ALPHA_MAX), x)
-        onwards, onwards_from_x = torch.add(points, from_points, alpha=ETA), torch.add(x, from_x, alpha=ETA)
-        return onwards.lerp_(onwards_from_x, alpha).clamp_(0, 1)
+        onwards = torch.add(points, onto, alpha=ETA, out=onto)
+        onwards_from_x = torch.add(x, onto_from_x, alpha=ETA, out=onto_from_x)
+        return onwards.lerp_(onwards_from_x, alpha).clamp_(0, 1), stretch, stretch_from_x
 
 
 class FabSearch(TowardsTargets, BoundarySearch):

@@ -56,7 +56,7 @@ def _into_radius(points: Tensor, x: Tensor, radius: Tensor, norm: str) -> Tensor
         length = torch.linalg.vector_norm(difference.flatten(1), dim=1).clamp(min=1e-12)
         inside = difference * per_sample((radius / length).clamp(max=1.0), x)
     else:
-        inside = ball.project_l1_box(difference, -x, 1 - x, radius).to(x.dtype)
+        inside = ball.project_l1_box(difference, x, radius)
     return (x + inside).clamp_(0, 1)
 
 

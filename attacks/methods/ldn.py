@@ -79,7 +79,7 @@ class LdnSearch(MinimumNormSearch):
             radius = self._radius(slots, reach, hit, fall)
             largest = gradient.flatten(1).abs().amax(dim=1).clamp(min=1e-12)
             stepped = delta + gradient * per_sample(turn / largest, x)
-            return (x + ball.project_l1_box(stepped, -x, 1 - x, radius).to(x.dtype)).clamp_(0, 1)
+            return (x + ball.project_l1_box(stepped, x, radius)).clamp_(0, 1)
         direction = _turned(delta, gradient, slots, turn, norm)
         along, ahead = torch.linalg.vecdot(gradient.flatten(1), delta.flatten(1)), self._rise(gradient, direction)
         radius = self._radius(slots, (along - margin) / ahead, hit, fall)

@@ -11,7 +11,6 @@ from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry import ball
-from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.losses import LossName
 from robustres.attacks.geometry.randomness import sample_keys
 from robustres.attacks.search import engine
@@ -57,9 +56,8 @@ class _Pgd(GradientSearch):
 
     def moved(self, slots: Slots, gradient: Tensor, sizes: Tensor) -> Tensor:
         """The next points: a step of length `sizes` (B,) along the gradient, and back into the ball."""
-        threat, points = self.problem.threat, slots["points"]
-        direction = ball.unit_direction(gradient, points, threat.norm)
-        moved = torch.addcmul(points, direction, per_sample(sizes, direction))
+        threat = self.problem.threat
+        moved = ball.ascended(slots["points"], gradient, sizes, threat.norm)
         return ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from robustres.attacks.base.attack import Attack
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry.ball import copy_rows
 from robustres.attacks.geometry.randomness import below, integers, sample_keys, words
 from robustres.attacks.geometry.window import window_positions
 from robustres.attacks.methods import square_windows
@@ -63,7 +64,7 @@ class SquareSearch(Search):
 
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         accepted = (loss >= slots["best_loss"]).nonzero().flatten()
-        slots["best"].index_copy_(0, accepted, slots["points"].index_select(0, accepted))
+        copy_rows(slots["best"], slots["points"], accepted)
         slots["best_loss"] = torch.maximum(slots["best_loss"], loss.to(slots["best_loss"].dtype))
         slots["points"] = slots["best"].clone()
         self._draw(slots)

@@ -81,7 +81,7 @@ def _unit(windows: Tensor, order: int) -> Tensor:
 def _into_ball(x: Tensor, delta: Tensor, threat: ThreatModel) -> Tensor:
     """The image plus delta, scaled to norm eps and clipped to the box; in l1, projected onto both at once."""
     if threat.norm == "l1":
-        return x + ball.project_l1_box(delta, -x, 1 - x, threat.eps).to(x.dtype)
+        return x + ball.project_l1_box(delta, x, threat.eps)
     length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=1e-12)
     moved: Tensor = (x + delta * per_sample(threat.eps / length, x)).clamp(0, 1)
     return moved

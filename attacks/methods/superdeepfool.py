@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustres.attacks.base.problem import Problem
-from robustres.attacks.geometry.ball import per_sample
+from robustres.attacks.geometry.ball import copy_rows, per_sample
 from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
 from robustres.attacks.methods.deepfool import BoundaryWalk, DeepFool
 from robustres.attacks.search.engine import Slots
@@ -31,7 +31,7 @@ class _SuperDeepFool(BoundaryWalk):
         arrived = slots["projected"] & torch.isfinite(slots["away"])
         over = super().move(slots, logits, loss, gradient) | arrived
         back = (arrived & torch.isfinite(slots["best_distance"])).nonzero().flatten()
-        slots["points"].index_copy_(0, back, slots["best"].index_select(0, back))
+        copy_rows(slots["points"], slots["best"], back)
         return over
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:

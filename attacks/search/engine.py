@@ -19,6 +19,7 @@ from torch import Tensor
 
 from robustres.attacks.base.ledger import Ledger
 from robustres.attacks.base.problem import Problem, in_parts, vanished
+from robustres.attacks.geometry.ball import copy_rows
 
 
 class Slots(dict[str, Tensor]):
@@ -210,13 +211,9 @@ def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, 
 
 def _keep_nearest_miss(slots: Slots, margin: Tensor, miss: Tensor) -> None:
     """Keep the points in the mask `miss` that are closer to a success than all previous ones."""
-    better = miss & (margin > slots["kept_margin"])
-    if bool(better.all()):
-        slots["kept"].copy_(slots["points"])
-        slots["kept_margin"].copy_(margin)
-    elif len(chosen := better.nonzero().flatten()):
-        slots["kept"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
-        slots["kept_margin"].index_copy_(0, chosen, margin[chosen].to(slots["kept_margin"].dtype))
+    better = (miss & (margin > slots["kept_margin"])).nonzero().flatten()
+    copy_rows(slots["kept"], slots["points"], better)
+    copy_rows(slots["kept_margin"], margin.to(slots["kept_margin"].dtype), better)
 
 
 def _settled(

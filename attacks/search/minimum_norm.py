@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustres.attacks.base.problem import Problem
+from robustres.attacks.geometry.ball import copy_rows
 from robustres.attacks.search.engine import Search, Slots
 
 
@@ -42,15 +43,12 @@ class MinimumNormSearch(Search):
     def move(self, slots: Slots, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         away = slots["away"]
         closer = away < slots["best_distance"]
-        if len(chosen := closer.nonzero().flatten()):
-            slots["best_distance"] = torch.where(closer, away, slots["best_distance"])
-            slots["best"].index_copy_(0, chosen, slots["points"].index_select(0, chosen))
+        slots["best_distance"] = torch.minimum(away, slots["best_distance"])
+        copy_rows(slots["best"], slots["points"], closer.nonzero().flatten())
         hit = torch.isfinite(away)
         slots["points"] = self.next_points(slots, hit, loss, gradient)
         over = slots["age"] + 1 >= self.limit(slots)
-        found = (over & torch.isfinite(slots["best_distance"])).nonzero().flatten()
-        if len(found):
-            slots["points"].index_copy_(0, found, slots["best"].index_select(0, found))
+        copy_rows(slots["points"], slots["best"], (over & torch.isfinite(slots["best_distance"])).nonzero().flatten())
         return over
 
     def limit(self, slots: Slots) -> int | Tensor:

@@ -24,7 +24,7 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(seed: int) -> No
     d = cvxpy.Variable(12)
     inside = [cvxpy.norm1(d) <= 0.8, d >= -x.numpy()[0], d <= 1 - x.numpy()[0]]
     cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(d - v.numpy()[0])), inside).solve(**SOLVER)
-    ours = ball.project_l1_box(v, -x, 1 - x, 0.8)
+    ours = ball.project_l1_box(v, x, 0.8)
     np.testing.assert_allclose(ours.numpy()[0], d.value, atol=2e-6)
 
 
@@ -34,7 +34,8 @@ def test_the_l1_projection_of_many_images_cuts_every_change_by_one_amount() -> N
     x[::2] = x[::2].round(decimals=1)
     v = torch.randn(20, 700, generator=generator) * torch.logspace(-4, 1, 20)[:, None]
     eps = torch.linspace(0.01, 12, 20, dtype=torch.float64)
-    size, room = v.abs().double(), torch.where(v > 0, 1 - x, x).double()
+    x, v = x.double(), v.double()
+    size, room = v.abs(), torch.where(v > 0, 1 - x, x)
     low, high = torch.zeros(20, 1, dtype=torch.float64), size.amax(dim=1, keepdim=True)
     for _ in range(200):
         middle = (low + high) / 2
@@ -42,7 +43,7 @@ def test_the_l1_projection_of_many_images_cuts_every_change_by_one_amount() -> N
         low, high = torch.where(too_long, middle, low), torch.where(too_long, high, middle)
     high = torch.where(torch.minimum(size, room).sum(dim=1, keepdim=True) <= eps[:, None], 0.0, high)
     expected = v.sign() * torch.minimum((size - high).clamp(min=0), room)
-    torch.testing.assert_close(ball.project_l1_box(v, -x, 1 - x, eps), expected, rtol=0, atol=1e-8)
+    torch.testing.assert_close(ball.project_l1_box(v, x, eps), expected, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -99,6 +100,31 @@ def test_a_unit_direction_has_unit_length_and_ascends(norm: str) -> None:
     direction = ball.unit_direction(gradient, torch.full_like(gradient, 0.5), norm)
     torch.testing.assert_close(distance(direction, norm), torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
     assert ((direction * gradient.sign()).flatten(1).sum(1) > 0).all()
+
+
+def test_steps_in_l2_do_not_depend_on_powers_of_two_in_the_gradient() -> None:
+    generator = torch.Generator().manual_seed(4)
+    gradient, points = torch.randn(3, 1, 6, 6, generator=generator), torch.rand(3, 1, 6, 6, generator=generator)
+    gradient[1] = 0
+    size = torch.full((3,), 0.1)
+    step = ball.ascended(points, gradient, size, "l2")
+    assert torch.equal(step[1], points[1])
+    for exponent in (-100, -60, -3, 60, 100):
+        assert torch.equal(ball.ascended(points, gradient * 2.0**exponent, size, "l2"), step)
+
+
+def test_the_signs_of_the_largest_entries_are_about_as_many_as_wanted() -> None:
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(5, 3, 10, 20, generator=generator) ** 3
+    values[4] = values[4].sign()  # equal sizes: all or none
+    count = torch.tensor([1, 30, 300, 599, 20])
+    signs = ball.signs_of_largest(values, count)
+    found = signs.abs().flatten(1).sum(dim=1)
+    assert ((found[:4] - count[:4]).abs() <= (0.02 * count[:4]).clamp(min=1)).all()
+    assert found[4] == 600
+    for row, kept in zip(values[:4], signs[:4], strict=True):
+        assert row[kept != 0].abs().min() > row[kept == 0].abs().max()
+        assert (kept[kept != 0] == row[kept != 0].sign()).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

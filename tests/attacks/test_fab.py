@@ -26,9 +26,11 @@ def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bo
     x = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     nobody = torch.zeros(1, dtype=torch.int64)
     problem = Problem(model=nn.Identity(), x=x, classes=nobody, index=nobody, threat=ThreatModel("l2", 1.0))
-    slots = Slots(sample=nobody, x=x, points=torch.tensor([[0.4, 0.7]], dtype=torch.float64))
     gradient, loss = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([-0.2], dtype=torch.float64)
-    found = BoundarySearch(problem, steps=1).next_points(slots, torch.tensor([hit]), loss, gradient)
+    slots, search = Slots(sample=nobody, x=x), BoundarySearch(problem, steps=1)
+    search.begin(slots)
+    slots["points"] = torch.tensor([[0.4, 0.7]], dtype=torch.float64)
+    found = search.next_points(slots, torch.tensor([hit]), loss, gradient)
     torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
 
 
