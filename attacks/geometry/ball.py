@@ -54,11 +54,11 @@ def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: Threa
 def project_l1_box(v: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, 0 <= x + d <= 1}, for images x (N, ...).
 
-    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most a relative 1e-9 in float64 and 1e-6
-    in float32. The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), room_i), where room_i is the room on v_i's side
-    and t >= 0 the multiplier of the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and is
-    piecewise linear. Newton's method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints takes
-    several times as long, and so do masks, so that counts are sums of zeros and ones in the type of v.
+    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most a relative 1e-9 in float64 and
+    1e-6 in float32. The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), room_i), where room_i is the room on v_i's
+    side and t >= 0 the multiplier of the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and
+    is piecewise linear. Newton's method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints
+    takes several times as long, and so do masks, so that counts are sums of zeros and ones in the type of v.
     """
     flat = v.detach().flatten(1)
     radius = torch.as_tensor(eps, dtype=flat.dtype, device=v.device).reshape(-1)

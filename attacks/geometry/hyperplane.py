@@ -9,8 +9,8 @@ comes closest to the hyperplane.
 
 For linf and l2, <w, d> increases with t, is piecewise linear, and concave for t >= 0, so a line through two of its
 points on one side of the root does not overshoot. The secant method converges superlinearly and needs neither sorting
-nor the slope. In l1, the smallest weight that moves is bracketed by halving. (Masks over all pixels cost several times as
-much as sums here, and sorting a hundred times.)
+nor the slope. In l1, the smallest weight that moves is bracketed by halving. (Masks over all pixels cost several times
+as much as sums here, and sorting a hundred times.)
 """
 
 import torch
@@ -48,9 +48,10 @@ class Normals:
         whole, low, high = r / self.slope, -flat, 1 - flat
         t = whole * stretch
         earlier, reached_earlier = torch.zeros_like(t), torch.zeros_like(t)
+        move, products = torch.empty_like(flat), torch.empty_like(flat)
         for _ in range(_SECANTS):
-            move = (self.direction * t[:, None]).clamp_(low, high)
-            reached = torch.linalg.vecdot(self.normal, move)
+            torch.mul(self.direction, t[:, None], out=move).clamp_(low, high)
+            reached = torch.mul(self.normal, move, out=products).sum(dim=1)
             missing, rise = r - reached, reached - reached_earlier
             going = (missing.abs() > tolerance * r.abs()) & (rise != 0)
             if not bool(going.any()):
@@ -82,5 +83,7 @@ def _l1_move(x: Tensor, w: Tensor, r: Tensor, tolerance: float) -> Tensor:
         below, most = torch.where(wide & enough, middle, below), torch.where(wide & enough, reached, most)
         above, least = torch.where(wide & ~enough, middle, above), torch.where(wide & ~enough, reached, least)
     share = ((gap - least) / (most - least).clamp(min=smallest)).clamp(0, 1)
-    moved = torch.ge(weight, above[:, None], out=large).lerp_(torch.ge(weight, below[:, None]).to(x.dtype), share[:, None])
+    moved = torch.ge(weight, above[:, None], out=large).lerp_(
+        torch.ge(weight, below[:, None]).to(x.dtype), share[:, None]
+    )
     return moved.mul_(room).mul_(sign)
