@@ -122,7 +122,7 @@ def in_parts(values: Tensor, size: int) -> list[Tensor]:
 
 
 def vanished(gradient: Tensor) -> Tensor:
-    """Mask (N,) of the gradients (N, ...) that are exactly zero; inspects single pixels only where their sum is zero."""
+    """Mask (N,) of the gradients (N, ...) that are exactly zero; inspects single pixels only where they sum to zero."""
     flat = gradient.flatten(1)
     zero = flat.sum(dim=1) == 0
     if bool(zero.any()):
