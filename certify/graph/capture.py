@@ -34,7 +34,8 @@ COPY = torch.ops.aten.copy.default  # for in-place copies; torch has no derivati
 class Captured:
     """A model's graph in float64 and evaluation mode.
 
-    on_unit_domain: the inputs are restricted to images in [0, 1]^n.
+    on_unit_domain: the inputs are restricted to images in [0, 1]^n. near_an_image: only bounds near one image are asked
+    for, where products of two values and functions without a largest slope have them, too.
     module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
     """
 
@@ -46,6 +47,12 @@ class Captured:
     computed: tuple[fx.Node, ...]
     rebatches: bool = False
     on_unit_domain: bool = False
+    near_an_image: bool = False
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether two values may be multiplied: no product has a bound for all inputs."""
+        return self.on_unit_domain or self.near_an_image
 
     def run(
         self,

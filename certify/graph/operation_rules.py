@@ -44,8 +44,11 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(("round", "floor", "ceil", "sign", "argmax", "argsort"), "which jumps"),
 }
 
-# Operations that draw random numbers in training mode only, in which their rules refuse them.
-INERT = frozenset({"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"})
+# Operations that draw random numbers with dropout only, in which case their rules refuse them.
+INERT = frozenset(
+    {"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
+    | {"scaled_dot_product_attention"}
+)
 
 Rule = Callable[[Call], "Node | Parts | Pending | Tensor"]
 RULES: dict[str, Rule] = {}

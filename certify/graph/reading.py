@@ -9,6 +9,7 @@ from robustres.certify.graph import (  # noqa: F401
     rules_activation,
     rules_arithmetic,
     rules_linear,
+    rules_near_an_image,
     rules_normalisation,
     rules_pooling,
     rules_shape,

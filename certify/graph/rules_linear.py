@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustres.certify.graph.by_trying import by_trying
 from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, numbers
-from robustres.certify.graph.network import Node
+from robustres.certify.graph.network import Node, Product
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT, combination
 from robustres.certify.maps.convolution import Convolution, Padding, Transposed, along_axis, both_sides
@@ -82,9 +82,13 @@ def matrix_product(call: Call) -> Node:
 
 def _product(call: Call, left: Any, right: Any) -> Node:
     """The matrix product in Einstein notation: leading axes, then rows and columns."""
-    if isinstance(left, Node) and isinstance(right, Node):
-        raise NotCoveredError(PRODUCT)
     ranks = [len(value.shape) + 1 if isinstance(value, Node) else value.ndim for value in (left, right)]
+    if isinstance(left, Node) and isinstance(right, Node):
+        if min(ranks) < 3:
+            raise NotCoveredError(PRODUCT)
+        letters = "abcdefgh"[: max(ranks) - 3]
+        sides = [letters[len(letters) - rank + 3 :] + end for rank, end in zip(ranks, ("pk", "kq"), strict=True)]
+        return product_of_states(call, (left, right), sides, letters + "pq")
     leading = "uvwxyz"[: max(max(ranks) - 2, 0)]
     rows = leading[len(leading) - max(ranks[0] - 2, 0) :] + ("pk" if ranks[0] > 1 else "k")
     columns = leading[len(leading) - max(ranks[1] - 2, 0) :] + ("kq" if ranks[1] > 1 else "k")
@@ -112,6 +116,13 @@ def einstein_sum(call: Call) -> Node:
     operands = list(call["tensors"])
     if len(operands) == 1:
         return by_trying(call, call.states()[0])
+    if call.captured.near_an_image and len(operands) == 2 and all(isinstance(operand, Node) for operand in operands):
+        terms, arrow, answer = str(call["equation"]).replace(" ", "").partition("->")
+        sides = terms.split(",")
+        plain = arrow and "." not in terms and all(len(set(part)) == len(part) for part in (*sides, answer))
+        if not plain or {part[:1] for part in (*sides, answer)} != {answer[:1]}:
+            raise NotCoveredError("of two values that both depend on the input, in other than plain letters")
+        return product_of_states(call, operands, [part[1:] for part in sides], answer[1:])
     if len(operands) != 2 or sum(isinstance(operand, Node) for operand in operands) != 1:
         reason = PRODUCT + " (attention is such a product)" if len(call.states()) > 1 else "of more than two operands"
         raise NotCoveredError(reason)
@@ -120,6 +131,36 @@ def einstein_sum(call: Call) -> Node:
     if "." in terms or not arrow or any(len(set(part)) < len(part) for part in (*letters, answer)):
         return by_trying(call, call.states()[0])
     return contraction(call, operands, letters, answer)
+
+
+def product_of_states(call: Call, states: Sequence[Node], letters: Sequence[str], answer: str) -> Node:
+    """The sum, over the letters missing in the output, of the products of two values; letters of unbatched axes.
+
+    Both are laid beside each other, so every product of two numbers is one coordinate.
+    """
+    if not call.captured.near_an_image:
+        raise NotCoveredError(PRODUCT)
+    sides: dict[str, int] = {}
+    for state, own in zip(states, letters, strict=True):
+        for letter, side in zip(own, state.shape, strict=True):
+            sides[letter] = max(side, sides.get(letter, 1))
+    gone = "".join(letter for letter in sides if letter not in answer)
+    whole = answer + gone
+    shape = tuple(sides[letter] for letter in whole)
+
+    def laid(numbers: Tensor, own: str) -> Tensor:
+        order = [letter for letter in whole if letter in own]
+        numbers = numbers.permute([own.index(letter) for letter in order])
+        return numbers[tuple(slice(None) if letter in own else None for letter in whole)].expand(shape)
+
+    factors = [
+        call.rearranged(state, lambda numbers, own=own: laid(numbers, own))  # type: ignore[misc]
+        for state, own in zip(states, letters, strict=True)
+    ]
+    products = call.make(Product(), *factors, shape=shape)
+    kept, count = tuple(sides[letter] for letter in answer), math.prod(sides[letter] for letter in gone)
+    ones = torch.ones(1, count, dtype=torch.float64, device=call.device)
+    return call.same(on_last_axis(call, call.same(products, (*kept, count)), ones), kept)
 
 
 def contraction(call: Call, operands: Sequence[Any], letters: Sequence[str], answer: str) -> Node:

@@ -52,8 +52,8 @@ def _normalised(call: Call, group: int, weight: Any, bias: Any, *, centred: bool
     if isinstance(weight, Node) or isinstance(bias, Node):
         raise NotCoveredError("whose weight or bias depends on the input")
     gamma = call.per_sample(1.0 if weight is None else weight)
-    scale = abs(gamma) if isinstance(gamma, float) else float(gamma.abs().max())
-    if not math.isfinite(scale):
+    piece = Normalisation(eps, gamma, group, centred)
+    if not math.isfinite(piece.scale):
         raise NotCoveredError("with a weight that is not finite")
-    node = call.make(Normalisation(eps, scale, group, centred), call.node("input"))
+    node = call.make(piece, call.node("input"))
     return node if bias is None else call.same(node, shift=call.size(bias))

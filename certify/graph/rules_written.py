@@ -310,25 +310,30 @@ READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
 
 
 def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
-    """The product of two values on images in [0, 1]^n, where both are bounded."""
+    """The product of two values on images in [0, 1]^n or near one, where both are bounded."""
     factors = [values.get(parent) for parent in origin.args[:2] if isinstance(parent, fx.Node)]
-    if not captured.on_unit_domain or len(factors) != 2 or not all(isinstance(factor, Node) for factor in factors):
+    if not captured.multiplies or len(factors) != 2 or not all(isinstance(factor, Node) for factor in factors):
         return None
     call = call_of(origin, values, captured)
     return call.make(Product(), *(call.expanded(factor) for factor in factors))  # type: ignore[arg-type]
 
 
 def power_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
-    """A whole power as a product of equal factors, on images in [0, 1]^n."""
+    """A whole power as a product of equal factors, on images in [0, 1]^n or near one."""
     base = values.get(origin.args[0]) if isinstance(origin.args[0], fx.Node) else None
-    exponent = origin.args[1] if len(origin.args) > 1 else 2
-    if not captured.on_unit_domain or not isinstance(base, Node) or exponent not in range(2, LARGEST_POWER + 1):
+    if not captured.multiplies or not isinstance(base, Node) or not whole_power(origin):
         return None
     call = call_of(origin, values, captured)
     found = base
-    for _ in range(int(exponent) - 1):  # type: ignore[arg-type]
+    for _ in range(whole_power(origin) - 1):
         found = call.make(Product(), found, base)
     return found
+
+
+def whole_power(origin: fx.Node) -> int:
+    """The exponent of a power if it is one of 2, 3, ..., LARGEST_POWER, else 0."""
+    exponent = (*origin.args[1:2], 2)[0] if is_power(origin) else 0
+    return int(exponent) if exponent in range(2, LARGEST_POWER + 1) else 0  # type: ignore[arg-type]
 
 
 def is_power(origin: fx.Node) -> bool:

@@ -5,6 +5,7 @@ A row whose `least` exceeds 0 counts as proved during the search; only `Proof` d
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import thread_time
 
@@ -21,6 +22,7 @@ from robustres.certify.local.margins import positive_within
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Question
 from robustres.certify.local.quadratic import Sectors, added, searched, sectors
+from robustres.certify.local.relaxations import UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.certify.local.shared import SharedSearch
 from robustres.certify.local.sharpen import sharpened
@@ -37,7 +39,8 @@ Left = Callable[[], float]
 
 @dataclass(eq=False)
 class Attempt:
-    """made, quick: the program in float64 and in float32. left: seconds until the search must end.
+    """made, quick: the program in float64 and in float32. left: seconds until the search must end. Where a step has no
+    finite bounds on the region, every method leaves all rows open.
 
     starts: results of earlier quadratic searches by their rows, as starting points; updated. cases: groups of rows, of
     which each needs one proved row; if omitted, every row is a group. shares: by rows that were searched together,
@@ -61,8 +64,9 @@ class Attempt:
     def __post_init__(self) -> None:
         with torch.no_grad():
             self.region: Region = self.question.region.to(self.quick.dtype)
-            point = self.question.region.with_eps(0.0)
-            self.centre = bounded(self.made, point, rows=False)
+            self.centre: Bounds = Bounds()
+            with suppress(UnboundedError):
+                self.centre = bounded(self.made, self.question.region.with_eps(0.0), rows=False)
             values = self.made.values(self.question.region.centre)[-1][0]
             self.margins: Tensor = self.question.rows @ values - self.question.limits
             self.least = torch.full_like(self.margins, -math.inf)
@@ -83,14 +87,16 @@ class Attempt:
 
     def linear(self) -> None:
         """Backward propagation with the common lines."""
-        with torch.no_grad():
+        with torch.no_grad(), suppress(UnboundedError):
             self.bounds = bounded(self.quick, self.region)
             self._look()
 
     def narrowed(self) -> None:
         """Bounds of all steps by ellipsoids around the image and backward rows, then bounds of the question's rows."""
+        if not self.centre.lower:
+            return
         search = SharedSearch(self.ellipsoids)
-        with torch.no_grad():
+        with torch.no_grad(), suppress(UnboundedError):
             changes = followed(self.quick, self.question.region, self.centre, search)
             self.bounds = bounded(self.quick, self.region, changes=changes)
             self._look()
@@ -119,7 +125,7 @@ class Attempt:
         the rest is tried again. most: rows whose last share of the margin was larger are left out. give_up: stop at the
         first share that is at least this.
         """
-        if self.question.region.norm == "l1":
+        if self.question.region.norm == "l1" or not self.made.order or not self.bounds.lower:
             return
         with torch.no_grad():
             slopes = sectors(self.made, self.bounds, self.centre)
@@ -170,7 +176,7 @@ class Attempt:
     def sharpen(self) -> None:
         """Tighten intermediate bounds for the open rows."""
         rows = self.open
-        if not rows:
+        if not rows or not self.bounds.lower:
             return
         weights = self.question.rows[rows].to(self.quick.dtype)
         owner = torch.zeros(len(rows), dtype=torch.long, device=self.quick.device)
@@ -181,7 +187,7 @@ class Attempt:
 
     def branch(self, seconds: float = math.inf) -> None:
         """Branch and bound for the open rows, largest `least` first; it ends at the first row that it cannot prove."""
-        for row in reversed(self.open):
+        for row in reversed(self.open if self.bounds.lower else []):
             until = min(self.left(), seconds)
             if until <= 0:
                 return

@@ -2,7 +2,8 @@
 
 The row is pulled back from step to step. At an affine map it is multiplied by the transpose, at an activation each
 coordinate takes the line below the activation where the coefficient is positive and the line above it where it is
-negative (Zhang et al. 2018). Any multipliers of the constraints that hold in a branch may be added on the way.
+negative (Zhang et al. 2018), at a product the planes. Any multipliers of the constraints that hold in a branch may be
+added on the way.
 
 Rounding, where `Sizes` are given and everything is in float64: the computed row at each step is taken as it is, and
 only the residual of the product that made it is charged, weighted with the size of the true values there. Nothing is
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustres.certify.local.planes import Planes
 from robustres.certify.local.program import Program
-from robustres.certify.local.relaxations import Lines
+from robustres.certify.local.relaxations import Lines, Relaxation
 from robustres.certify.local.sets import Region, weighed
-from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Total
+from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Known, Product, Total
 from robustres.numerics import gamma
 
 
@@ -71,12 +73,12 @@ class Form:
 def pulled_back(
     program: Program,
     rows: Rows,
-    lines: Mapping[int, Lines],
+    lines: Mapping[int, Relaxation],
     sizes: Sizes | None = None,
     *,
     passed: dict[int, Tensor] | None = None,
 ) -> Form:
-    """The rows as linear functions of the image, by the lines of every activation before them.
+    """The rows as linear functions of the image, by the lines and planes of the steps before them.
 
     passed: is filled with the row at each activation's answer (R, *shape), before it takes the lines.
     """
@@ -111,7 +113,10 @@ def pulled_back(
             case Activation():
                 if passed is not None:
                     passed[place] = row
-                before, offset, offset_size = _through(row, lines[place], owner, rows.slopes.get(place))
+                line = lines[place]
+                assert isinstance(line, Lines)
+                before = _before(row, line, owner, rows.slopes.get(place))
+                offset, offset_size = _offset(row, line, owner)
                 size = before.abs()
                 if place in rows.multipliers:
                     before = before + rows.multipliers[place]
@@ -121,6 +126,20 @@ def pulled_back(
                     charge = charge + gamma(math.prod(step.shape) + 8) * offset_size
                     charge = charge + gamma(4) * weighed(size, sizes.steps[step.source], owner)
                 send(step.source, before)
+            case Product():
+                plane = lines[place]
+                assert isinstance(plane, Planes)
+                offset, offset_size = _offset(row, plane, owner)
+                constant = constant + offset
+                if sizes is not None:
+                    charge = charge + gamma(math.prod(step.shape) + 8) * offset_size
+                for source, slope in zip(step.sources, (plane.first, plane.second), strict=True):
+                    before = row * _of(slope, owner)
+                    if sizes is not None:
+                        charge = charge + gamma(4) * weighed(before.abs(), sizes.steps[source], owner)
+                    send(source, before)
+            case Known():
+                send(step.source, row)
             case Total():
                 for source in step.sources:
                     send(source, row)
@@ -139,18 +158,22 @@ def pulled_back(
     return Form(weights, constant, charge, owner)
 
 
-def _through(row: Tensor, lines: Lines, owner: Tensor, slopes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The row before an activation, what the offsets of the lines add, and the size of what was added up."""
-    above, below = row.clamp_min(0), row.clamp_max(0)
+def _before(row: Tensor, lines: Lines, owner: Tensor, slopes: Tensor | None) -> Tensor:
+    """The row before an activation."""
     lower_slope = _of(lines.lower_slope, owner)
     if slopes is not None:
         lower_slope = torch.minimum(torch.maximum(slopes, _of(lines.flattest, owner)), _of(lines.steepest, owner))
-    before = above * lower_slope + below * _of(lines.upper_slope, owner)
-    offset = weighed(above, lines.lower_offset, owner) + weighed(below, lines.upper_offset, owner)
-    size = offset
-    if row.dtype == torch.float64:
-        size = weighed(above, lines.lower_offset.abs(), owner) - weighed(below, lines.upper_offset.abs(), owner)
-    return before, offset, size
+    return row.clamp_min(0) * lower_slope + row.clamp_max(0) * _of(lines.upper_slope, owner)
+
+
+def _offset(row: Tensor, relaxation: Relaxation, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """What the offsets of lines or planes add, and the size of what was added up."""
+    above, below = row.clamp_min(0), row.clamp_max(0)
+    lower, upper = relaxation.lower_offset, relaxation.upper_offset
+    offset = weighed(above, lower, owner) + weighed(below, upper, owner)
+    if row.dtype != torch.float64:
+        return offset, offset
+    return offset, weighed(above, lower.abs(), owner) - weighed(below, upper.abs(), owner)
 
 
 def _of(values: Tensor, owner: Tensor) -> Tensor:

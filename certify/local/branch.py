@@ -169,11 +169,12 @@ def _candidates(search: _Search, branches: Sequence[Branch], ways: Sequence[Way]
     passed: dict[int, Tensor] = {}
     with torch.no_grad():
         pulled_back(program, rows, lines, passed=passed)
+    linear = {place: line for place, line in lines.items() if isinstance(line, Lines)}
     places = list(passed)
     if not places:
         return []
     scores, points = zip(
-        *(_scores(program, search.bounds, lines[place], place, passed[place], ways) for place in places), strict=True
+        *(_scores(program, search.bounds, linear[place], place, passed[place], ways) for place in places), strict=True
     )
     starts = list(itertools.accumulate((score.shape[1] for score in scores), initial=0))
     top = torch.cat(scores, dim=1).topk(min(CANDIDATES, starts[-1]), dim=1)
@@ -183,7 +184,7 @@ def _candidates(search: _Search, branches: Sequence[Branch], ways: Sequence[Way]
             kind = bisect.bisect_right(starts, index) - 1
             place, coordinate = places[kind], index - starts[kind]
             split = Split(place, coordinate, float(points[kind][at, coordinate]))
-            found.append(_Candidate(at, split, _parts(branches[at], split, lines[place], at, passed[place])))
+            found.append(_Candidate(at, split, _parts(branches[at], split, linear[place], at, passed[place])))
     return found
 
 

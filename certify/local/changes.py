@@ -26,7 +26,17 @@ from robustres.certify.blocks.increments import SectorLayer
 from robustres.certify.local.program import Program
 from robustres.certify.local.secants import slopes_from
 from robustres.certify.local.sets import Region, half_widths
-from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Step, Total, sources_of
+from robustres.certify.local.steps import (
+    Activation,
+    Affine,
+    Concatenation,
+    Input,
+    Known,
+    Product,
+    Step,
+    Total,
+    sources_of,
+)
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
@@ -96,6 +106,7 @@ class Changes:
         """Add the next step. bounds: lower and upper bounds of all steps before it."""
         step = self.program.steps[place]
         self.ended = self.ended or (self.inputs + len(self.reach)) * math.prod(step.shape) > MOST
+        self.ended = self.ended or isinstance(step, Product)
         if self.ended or isinstance(step, Input):
             self.values = {} if self.ended else self.values
             return
@@ -125,6 +136,8 @@ class Changes:
             case Concatenation():
                 values, errors = ([of[source] for source in step.sources] for of in (self.values, self.errors))
                 return torch.cat(values, dim=step.axis + 1), torch.cat(errors, dim=step.axis)
+            case Known():
+                return self.values[step.source], self.errors[step.source]
         raise AssertionError(step)
 
     def _activation(self, place: int, step: Activation, bounds: tuple[list[Tensor], list[Tensor]]) -> None:

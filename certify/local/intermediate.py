@@ -1,7 +1,7 @@
-"""Bounds of every step: by intervals, and for the arguments of loose activations also by backward propagation."""
+"""Bounds of every step: by intervals, and where a relaxation depends on them also by backward propagation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +10,18 @@ from torch import Tensor
 from robustres.certify.local.backward import Rows, Sizes, pulled_back
 from robustres.certify.local.changes import Changes, Choice
 from robustres.certify.local.program import Program
-from robustres.certify.local.relaxations import Lines, lines
+from robustres.certify.local.relaxations import Relaxation, loose, relaxation
 from robustres.certify.local.sets import Region
-from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Step, Total
+from robustres.certify.local.steps import (
+    Activation,
+    Affine,
+    Concatenation,
+    Input,
+    Known,
+    Product,
+    Step,
+    Total,
+)
 from robustres.numerics import gamma
 
 # Bytes of one chunk of rows at the widest step; a few chunks are in memory at a time.
@@ -23,14 +32,14 @@ GAINING, GAIN = 0.1, 0.01
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds of every step on the region, and the lines of every activation that follow from them.
+    """Bounds of every step on the region, and the lines and planes that follow from them.
 
     lower, upper: by place, (N, *shape). In float32 they belong to a search and prove nothing.
     """
 
     lower: list[Tensor] = field(default_factory=list)
     upper: list[Tensor] = field(default_factory=list)
-    lines: dict[int, Lines] = field(default_factory=dict)
+    lines: dict[int, Relaxation] = field(default_factory=dict)
     affine: dict[int, Tensor] = field(default_factory=dict)
 
     def sizes(self) -> Sizes | None:
@@ -69,11 +78,12 @@ def bounded(
 
     within: other bounds that hold on the region; the tighter ones are kept. rows: whether to use backward rows at all.
     helped, changes: for a region of one sample. changes: as `followed` returns them; they narrow intervals before rows
-    do, and rows are no longer used from the first activation on where they gain too little.
+    do, and rows are no longer used from the first place on where they gain too little. Raises UnboundedError if a step
+    has no finite bounds.
     """
     bounds, worth = Bounds(), True
     region = region.to(program.dtype)
-    readers = {step.source: step for step in program.steps if isinstance(step, Activation)}
+    readers = program.readers
     for place, step in enumerate(program.steps):
         lower, upper = _interval(place, step, program, region, bounds)
         if within is not None:
@@ -82,7 +92,7 @@ def bounded(
         bounds.upper.append(upper)
         if changes is not None:
             changes.follow(place, (bounds.lower, bounds.upper))
-        if place in readers and rows and not _exact_by_interval(step, region):
+        if place in readers and rows and not exact_by_interval(program, place, region):
             narrowed = _narrow(place, readers[place], changes, bounds)
             before = bounds.lower[place], bounds.upper[place]
             if worth or not narrowed or place in (helped or {}):
@@ -93,12 +103,22 @@ def bounded(
     return bounds
 
 
+Readers = Sequence[Activation | Product]
+
+
+def loose_for(readers: Readers, lower: Tensor, upper: Tensor) -> Tensor:
+    """(N, *shape) where a reader would gain by tighter bounds."""
+    return torch.stack([loose(reader, lower, upper) for reader in readers]).any(0)
+
+
 def followed(program: Program, region: Region, centre: Bounds, choice: Choice) -> Changes:
     """Changes without any steps yet, for `bounded`. region: of one sample, float64. centre: bounds at its centre."""
     return Changes(program, region, (centre.lower, centre.upper), choice)
 
 
-def _exact_by_interval(step: Step, region: Region) -> bool:
+def exact_by_interval(program: Program, place: int, region: Region) -> bool:
+    """Whether no row could bound the values of a step more tightly than its interval does."""
+    step = program.steps[place]
     return isinstance(step, Input) or (isinstance(step, Affine) and step.source == 0 and region.norm == "linf")
 
 
@@ -116,9 +136,12 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
                 bounds.affine[place] = size * (1 + 1e-6)
                 radius = radius + 4 * gamma(step.charged + 8) * bounds.affine[place]
             return centre - radius, centre + radius
-        case Activation():
-            bounds.lines[place] = found = lines(step, bounds.lower[step.source], bounds.upper[step.source])
+        case Activation() | Product():
+            bounds.lines[place] = found = relaxation(step, bounds.lower, bounds.upper)
             return found.low, found.high
+        case Known():
+            low, high = bounds.lower[step.source], bounds.upper[step.source]
+            return low.clamp_min(step.low), high.clamp_max(step.high)
         case Total():
             low = sum((bounds.lower[source] for source in step.sources[1:]), bounds.lower[step.sources[0]])
             high = sum((bounds.upper[source] for source in step.sources[1:]), bounds.upper[step.sources[0]])
@@ -132,39 +155,39 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
             return torch.cat(lows, dim=step.axis + 1), torch.cat(highs, dim=step.axis + 1)
 
 
-def _narrow(place: int, reader: Activation, changes: Changes | None, bounds: Bounds) -> bool:
-    """Intersect the intervals of loose arguments with the bounds by the changes around the image; return whether these
-    exist."""
+def _narrow(place: int, readers: Readers, changes: Changes | None, bounds: Bounds) -> bool:
+    """Intersect the intervals of loose coordinates with the bounds by the changes around the image; return whether
+    these exist."""
     lower, upper = bounds.lower[place], bounds.upper[place]
-    loose = lines(reader, lower, upper).loose[0].flatten().nonzero().flatten()
-    found = None if changes is None else changes.narrowed(place, loose)
+    wanted = loose_for(readers, lower, upper)[0].flatten().nonzero().flatten()
+    found = None if changes is None else changes.narrowed(place, wanted)
     if found is None or not bool(torch.isfinite(found[0]).all()):
         return False
     low, high = lower.flatten().clone(), upper.flatten().clone()
-    low[loose] = torch.maximum(low[loose], found[0].to(low))
-    high[loose] = torch.minimum(high[loose], found[1].to(high))
+    low[wanted] = torch.maximum(low[wanted], found[0].to(low))
+    high[wanted] = torch.minimum(high[wanted], found[1].to(high))
     bounds.lower[place] = low.reshape_as(lower)
     bounds.upper[place] = torch.maximum(low, high).reshape_as(upper)
     return True
 
 
-def _gained(reader: Activation, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> bool:
-    """Whether enough of the intervals of loose arguments became shorter."""
-    loose = lines(reader, *before).loose
+def _gained(readers: Readers, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> bool:
+    """Whether enough of the intervals of loose coordinates became shorter."""
+    wanted = loose_for(readers, *before)
     shorter = after[1] - after[0] < (1 - GAIN) * (before[1] - before[0])
-    return bool((loose & shorter).sum() > GAINING * loose.sum())
+    return bool((wanted & shorter).sum() > GAINING * wanted.sum())
 
 
 def _tighten(
-    place: int, reader: Activation, program: Program, region: Region, bounds: Bounds, helped: Helped | None
+    place: int, readers: Readers, program: Program, region: Region, bounds: Bounds, helped: Helped | None
 ) -> None:
-    """Tighten the interval at one place by backward rows for the loose coordinates of its activation.
+    """Tighten the interval at one place by backward rows for the coordinates that leave a reader loose.
 
     Lower bounds come first; coordinates that these make exact need no upper bound.
     """
     lower, upper = bounds.lower[place], bounds.upper[place]
     for sign in (1.0, -1.0):
-        mask = lines(reader, lower, upper).loose.flatten(1).clone()
+        mask = loose_for(readers, lower, upper).flatten(1).clone()
         found = []
         if helped is not None:
             mine = helped.signs == sign
@@ -172,8 +195,8 @@ def _tighten(
             mask[0, chosen] = False
             pairs = torch.stack([torch.zeros_like(chosen), chosen], dim=1)
             found.append((pairs, extremes(place, pairs, sign, program, region, bounds, slopes)))
-        loose = mask.nonzero()
-        found.append((loose, extremes(place, loose, sign, program, region, bounds)))
+        wanted = mask.nonzero()
+        found.append((wanted, extremes(place, wanted, sign, program, region, bounds)))
         side = (lower if sign > 0 else upper).flatten(1).clone()
         for at, values in found:
             here = side[at[:, 0], at[:, 1]]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import thread_time
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.graph.capture import capture
+from robustres.certify.graph.capture import Captured, capture
 from robustres.certify.graph.operation_rules import build_network
 from robustres.certify.local.attempt import Attempt
 from robustres.certify.local.certificate import Certificate, margins_question, proved_radius
@@ -67,11 +67,16 @@ def local_program(model: nn.Module, input_shape: tuple[int, ...]) -> Program:
 
     Modules that state their own bound are followed into their operations, since a bound says nothing about values.
     """
-    captured = capture(model, input_shape, opened=True)
-    network, refused = build_network(captured)
+    return program_of(capture(model, input_shape, opened=True))
+
+
+def program_of(captured: Captured) -> Program:
+    """As `local_program`, of a graph that is captured already."""
+    near = replace(captured, on_unit_domain=False, near_an_image=True)
+    network, refused = build_network(near)
     if network is None:
         raise UnsupportedOperationError(refused)
-    return program(captured, network)
+    return program(near, network)
 
 
 def local_radii(
@@ -297,4 +302,4 @@ def _first_eps(made: Program, image: Tensor, label: int, norm: Norm) -> float:
             for margin in margins
         ]
     ratios = margins.detach() / torch.stack(slopes).clamp_min(1e-12)
-    return share * float(ratios.min().clamp(1e-6, 1e3))
+    return share * float(ratios.nan_to_num(1.0).min().clamp(1e-6, 1e3))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustres.certify.local.backward import Form, Rows, pulled_back
 from robustres.certify.local.program import Program
-from robustres.certify.local.relaxations import Lines
+from robustres.certify.local.relaxations import Lines, Relaxation
 from robustres.certify.local.sets import Region
 
 DECAYS = (0.9, 0.999)
@@ -26,7 +26,7 @@ class Optimised:
 def optimised(
     program: Program,
     rows: Rows,
-    lines: Mapping[int, Lines],
+    lines: Mapping[int, Relaxation],
     region: Region,
     *,
     signs: Mapping[int, Tensor],
@@ -40,13 +40,14 @@ def optimised(
     signs, points: of the splits, as `parts.signs_of_parts` gives them. enough: (R,) values at which to stop. rate: step
     size of slopes; multipliers move at twice that rate, relative to 1.
     """
-    before = {place for place in lines if place in program.ancestors(rows.place)}
+    ancestors = program.ancestors(rows.place)
+    before = {place: line for place, line in lines.items() if place in ancestors and isinstance(line, Lines)}
     slopes, multipliers = {}, {}
-    for place in sorted(before):
-        free = lines[place].flattest < lines[place].steepest
+    for place, line in sorted(before.items()):
+        free = line.flattest < line.steepest
         given = rows.slopes.get(place)
         if given is not None or bool(free.any()):
-            first = _of(lines[place].lower_slope, rows.owner) if given is None else given
+            first = _of(line.lower_slope, rows.owner) if given is None else given
             slopes[place] = first.expand(len(rows.weights), *first.shape[1:]).clone()
     for place, sign in signs.items():
         given = rows.multipliers.get(place)
@@ -77,8 +78,8 @@ def optimised(
                     variable = variable + moves[kind, place](gradient)
                 if kind == 0:
                     variable = torch.minimum(
-                        torch.maximum(variable, _of(lines[place].flattest, rows.owner)),
-                        _of(lines[place].steepest, rows.owner),
+                        torch.maximum(variable, _of(before[place].flattest, rows.owner)),
+                        _of(before[place].steepest, rows.owner),
                     )
                     slopes[place] = variable
                 else:

@@ -10,15 +10,16 @@ from robustres.certify.local.backward import Form, Rows, Sizes, pulled_back
 from robustres.certify.local.evidence import Branch, Split
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.program import Program
-from robustres.certify.local.relaxations import Lines, lines
+from robustres.certify.local.relaxations import Relaxation, lines
 from robustres.certify.local.steps import Activation
 from robustres.numerics import gamma
 
 Way = Sequence[tuple[Split, bool]]
 
 
-def lines_of_parts(program: Program, bounds: Bounds, ways: Sequence[Way]) -> dict[int, Lines]:
-    """The lines of every activation: (L, *shape) where a split narrows them, (1, *shape) as on the whole elsewhere.
+def lines_of_parts(program: Program, bounds: Bounds, ways: Sequence[Way]) -> dict[int, Relaxation]:
+    """The lines of every activation: (L, *shape) where a split narrows them, (1, *shape) as on the whole elsewhere; and
+    the planes of the products, as on the whole.
 
     bounds: of the whole region, one sample.
     """

@@ -4,32 +4,41 @@ The network of pieces knows no constants, since a Lipschitz constant needs none.
 off the captured graph: it is the operation's answer where everything that depends on the image is 0.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from robustres.certify.graph import network
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Product, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
 from robustres.certify.graph.simplify import simplified
-from robustres.certify.local.comparisons import comparisons
+from robustres.certify.local.compositions import Steps, composed
 from robustres.certify.local.relaxations import checked
 from robustres.certify.local.steps import (
     Activation,
     Affine,
     Concatenation,
     Input,
+    Known,
+    Product,
     Step,
     Total,
     affine,
     converted,
     sources_of,
 )
-from robustres.certify.maps.folding import composed
-from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled
-from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Opaque, Sort
+from robustres.certify.maps import folding
+from robustres.certify.maps.activation import PiecewiseLinear
+from robustres.certify.maps.coordinate_maps import Selection
+from robustres.certify.maps.curves import Square
+from robustres.certify.maps.lengths import Normalisation
+from robustres.certify.maps.linear_map import Identity, Scaled
 from robustres.certify.maps.piecewise_linear import Relu
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
 
@@ -41,7 +50,8 @@ OWN = 8
 class Program:
     """steps: each after those that it reads; the first is the input, the last gives the logits (a vector).
 
-    order: the same network simplified, as the inequalities of all layers together (`quadratic`) want it, in float64.
+    order: the same network simplified, as the inequalities of all layers together (`quadratic`) want it, in float64;
+    empty where these do not cover it.
     """
 
     steps: tuple[Step, ...]
@@ -73,7 +83,30 @@ class Program:
                     values.append(sum((values[place] for place in step.sources[1:]), values[step.sources[0]]))
                 case Concatenation():
                     values.append(torch.cat([values[place] for place in step.sources], dim=step.axis + 1))
+                case Product():
+                    values.append(values[step.sources[0]] * values[step.sources[1]])
+                case Known():
+                    values.append(values[step.source])
         return values
+
+    @cached_property
+    def readers(self) -> dict[int, list[Activation | Product]]:
+        """By place, the activations and products whose relaxations tighter bounds of its values would tighten.
+
+        Copies are bounded where they were copied from, unless kinks may differ there. The answer of an activation is
+        bounded by its argument.
+        """
+        found: dict[int, list[Activation | Product]] = {}
+        for step in self.steps:
+            if not isinstance(step, Activation | Product):
+                continue
+            kinked = isinstance(step, Activation) and isinstance(step.function, PiecewiseLinear)
+            for place in sources_of(step):
+                while copies(before := self.steps[place]) and not kinked:
+                    (place,) = sources_of(before)
+                if isinstance(step, Activation) or not isinstance(before, Activation):
+                    found.setdefault(place, []).append(step)
+        return found
 
     def ancestors(self, place: int) -> set[int]:
         """The steps that the step at `place` depends on, and itself."""
@@ -84,27 +117,41 @@ class Program:
         return found
 
 
-def program(captured: Captured, network: Node) -> Program:
+def copies(step: Step) -> TypeGuard[Affine]:
+    """Whether the step only copies values."""
+    return isinstance(step, Affine) and isinstance(step.map, Selection) and not bool(step.constant.any())
+
+
+def program(captured: Captured, output: Node) -> Program:
     """The steps of a captured network.
 
     Raises UnsupportedOperationError naming every operation that has no relaxation.
     """
-    builder = _Builder(captured, network)
+    builder = _Builder(captured, output)
     with torch.no_grad():
         steps = builder.run()
-        made = Program(tuple(steps), device_of(captured.module), tuple(simplified(network).ordered()))
+        made = Program(tuple(steps), device_of(captured.module), _inequalities(output))
         _compare(made, captured)
     return made
 
 
+def _inequalities(output: Node) -> tuple[Node, ...]:
+    """The simplified network, if every piece has an inequality that is worth anything near an image."""
+    order = tuple(simplified(output).ordered())
+    covered = not any(isinstance(node.piece, network.Product | Normalisation) for node in order)
+    finite = all(math.isfinite(node.piece.constant) for node in order if isinstance(node.piece, Elementwise))
+    return order if covered and finite else ()
+
+
 class _Builder:
-    def __init__(self, captured: Captured, network: Node) -> None:
+    def __init__(self, captured: Captured, output: Node) -> None:
         self.captured = captured
-        self.order = network.ordered()
+        self.order = output.ordered()
         self.consumers = Counter(parent for node in self.order for parent in node.inputs)
         self.last = {node.origin: node for node in self.order}  # of several nodes of one operation, the outermost
+        self.shifted = {node.origin for node in self.order if isinstance(node.piece, Linear) and node.piece.shift != 0}
         self.place: dict[Node, int] = {}
-        self.steps: list[Step] = []
+        self.steps = Steps(device_of(captured.module))
         self.refused: dict[Refusal, None] = {}
 
     def run(self) -> list[Step]:
@@ -113,7 +160,7 @@ class _Builder:
                 self.place[node] = self._placed(node)
             except NotImplementedError as error:
                 self.refused[Refusal(node.path, f"{operation_of(node.origin)} {error}".strip())] = None
-                self.place[node] = self._put(Input(node.shape))
+                self.place[node] = self.steps.put(Input(node.shape))
         if self.refused:
             raise UnsupportedOperationError(tuple(self.refused))
         output = self.steps[self.place[self.order[-1]]]
@@ -121,54 +168,38 @@ class _Builder:
             raise ModelError(f"local certificates need one vector of logits per image, got the shape {output.shape}")
         return _without_unused(self.steps, self.place[self.order[-1]])
 
-    def _put(self, step: Step) -> int:
-        self.steps.append(step)
-        return len(self.steps) - 1
-
     def _placed(self, node: Node) -> int:
         piece, sources = node.piece, tuple(self.place[parent] for parent in node.inputs)
         match piece:
             case Source():
-                return self._put(Input(node.shape))
+                return self.steps.put(Input(node.shape))
             case Linear():
                 return self._affine(node, piece, sources[0])
             case Elementwise():
-                return self._put(Activation(sources[0], checked(piece.function), node.shape, node.origin))
+                return self.steps.put(Activation(sources[0], checked(piece.function), node.shape, node.origin))
             case Merge(kind="sum"):
-                return self._put(Total(sources, node.shape))
+                return self.steps.put(Total(sources, node.shape))
             case Merge(kind="concatenation", axis=int(axis)):
                 sizes = tuple(parent.shape[axis] for parent in node.inputs)
-                return self._put(Concatenation(sources, axis, sizes, node.shape))
+                return self.steps.put(Concatenation(sources, axis, sizes, node.shape))
             case Merge(kind="maximum" | "minimum"):
                 return self._larger(sources[0], sources[1], 1.0 if piece.kind == "maximum" else -1.0)
-            case Sort() | Extremum() | MaxMin() | MaxPool():
-                return self._sorted(piece, sources[0])
-            case Merge() | Opaque() | Product():
+            case network.Product():
+                first, second = sources
+                if first == second:
+                    return self.steps.applied(first, Square())
+                return self.steps.put(Product((first, second), node.shape))
+            case Opaque():
+                return composed(piece, sources[0], self.steps)
+            case Merge():
                 raise NotImplementedError("has no relaxation")
 
     def _larger(self, first: int, second: int, sign: float) -> int:
         """max(a, b) = a + relu(b - a), and min(a, b) = a - relu(a - b)."""
-        shape = self.steps[first].shape
-        opposite = self._plain(first, Scaled(-sign, Identity(shape)))
-        gap = self._put(
-            Total((opposite, second if sign > 0 else self._plain(second, Scaled(-1.0, Identity(shape)))), shape)
-        )
-        return self._put(
-            Total((first, self._plain(self._put(Activation(gap, Relu(), shape)), Scaled(sign, Identity(shape)))), shape)
-        )
-
-    def _plain(self, source: int, map_: LinearMap) -> int:
-        zero = torch.zeros(map_.out_shape, dtype=torch.float64, device=device_of(self.captured.module))
-        return self._put(affine(source, map_, zero, zero, 0))
-
-    def _sorted(self, piece: Sort | Extremum | MaxMin | MaxPool, source: int) -> int:
-        """By comparators: of two places the first takes a + relu(b - a), the second b - relu(b - a)."""
-        plan = comparisons(piece, self.steps[source].shape, device_of(self.captured.module))
-        place = self._plain(source, plan.entry)
-        for gap, spread in plan.rounds:
-            ahead = self._put(Activation(self._plain(place, gap), Relu(), gap.out_shape))
-            place = self._put(Total((place, self._plain(ahead, spread)), self.steps[place].shape))
-        return self._plain(place, plan.exit)
+        steps = self.steps
+        gap = steps.difference(second, first) if sign > 0 else steps.difference(first, second)
+        signed = Scaled(sign, Identity(steps.shape(first)))
+        return steps.put(Total((first, steps.plain(steps.applied(gap, Relu()), signed)), steps.shape(first)))
 
     def _affine(self, node: Node, piece: Linear, source: int) -> int:
         constant, size = self._constant(node, piece)
@@ -177,13 +208,14 @@ class _Builder:
             constant = piece.map(before.constant[None])[0] + constant
             size = piece.map.absolute()(before.constant_size[None])[0] + size
             roundings += before.roundings + piece.map.roundings + 1
-            source, map_ = before.source, composed([before.map, piece.map])
-        return self._put(affine(source, map_, constant, size, roundings))
+            source, map_ = before.source, folding.composed([before.map, piece.map])
+        return self.steps.put(affine(source, map_, constant, size, roundings))
 
     def _constant(self, node: Node, piece: Linear) -> tuple[Tensor, Tensor]:
         """What the node adds, and at or above the size of what that was computed from."""
         shape, device = node.shape, device_of(self.captured.module)
-        if self.last[node.origin] is not node:  # a part of an operation; the whole of its constant is added at its end
+        # The whole of an operation's constant is added at its end.
+        if self.last[node.origin] is not node or node.origin not in self.shifted:
             zero = torch.zeros(shape, dtype=torch.float64, device=device)
             return zero, zero
         parent = node.inputs[0]
@@ -205,8 +237,10 @@ def _without_unused(steps: Sequence[Step], output: int) -> list[Step]:
     for old in sorted(used):
         step = steps[old]
         match step:
-            case Affine() | Activation():
+            case Affine() | Activation() | Known():
                 kept.append(replace(step, source=new[step.source]))
+            case Product():
+                kept.append(replace(step, sources=(new[step.sources[0]], new[step.sources[1]])))
             case Total() | Concatenation():
                 kept.append(replace(step, sources=tuple(new[source] for source in step.sources)))
             case Input():

@@ -17,6 +17,7 @@ from robustres.certify.local.margins import positive_within
 from robustres.certify.local.parts import forms_of_leaves
 from robustres.certify.local.program import Program
 from robustres.certify.local.quadratic import Sectors, proved_change, sectors
+from robustres.certify.local.relaxations import UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.numerics import gamma, rounded_down, rounded_up
 
@@ -56,32 +57,39 @@ class Proof:
     @classmethod
     def of(cls, program: Program, question: Question, evidence: Evidence) -> Self:
         """By linear bounds, quadratic certificates and trees. program: in float64, otherwise nothing is proved."""
-        radii = torch.zeros(len(question.rows), dtype=torch.float64, device=program.device)
+        nothing = torch.zeros(len(question.rows), dtype=torch.float64, device=program.device)
         if program.dtype != torch.float64:
-            return cls(question, radii)
-        region = question.region
-        with torch.no_grad():
-            centre, changes = Bounds(), None
-            if evidence.shared or evidence.quadratics:
-                centre = bounded(program, region.with_eps(0.0))
-            if evidence.shared:
-                changes = followed(program, region, centre, lambda _, place, __: evidence.shared.get(place))
-            bounds = bounded(program, region, helped=evidence.helped, changes=changes)
-            radii = positive_within(question.form(program, bounds), region)
-            if changes is not None and len(program.steps) - 1 in evidence.shared:
-                radii = torch.maximum(radii, _by_ellipsoid(program, question, centre, changes))
-            if evidence.quadratics and region.norm != "l1":
-                slopes = sectors(program, bounds, centre)
-                radii = torch.maximum(radii, _by_quadratics(program, question, centre, slopes, evidence.quadratics))
-            for row, tree in evidence.trees.items():
-                if radii[row] < region.eps[0]:
-                    radii[row] = max(float(radii[row]), _by_tree(program, question, bounds, row, tree))
-        return cls(question, radii)
+            return cls(question, nothing)
+        try:
+            with torch.no_grad():
+                return cls(question, _radii(program, question, evidence))
+        except UnboundedError:
+            return cls(question, nothing)
 
     @property
     def whole(self) -> Tensor:
         """(R,) whether each row is proved on all of the region."""
         return self.radii >= self.question.region.eps[0]
+
+
+def _radii(program: Program, question: Question, evidence: Evidence) -> Tensor:
+    """(R,) what each part of the evidence proves. Raises UnboundedError where a step has no finite bounds."""
+    region, centre, changes = question.region, Bounds(), None
+    if evidence.shared or evidence.quadratics:
+        centre = bounded(program, region.with_eps(0.0))
+    if evidence.shared:
+        changes = followed(program, region, centre, lambda _, place, __: evidence.shared.get(place))
+    bounds = bounded(program, region, helped=evidence.helped, changes=changes)
+    radii = positive_within(question.form(program, bounds), region)
+    if changes is not None and len(program.steps) - 1 in evidence.shared:
+        radii = torch.maximum(radii, _by_ellipsoid(program, question, centre, changes))
+    if evidence.quadratics and program.order and region.norm != "l1":
+        slopes = sectors(program, bounds, centre)
+        radii = torch.maximum(radii, _by_quadratics(program, question, centre, slopes, evidence.quadratics))
+    for row, tree in evidence.trees.items():
+        if radii[row] < region.eps[0]:
+            radii[row] = max(float(radii[row]), _by_tree(program, question, bounds, row, tree))
+    return radii
 
 
 def _by_ellipsoid(program: Program, question: Question, centre: Bounds, changes: Changes) -> Tensor:

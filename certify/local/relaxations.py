@@ -3,27 +3,35 @@
 The slope of a line may be any number; its offset is what is proved. For a function of several linear pieces the
 extremes of phi(z) - slope z lie at the ends of the interval and at the kinks between. For a smooth one the interval is
 cut into cells, and within a cell the values at its ends and an interval of its slopes bound the rest. Among some slopes
-the one whose line is best at the middle of the interval is taken, which leaves the smallest area.
+the one whose line is best at the middle of the interval is taken, which leaves the smallest area. For a convex or
+concave one that is the tangent at the middle, on one side; on the other side the extremes lie at the ends.
 """
 
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from robustres.certify.local.steps import Activation
+from robustres.certify.local.planes import Planes, planes
+from robustres.certify.local.steps import Activation, Product
+from robustres.certify.maps.activation import FUNCTION_UNITS, TINY, Curve, PiecewiseLinear, Smooth, broadcast_size
 from robustres.certify.maps.activation import Activation as ScalarFunction
-from robustres.certify.maps.activation import PiecewiseLinear, Smooth, broadcast_size
+from robustres.certify.maps.curves import Square
+from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.smooth import Cos, Sin
+from robustres.certify.maps.written import Written
 from robustres.numerics import UNIT_ROUNDOFF
 
 CELLS = 24
 # Roundings of what a line's offset is computed from, with room: relative to the sizes of all terms.
 UNITS = 32 * UNIT_ROUNDOFF[torch.float64]
+
+
+class UnboundedError(Exception):
+    """A step has no finite bounds on the region, so nothing is proved there: a divisor may be 0, a square overflow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +58,38 @@ class Lines:
         return Lines(*(part if part.dtype == torch.bool else part.to(dtype) for part in parts))
 
 
+Relaxation = Lines | Planes
+
+
+def relaxation(step: Activation | Product, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> Relaxation:
+    """What holds for a step between bounds of all steps before it, (N, *shape) each."""
+    if isinstance(step, Activation):
+        return lines(step, lower[step.source], upper[step.source])
+    found = planes(*((lower[source], upper[source]) for source in step.sources))
+    _require_finite(found.lower_offset, found.upper_offset)
+    return found
+
+
 def lines(step: Activation, lower: Tensor, upper: Tensor) -> Lines:
-    """The lines of an activation for arguments in [lower, upper], (N, *shape); computed, and valid, in float64."""
-    return relaxed(step.function, lower.to(torch.float64), upper.to(torch.float64)).to(lower.dtype)
+    """The lines of an activation for arguments in [lower, upper], (N, *shape); computed, and valid, in float64.
+
+    Raises UnboundedError where there are none.
+    """
+    found = relaxed(step.function, lower.to(torch.float64), upper.to(torch.float64)).to(lower.dtype)
+    _require_finite(found.lower_offset, found.upper_offset, found.low, found.high)
+    return found
+
+
+def _require_finite(*values: Tensor) -> None:
+    if not all(bool(torch.isfinite(one).all()) for one in values):
+        raise UnboundedError
+
+
+def loose(step: Activation | Product, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where tighter bounds of what a step reads would tighten its relaxation, (N, *shape)."""
+    if isinstance(step, Activation) and isinstance(step.function, PiecewiseLinear):
+        return lines(step, lower, upper).loose
+    return upper > lower
 
 
 def checked(function: ScalarFunction) -> ScalarFunction:
@@ -60,7 +97,7 @@ def checked(function: ScalarFunction) -> ScalarFunction:
     if function.relative_error(torch.float64) is None:
         raise NotImplementedError("has no known accuracy")
     point = torch.zeros(1, *broadcast_size(function.parameters), dtype=torch.float64)
-    relaxed(function, point, point + 1)
+    relaxed(function, point + 1, point + 2)
     return function
 
 
@@ -78,8 +115,53 @@ def _(function: PiecewiseLinear, lower: Tensor, upper: Tensor) -> Lines:
 @relaxed.register(Smooth)
 @relaxed.register(Sin)
 @relaxed.register(Cos)
+@relaxed.register(PerCoordinate)
 def _(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Lines:
-    return by_cells(function, lower, upper)
+    return by_cells(function, lower, upper, function.slopes_on)
+
+
+@relaxed.register
+def _(function: Written, lower: Tensor, upper: Tensor) -> Lines:
+    return by_cells(function, lower, upper, function.slopes_at_once)
+
+
+@relaxed.register
+def _(function: Curve, lower: Tensor, upper: Tensor) -> Lines:
+    return curved(function, lower, upper)
+
+
+@relaxed.register
+def _(function: Square, lower: Tensor, upper: Tensor) -> Lines:
+    """A square is never negative, and 0 in an interval that holds 0."""
+    found = curved(function, lower, upper)
+    within = (lower <= 0) & (upper >= 0)
+    return _replaced(found, low=torch.where(within, 0.0, found.low.clamp_min(0)))
+
+
+def curved(function: Curve, lower: Tensor, upper: Tensor) -> Lines:
+    """Lines of a convex or concave function: a tangent on one side, a chord on the other."""
+    bend = function.bend(lower, upper)
+    if not bool((bend != 0).all()):
+        raise UnboundedError
+    middle = torch.minimum(torch.maximum(lower / 2 + upper / 2, lower), upper)
+    points = [lower, middle, upper]
+    values = [function(point) for point in points]
+    chord, tangent = _chord([lower, upper], [values[0], values[2]]), function.derivative(middle)
+    units = UNITS + 4 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64]
+    size = torch.stack([value.abs() for value in values]).amax(0)
+
+    def offsets(slope: Tensor) -> tuple[Tensor, list[Tensor]]:
+        room = units * (size + slope.abs() * torch.maximum(lower.abs(), upper.abs())) + TINY
+        return room, [value - slope * point for value, point in zip(values, points, strict=True)]
+
+    (room, (left, _, right)), (tangent_room, (_, touching, _)) = offsets(chord), offsets(tangent)
+    convex = bend > 0
+    below = torch.where(convex, touching - tangent_room, torch.minimum(left, right) - room)
+    above = torch.where(convex, torch.maximum(left, right) + room, touching + tangent_room)
+    lower_slope, upper_slope = torch.where(convex, tangent, chord), torch.where(convex, chord, tangent)
+    slack = units * size + TINY
+    low, high = torch.minimum(values[0], values[2]) - slack, torch.maximum(values[0], values[2]) + slack
+    return Lines(lower_slope, below, upper_slope, above, lower_slope, lower_slope, upper > lower, low, high)
 
 
 def piecewise_linear(function: PiecewiseLinear, lower: Tensor, upper: Tensor) -> Lines:
@@ -125,31 +207,34 @@ def _with_free_slopes(found: Lines, through: Tensor, slopes: list[Tensor], low: 
     )
 
 
-def by_cells(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Lines:
-    """Lines of any function with intervals of its difference quotients."""
-    width = (upper - lower) / CELLS
-    points = [lower + place * width for place in range(CELLS)] + [upper]
-    points = [torch.minimum(point, upper) for point in points]
-    values = [function(point) for point in points]
-    size = torch.stack([value.abs() for value in values]).amax(0) + torch.maximum(lower.abs(), upper.abs())
-    cells = [function.slopes_on(left, right) for left, right in itertools.pairwise(points)]
-    chord = _chord(points, values)
-    quotients = [_chord(points[place : place + 2], values[place : place + 2]) for place in range(CELLS)]
+def by_cells(
+    function: ScalarFunction,
+    lower: Tensor,
+    upper: Tensor,
+    slopes_on: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Lines:
+    """Lines of any function with intervals of its difference quotients, which `slopes_on` gives for many intervals."""
+    share = torch.arange(CELLS + 1).to(lower).reshape(-1, *[1] * lower.ndim)
+    points = torch.minimum(lower + share * ((upper - lower) / CELLS), upper)
+    points[-1] = upper
+    values, units = function(points), _units(function)
+    size = values.abs().amax(0) + torch.maximum(lower.abs(), upper.abs())
+    flat, steep = slopes_on(points[:-1], points[1:])
+    spans = points[1:] - points[:-1]
+    chord = _chord([lower, upper], [values[0], values[-1]])
+    quotients = _chord([points[:-1], points[1:]], [values[:-1], values[1:]])
     candidates = [chord, *(quotients[place] for place in (0, CELLS // 4, CELLS // 2, 3 * CELLS // 4, CELLS - 1))]
 
     def extremes(slope: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = torch.full_like(lower, torch.inf), torch.full_like(lower, -torch.inf)
-        gaps = [value - slope * point for point, value in zip(points, values, strict=True)]
-        for place, (flat, steep) in enumerate(cells):
-            left, right, span = gaps[place], gaps[place + 1], points[place + 1] - points[place]
-            down, up = flat - slope, steep - slope
-            turning = (down < 0) & (up > 0)
-            across = torch.where(turning, up - down, torch.ones_like(up))
-            bottom = torch.where(turning, (up * left - down * right + down * up * span) / across, left.minimum(right))
-            top = torch.where(turning, (up * right - down * left - down * up * span) / across, left.maximum(right))
-            low, high = torch.minimum(low, bottom), torch.maximum(high, top)
-        room = _units(function) * (1 + slope.abs()) * size + 2 * function.jump
-        return low - room, high + room
+        gaps = values - slope * points
+        left, right, down, up = gaps[:-1], gaps[1:], flat - slope, steep - slope
+        turning = (down < 0) & (up > 0)
+        across = torch.where(turning, up - down, 1.0)
+        bend = down * up * spans
+        bottom = torch.where(turning, (up * left - down * right + bend) / across, left.minimum(right))
+        top = torch.where(turning, (up * right - down * left - bend) / across, left.maximum(right))
+        room = units * (1 + slope.abs()) * size + 2 * function.jump
+        return bottom.amin(0) - room, top.amax(0) + room
 
     found = _best(candidates, extremes, lower, upper, only=torch.zeros_like(lower, dtype=torch.bool))
     low, high = extremes(torch.zeros_like(lower))

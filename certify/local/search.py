@@ -16,8 +16,10 @@ FIRST = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a relaxation made at `eps` gave: the largest share of a margin that it loses, and the radius up to which all
-    margins are positive. quadratic: whether more than linear bounds was tried, which loses less."""
+    """What a relaxation made at `eps` gave: the largest share of a margin that it loses, infinite where it has no
+    finite bounds, and the radius up to which all margins are positive. quadratic: whether more than linear bounds was
+    tried, which loses less.
+    """
 
     eps: float
     share: float
@@ -55,6 +57,8 @@ def largest_radius(
         if late or best.radius * (1 + tolerance) >= min(above, crossing):
             break
         eps = min(max(AIM * crossing, best.radius * (1 + tolerance / 2)), above / (1 + tolerance / 2))
+        if any(one.eps == above and not math.isfinite(one.share) for one in tried):  # how far beyond is not known
+            eps = min(eps, math.sqrt(above * max(best.radius, above * math.exp(-2 * FARTHEST))))
     return tried
 
 

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor
 
 from robustres.certify.local.backward import Rows, pulled_back
-from robustres.certify.local.intermediate import Bounds, Helped, unit_rows
+from robustres.certify.local.intermediate import (
+    Bounds,
+    Helped,
+    exact_by_interval,
+    loose_for,
+    unit_rows,
+)
 from robustres.certify.local.optimise import optimised
-from robustres.certify.local.program import Program
-from robustres.certify.local.relaxations import lines
+from robustres.certify.local.program import Program, copies
+from robustres.certify.local.relaxations import relaxation
 from robustres.certify.local.sets import Region
-from robustres.certify.local.steps import Activation, Affine, Input
+from robustres.certify.local.steps import Activation, Product, sources_of
 
 CHOSEN, STEPS, RATE = 256, 8, 0.25
 CHUNK = 128  # rows at a time
@@ -58,39 +64,38 @@ def _tighten(program: Program, bounds: Bounds, place: int, helped: Helped, value
         sides[place] = side.reshape_as(sides[place])
     bounds.upper[place] = torch.maximum(bounds.lower[place], bounds.upper[place])
     for reader, step in enumerate(program.steps):
-        if isinstance(step, Activation) and step.source == place:
-            bounds.lines[reader] = lines(step, bounds.lower[place], bounds.upper[place])
+        if isinstance(step, Activation | Product) and place in sources_of(step):
+            bounds.lines[reader] = relaxation(step, bounds.lower, bounds.upper)
 
 
 def _influential(
     program: Program, region: Region, bounds: Bounds, rows: Rows, chosen: int
 ) -> Mapping[int, tuple[Tensor, Tensor]]:
-    """By the place of an activation's argument, the coordinates and sides whose bounds change the minima most.
+    """By place, the coordinates and sides whose bounds change the minima most.
 
     An influence is the derivative of the sum of the minima times the width of the interval.
     """
-    ends: dict[int, tuple[Tensor, Tensor]] = {}
+    lower, upper = list(bounds.lower), list(bounds.upper)
+    readers = {place: read for place, read in program.readers.items() if not exact_by_interval(program, place, region)}
     with torch.enable_grad():
+        for place in readers:
+            lower[place], upper[place] = (side[place].detach().clone().requires_grad_() for side in (lower, upper))
         current = {}
-        for place, old in bounds.lines.items():
-            step = program.steps[place]
-            assert isinstance(step, Activation)
-            before = program.steps[step.source]
-            if isinstance(before, Input) or (
-                isinstance(before, Affine) and before.source == 0 and region.norm == "linf"
-            ):
-                current[place] = old
-                continue
-            low, high = (side[step.source].detach().clone().requires_grad_() for side in (bounds.lower, bounds.upper))
-            ends[place] = low, high
-            current[place] = lines(step, low, high)
+        for place, step in enumerate(program.steps):
+            if isinstance(step, Activation | Product):
+                current[place] = relaxation(step, lower, upper)
+            elif copies(step):
+                lower[place], upper[place] = (step.map(side[step.source]) for side in (lower, upper))
         form = pulled_back(program, rows, current)
         least = replace(form, owner=torch.zeros_like(form.owner)).minimum(region, close=False).sum()
-        flat = [side for pair in ends.values() for side in pair]
-        slopes = torch.autograd.grad(least, flat, allow_unused=True) if flat else ()
+        ends = [side[place] for place in readers for side in (lower, upper)]
+        if not least.requires_grad:
+            return {}
+        slopes = torch.autograd.grad(least, ends, allow_unused=True)
     found = {}
-    for position, (place, (low, high)) in enumerate(ends.items()):
-        width = (high - low).detach().flatten() * bounds.lines[place].loose.flatten()
+    for position, (place, read) in enumerate(readers.items()):
+        low, high = bounds.lower[place], bounds.upper[place]
+        width = ((high - low) * loose_for(read, low, high)).flatten()
         sides = [
             torch.zeros_like(width) if slope is None else slope.flatten().abs().nan_to_num() * width
             for slope in slopes[2 * position : 2 * position + 2]
@@ -98,9 +103,7 @@ def _influential(
         score = torch.cat(sides)
         top = score.topk(min(chosen, len(score)))
         keep = top.indices[top.values > 0]
-        step = program.steps[place]
-        assert isinstance(step, Activation)
         if len(keep):
             signs = torch.where(keep < len(width), 1.0, -1.0).to(width)
-            found[step.source] = keep % len(width), signs
+            found[place] = keep % len(width), signs
     return dict(sorted(found.items()))

@@ -82,7 +82,25 @@ class Concatenation:
     shape: Shape
 
 
-Step = Input | Affine | Activation | Total | Concatenation
+@dataclass(frozen=True, eq=False)
+class Product:
+    """The products of the coordinates of two steps."""
+
+    sources: tuple[int, int]
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The values of the step `source`, which lie between `low` and `high` for all inputs whatsoever."""
+
+    source: int
+    low: float
+    high: float
+    shape: Shape
+
+
+Step = Input | Affine | Activation | Total | Concatenation | Product | Known
 
 
 def sources_of(step: Step) -> tuple[int, ...]:
@@ -90,9 +108,9 @@ def sources_of(step: Step) -> tuple[int, ...]:
     match step:
         case Input():
             return ()
-        case Affine() | Activation():
+        case Affine() | Activation() | Known():
             return (step.source,)
-        case Total() | Concatenation():
+        case Total() | Concatenation() | Product():
             return step.sources
 
 

@@ -7,6 +7,7 @@ lists them, so that this can be checked when a network is built.
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ FUNCTION_UNITS = 64
 FAR = 1e100
 # Bound on the error of computed derivatives and values, relative to the steepest slope and to their operands.
 WIDENING = 1e-13
+# Above everything that is lost to underflow.
+TINY = 1e-300
 
 
 class Activation(ABC):
@@ -171,6 +174,34 @@ class Smooth(Activation):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """A few units in float64; the error of elementary functions in float32 is not covered."""
+        return FUNCTION_UNITS * 2.0**-53 if dtype == torch.float64 else None
+
+
+class Curve(Activation):
+    """A function of no bounded slope, convex or concave on every interval on which it has bounds."""
+
+    slopes: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    jump: ClassVar[float] = 0.0
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+
+    @abstractmethod
+    def derivative(self, x: Tensor) -> Tensor:
+        """The derivative in float64, accurate to a few units relative to itself."""
+
+    @abstractmethod
+    def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """1 where the function is convex on [lower, upper], -1 where it is concave, 0 where it has no bounds there."""
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivative at the ends, between which it is monotone; everything where it has no bounds."""
+        ends = [self.derivative(end) for end in (lower, upper)]
+        known = (self.bend(lower, upper) != 0) & ~ends[0].isnan() & ~ends[1].isnan()
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        low, high = low - WIDENING * low.abs() - TINY, high + WIDENING * high.abs() + TINY
+        return torch.where(known, low, -math.inf), torch.where(known, high, math.inf)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units in float64, relative to |f(x)| alone."""
         return FUNCTION_UNITS * 2.0**-53 if dtype == torch.float64 else None
 
 

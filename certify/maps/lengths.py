@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import WIDENING
+from robustres.certify.maps.activation import WIDENING, Parameter
 from robustres.certify.maps.linear_map import Shape
 from robustres.certify.maps.nonlinear import Computed, Opaque, relative_error_of_sums
 from robustres.certify.proof.bound import Bound
@@ -66,15 +66,20 @@ class Normalisation(Opaque):
     times P are at most (1 + max|z| |z|_1/(n s^2)) |P|_inf <= (1 + (1 + sqrt n)/2) 2, since max|z| |z|_1 <=
     |z|^2 (1 + sqrt n)/2, and at most sqrt n times the l2 norm.
 
-    group: values in each group. scale: at or above max |gamma|.
+    factor: gamma, a number or a tensor that broadcasts to the value. group: values in each group, one after the other.
     """
 
     eps: float
-    scale: float
+    factor: Parameter
     group: int
     centred: bool
     kind = "normalisation"
     sorts = None
+
+    @property
+    def scale(self) -> float:
+        """max |gamma|."""
+        return float(self.factor.abs().max()) if isinstance(self.factor, Tensor) else abs(self.factor)
 
     @property
     def bound(self) -> Bound:

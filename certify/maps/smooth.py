@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from robustres.certify.maps.activation import WIDENING, Activation, Parameter, Smooth
+from robustres.certify.maps.activation import WIDENING, Activation, Curve, Smooth
 
 Slopes = tuple[float, float]
 Turns = tuple[tuple[float, float, float], ...]
@@ -34,16 +34,22 @@ def _hump(place: float, slope: float) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Exp(Activation):
+class Exp(Curve):
     """exp(x), which has no Lipschitz constant but may be part of a function that has one."""
 
     slopes: ClassVar[Slopes] = (0.0, math.inf)
-    jump: ClassVar[float] = 0.0
-    parameters: ClassVar[tuple[Parameter, ...]] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """exp(x)."""
         return torch.exp(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """exp(x)."""
+        return torch.exp(x)
+
+    def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Convex."""
+        return torch.ones_like(lower)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """exp at the two ends."""
@@ -53,8 +59,6 @@ class Exp(Activation):
         """c exp(-c) on the left."""
         left = torch.where(distance >= 2, distance * torch.exp(-distance) * (1 + 1e-12), math.inf)
         return left, torch.full_like(distance, math.inf)
-
-    relative_error = Smooth.relative_error
 
 
 @dataclass(frozen=True, eq=False)

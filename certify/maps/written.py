@@ -105,10 +105,15 @@ class Written(Activation):
             right = torch.where(
                 part == PARTS - 1, stop, torch.minimum(start + (stop - start) * ((part + 1) / PARTS), stop)
             )
-            slope = self.expression.jet(Interval(left, right)).slope
-            low, high = torch.minimum(low, slope.low.amin(0)), torch.maximum(high, slope.high.amax(0))
+            flat, steep = self.slopes_at_once(left, right)
+            low, high = torch.minimum(low, flat.amin(0)), torch.maximum(high, steep.amax(0))
         least, most = self.slopes
-        return torch.where(finite, low, least).clamp(least, most), torch.where(finite, high, most).clamp(least, most)
+        return torch.where(finite, low, least), torch.where(finite, high, most)
+
+    def slopes_at_once(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """As `slopes_on`, of finite intervals, without cutting them into parts."""
+        slope, (least, most) = self.expression.jet(Interval(lower, upper)).slope, self.slopes
+        return slope.low.clamp(least, most), slope.high.clamp(least, most)
 
     @cached_property
     def jump(self) -> float:
@@ -119,10 +124,14 @@ class Written(Activation):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """A few units per operation, relative to the largest |x| times the slopes that it encounters."""
+        total = self._error
+        return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None
+
+    @cached_property
+    def _error(self) -> float:
         reach = Interval(torch.tensor([-REACH], dtype=torch.float64), torch.tensor([REACH], dtype=torch.float64))
         most = sum(_largest(self.expression, reach)) / REACH
-        total = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))
-        return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None
+        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))
 
 
 def _largest(expression: Expression, cell: Interval) -> Iterator[float]:

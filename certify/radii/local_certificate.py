@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of
-from robustres.certify.local.local_radii import LocalRadius, each_local_radius, local_program
-from robustres.certify.local.program import Program, program
+from robustres.certify.local.local_radii import LocalRadius, each_local_radius, local_program, program_of
+from robustres.certify.local.program import Program
 from robustres.certify.maps.nonlinear import Stated, StatedSort
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
@@ -69,7 +69,7 @@ class LocalCertificate:
         if analysis is None or any(isinstance(node.piece, Stated | StatedSort) for node in analysis.network.ordered()):
             made = local_program(model, tuple(x.shape[1:]))
         else:
-            made = program(analysis.captured, analysis.network)
+            made = program_of(analysis.captured)
         numbers = range(len(x)) if indices is None else indices.tolist()
         distances, others = ({}, {}) if indices is None else (self.distances, self.proved)
         above = [distances.get(number, math.inf) * BEYOND for number in numbers]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.graph.capture import Captured, capture
-from robustres.certify.graph.operation_rules import build_network
-from robustres.certify.local.program import Program, program
+from robustres.certify.local.local_radii import program_of
+from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Question
 from robustres.certify.local.sets import Region
 from robustres.threat import Norm
@@ -55,6 +55,30 @@ class Slopes(nn.PReLU):
         super().__init__(8)
 
 
+class Gate(nn.Module):
+    """Squeeze and excitation: every channel times a function of the means of all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 3), nn.Linear(3, 4)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a * torch.sigmoid(self.outer(torch.relu(self.inner(a.mean((2, 3))))))[:, :, None, None]
+
+
+class Attention(nn.Module):
+    """Six pixels of four channels attend to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Linear(4, 12)
+
+    def forward(self, a: Tensor) -> Tensor:
+        query, key, value = self.parts(a.flatten(2).transpose(1, 2)).chunk(3, dim=2)
+        weights = (query @ key.transpose(1, 2) / 2).softmax(dim=2)
+        return (weights @ value).transpose(1, 2).reshape_as(a)
+
+
 OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: Drawn(torch.relu),
     "leaky relu": lambda: Drawn(lambda a: F.leaky_relu(a, 0.2)),
@@ -79,6 +103,25 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "convolution": lambda: Convolved(torch.relu),
     "max-pooling": lambda: Convolved(lambda a: F.max_pool2d(a, 2), 4),
     "average pooling": lambda: Convolved(lambda a: F.avg_pool2d(torch.relu(a), 2), 4),
+    "product": lambda: Drawn(lambda a: a[:, :4] * a[:, 4:], after=4),
+    "gated linear unit": lambda: Drawn(lambda a: F.glu(a, dim=1), after=4),
+    "silu by hand": lambda: Drawn(lambda a: a * torch.sigmoid(2 * a)),
+    "square": lambda: Drawn(lambda a: a.square() / 2),
+    "power": lambda: Drawn(lambda a: (1 + a.abs()) ** 1.5 - a**3 / 4),
+    "root": lambda: Drawn(lambda a: (1 + a * a).sqrt() + (1 + a * a).rsqrt()),
+    "exponential": lambda: Drawn(lambda a: torch.exp(a / 2)),
+    "logarithm": lambda: Drawn(lambda a: torch.log(0.5 + a.abs())),
+    "reciprocal": lambda: Drawn(lambda a: a + 1 / (-0.5 - a.square().mean(dim=1, keepdim=True))),
+    "quotient": lambda: Drawn(lambda a: a / (0.3 + a.square().mean(dim=1, keepdim=True))),
+    "softmax": lambda: Drawn(lambda a: (3 * a).softmax(dim=1)),
+    "logarithmic softmax": lambda: Drawn(lambda a: a.log_softmax(dim=1)),
+    "layer normalisation": lambda: Drawn(nn.LayerNorm(8)),
+    "root mean square": lambda: Drawn(nn.RMSNorm(8, eps=1e-3)),
+    "unit length": lambda: Drawn(lambda a: F.normalize(a, dim=1)),
+    "group normalisation": lambda: Convolved(nn.GroupNorm(2, 4)),
+    "instance normalisation": lambda: Convolved(nn.InstanceNorm2d(4, affine=True)),
+    "squeeze and excitation": lambda: Convolved(Gate()),
+    "attention": lambda: Convolved(Attention()),
     "concatenation": lambda: Convolved(lambda a: torch.cat([torch.relu(a), torch.tanh(a)], dim=1), 48),
 }
 
@@ -100,9 +143,7 @@ def drawn(name: str, seed: int) -> tuple[Program, nn.Module]:
         for key, values in whole.module.named_buffers():
             if "running_var" in key:
                 values.abs_().add_(0.3)
-    network, refused = build_network(whole)
-    assert network is not None, refused
-    return program(whole, network), whole.module
+    return program_of(whole), whole.module
 
 
 def questions(made: Program, norm: Norm, seed: int) -> Iterator[tuple[Question, float]]:

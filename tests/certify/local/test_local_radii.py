@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify import LocalCertificate, NetworkCertificate, best_radii
-from robustres.certify.local import intermediate, relaxations
+from robustres.certify.local import relaxations
 from robustres.certify.local.backward import Rows, pulled_back
 from robustres.certify.local.certificate import Certificate, proved_radius
 from robustres.certify.local.intermediate import bounded
@@ -35,7 +35,6 @@ from robustres.certify.maps.smooth import (
     Softplus,
     Tanh,
 )
-from robustres.errors import UnsupportedOperationError
 from robustres.threat import Norm
 from tests.certify.local.exact import SmallNet, smallest_margin
 
@@ -331,7 +330,7 @@ def test_a_wrong_line_would_prove_too_much_on_the_fold(
     wrong: Callable[[relaxations.Lines], relaxations.Lines], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = relaxations.lines
-    monkeypatch.setattr(intermediate, "lines", lambda *args: wrong(honest(*args)))
+    monkeypatch.setattr(relaxations, "lines", lambda *args: wrong(honest(*args)))
     assert _proved_on_the_fold() >= 0.2 - 1e-12
 
 
@@ -389,12 +388,6 @@ def test_constants_are_read_from_the_graph() -> None:
     assert isinstance(made, Program)
     x = torch.rand(5, 1, 2, 2)
     assert torch.allclose(made.values(x.double())[-1], model(x).double(), atol=1e-5)
-
-
-def test_operations_without_a_relaxation_are_refused_by_name() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(dim=1), nn.Linear(2, 2))
-    with pytest.raises(UnsupportedOperationError, match="softmax"):
-        local_program(model, (1, 4, 4))
 
 
 def test_local_radii_join_the_best_of_all_certificates() -> None:
