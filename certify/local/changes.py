@@ -106,16 +106,17 @@ class Changes:
         """Add the next step. bounds: lower and upper bounds of all steps before it."""
         step = self.program.steps[place]
         self.ended = self.ended or (self.inputs + len(self.reach)) * math.prod(step.shape) > MOST
-        self.ended = self.ended or isinstance(step, Product)
         if self.ended or isinstance(step, Input):
             self.values = {} if self.ended else self.values
             return
         if isinstance(step, Activation):
             self._activation(place, step, bounds)
-            if self.ended:
-                return
+        elif isinstance(step, Product):
+            self._product(place, step, bounds)
         else:
             self.values[place], self.errors[place] = self._linear(step)
+        if self.ended:
+            return
         read = {source for later in self.program.steps[place + 1 :] for source in sources_of(later)}
         for old in [old for old in self.values if old not in read and old != place]:
             del self.values[old], self.errors[old]
@@ -141,25 +142,49 @@ class Changes:
         raise AssertionError(step)
 
     def _activation(self, place: int, step: Activation, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
-        """Arguments whose slope is unknown become rows; their entries of v become coordinates of all later steps."""
         low, high = (side[step.source][0] for side in self.centre)
-        flat, steep = slopes_from(step.function, low, high, *(side[step.source][0] for side in bounds))
+        slopes = slopes_from(step.function, low, high, *(side[step.source][0] for side in bounds))
+        self._sector(place, step.source, slopes, bounds)
+
+    def _product(self, place: int, step: Product, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
+        """a b - a0 b0 = a0 (b - b0) + b (a - a0): linear in the change of b, and of the slope b in that of a."""
+        first, second = step.sources
+        low, high = (side[first][0].flatten() for side in self.centre)
+        middle, half = (low / 2 + high / 2).to(self.reach), ((high / 2 - low / 2) * UP).to(self.reach)
+        values, error = self.values[second].flatten(1), self.errors[second].flatten()
+        lengths = _lengths(values)
+        off = (middle.abs() + half) * error + (half + gamma(4) * middle.abs()) * lengths
+        linear = values * middle
+        self._sector(place, first, (bounds[0][second][0], bounds[1][second][0]), bounds)
+        if self.ended:
+            return
+        whole = self.values[place].flatten(1)
+        whole[: len(linear)] += linear
+        off = (self.errors[place].flatten() + off + gamma(2) * _lengths(whole)) * UP + TINY
+        self.errors[place] = off.reshape(step.shape)
+
+    def _sector(
+        self, place: int, source: int, slopes: tuple[Tensor, Tensor], bounds: tuple[list[Tensor], list[Tensor]]
+    ) -> None:
+        """Arguments whose slope is unknown become rows; their entries of v become coordinates of all later steps."""
+        step, (flat, steep) = self.program.steps[place], slopes
+        low, high = (side[source][0] for side in self.centre)
         nothing = torch.zeros(flat.numel(), dtype=torch.long)
         layer = SectorLayer(flat.flatten(), steep.flatten(), nothing, 1, step.shape)
         slope, width = (side.to(self.reach) for side in (layer.lower, layer.width))
         if not bool(torch.isfinite(width).all()):
             self.ended = True
             return
-        self._compress(place, step.source, ((slope != 0) | (width > 0)).nonzero().flatten())
-        before, error = self.values[step.source].flatten(1), self.errors[step.source].flatten()
+        self._compress(place, source, ((slope != 0) | (width > 0)).nonzero().flatten())
+        before, error = self.values[source].flatten(1), self.errors[source].flatten()
         free = (width > 0).nonzero().flatten()
         if (self.inputs + len(self.reach) + len(free)) ** 2 > MOST:
             self.ended = True
             return
         self.free[place] = free
-        self._rows(before[:, free], self._products(step.source, free))
+        self._rows(before[:, free], self._products(source, free))
         self.row_error = math.hypot(self.row_error, _norm(error[free])) * UP
-        reach = torch.maximum(bounds[1][step.source][0] - low, high - bounds[0][step.source][0]).flatten()[free]
+        reach = torch.maximum(bounds[1][source][0] - low, high - bounds[0][source][0]).flatten()[free]
         self.reach = torch.cat([self.reach, reach.to(before) / self.radius])
         error = slope.abs() * (error + gamma(4) * _lengths(before)) * UP + TINY
         after = before.new_empty(len(before) + len(free), len(slope))

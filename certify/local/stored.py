@@ -21,7 +21,7 @@ from robustres.certify.local.certificate import Certificate
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic, Split
 from robustres.certify.local.intermediate import Helped
 from robustres.certify.local.program import Program
-from robustres.certify.local.steps import Activation
+from robustres.certify.local.steps import Activation, Product
 from robustres.errors import InputError
 from robustres.threat import Norm
 
@@ -111,7 +111,10 @@ def _evidence(arrays: Arrays, program: Program) -> Evidence:
 def _shared(arrays: Arrays, program: Program) -> dict[int, Tensor]:
     found = {_whole(at): _tensor(values, program) for at, values in arrays.items()}
     for at, values in found.items():
-        _require(at < len(program.steps) and isinstance(program.steps[at], Activation), "multipliers of activations")
+        _require(
+            at < len(program.steps) and isinstance(program.steps[at], Activation | Product),
+            "multipliers of activations",
+        )
         _require(values.ndim == 1 and values.is_floating_point(), "multipliers that are numbers")
         _require(len(values) == math.prod(program.steps[at].shape), "multipliers of the activation's shape")
     return found

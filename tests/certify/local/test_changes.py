@@ -49,7 +49,13 @@ def reached(made: Program, region: Region, seed: int) -> Tensor:
     return ((values[1:] - values[:1]) @ ROWS.T).abs().amax(0)
 
 
-@pytest.mark.parametrize("name", ["relu", "gelu", "convolution", "sort", "concatenation", "max-pooling", "clamp"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("relu", "gelu", "convolution", "sort", "concatenation", "max-pooling", "clamp", "product", "softmax"),
+        *("gated linear unit", "layer normalisation", "squeeze and excitation", "attention", "quotient"),
+    ],
+)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_the_ellipsoid_holds_every_sampled_change_for_any_multipliers(name: str, norm: Norm) -> None:
     made, _ = drawn(name, 7)
@@ -93,6 +99,26 @@ def test_one_neuron_at_its_kink_changes_by_exactly_what_the_ellipsoid_allows() -
     exact = eps * float(weight.norm())
     assert bound is not None
     assert exact <= float(bound) <= exact * (1 + 1e-4)
+
+
+class Times(nn.Module):
+    """Logits (x y, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x[:, :1] * x[:, 1:]
+        return torch.cat([product, 0 * product], dim=1)
+
+
+def test_the_change_of_a_product_is_bounded_closely() -> None:
+    made, eps = local_program(Times(), (2,)), 0.2
+    region = Region.ball(torch.tensor([[0.5, 0.4]], dtype=torch.float64), eps, "l2")
+    changes = followed_to_the_end(made, region, SharedSearch())
+    bound = changes.changed(len(made.steps) - 1, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    angle = torch.linspace(0, 2 * math.pi, 10_001, dtype=torch.float64)
+    points = region.centre + eps * torch.stack([angle.cos(), angle.sin()], dim=1)
+    most = float((points.prod(dim=1) - region.centre.prod()).abs().max())
+    assert bound is not None
+    assert most <= float(bound) <= 1.3 * most
 
 
 def test_wrong_slopes_would_prove_what_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
