@@ -73,6 +73,8 @@ def _middle(order: list[Node], captured: Captured) -> dict[Node, Tensor]:
             values[node] = piece.map(values[node.inputs[0]])
         elif isinstance(piece, Elementwise):
             values[node] = piece.function(values[node.inputs[0]])
+        elif isinstance(piece, Product):
+            values[node] = values[node.inputs[0]] * values[node.inputs[1]]
         elif isinstance(piece, Merge):
             values[node] = _merged([values[parent] for parent in node.inputs], piece)
     return values

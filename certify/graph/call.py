@@ -22,21 +22,6 @@ class NotCoveredError(Exception):
     at: fx.Node | None = None
 
 
-class BatchMovedError(NotCoveredError):
-    """An operation whose output does not have the batch as its first axis."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pending:
-    """A linear image of `root` whose first axis is not the batch, such as W @ x.T before it is transposed back.
-
-    contracted: whether a weight has been multiplied in already; a second one would have to be multiplied out.
-    """
-
-    root: Node
-    contracted: bool
-
-
 @dataclass(frozen=True, eq=False)
 class Deferred:
     """The value of an operation that has no bound by itself but may be part of an activation that has one."""
@@ -96,7 +81,7 @@ class Call:
 
     def states(self) -> tuple[Node, ...]:
         """All arguments that depend on the input of the network, including those in lists, each once."""
-        leaves = tree_leaves(dict(self.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
+        leaves = tree_leaves(dict(self.arguments), is_leaf=lambda value: isinstance(value, Node))
         return tuple(dict.fromkeys(value for value in leaves if isinstance(value, Node)))
 
     def evaluate(self, values: Mapping[Node, Tensor]) -> Any:
@@ -257,5 +242,5 @@ def numbers(value: Sequence[int] | int | None, rank: int) -> list[int]:
 def unbatched(value: Tensor) -> Shape:
     """Shape of one sample; the first axis must be the batch."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != BATCH:
-        raise BatchMovedError("that does not keep the batch as the first axis")
+        raise NotCoveredError("that does not keep the batch as the first axis")
     return tuple(int(side) for side in value.shape[1:])

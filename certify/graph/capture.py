@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
+from robustres.certify.graph.definitions import define
 from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerError, answer_of, close
 from robustres.certify.graph.statements import HasNoCertificate
 from robustres.certify.graph.tracing import STATED, exported, first_line
@@ -37,6 +38,8 @@ class Captured:
     on_unit_domain: the inputs are restricted to images in [0, 1]^n. near_an_image: only bounds near one image are asked
     for, where products of two values and functions without a largest slope have them, too.
     module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
+    rebatches: whether it runs with other batch sizes. moves_batch: whether some value has another first axis than the
+        batch.
     """
 
     module: nn.Module
@@ -46,6 +49,7 @@ class Captured:
     constants: Mapping[fx.Node, Any]
     computed: tuple[fx.Node, ...]
     rebatches: bool = False
+    moves_batch: bool = False
     on_unit_domain: bool = False
     near_an_image: bool = False
 
@@ -175,10 +179,19 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
         except ChangingAnswerError:
             _refuse_random(module, example)
             raise
-        program = exported(module, example, opened=opened)
-        captured = _folded(module, program)
-        _compare(captured, example, answer)
-        return replace(captured, rebatches=_rebatches(captured, example, answer))
+        captured = _traced(module, example, answer, opened=opened)
+        if captured.moves_batch:
+            with suppress(RobustresError):
+                vectorised = _traced(module, example, answer, opened=opened, by_sample=True)
+                captured = captured if vectorised.moves_batch else vectorised
+        return captured
+
+
+def _traced(module: nn.Module, example: Tensor, answer: Tensor, *, opened: bool, by_sample: bool = False) -> Captured:
+    captured = _folded(module, exported(module, example, opened=opened, by_sample=by_sample))
+    _compare(captured, example, answer)
+    rebatches, moves = _with_other_batches(captured, example, answer)
+    return replace(captured, rebatches=rebatches, moves_batch=moves)
 
 
 def _refuse_random(module: nn.Module, example: Tensor) -> None:
@@ -202,8 +215,8 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
         elif spec.target is not None:
             state = program.state_dict if spec.target in program.state_dict else program.constants
             lifted[spec.arg.name] = state[spec.target]
+    define(program.graph_module, source)
     _repetitions_removed(program.graph)
-    _stacks_behind_the_batch(program.graph)
     nodes = tuple(program.graph.nodes)
     constants: dict[fx.Node, Any] = {}
     operations = []
@@ -247,39 +260,6 @@ def _repetitions_removed(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-# Operations that take one axis apart or reduce it: their second argument.
-OVER_AN_AXIS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "unbind", "select"})
-
-
-def _stacks_behind_the_batch(graph: fx.Graph) -> None:
-    """Stack along the second axis what is stacked along the first and reduced over it, such as several outputs."""
-    for node in graph.nodes:
-        if operation_of(node) != "aten.stack":
-            continue
-        first = (0, -node.meta["val"].ndim)
-        if len(node.args) > 1 and node.args[1] not in first:
-            continue
-        if all(_only_over(user, first) for user in node.users):
-            node.args = (node.args[0], 1)
-            node.meta["val"] = node.meta["val"].movedim(0, 1)
-            for user in list(node.users):
-                user.args = (node, [1] if isinstance(_axis(user), list) else 1, *user.args[2:])
-
-
-def _only_over(user: fx.Node, axes: tuple[int, ...]) -> bool:
-    """Whether an operation reduces one of these axes of its first argument, and no other, and keeps none of it."""
-    if operation_of(user).removeprefix("aten.") not in OVER_AN_AXIS or user.kwargs:
-        return False
-    axis = _axis(user)
-    alone = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
-    return type(alone) is int and alone in axes and True not in user.args[2:]
-
-
-def _axis(user: fx.Node) -> Any:
-    """The axis argument; None if there is none."""
-    return user.args[1] if len(user.args) > 1 else 0 if operation_of(user) == "aten.unbind" else None
-
-
 def is_random(node: fx.Node) -> bool:
     """Whether the operation draws random numbers."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
@@ -319,13 +299,23 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
             raise ModelError("the captured graph does not give the same output as the model; please report this model")
 
 
-def _rebatches(captured: Captured, example: Tensor, answer: Tensor) -> bool:
-    """Whether the graph runs with smaller and larger batches; constants and slices may depend on the captured size."""
-    try:
-        smaller, larger = (
-            captured.run({captured.source: batch}, captured.output)
-            for batch in (example[:2], torch.cat([example, example, example[:1]]))
-        )
-    except Exception:  # any error of torch, for example for indices that exist only in the captured batch
-        return False
-    return close(smaller, answer[:2], AGREEMENT) and close(larger, torch.cat([answer, answer, answer[:1]]), AGREEMENT)
+def _with_other_batches(captured: Captured, example: Tensor, answer: Tensor) -> tuple[bool, bool]:
+    """Whether the graph runs with smaller and larger batches, and whether some value has another first axis.
+
+    Constants and slices may depend on the captured size.
+    """
+    moved: set[fx.Node] = set()
+    alike = True
+    for rows in (torch.arange(2), torch.arange(2 * BATCH + 1) % BATCH):
+
+        def observe(node: fx.Node, value: Any, count: int = len(rows)) -> None:
+            parts = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
+            moved.update(node for part in parts if not part.ndim or len(part) != count)
+
+        try:
+            found = captured.run({captured.source: example[rows]}, captured.output, observe=observe)
+        except Exception:  # any error of torch, for example for indices that exist only in the captured batch
+            alike = False
+        else:
+            alike = alike and close(found, answer[rows], AGREEMENT)
+    return alike, bool(moved)

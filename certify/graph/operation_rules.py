@@ -12,20 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
-from robustres.certify.graph.by_trying import as_matrix, by_sample
-from robustres.certify.graph.call import (
-    BatchMovedError,
-    Call,
-    Deferred,
-    NotCoveredError,
-    Parts,
-    Pending,
-    name_of,
-    unbatched,
-)
+from robustres.certify.graph.call import Call, Deferred, NotCoveredError, Parts, name_of, unbatched
 from robustres.certify.graph.capture import BATCH, Captured, call, device_of, is_random, operation_of, path_of
+from robustres.certify.graph.definitions import KEPT
 from robustres.certify.graph.network import Node, Source
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import Refusal
@@ -33,15 +23,24 @@ from robustres.errors import Refusal
 # Operations that have no rule: the reason why there is no bound, and the remedy.
 PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
 COMPARES = "whose answer is yes or no, so that what is chosen by it jumps or has no rule"
+GROWS = "whose slope grows without limit, so it has no global bound"
+STEEP = "whose slope grows without limit at the ends of its domain"
+JUMPS = "which jumps"
+POLE = "which has no bound near 0"
 REASONS: dict[str, str] = {
-    "local_response_norm": "which divides by the size of its own input and has no rule",
     "scaled_dot_product_attention": PRODUCT,
-    "glu": "of two halves that are multiplied with each other, which has no global bound",
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
     **dict.fromkeys(("log_softmax", "_log_softmax"), "(leave it out: the answer with the largest value is the same)"),
-    **dict.fromkeys(("pow", "exp", "square"), "whose slope grows without limit, so it has no global bound"),
-    **dict.fromkeys(("sqrt", "rsqrt", "log", "reciprocal"), "which has no bound near 0"),
-    **dict.fromkeys(("round", "floor", "ceil", "sign", "argmax", "argsort"), "which jumps"),
+    **dict.fromkeys(
+        ("pow", "square", "float_power", "exp", "exp2", "expm1", "sinh", "cosh", "i0", "special_i1"), GROWS
+    ),
+    **dict.fromkeys(("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal"), POLE),
+    "log1p": "which has no bound near -1",
+    **dict.fromkeys(("lgamma", "digamma", "polygamma", "tan", "special_zeta"), "which has poles"),
+    **dict.fromkeys(("asin", "acos", "acosh", "atanh", "erfinv", "special_ndtri", "logit"), STEEP),
+    **dict.fromkeys(("round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide"), JUMPS),
+    **dict.fromkeys(("sign", "sgn", "heaviside", "argmax", "argmin", "argsort", "mode", "bucketize"), JUMPS),
+    **dict.fromkeys(("searchsorted", "histc", "atan2", "angle", "renorm", "max_unpool2d", "signbit"), JUMPS),
 }
 
 # Operations that draw random numbers with dropout only, in which case their rules refuse them.
@@ -50,31 +49,25 @@ INERT = frozenset(
     | {"scaled_dot_product_attention"}
 )
 
-Rule = Callable[[Call], "Node | Parts | Pending | Tensor"]
+Rule = Callable[[Call], "Node | Parts | Tensor"]
 RULES: dict[str, Rule] = {}
+KEPT.update(REASONS)
 
 
 # Whether an operation may be part of a scalar function that is written out, and how the function is recognised.
 Completion = Callable[[fx.Node, Mapping[fx.Node, Any], Captured], "Node | None"]
 COMPLETIONS: dict[Callable[[fx.Node], bool], Completion] = {}
-# Rules of operations that are linear in their only state, on any axis order; True if they multiply it by weights.
-LINEAR: dict[Rule, bool] = {}
 
 
-def rule(*operations: str, linear: bool = False, weights: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, named with or without their overload: "relu", "add.Tensor".
-
-    linear: the operation is linear in its only state, even if the batch is not its first axis.
-    weights: the operation also multiplies it by constants.
-    """
+def rule(*operations: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operations, named with or without their overload: "relu", "add.Tensor"."""
 
     def register(function: Rule) -> Rule:
         for operation in operations:
             if operation in RULES:
                 raise ValueError(f"{operation} has a rule already")
             RULES[operation] = function
-        if linear:
-            LINEAR[function] = weights
+        KEPT.update(operations)
         return function
 
     return register
@@ -170,7 +163,7 @@ def _made_or_deferred(origin: fx.Node, values: Mapping[fx.Node, Any], captured: 
     return Deferred(reason)
 
 
-def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> "Node | Parts | Pending | Tensor":
+def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> "Node | Parts | Tensor":
     if origin.target is operator.getitem:
         of, place = origin.args
         parts = values[of] if isinstance(of, fx.Node) else None
@@ -180,53 +173,15 @@ def _made(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
     found = _rule_of(origin)
     if found is None or not isinstance(origin.target, torch._ops.OpOverload):
         raise NotCoveredError(_reason(origin))
-    call = call_of(origin, values, captured)
-    leaves = tree_leaves(dict(call.arguments), is_leaf=lambda value: isinstance(value, Node | Pending))
-    pending = [value for value in leaves if isinstance(value, Pending)]
-    if not pending:
-        try:
-            made = found(call)
-            several = isinstance(origin.meta["val"], list | tuple)
-            return Parts((made,)) if several and isinstance(made, Node) else made
-        except BatchMovedError:
-            states = call.states()
-            if found not in LINEAR or len(states) != 1:
-                raise
-            pending = [Pending(states[0], contracted=False)]
-    return resolved(call, pending)
+    made = found(call_of(origin, values, captured))
+    several = isinstance(origin.meta["val"], list | tuple)
+    return Parts((made,)) if several and isinstance(made, Node) else made
 
 
 def _standing_at(output: fx.Node, node: Node) -> Node:
     """A node of an operation with several outputs, with all nodes created before it, attributed to the given output."""
     inputs = (_standing_at(output, part) if part.origin is node.origin else part for part in node.inputs)
     return replace(node, origin=output, inputs=tuple(inputs))
-
-
-def resolved(call: Call, pending: list[Pending]) -> "Node | Pending":
-    """A linear operation on a value whose batch is not its first axis, or that moves it back there.
-
-    Once the batch is the first axis again and samples are separate, the map from the root is read off column by column;
-    the operations in between multiply by at most one weight, so no products of weights are formed.
-    """
-    rule_ = _rule_of(call.origin)
-    if rule_ is not None and LINEAR.get(rule_) and len(pending) + len(call.states()) > 1:
-        raise NotCoveredError(PRODUCT)
-    if rule_ not in LINEAR or len(pending) != 1 or call.states() not in ((), (pending[0].root,)):
-        raise NotCoveredError("that moves the batch behind another axis")
-    weights = LINEAR[rule_]
-    if weights and pending[0].contracted:
-        raise NotCoveredError("with a second weight while the batch is not the first axis")
-    root, contracted = pending[0].root, weights or pending[0].contracted
-    value = call.origin.meta["val"]
-    if not isinstance(value, Tensor):
-        raise NotCoveredError("with several outputs while the batch is not the first axis")
-
-    def image(values: Tensor) -> Tensor:
-        return call.captured.run({root.origin: values}, call.origin)
-
-    if not (value.ndim and value.shape[0] == BATCH and by_sample(image, (BATCH, *root.shape), call.device)):
-        return Pending(root, contracted)
-    return as_matrix(call, root, image)
 
 
 def call_of(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Call:
@@ -250,11 +205,16 @@ def _rule_of(origin: fx.Node) -> Rule | None:
 
 
 def _reason(origin: fx.Node) -> str:
-    return REASONS.get(name_of(origin), "")
+    exponent = origin.args[1] if name_of(origin) == "pow" else None
+    if isinstance(exponent, float | int) and exponent < 1:
+        return POLE
+    return "which draws random numbers" if is_random(origin) else REASONS.get(name_of(origin), "")
 
 
 def _refusal(origin: fx.Node, reason: NotCoveredError) -> Refusal:
-    return Refusal(path_of(origin), f"{operation_of(origin)} {reason}".strip())
+    whole = origin.meta.get("defined")
+    within = "" if whole is None else f"(in the definition of {str(whole).rsplit('.', 1)[0]})"
+    return Refusal(path_of(origin), " ".join(f"{operation_of(origin)} {reason} {within}".split()))
 
 
 def _unknown(origin: fx.Node) -> Node | Parts | None:

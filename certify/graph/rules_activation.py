@@ -4,21 +4,26 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from robustres.certify.graph.call import Call, NotCoveredError, Parts
 from robustres.certify.graph.network import Merge, Node, Opaque
 from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.rules_arithmetic import scaled_by_constant
 from robustres.certify.graph.statements import HasSortedGroups
 from robustres.certify.maps.activation import Activation, Parameter
+from robustres.certify.maps.convolution import along_axis as matrix_on_axis
 from robustres.certify.maps.lengths import Length
-from robustres.certify.maps.nonlinear import Extremum, LogSumExp, Softmax, Sort, Stated, StatedSort
+from robustres.certify.maps.nonlinear import Extremum, LogSumExp, Running, Softmax, Sort, Stated, StatedSort
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
 from robustres.certify.maps.smooth import (
+    Asinh,
     Atan,
     Cos,
     Elu,
     Erf,
+    Erfc,
     Gelu,
     Hardswish,
     LogSigmoid,
@@ -122,7 +127,9 @@ ACTIVATIONS: dict[str, Callable[[Call], Activation]] = {
     **dict.fromkeys(("sigmoid", "special_expit"), lambda call: Sigmoid()),
     "tanh": lambda call: Tanh(),
     **dict.fromkeys(("erf", "special_erf"), lambda call: Erf()),
+    **dict.fromkeys(("erfc", "special_erfc"), lambda call: Erfc()),
     **dict.fromkeys(("atan", "arctan"), lambda call: Atan()),
+    **dict.fromkeys(("asinh", "arcsinh"), lambda call: Asinh()),
     "sin": lambda call: Sin(),
     "cos": lambda call: Cos(),
     **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), lambda call: LogSigmoid()),
@@ -173,6 +180,40 @@ def along_axis(call: Call) -> Node:
     return call.make(kinds[call.name](), source)
 
 
+@rule("cummax", "cummin")
+def running(call: Call) -> Node:
+    """The largest or smallest value so far along an axis."""
+    source = call.node("self")
+    (axis,) = call.axes(source, call["dim"])
+    return call.make(Running(axis, source.shape[axis], call.name == "cummax"), source)
+
+
+@rule("quantile", "nanquantile")
+def interpolated_order_statistic(call: Call) -> Node:
+    """A quantile of the values along an axis: a weighted mean of two neighbours of the values in order."""
+    source, q = call.node("self"), call.constant("q")
+    (axis,) = call.axes(source, call["dim"])
+    length = source.shape[axis]
+    place = float(q) * (length - 1)  # refused if there are several
+    share = {"lower": 0.0, "higher": 1.0, "midpoint": 0.5, "nearest": round(place % 1), "linear": place % 1}
+    weights = torch.zeros(1, length, dtype=torch.float64, device=call.device)
+    below, step = math.floor(place), share[call["interpolation"]] if place % 1 else 0.0
+    weights[0, below] = 1 - step
+    weights[0, min(below + 1, length - 1)] += step
+    ordered = call.make(Sort(axis), source, shape=source.shape)
+    return call.same(call.linear(ordered, matrix_on_axis(weights, source.shape, axis)))
+
+
+@rule("copysign")
+def with_sign(call: Call) -> Node:
+    """|x| with the signs of a constant."""
+    signs = call.per_sample(call["other"]) if not isinstance(call["other"], Node) else None
+    if signs is None:
+        raise NotCoveredError("whose sign depends on the input, which jumps where it changes")
+    size = call.elementwise(call.node("self"), Abs())
+    return scaled_by_constant(call, size, torch.copysign(torch.ones(()), torch.as_tensor(signs)))
+
+
 @rule("kthvalue", "median.dim", "nanmedian.dim")
 def order_statistic(call: Call) -> Node:
     """One order statistic of the values along an axis."""
@@ -208,11 +249,15 @@ def length(call: Call) -> Node:
 def of_pairs(call: Call) -> Node:
     """A function of two values at each coordinate, applied to the two stacked along a new axis."""
     values = (call["self"], call["other"])
-    if not all(isinstance(value, Node) for value in values):
-        raise NotCoveredError("of a value and a constant")
     shape, axis = call.out_shape, len(call.out_shape)
-    sides = [call.same(call.expanded(value), (*shape, 1)) for value in values]
-    pairs = call.make(Merge("concatenation", axis), *sides, shape=(*shape, 2))
+    sides = [call.same(call.expanded(value), (*shape, 1)) for value in values if isinstance(value, Node)]
+    pairs = sides[0]
+    if len(sides) == 2:
+        pairs = call.make(Merge("concatenation", axis), *sides, shape=(*shape, 2))
+    else:  # the constant is a shift of zeros beside the value
+        constant = next(call.per_sample(value) for value in values if not isinstance(value, Node))
+        beside = lambda numbers: torch.cat([numbers, torch.full_like(numbers, -1)], axis)  # noqa: E731
+        pairs = call.rearranged(pairs, beside, shift=call.size(constant))
     return call.make(LogSumExp((axis,), 2) if call.name == "logaddexp" else Length((axis,), 2), pairs)
 
 

@@ -31,13 +31,13 @@ def added(call: Call) -> Node:
     return combination(call, [(call["self"], left), (call["other"], right)])
 
 
-@rule("neg", "negative", linear=True)
+@rule("neg", "negative")
 def negated(call: Call) -> Node:
     """-x."""
     return combination(call, [(call.only_input, -1.0)])
 
 
-@rule("mul", "multiply", linear=True)
+@rule("mul", "multiply")
 def multiplied(call: Call) -> Node:
     """A product with a constant."""
     left, right = call["self"], call["other"]
@@ -47,7 +47,7 @@ def multiplied(call: Call) -> Node:
     return scaled_by_constant(call, source, factor)
 
 
-@rule("div", "divide", "true_divide", linear=True)
+@rule("div", "divide", "true_divide")
 def divided(call: Call) -> Node:
     """A quotient by a constant."""
     if call.arguments.get("rounding_mode") is not None:

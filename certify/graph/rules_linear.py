@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.by_trying import by_trying
-from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, numbers
+from robustres.certify.graph.by_trying import by_trying, matrix_of
+from robustres.certify.graph.call import Call, NotCoveredError, numbers
 from robustres.certify.graph.network import Node, Product
-from robustres.certify.graph.operation_rules import rule
-from robustres.certify.graph.rules_arithmetic import PRODUCT, combination
+from robustres.certify.graph.operation_rules import PRODUCT, rule
+from robustres.certify.graph.rules_arithmetic import combination
 from robustres.certify.maps.convolution import Convolution, Padding, Transposed, along_axis, both_sides
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
-from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Shape
+from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Shape
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
@@ -50,14 +50,14 @@ def _transposed(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
     return Composition([Selection(index.flatten(), image, wider), inner])
 
 
-@rule("linear", linear=True, weights=True)
+@rule("linear")
 def dense(call: Call) -> Node:
     """x W^T + b on the last axis."""
     node = on_last_axis(call, call.node("input"), _weight(call, "weight"))
     return call.same(node, call.out_shape, shift=call.size(call.constant("bias")))
 
 
-@rule("addmm", "addmv", "baddbmm", "addbmm", linear=True, weights=True)
+@rule("addmm", "addmv", "baddbmm", "addbmm")
 def product_with_bias(call: Call) -> Node:
     """beta self + alpha (product)."""
     names = [name for name in ("mat1", "mat2", "mat", "vec", "batch1", "batch2") if name in call.arguments]
@@ -73,7 +73,7 @@ def _constant_product(call: Call, names: Sequence[str]) -> Tensor:
     return product
 
 
-@rule("mm", "matmul", "bmm", "mv", "dot", "vdot", linear=True, weights=True)
+@rule("mm", "matmul", "bmm", "mv", "dot", "vdot")
 def matrix_product(call: Call) -> Node:
     """A matrix product of a value and a constant, on either side."""
     other = next(name for name in ("mat2", "other", "vec", "tensor") if name in call.arguments)
@@ -96,7 +96,7 @@ def _product(call: Call, left: Any, right: Any) -> Node:
     return contraction(call, [left, right], [rows, columns], answer)
 
 
-@rule("tensordot", linear=True, weights=True)
+@rule("tensordot")
 def tensor_product(call: Call) -> Node:
     """A sum over pairs of axes of the product of a value and a constant."""
     values, names = [call["self"], call["other"]], ["abcdefgh", "ijklmnop"]
@@ -110,12 +110,10 @@ def tensor_product(call: Call) -> Node:
     return contraction(call, values, ["".join(left), "".join(right)], "".join(answer))
 
 
-@rule("einsum", linear=True, weights=True)
+@rule("einsum")
 def einstein_sum(call: Call) -> Node:
     """A sum over letters of the product of a value and a constant."""
     operands = list(call["tensors"])
-    if len(operands) == 1:
-        return by_trying(call, call.states()[0])
     if call.captured.near_an_image and len(operands) == 2 and all(isinstance(operand, Node) for operand in operands):
         terms, arrow, answer = str(call["equation"]).replace(" ", "").partition("->")
         sides = terms.split(",")
@@ -123,9 +121,10 @@ def einstein_sum(call: Call) -> Node:
         if not plain or {part[:1] for part in (*sides, answer)} != {answer[:1]}:
             raise NotCoveredError("of two values that both depend on the input, in other than plain letters")
         return product_of_states(call, operands, [part[1:] for part in sides], answer[1:])
-    if len(operands) != 2 or sum(isinstance(operand, Node) for operand in operands) != 1:
-        reason = PRODUCT + " (attention is such a product)" if len(call.states()) > 1 else "of more than two operands"
-        raise NotCoveredError(reason)
+    if sum(isinstance(operand, Node) for operand in operands) != 1:
+        raise NotCoveredError(PRODUCT)
+    if len(operands) != 2:
+        return by_trying(call, call.states()[0])
     terms, arrow, answer = str(call["equation"]).replace(" ", "").partition("->")
     letters = terms.split(",")
     if "." in terms or not arrow or any(len(set(part)) < len(part) for part in (*letters, answer)):
@@ -177,16 +176,18 @@ def contraction(call: Call, operands: Sequence[Any], letters: Sequence[str], ans
     if inside[0] not in answer:
         raise NotCoveredError("that sums over the batch")
     if answer[0] != inside[0]:
-        raise BatchMovedError("that does not keep the batch as the first axis")
+        raise NotCoveredError("that does not keep the batch as the first axis")
     if inside[0] in outside:  # one constant per sample, which must be the same for all
         axis = outside.index(inside[0])
         if weight.shape[axis] != 1 and not bool((weight == weight.narrow(axis, 0, 1)).all()):
             raise NotCoveredError("with a constant that differs between the samples of a batch")
         weight, outside = weight.select(axis, 0), outside.replace(inside[0], "")
-    for axis in reversed(range(len(outside))):  # letters that broadcast, or that only the constant has and sums over
+    for axis in reversed(range(len(outside))):  # letters that broadcast
         letter = outside[axis]
-        if (letter in inside and letter in answer and weight.shape[axis] == 1) or letter not in inside + answer:
-            weight, outside = weight.sum(axis), outside[:axis] + outside[axis + 1 :]
+        if letter not in inside + answer and weight.shape[axis] > 1:  # a sum of constants, which may cancel
+            return by_trying(call, source)
+        if weight.shape[axis] == 1 and (letter in inside) == (letter in answer):
+            weight, outside = weight.squeeze(axis), outside[:axis] + outside[axis + 1 :]
     own = inside[1:]
     gone = "".join(letter for letter in own if letter not in answer)
     new = "".join(letter for letter in outside if letter not in own)
@@ -211,6 +212,21 @@ def _permuted(call: Call, source: Node, order: Sequence[int]) -> Node:
     if list(order) == sorted(order):
         return source
     return call.rearranged(source, lambda numbers: numbers.permute(list(order)))
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def resampled(call: Call) -> Node:
+    """Values at the points of a constant grid.
+
+    Rounded points shift the weights, and those of bicubic interpolation cancel at edges, so all entries are charged
+    relative to the largest one.
+    """
+    call.constant("grid")
+    source = call.node("input")
+    matrix = matrix_of(call, source, lambda values: call.evaluate({source: values}))
+    magnitude = matrix.abs() + matrix.abs().max()
+    seen = 64 + 4 * max(source.shape)
+    return call.linear(source, Dense(matrix, source.shape, call.out_shape, seen=seen, magnitude=magnitude))
 
 
 @rule("cumsum")

@@ -18,7 +18,7 @@ from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.curves import Log, Power, Reciprocal
 from robustres.certify.maps.linear_map import Identity, Scaled
 from robustres.certify.maps.nonlinear import LogSumExp, Softmax
-from robustres.certify.maps.smooth import Exp, Sigmoid
+from robustres.certify.maps.smooth import Exp
 
 CURVES: dict[str, Callable[[Call], Activation]] = {
     "exp": lambda call: Exp(),
@@ -73,16 +73,6 @@ def _divided(call: Call, left: Any, right: Node) -> Node:
 # These come after those of `rules_written`, which is imported above and finds activations that are written out.
 COMPLETIONS[is_curve] = curve
 COMPLETIONS[is_quotient] = quotient
-
-
-@rule("glu")
-def gated(call: Call) -> Node:
-    """One half times the sigmoid of the other."""
-    source = _near(call).node("self")
-    (axis,) = call.axes(source, call["dim"])
-    half = source.shape[axis] // 2
-    first, second = (call.rearranged(source, lambda n, at=at: n.narrow(axis, at, half)) for at in (0, half))  # type: ignore[misc]
-    return call.make(Product(), first, call.elementwise(second, Sigmoid()))
 
 
 @rule("log_softmax", "_log_softmax")

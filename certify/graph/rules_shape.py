@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from robustres.certify.graph.by_trying import as_matrix, by_sample
-from robustres.certify.graph.call import BatchMovedError, Call, NotCoveredError, Parts, unbatched
+from robustres.certify.graph.by_trying import as_matrix
+from robustres.certify.graph.call import Call, NotCoveredError, Parts, unbatched
 from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.graph.operation_rules import rule
@@ -19,7 +19,7 @@ from robustres.certify.maps.coordinate_maps import rearranged
 
 SAME = (
     *("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "to", "_to_copy", "type_as"),
-    *("conj", "resolve_conj", "resolve_neg", "real", "conj_physical"),
+    *("conj", "resolve_conj", "resolve_neg", "real", "conj_physical", "nan_to_num"),
 )
 # Operations that only move, copy or drop elements, and insert constants.
 MOVING = (
@@ -36,7 +36,7 @@ MOVING = (
     *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d"),
     *("replication_pad3d", "_pad_circular", "zero", "slice_scatter", "select_scatter", "diagonal_scatter"),
     *("index_copy", "scatter.src", "scatter.value", "copy", "index_put", "_unsafe_index_put", "masked_fill"),
-    *("index_fill", "fill", "block_diag"),
+    *("index_fill", "fill", "block_diag", "diag_embed"),
 )
 SHAPE_ONLY = (
     *("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
@@ -44,7 +44,7 @@ SHAPE_ONLY = (
 )
 
 
-@rule(*SAME, linear=True)
+@rule(*SAME)
 def same(call: Call) -> Node:
     """The same values; a conversion that rounds has been refused before."""
     return call.same(call.states()[0])
@@ -65,7 +65,7 @@ def dropout(call: Call) -> Node:
     return call.same(call.only_input)
 
 
-@rule(*MOVING, linear=True)
+@rule(*MOVING)
 def moved(call: Call) -> Any:
     """Run the operation on the indices 1, 2, ... of its inputs' coordinates and locate them in the output."""
     if call.arguments.get("accumulate"):
@@ -114,7 +114,7 @@ def put_together(call: Call) -> Node:
             answer: Tensor = bare.evaluate({**nothing, state: values})
             return answer
 
-        if unbatched(image(nothing[state])) != call.out_shape or not by_sample(image, (BATCH, *state.shape), device):
+        if unbatched(image(nothing[state])) != call.out_shape:
             raise NotCoveredError("that mixes the samples of a batch")
         images.append(as_matrix(call, state, image, seen=1 + math.prod(state.shape)))
     total = images[0] if len(images) == 1 else call.make(Merge("sum"), *images)
@@ -165,7 +165,7 @@ def _real_constants(call: Call) -> list[float]:
 def _placed(answer: Tensor, states: Sequence[Node]) -> Tensor:
     """The source of each output coordinate of a sample: its index in the concatenated states, or -1 for a constant."""
     if answer.ndim == 0 or answer.shape[0] != BATCH:
-        raise BatchMovedError("that does not keep the batch as the first axis")
+        raise NotCoveredError("that does not keep the batch as the first axis")
     number = answer.reshape(BATCH, -1).to(torch.int64) - 1
     samples = torch.arange(BATCH, device=number.device)[:, None]
     index = torch.full_like(number, -1)
@@ -175,11 +175,11 @@ def _placed(answer: Tensor, states: Sequence[Node]) -> Tensor:
         own = number - first - samples * size
         whose = (number >= first) & (number < first + BATCH * size)
         if bool((whose & ((own < 0) | (own >= size))).any()):
-            raise BatchMovedError("that mixes the samples of a batch")
+            raise NotCoveredError("that mixes the samples of a batch")
         index = torch.where(whose, own + offset, index)
         first, offset = first + BATCH * size, offset + size
     if not bool((index == index[:1]).all()):
-        raise BatchMovedError("that mixes the samples of a batch")
+        raise NotCoveredError("that mixes the samples of a batch")
     return index[0]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from robustres.certify.graph.call import Call, NotCoveredError, name_of
 from robustres.certify.graph.capture import Captured
+from robustres.certify.graph.definitions import KEPT
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.graph.operation_rules import COMPLETIONS, call_of
 from robustres.certify.graph.rules_activation import ACTIVATIONS
@@ -346,6 +347,7 @@ def is_product(origin: fx.Node) -> bool:
     return name_of(origin) in ("mul", "multiply")
 
 
+KEPT.update(READERS, COMPARISONS, ["logical_not"])
 COMPLETIONS[is_scalar] = written_out
 COMPLETIONS[is_product] = product_on_domain
 COMPLETIONS[is_power] = power_on_domain

@@ -29,11 +29,13 @@ _LIBRARY.impl("stated", lambda x, path, shape: x.new_empty(shape), "Meta")  # ty
 STATED = torch.ops.robustres.stated.default
 
 
-def exported(module: nn.Module, example: Tensor, *, opened: bool = False) -> torch.export.ExportedProgram:
+def exported(
+    module: nn.Module, example: Tensor, *, opened: bool = False, by_sample: bool = False
+) -> torch.export.ExportedProgram:
     """The module on a batch like `example`, without in-place changes; modules that state a bound become single calls.
 
     opened: modules that state a bound are followed into their operations, too.
-
+    by_sample: trace it on one sample and vectorise the result, so that the batch is the first axis of every value.
     Raises UnsupportedOperationError if neither way gives a graph.
     """
     stated = {} if opened else outermost_stated(module)
@@ -47,7 +49,9 @@ def exported(module: nn.Module, example: Tensor, *, opened: bool = False) -> tor
     try:
         for path, child in stated.items():
             child.forward = _stated_forward(path, shapes)
-        return _by_export_or_fx(_Root(module), example, stated=tuple(stated.values()))
+        return _by_export_or_fx(
+            _BySample(module) if by_sample else _Root(module), example, stated=tuple(stated.values())
+        )
     finally:
         for child in stated.values():
             child.__dict__.pop("forward", None)
@@ -166,6 +170,20 @@ class _Root(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         answer: Tensor = self.model(x.clone())
+        return answer
+
+
+class _BySample(_Root):
+    """The network on every sample as a batch of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        functorch: Any = torch._C._functorch
+        loops = functorch._is_vmap_fallback_enabled()
+        functorch._set_vmap_fallback_enabled(False)  # which runs one sample after another, with a warning
+        try:
+            answer: Tensor = torch.vmap(lambda sample: self.model(sample.unsqueeze(0)).squeeze(0))(x.clone())
+        finally:
+            functorch._set_vmap_fallback_enabled(loops)
         return answer
 
 

@@ -125,6 +125,27 @@ class Extremum(_Comparing):
 
 
 @dataclass(frozen=True, eq=False)
+class Running(_Comparing):
+    """The largest or smallest value so far along one unbatched axis of `length` values.
+
+    Every output is nonexpansive in linf, hence at most the largest difference of an input: sqrt(length) in l2.
+    """
+
+    along: int
+    length: int
+    largest: bool
+
+    @property
+    def bound(self) -> Bound:  # type: ignore[override]
+        """sqrt(length), reached where the first value is the largest."""
+        return Bound(0.0, rounded_up(math.sqrt(self.length), 1) if self.length > 1 else 1.0, "closed form")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        running = torch.cummax if self.largest else torch.cummin
+        return running(x, self.along + 1).values
+
+
+@dataclass(frozen=True, eq=False)
 class MaxMin(_Comparing):
     """Sorts each pair (c, c + C/2) of the first axis, with the larger values in the first half."""
 

@@ -114,6 +114,22 @@ class Erf(Smooth):
 
 
 @dataclass(frozen=True, eq=False)
+class Erfc(Smooth):
+    """1 - erf(x)."""
+
+    turns: ClassVar[Turns] = ((0.0, 0.0, -Erf.steepest),)
+    slopes: ClassVar[Slopes] = (-Erf.steepest, 0.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """1 - erf(x)."""
+        return torch.erfc(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """-2 / sqrt(pi) exp(-x^2)."""
+        return -2 / math.sqrt(math.pi) * torch.exp(-x.square())
+
+
+@dataclass(frozen=True, eq=False)
 class Atan(Smooth):
     """arctan(x)."""
 
@@ -128,6 +144,22 @@ class Atan(Smooth):
     def derivative(self, x: Tensor) -> Tensor:
         """1 / (1 + x^2)."""
         return 1 / (1 + x.square())
+
+
+@dataclass(frozen=True, eq=False)
+class Asinh(Smooth):
+    """arsinh(x)."""
+
+    turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
+    slopes: ClassVar[Slopes] = (0.0, 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """arsinh(x)."""
+        return torch.asinh(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """1 / sqrt(1 + x^2)."""
+        return 1 / torch.hypot(x, torch.ones_like(x))
 
 
 @dataclass(frozen=True, eq=False)

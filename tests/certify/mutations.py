@@ -157,7 +157,6 @@ MUTATIONS: list[Mutation] = [
         "graph/rules_shape.py",
         ("index = torch.where(whose, own + offset, index)", "index = torch.where(whose, (own + offset) % 2, index)"),
         ("if not bool((index == index[:1]).all()):", "if False:"),
-        ("not by_sample(image, (BATCH, *state.shape), device)", "False"),
         ("bare = call if factors else replace", "bare = call if True else replace"),
         ("        return put_together(call)", "        pass"),
         ('if call.constant("train"):', "if False:"),

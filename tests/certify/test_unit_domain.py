@@ -1,5 +1,7 @@
 """Bounds on images in [0, 1]^n: products of values, the slopes that activations reach, radii inside the domain."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -138,3 +140,33 @@ def test_neurons_that_cannot_switch_on_the_domain_have_fixed_slopes_in_the_whole
         network = on_tori(unit.analysis.output, widest=64)
         point = search(network.order, network.layers, copies=4, steps=100)
         assert unit.whole.reachable <= torus_bound(network, point)
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.cumprod(1),
+        lambda x: x.prod(1, keepdim=True),
+        lambda x: x.var(1, keepdim=True),
+        lambda x: nn.functional.glu(x, 1),
+        lambda x: nn.functional.bilinear(x, x.flip(1), torch.arange(32.0).reshape(2, 4, 4).to(x)),
+    ],
+)
+def test_products_in_the_definition_of_an_operation_are_bounded_on_the_domain(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    with pytest.raises(UnsupportedOperationError, match="in the definition of aten"):
+        lipschitz(Apply(function), (4,))
+    report = lipschitz(Apply(function), (4,), domain="unit")
+    assert steepest(Apply(function), (4,)) <= report.upper < float("inf")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
-from tests.certify.fuzz import elementwise, linear, moving, pooling, spellings, structures
+from tests.certify.fuzz import defined, elementwise, linear, moving, pooling, spellings, structures
 from tests.certify.fuzz.draft import Below, Draft, UnfitError
 from tests.certify.fuzz.productions import WEIGHTED
 from tests.certify.fuzz.program import Program, Shape
 
-FILES = (elementwise, linear, moving, pooling, structures, spellings)
+FILES = (elementwise, linear, moving, pooling, structures, spellings, defined)
 Drawn = tuple[Program, Shape]
 
 
