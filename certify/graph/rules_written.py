@@ -16,6 +16,7 @@ from robustres.certify.graph.operation_rules import COMPLETIONS, call_of
 from robustres.certify.graph.rules_activation import ACTIVATIONS
 from robustres.certify.graph.rules_shape import SAME
 from robustres.certify.maps.activation import Activation, broadcast_size
+from robustres.certify.maps.curves import Log, Power
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp
 from robustres.certify.maps.scalar_expression import (
@@ -28,7 +29,7 @@ from robustres.certify.maps.scalar_expression import (
     Total,
     Variable,
 )
-from robustres.certify.maps.smooth import Exp
+from robustres.certify.maps.smooth import Exp, RootOfSquare
 from robustres.certify.maps.written import Written
 
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
@@ -247,8 +248,24 @@ def _quotient(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
     return Times(left, Inverse(right))
 
 
+def _root(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+    """The square root; that of a square plus a constant is as steep as the length of a vector."""
+    inner = reader.read(arguments["self"])
+    match inner:
+        case (
+            Total(left=Times(left=value, right=other), right=Constant(number=shift))
+            | Total(left=Constant(number=shift), right=Times(left=value, right=other))
+        ) if value is other and shift > 0:
+            return Applied(RootOfSquare(shift), value)
+    return Applied(Power(0.5), inner)
+
+
 def _power(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
     exponent = _number(arguments["exponent"])
+    if exponent == 0.5:
+        return _root(reader, arguments)
+    if exponent < 0:
+        return Inverse(_power(reader, {**arguments, "exponent": -exponent}))
     if exponent not in range(1, LARGEST_POWER + 1):
         raise NotScalarError
     base = reader.read(arguments["self"])
@@ -300,6 +317,10 @@ READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
     "pow": _power,
     "square": lambda reader, given: _power(reader, {**given, "exponent": 2}),
     "reciprocal": lambda reader, given: Inverse(reader.read(given["self"])),
+    "sqrt": _root,
+    "rsqrt": lambda reader, given: Inverse(_root(reader, given)),
+    "log": lambda reader, given: Applied(Log(), reader.read(given["self"])),
+    "log1p": lambda reader, given: Applied(Log(), Total(Constant(1.0), reader.read(given["self"]))),
     "exp": lambda reader, given: Applied(Exp(), reader.read(given["self"])),
     "expm1": lambda reader, given: Total(Applied(Exp(), reader.read(given["self"])), Constant(-1.0)),
     "where": _chosen,

@@ -197,7 +197,8 @@ class Curve(Activation):
         ends = [self.derivative(end) for end in (lower, upper)]
         known = (self.bend(lower, upper) != 0) & ~ends[0].isnan() & ~ends[1].isnan()
         low, high = torch.minimum(*ends), torch.maximum(*ends)
-        low, high = low - WIDENING * low.abs() - TINY, high + WIDENING * high.abs() + TINY
+        least, most = low - WIDENING * low.abs() - TINY, high + WIDENING * high.abs() + TINY
+        low, high = torch.where(low >= 0, least.clamp_min(0), least), torch.where(high <= 0, most.clamp_max(0), most)
         return torch.where(known, low, -math.inf), torch.where(known, high, math.inf)
 
     def relative_error(self, dtype: torch.dtype) -> float | None:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from robustres.certify.maps.activation import Activation
+from robustres.certify.maps.curves import Power
 from robustres.certify.maps.interval import Interval, everything, widened
-from robustres.certify.maps.piecewise_linear import Abs
-from robustres.certify.maps.smooth import Softplus
+from robustres.certify.maps.piecewise_linear import Abs, Clamp
+from robustres.certify.maps.smooth import RootOfSquare, Softplus
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +187,11 @@ class Applied(Expression):
         elasticity = everything(x.low)
         if isinstance(self.function, Softplus):  # at or above its argument, slope at most 1
             elasticity = (Interval(zero, zero + 1) * a.elasticity).where(a.value.low > 0, elasticity)
+        positive = isinstance(self.function, Clamp) and self.function.low > 0
+        if positive or isinstance(self.function, RootOfSquare):  # y g'(y) / g(y) is 0 or 1, or y^2 / (y^2 + shift)
+            elasticity = Interval(zero, zero + 1) * a.elasticity
+        if isinstance(self.function, Power):
+            elasticity = Interval.of(self.function.exponent, x.low) * a.elasticity
         if isinstance(self.function, Abs):
             elasticity = a.elasticity.where(signed, elasticity)
         return _jet(x, value, slopes * a.slope, moment, value.over(x), elasticity)

@@ -163,6 +163,23 @@ class Asinh(Smooth):
 
 
 @dataclass(frozen=True, eq=False)
+class RootOfSquare(Smooth):
+    """sqrt(x^2 + shift), for a shift of 0 or more: the length of (x, sqrt(shift))."""
+
+    shift: float
+    turns: ClassVar[Turns] = ()
+    slopes: ClassVar[Slopes] = (-1.0, 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """sqrt(x^2 + shift)."""
+        return torch.hypot(x, torch.full_like(x, math.sqrt(self.shift)))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """x / sqrt(x^2 + shift), which increases; -1 or 1 at infinity."""
+        return torch.where(x == 0, 0.0, x / self(x))
+
+
+@dataclass(frozen=True, eq=False)
 class LogSigmoid(Smooth):
     """log(sigmoid(x))."""
 

@@ -47,7 +47,7 @@ class Written(Activation):
             values = torch.cat([self.expression.at(x, decide) for decide in (before, place, after)])
             down, up = (torch.tensor([end], dtype=torch.float64) for end in around(place))
             allowed = GAP * sum(_largest_jet(self.expression, Interval(down, up)))
-            if not float(values.max() - values.min()) <= allowed:
+            if not float(values.max() - values.min()) <= allowed < math.inf:
                 raise ValueError(f"it jumps between {values.min():.6g} and {values.max():.6g} at {float(place):.6g}")
             total += 2 * allowed
         return total

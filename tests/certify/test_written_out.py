@@ -41,6 +41,14 @@ WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
     "softsign": (F.softsign, (0.0, 1.0)),
     "softshrink": (F.softshrink, (0.0, 1.0)),
     "x tanh x": (lambda x: x * torch.tanh(x), (-1.1996786402577338, 1.1996786402577338)),
+    "logarithm": (lambda x: torch.log(1 + x.relu()), (0.0, 1.0)),
+    "log1p": (lambda x: torch.log1p(x.abs()), (-1.0, 1.0)),
+    "logarithm of a clamp": (lambda x: torch.log(x.clamp_min(0.1)), (0.0, 10.0)),
+    "root of a clamp": (lambda x: torch.sqrt(x.relu() + 0.25), (0.0, 1.0)),
+    "root of a square": (lambda x: torch.sqrt(x**2 + 1e-2), (-1.0, 1.0)),
+    "inverse root": (lambda x: x.clamp_min(0.25).rsqrt(), (-4.0, 0.0)),
+    "softsign with a root": (lambda x: x * torch.rsqrt(1 + x * x), (0.0, 1.0)),
+    "inverse square": (lambda x: x.clamp_min(0.5) ** -2, (-16.0, 0.0)),
     "bell": (lambda x: torch.exp(-x * x), (-math.sqrt(2 / math.e), math.sqrt(2 / math.e))),
 }
 
@@ -86,6 +94,10 @@ def test_slopes_and_values_on_intervals_contain_those_of_the_function() -> None:
         (lambda x: x * torch.sin(x), "mul of two values that both depend on the input"),
         (lambda x: x.flip(1) * torch.sigmoid(x), "mul of two values that both depend on the input"),
         (lambda x: torch.exp(x) + 1, "exp whose slope grows"),
+        (lambda x: torch.sqrt(x.relu()), "sqrt which has no bound near 0"),
+        (lambda x: torch.log(x.abs()), "log which has no bound near 0"),
+        (lambda x: x.abs() ** 0.5, "pow which has no bound near 0"),
+        (lambda x: torch.where(x > 1, torch.log(x), 0 * x - 1), "yes or no"),
         (lambda x: x / (1 - x.abs()), "div by a value"),
     ],
 )

@@ -48,6 +48,9 @@ def functions_by_definition(d: Draft) -> None:
             f"{v} ** 0 + {v}", f"{v} ** 1", f"torch.asinh({v})", f"torch.arcsinh({v})", f"torch.nan_to_num({v})",
             f"torch.copysign({v}, {c})", f"torch.copysign({v}, -1.0)", f"torch.hypot({v}, {c})",
             f"torch.logaddexp({c}, {v})", f"torch.erfc({v})", f"torch.special.erfc({v})",
+            f"torch.log(1 + {v}.relu())", f"torch.log1p({v}.abs())", f"torch.log({v}.clamp_min(0.1))",
+            f"torch.sqrt({v}.relu() + 0.1)", f"torch.sqrt({v} ** 2 + 0.01)", f"{v} * torch.rsqrt(1 + {v} * {v})",
+            f"{v}.clamp_min(0.5) ** -{d.number(1, 3)}", f"{v} / torch.sqrt(0.3 + {v} ** 2)",
             f"torch.deg2rad({v})", f"torch.diag_embed({v})", f"torch.special.softmax({v}, 1)",
             f"F.glu({v}.repeat(1, 2), 1)",
         )
