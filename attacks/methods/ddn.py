@@ -5,7 +5,6 @@ relative change of the radius falls along a cosine as the step length does, and 
 before the cross-entropy, which makes the attack invariant to the scale of the model's logits.
 """
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from robustres.attacks.geometry import ball, losses
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.half_cosine import half_cosine
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.errors import InputError
 from robustres.threat import Norm
@@ -44,7 +44,7 @@ class _Ddn(MinimumNormSearch):
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x = slots["x"]
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(x.dtype) / self.steps))
+        fall = half_cosine(slots["age"].to(x.dtype), self.steps)
         step = LAST_STEP + (1 - LAST_STEP) * fall
         gamma = LAST_GAMMA + (self.settings.gamma - LAST_GAMMA) * fall
         direction = ball.unit_direction(gradient, slots["points"], "l2")

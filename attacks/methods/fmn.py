@@ -14,6 +14,7 @@ from robustres.attacks.geometry import ball
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.half_cosine import half_cosine
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
 
 DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
@@ -30,7 +31,7 @@ class _Fmn(MinimumNormSearch):
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x, norm = slots["x"], self.problem.threat.norm
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(x.dtype) / self.steps))
+        fall = half_cosine(slots["age"].to(x.dtype), self.steps)
         gamma = 0.001 + (self.settings.gamma - 0.001) * fall
         slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1).clamp(min=1e-12)
         away = self.lengths(slots["points"] - x)

@@ -30,6 +30,7 @@ from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.losses import smooth_margin
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.half_cosine import half_cosine
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.errors import InputError
 from robustres.threat import widest
@@ -71,7 +72,7 @@ class LdnSearch(MinimumNormSearch):
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x, margin, norm = slots["x"], slots["margin"], self.problem.threat.norm
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(x.dtype) / self.limit(slots)))
+        fall = half_cosine(slots["age"].to(x.dtype), self.limit(slots))
         turn = LAST_TURN + (1 - LAST_TURN) * (fall if norm == "l1" else fall.square())
         delta = slots["points"] - x
         if norm == "l1":

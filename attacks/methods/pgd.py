@@ -1,6 +1,5 @@
 """Projected gradient descent (Madry et al. 2018)."""
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -18,6 +17,7 @@ from robustres.attacks.search import repeated_iterates as orbits
 from robustres.attacks.search import success_forecast as prospects
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.gradient import GradientSearch
+from robustres.attacks.search.half_cosine import half_cosine
 from robustres.errors import InputError
 
 Schedule = Literal["adaptive", "cosine", "constant"]
@@ -36,7 +36,7 @@ class _Pgd(GradientSearch):
         super().__init__(problem, settings.loss)
         self.settings = settings
         ages = torch.arange(settings.steps, dtype=torch.float64)
-        fall = 0.5 * (1 + torch.cos(math.pi * ages / settings.steps))
+        fall = half_cosine(ages, settings.steps)
         if settings.schedule == "constant":
             fall = torch.ones_like(fall)
         self.sizes = (settings.step_length * fall).to(problem.x.device, problem.dtype)

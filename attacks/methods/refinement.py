@@ -4,8 +4,6 @@ The length of a step is the distance at which the margin, linearised at the pres
 ripples these steps are tiny and climb the nearest crest, which fixed step lengths jump over.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.geometry.randomness import sample_keys
 from robustres.attacks.search.engine import Slots
 from robustres.attacks.search.gradient import GradientSearch
+from robustres.attacks.search.half_cosine import half_cosine
 
 LARGEST = 0.02  # step, as a share of eps; it falls to 0 along half a cosine
 APART = 0.05  # size of the random change of the start, as a share of the ball, after the first restart
@@ -41,7 +40,7 @@ class Refinement(GradientSearch):
         threat, points = self.problem.threat, slots["points"]
         direction = ball.unit_direction(gradient, points, threat.norm)
         slope = torch.linalg.vecdot(gradient.flatten(1), direction.flatten(1)).clamp(min=1e-12)
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(points.dtype) / self.steps))
+        fall = half_cosine(slots["age"].to(points.dtype), self.steps)
         size = torch.minimum(loss.neg().clamp(min=0).to(points.dtype) / slope, LARGEST * threat.eps * fall)
         moved = torch.addcmul(points, direction, per_sample(size, points))
         slots["points"] = ball.project_(moved, slots["x"], slots["low"], slots["high"], threat)

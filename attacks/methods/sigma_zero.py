@@ -6,7 +6,6 @@ along gradients scaled to a largest entry of 1, with step lengths that fall alon
 below a threshold are undone. The threshold rises while the model is fooled and falls otherwise.
 """
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from robustres.attacks.base.problem import Problem
 from robustres.attacks.geometry.ball import per_sample
 from robustres.attacks.search import engine
 from robustres.attacks.search.engine import Slots
+from robustres.attacks.search.half_cosine import half_cosine
 from robustres.attacks.search.minimum_norm import MinimumNormSearch
 from robustres.errors import InputError
 from robustres.threat import Norm
@@ -37,7 +37,7 @@ class _SigmaZero(MinimumNormSearch):
 
     def next_points(self, slots: Slots, hit: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         x, settings = slots["x"], self.settings
-        fall = 0.5 * (1 + torch.cos(math.pi * slots["age"].to(x.dtype) / self.steps))
+        fall = half_cosine(slots["age"].to(x.dtype), self.steps)
         step = settings.step_size * (LAST_STEP + (1 - LAST_STEP) * fall)
         delta = slots["points"] - x
         squared = delta.square()
