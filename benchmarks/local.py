@@ -1,7 +1,8 @@
 """Local radii of images: the number proved at given eps, the median radius, and CPU seconds per image.
 
     python benchmarks/local.py MODEL --data npy:FOLDER --norm linf [--eps 1/255,2/255] [--seconds 15] [--limit N]
-                               [--first N] [--every N] [--aim 2/255] [--mean ... --std ...] [--out local.csv]
+                               [--first N] [--every N] [--aim 2/255] [--mean ... --std ...] [--dtype float32]
+                               [--out local.csv]
 
     python benchmarks/local.py FILE.onnx --vnnlib FILE [FILE ...] [--seconds 60] [--out local.csv]
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--vnnlib", type=Path, nargs="+")
     parser.add_argument("--mean")
     parser.add_argument("--std")
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     parser.add_argument("--out", type=Path, default=Path("local.csv"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -85,7 +87,7 @@ def images(given: argparse.Namespace) -> None:
     mean, std = (tuple(map(float, text.split(","))) if text else None for text in (given.mean, given.std))
     model = load_model(given.model, mean=mean, std=std).module
     data = load_data(given.data)
-    made = local_program(model, data.image_shape)
+    made = local_program(model, data.image_shape, runs=torch.float32 if given.dtype == "float32" else None)
     aims = [float(Fraction(text)) for text in given.aim.split(",") if text]
     rows: list[tuple[int, float, str, float, float]] = []
     with given.out.open("w", newline="") as file:

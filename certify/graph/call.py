@@ -151,13 +151,14 @@ class Call:
             raise NotCoveredError("with a constant that adds an axis in front of the batch")
         return values
 
-    def linear(self, source: Node, linear_map: LinearMap, *, shift: float = 0.0) -> Node:
-        """The image of `source` under a linear map; `shift` as in `Linear`."""
-        return self.make(Linear(linear_map, shift), source, shape=linear_map.out_shape)
+    def linear(self, source: Node, linear_map: LinearMap, *, shift: float = 0.0, peak: float | None = None) -> Node:
+        """The image of `source` under a linear map; `shift` and `peak` as in `Linear`."""
+        return self.make(Linear(linear_map, shift, peak=peak), source, shape=linear_map.out_shape)
 
-    def same(self, source: Node, shape: Shape | None = None, *, shift: float = 0.0) -> Node:
+    def same(self, source: Node, shape: Shape | None = None, *, shift: float = 0.0, peak: float | None = None) -> Node:
         """The values of `source`, shifted by a constant or in another shape."""
-        return self.linear(source, Identity(source.shape, self.out_shape if shape is None else shape), shift=shift)
+        here = Identity(source.shape, self.out_shape if shape is None else shape)
+        return self.linear(source, here, shift=shift, peak=peak)
 
     def size(self, constant: Any) -> float:
         """The l2 norm of a constant, a number or a tensor that broadcasts against one sample of the output."""

@@ -21,13 +21,20 @@ class Source:
 class Linear:
     """An affine map; its constant part plays no role for a Lipschitz constant.
 
-    shift: at or above the l2 norm of all constants added to a sample; needed for rounding errors.
+    shift: at or above the l2 norm of all constants added to a sample; needed for rounding errors. peak: at or above the
+    absolute values of all constants added to one coordinate together; None where only the shift is known.
     summands: the maps of which it is the sum, if it was written as a sum such as x + W x; otherwise empty.
     """
 
     map: LinearMap
     shift: float = 0.0
     summands: tuple[LinearMap, ...] = ()
+    peak: float | None = None
+
+    @property
+    def largest(self) -> float:
+        """At or above the absolute values of all constants added to one coordinate together."""
+        return self.shift if self.peak is None else min(self.peak, self.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +113,23 @@ class Node:
                 stack.append((node, True))
                 stack.extend((parent, False) for parent in reversed(node.inputs))
         return list(order)
+
+
+def forward_roundings(node: Node) -> int:
+    """Roundings of a coordinate where the operation of a `Linear` node runs; 0 if it computes nothing.
+
+    A sum of products may begin with the constant, which then sees all of its additions, so those of the operation's
+    other nodes count as well.
+    """
+    assert isinstance(node.piece, Linear)
+    if node.piece.map.forward_roundings == 0 and node.piece.shift == 0:
+        return 0
+    count, waiting = 8, [node]
+    while waiting:
+        one = waiting.pop()
+        count += one.piece.map.forward_roundings if isinstance(one.piece, Linear) else len(one.inputs)
+        waiting += [parent for parent in one.inputs if parent.origin is node.origin]
+    return count
 
 
 def dominators(order: Sequence[Node]) -> dict[Node, Node]:

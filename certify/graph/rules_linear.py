@@ -30,7 +30,7 @@ def convolution(call: Call) -> Node:
         transposed = call.arguments.get("transposed") or "conv_transpose" in call.name
         inner = (_transposed if transposed else _plain)(call, weight[:, :, None] if rank == 1 else weight, source.shape)
         node = call.linear(source, reshaped(inner, source.shape, call.out_shape))
-    return call.same(node, shift=_bias_size(call))
+    return call.same(node, shift=_bias_size(call), peak=_largest(call.constant("bias")))
 
 
 def _plain(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
@@ -54,7 +54,8 @@ def _transposed(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
 def dense(call: Call) -> Node:
     """x W^T + b on the last axis."""
     node = on_last_axis(call, call.node("input"), _weight(call, "weight"))
-    return call.same(node, call.out_shape, shift=call.size(call.constant("bias")))
+    bias = call.constant("bias")
+    return call.same(node, call.out_shape, shift=call.size(bias), peak=_largest(bias))
 
 
 @rule("addmm", "addmv", "baddbmm", "addbmm")
@@ -256,8 +257,15 @@ def batch_norm(call: Call) -> Node:
     if not bool(torch.isfinite(scale).all()):
         raise NotCoveredError("with a scale that is not finite")
     pixels = math.sqrt(math.prod(source.shape[1:])) * (1 + 1e-12)
-    shift = (channels("running_mean", 0.0) * scale).norm() + channels("bias", 0.0).norm()
-    return call.linear(source, Diagonal(scale.flatten(), source.shape, seen=5), shift=pixels * float(shift))
+    mean, bias = channels("running_mean", 0.0) * scale, channels("bias", 0.0)
+    factors = Diagonal(scale.flatten(), source.shape, seen=5)
+    shift = pixels * float(mean.norm() + bias.norm())
+    return call.linear(source, factors, shift=shift, peak=_largest(mean.abs() + bias.abs()))
+
+
+def _largest(constant: Any) -> float:
+    """At or above the largest absolute value of a constant."""
+    return 0.0 if constant is None else float(torch.as_tensor(constant).to(torch.float64).abs().max()) * (1 + 1e-12)
 
 
 def _bias_size(call: Call) -> float:

@@ -33,6 +33,8 @@ SHARE = 1.002
 TOGETHER = 0.98
 # By how much, relative to the margin at the image, a bound found in float32 stays clear of its limit.
 CLEAR = 1e-5
+# Of the charge for the network's own rounding by linear bounds, what parts of a region are searched to spare.
+CHARGED = 1.1
 
 Left = Callable[[], float]
 
@@ -72,6 +74,7 @@ class Attempt:
             self.least = torch.full_like(self.margins, -math.inf)
             self.radii = torch.zeros_like(self.margins)
             self.bounds: Bounds = Bounds()
+            self.charge = torch.zeros_like(self.margins)
 
     @property
     def open(self) -> list[int]:
@@ -92,7 +95,13 @@ class Attempt:
             self._look()
 
     def narrowed(self) -> None:
-        """Bounds of all steps by ellipsoids around the image and backward rows, then bounds of the question's rows."""
+        """Bounds of all steps by ellipsoids around the image and backward rows, then bounds of the question's rows.
+
+        Ellipsoids bound the exact network only; for one that rounds, this is `linear`.
+        """
+        if self.quick.runs is not None:
+            self.linear()
+            return
         if not self.centre.lower:
             return
         search = SharedSearch(self.ellipsoids)
@@ -115,6 +124,7 @@ class Attempt:
     def _look(self) -> None:
         form = self.question.form(self.quick, self.bounds)
         least = form.minimum(self.region)
+        self.charge = form.charge
         self.least = torch.maximum(self.least, least - CLEAR * self.margins.abs())
         self.radii = torch.maximum(self.radii, positive_within(form, self.region))
 
@@ -199,7 +209,7 @@ class Attempt:
                     self.bounds,
                     self.question.rows[row : row + 1],
                     float(self.question.limits[row]),
-                    margin=CLEAR * abs(float(self.margins[row])),
+                    margin=CLEAR * abs(float(self.margins[row])) + CHARGED * float(self.charge[row]),
                     stop=lambda until=until, begun=begun: self.left() <= 0 or thread_time() - begun > until,  # type: ignore[misc]
                 )
             self.least[row] = max(float(self.least[row]), tree.worst)

@@ -46,11 +46,13 @@ class Rows:
 class Sizes:
     """At or above the absolute values of every step, and of every affine step with all its terms added up.
 
-    steps, affine: by place, (N, *shape) float64.
+    steps, affine: by place, (N, *shape) float64; empty in a search. noise: by place, of what the network's own rounding
+    adds (N, *shape).
     """
 
     steps: Sequence[Tensor]
     affine: Mapping[int, Tensor]
+    noise: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,8 @@ def pulled_back(
 
     passed: is filled with the row at each activation's answer (R, *shape), before it takes the lines.
     """
+    noise = {} if sizes is None else sizes.noise
+    sizes = None if sizes is None or not sizes.steps else sizes
     waiting = {rows.place: rows.weights}
     parts: dict[int, int] = {}
     owner = rows.owner
@@ -101,6 +105,8 @@ def pulled_back(
             continue
         if sizes is not None and place in parts:
             charge = charge + gamma(parts[place]) * weighed(row.abs(), sizes.steps[place], owner)
+        if place in noise:
+            charge = charge + weighed(row.abs(), noise[place], owner)
         step = program.steps[place]
         match step:
             case Affine():

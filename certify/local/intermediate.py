@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustres.certify.local.backward import Rows, Sizes, pulled_back
 from robustres.certify.local.changes import Changes, Choice
+from robustres.certify.local.forward import introduced
 from robustres.certify.local.program import Program
 from robustres.certify.local.relaxations import Relaxation, loose, relaxation
 from robustres.certify.local.sets import Region
@@ -41,14 +42,16 @@ class Bounds:
     upper: list[Tensor] = field(default_factory=list)
     lines: dict[int, Relaxation] = field(default_factory=dict)
     affine: dict[int, Tensor] = field(default_factory=dict)
+    noise: dict[int, Tensor] = field(default_factory=dict)
 
     def sizes(self) -> Sizes | None:
-        """Sizes for the charge of rounding; None in float32, where nothing is charged."""
+        """Sizes for the charge of rounding; in float32, where nothing is proved, only those of the network's own."""
         if self.lower[0].dtype != torch.float64:
-            return None
+            return Sizes([], {}, self.noise) if self.noise else None
         return Sizes(
             [torch.maximum(low.abs(), high.abs()) for low, high in zip(self.lower, self.upper, strict=True)],
             self.affine,
+            self.noise,
         )
 
 
@@ -86,6 +89,10 @@ def bounded(
     readers = program.readers
     for place, step in enumerate(program.steps):
         lower, upper = _interval(place, step, program, region, bounds)
+        if program.runs is not None:
+            noise = introduced(step, bounds.lower, bounds.upper, (lower, upper), program.runs)
+            if noise is not None:
+                bounds.noise[place], lower, upper = noise, lower - noise, upper + noise
         if within is not None:
             lower, upper = torch.maximum(lower, within.lower[place]), torch.minimum(upper, within.upper[place])
         bounds.lower.append(lower)

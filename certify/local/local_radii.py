@@ -62,21 +62,22 @@ class LocalAnswer:
     found: LocalRadius
 
 
-def local_program(model: nn.Module, input_shape: tuple[int, ...]) -> Program:
+def local_program(model: nn.Module, input_shape: tuple[int, ...], *, runs: torch.dtype | None = None) -> Program:
     """The network as local bounds are propagated through it; UnsupportedOperationError names what has no relaxation.
 
     Modules that state their own bound are followed into their operations, since a bound says nothing about values.
+    runs: torch.float32 for bounds of the network as it runs in float32; None for the exact network.
     """
-    return program_of(capture(model, input_shape, opened=True))
+    return program_of(capture(model, input_shape, opened=True), runs=runs)
 
 
-def program_of(captured: Captured) -> Program:
+def program_of(captured: Captured, *, runs: torch.dtype | None = None) -> Program:
     """As `local_program`, of a graph that is captured already."""
     near = replace(captured, on_unit_domain=False, near_an_image=True)
     network, refused = build_network(near)
     if network is None:
         raise UnsupportedOperationError(refused)
-    return program(near, network)
+    return program(near, network, runs=runs)
 
 
 def local_radii(
@@ -174,7 +175,7 @@ def _radius(
     if aims:
         return _aimed(trial, limit, tuple(aim for aim in aims if aim > floor), begun)
     start = max(_first_eps(made, image, label, norm), floor * WORTHWHILE)
-    attempt = trial.linear if norm == "l1" else trial.quadratic
+    attempt = trial.linear if norm == "l1" or made.runs is not None else trial.quadratic
     deadline = begun + seconds * LATEST if norm == "l2" else trial.deadline
     found = largest_radius(attempt, start=start, limit=limit, deadline=deadline)
     best = max(one.radius for one in found)

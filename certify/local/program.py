@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustres.certify.graph import network
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source
+from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source, forward_roundings
 from robustres.certify.graph.simplify import simplified
 from robustres.certify.local.compositions import Steps, composed
 from robustres.certify.local.relaxations import checked
@@ -39,6 +39,7 @@ from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.curves import Square
 from robustres.certify.maps.lengths import Normalisation
 from robustres.certify.maps.linear_map import Identity, Scaled
+from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Sort
 from robustres.certify.maps.piecewise_linear import Relu
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
 
@@ -51,13 +52,15 @@ class Program:
     """steps: each after those that it reads; the first is the input, the last gives the logits (a vector).
 
     order: the same network simplified, as the inequalities of all layers together (`quadratic`) want it, in float64;
-    empty where these do not cover it.
+    empty where these do not cover it. dtype: that bounds are computed in. runs: the arithmetic of the network that they
+    are about; None if it is exact.
     """
 
     steps: tuple[Step, ...]
     device: torch.device
     order: tuple[Node, ...]
     dtype: torch.dtype = torch.float64
+    runs: torch.dtype | None = None
 
     def to(self, dtype: torch.dtype) -> "Program":
         """The same in another precision: good for a search, not for a proof."""
@@ -122,15 +125,16 @@ def copies(step: Step) -> TypeGuard[Affine]:
     return isinstance(step, Affine) and isinstance(step.map, Selection) and not bool(step.constant.any())
 
 
-def program(captured: Captured, output: Node) -> Program:
-    """The steps of a captured network.
+def program(captured: Captured, output: Node, *, runs: torch.dtype | None = None) -> Program:
+    """The steps of a captured network. runs: as in `Program`; one step for each operation where it is not None.
 
     Raises UnsupportedOperationError naming every operation that has no relaxation.
     """
-    builder = _Builder(captured, output)
+    builder = _Builder(captured, output, exact=runs is None)
     with torch.no_grad():
         steps = builder.run()
-        made = Program(tuple(steps), device_of(captured.module), _inequalities(output))
+        order = _inequalities(output) if runs is None else ()
+        made = Program(tuple(steps), device_of(captured.module), order, runs=runs)
         _compare(made, captured)
     return made
 
@@ -144,8 +148,8 @@ def _inequalities(output: Node) -> tuple[Node, ...]:
 
 
 class _Builder:
-    def __init__(self, captured: Captured, output: Node) -> None:
-        self.captured = captured
+    def __init__(self, captured: Captured, output: Node, *, exact: bool) -> None:
+        self.captured, self.exact = captured, exact
         self.order = output.ordered()
         self.consumers = Counter(parent for node in self.order for parent in node.inputs)
         self.last = {node.origin: node for node in self.order}  # of several nodes of one operation, the outermost
@@ -189,6 +193,8 @@ class _Builder:
                 if first == second:
                     return self.steps.applied(first, Square())
                 return self.steps.put(Product((first, second), node.shape))
+            case Opaque() if not self.exact and not isinstance(piece, Sort | Extremum | MaxMin | MaxPool):
+                raise NotImplementedError("has no bound on its rounding")
             case Opaque():
                 return composed(piece, sources[0], self.steps)
             case Merge():
@@ -204,12 +210,12 @@ class _Builder:
     def _affine(self, node: Node, piece: Linear, source: int) -> int:
         constant, size = self._constant(node, piece)
         before, map_, roundings = self.steps[source], piece.map, OWN
-        if isinstance(before, Affine) and self.consumers[node.inputs[0]] == 1:
+        if self.exact and isinstance(before, Affine) and self.consumers[node.inputs[0]] == 1:
             constant = piece.map(before.constant[None])[0] + constant
             size = piece.map.absolute()(before.constant_size[None])[0] + size
             roundings += before.roundings + piece.map.roundings + 1
             source, map_ = before.source, folding.composed([before.map, piece.map])
-        return self.steps.put(affine(source, map_, constant, size, roundings))
+        return self.steps.put(affine(source, map_, constant, size, roundings, forward=forward_roundings(node)))
 
     def _constant(self, node: Node, piece: Linear) -> tuple[Tensor, Tensor]:
         """What the node adds, and at or above the size of what that was computed from."""
@@ -223,7 +229,7 @@ class _Builder:
             parent = parent.inputs[0]
         nothing = torch.zeros(BATCH, *parent.shape, dtype=torch.float64, device=device)
         answer = self.captured.run({parent.origin: nothing}, node.origin)[0]
-        return answer.clone(), answer.abs() + piece.shift
+        return answer.clone(), answer.abs() + piece.largest
 
 
 def _without_unused(steps: Sequence[Step], output: int) -> list[Step]:

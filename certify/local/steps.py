@@ -25,7 +25,8 @@ class Affine:
 
     absolute: at or above the absolute values of the exact map's entries. constant: of the shape of the output.
     constant_size: at or above everything that was added up to the constant, per coordinate. roundings: that a
-    coordinate of the product, of the transpose's or of the constant may have seen.
+    coordinate of the product, of the transpose's or of the constant may have seen. forward: roundings of the operation
+    where the network runs; 0 if it computes nothing.
     """
 
     source: int
@@ -34,6 +35,7 @@ class Affine:
     constant: Tensor
     constant_size: Tensor
     roundings: int
+    forward: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -46,9 +48,11 @@ class Affine:
         return ALGORITHM_FACTOR * self.roundings
 
 
-def affine(source: int, map_: LinearMap, constant: Tensor, constant_size: Tensor, roundings: int) -> Affine:
+def affine(
+    source: int, map_: LinearMap, constant: Tensor, constant_size: Tensor, roundings: int, *, forward: int = 0
+) -> Affine:
     """An affine step; roundings: that the constant has seen."""
-    return Affine(source, map_, map_.absolute(), constant, constant_size, map_.roundings + roundings)
+    return Affine(source, map_, map_.absolute(), constant, constant_size, map_.roundings + roundings, forward)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,17 @@ from torch import Tensor, fx
 
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.unit_domain import BOX_SLACK
-from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Product, dominators
+from robustres.certify.graph.capture import Captured
+from robustres.certify.graph.network import (
+    Elementwise,
+    Linear,
+    Merge,
+    Node,
+    Opaque,
+    Product,
+    dominators,
+    forward_roundings,
+)
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.errors import PrecisionError
@@ -116,7 +126,7 @@ class Deviation:
             steep = absolute_norm(piece.map)
             size = steep * (sizes[0] + errors[0]) + piece.shift
             lost = self._underflow * piece.map.forward_roundings * (math.sqrt(math.prod(node.shape)) + size)
-            return steep * errors[0] + self._kappa(piece) * size + lost, size
+            return steep * errors[0] + self._kappa(node) * size + lost, size
         if isinstance(piece, Product):
             size = piece.largest[0] * sizes[1] + self.sizes[node.origin] + _product_error(piece, errors)
             rounding = 2 * u * size + self._underflow * math.sqrt(math.prod(node.shape))
@@ -153,14 +163,10 @@ class Deviation:
             )
         return found
 
-    def _kappa(self, piece: Linear) -> float:
-        count = piece.map.forward_roundings
-        if piece.shift > 0:
-            count += 4
-        if count == 0:
-            return 0.0
+    def _kappa(self, node: Node) -> float:
         factor = ALGORITHM_FACTOR if self.dtype == torch.float64 else 1
-        return gamma(factor * (count + 4), self.dtype)
+        count = forward_roundings(node)
+        return gamma(factor * count, self.dtype) if count else 0.0
 
 
 def _product_error(piece: Product, errors: Tensor) -> Tensor:
@@ -168,9 +174,8 @@ def _product_error(piece: Product, errors: Tensor) -> Tensor:
     return piece.largest[0] * errors[1] + piece.largest[1] * errors[0] + errors[0] * errors[1]
 
 
-def require_covered_float32(analysis: Analysis, x: Tensor) -> None:
-    """Refuse a float32 certificate for cases that the bounds here do not cover."""
-    captured = analysis.captured
+def require_covered_float32(captured: Captured, x: Tensor) -> None:
+    """Refuse a float32 certificate for cases that no bound on the rounding of an operation covers."""
     if captured.computed:
         raise PrecisionError(
             "no deviation bound covers weights that the network computes from others when it runs (a parametrisation); "
@@ -179,8 +184,27 @@ def require_covered_float32(analysis: Analysis, x: Tensor) -> None:
         )
     if x.dtype != torch.float32:
         raise PrecisionError(f"a float32 certificate requires float32 images, got {x.dtype}; convert them first")
+    if not all(_in_float32(value) for value in captured.module.state_dict().values()):
+        raise PrecisionError(
+            "the network has weights that float32 would round; convert it with model.float(), or certify in "
+            "torch.float64"
+        )
+    if torch.get_float32_matmul_precision() != "highest":
+        raise PrecisionError(
+            f"products in float32 may be rounded to fewer digits ({torch.get_float32_matmul_precision()}); set "
+            "torch.set_float32_matmul_precision('highest'), or certify in torch.float64"
+        )
+    if x.device.type == "cpu" and not torch.backends.mkldnn.enabled and torch.backends.nnpack.is_available():  # type: ignore[no-untyped-call]
+        raise PrecisionError(
+            "NNPACK may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
+            "torch.backends.mkldnn.enabled = True, or certify in torch.float64"
+        )
     if x.device.type == "cuda" and torch.backends.cudnn.enabled:
         raise PrecisionError(
             "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
             "torch.backends.cudnn.enabled = False, or certify in torch.float64"
         )
+
+
+def _in_float32(value: Tensor) -> bool:
+    return not value.is_floating_point() or torch.equal(value, value.to(torch.float32).to(value.dtype))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.bounds.report import LipschitzReport
-from robustres.certify.graph.capture import device_of
-from robustres.certify.local.local_radii import LocalRadius, each_local_radius, local_program, program_of
+from robustres.certify.graph.capture import capture, device_of
+from robustres.certify.local.local_radii import LocalRadius, each_local_radius, program_of
 from robustres.certify.local.program import Program
 from robustres.certify.maps.nonlinear import Stated, StatedSort
 from robustres.certify.proof.bound import Guarantee
+from robustres.certify.radii.forward_rounding import require_covered_float32
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
 from robustres.errors import InputError
 from robustres.threat import Norm
@@ -28,12 +29,14 @@ class LocalCertificate:
 
     Guaranteed: no image in [0, 1]^n within `radius` of x, in `norm` and pixel units, is classified differently by the
     model in exact arithmetic with its given weights; the rounding of the proof itself is accounted for. (For an x
-    outside [0, 1]^n: no input at all within the radius.) seconds: of one core for each image, a guide. report: of
-    `lipschitz` on this model, which saves capturing it again. aims: target radii; the time is then spent on proving the
-    largest of them instead of any radius. distances: of adversarial examples in this norm, by the sample's number in
-    its data set; the search does not go far beyond them. proved: radii of the same predictions by other certificates,
-    with their sources, by the sample's number; only larger ones are looked for, and no smaller one is returned. tell:
-    called after each image with the sample's number, the result, and the network as it was bounded.
+    outside [0, 1]^n: no input at all within the radius.) dtype: torch.float32 for the model as it runs in float32, in
+    any order of its sums; quadratic certificates, which are about the exact model, are not used then, and
+    PrecisionError names an operation whose rounding has no bound. seconds: of one core for each image, a guide. report:
+    of `lipschitz` on this model, which saves capturing it again. aims: target radii; the time is then spent on proving
+    the largest of them instead of any radius. distances: of adversarial examples in this norm, by the sample's number
+    in its data set; the search does not go far beyond them. proved: radii of the same predictions by other
+    certificates, with their sources, by the sample's number; only larger ones are looked for, and no smaller one is
+    returned. tell: called after each image with the sample's number, the result, and the network as it was bounded.
     """
 
     norm: Norm = "linf"
@@ -43,10 +46,13 @@ class LocalCertificate:
     distances: Mapping[int, float] = field(default_factory=dict)
     proved: Mapping[int, tuple[float, str]] = field(default_factory=dict)
     tell: Callable[[int, LocalRadius, Program], None] | None = field(default=None, repr=False, compare=False)
+    dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
             raise InputError(f"seconds must be positive, for each image, got {self.seconds:g}")
+        if self.dtype not in (torch.float64, torch.float32):
+            raise InputError(f"certification runs in torch.float64 or torch.float32, got {self.dtype}")
 
     @property
     def name(self) -> str:
@@ -67,9 +73,12 @@ class LocalCertificate:
         if analysis is not None:
             analysis.require_same_model(model, x.detach().to(device_of(analysis.captured.module), torch.float64))
         if analysis is None or any(isinstance(node.piece, Stated | StatedSort) for node in analysis.network.ordered()):
-            made = local_program(model, tuple(x.shape[1:]))
+            captured = capture(model, tuple(x.shape[1:]), opened=True)
         else:
-            made = program_of(analysis.captured)
+            captured = analysis.captured
+        if self.dtype == torch.float32:
+            require_covered_float32(captured, x)
+        made = program_of(captured, runs=self.dtype if self.dtype == torch.float32 else None)
         numbers = range(len(x)) if indices is None else indices.tolist()
         distances, others = ({}, {}) if indices is None else (self.distances, self.proved)
         above = [distances.get(number, math.inf) * BEYOND for number in numbers]

@@ -17,7 +17,7 @@ from robustres.certify.proof.bound import Guarantee, all_hold
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
 from robustres.certify.radii.local_certificate import LocalCertificate
 from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
-from robustres.errors import InputError, PrecisionError, Refusal, UnsupportedOperationError
+from robustres.errors import InputError, Refusal, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
 
@@ -63,8 +63,8 @@ def certify(
     certificate: "lipschitz" uses the report's bounds, and bounds for pairs of classes if all of them take no more than
         a quarter of the effort for the whole network; "best" takes, per sample, the largest radius of all routes, with
         up to fifteen times that effort for pairs of classes, beginning with those that decide the most samples (stored
-        in the report); "local" uses bounds around each image instead, within [0, 1]^n and in exact arithmetic, for
-        about `seconds` of one core each (`LocalCertificate`). For functions other than the network (smoothing), and for
+        in the report); "local" uses bounds around each image instead, within [0, 1]^n, for about `seconds` of
+        one core each (`LocalCertificate`). For functions other than the network (smoothing), and for
         the best of several certificates, see `certify_best`.
     report: of `lipschitz` on this model; computed if omitted.
     dtype: torch.float64, or torch.float32 for the model as it runs in float32.
@@ -97,7 +97,7 @@ def certify(
         what = f"an answer of shape {shape} for each sample, which is not a choice between two or more classes"
         raise UnsupportedOperationError([Refusal("", what)])
     if dtype == torch.float32:
-        require_covered_float32(analysis, x)
+        require_covered_float32(analysis.captured, x)
     with refusing_what_fails("computing radii"):
         return _certified(model, x, report, analysis, norm, certificate, dtype, batch_size)
 
@@ -138,9 +138,7 @@ def _certified(
 def _local(
     model: nn.Module, x: Tensor, norm: Norm, report: LipschitzReport | None, dtype: torch.dtype, seconds: float
 ) -> Certificates:
-    if dtype != torch.float64:
-        raise PrecisionError("local certificates hold for the network in exact arithmetic; certify in torch.float64")
-    column = LocalCertificate(norm, seconds, report)(model, x)
+    column = LocalCertificate(norm, seconds, report, dtype=dtype)(model, x)
     with torch.no_grad(), evaluation_mode(model), random_state_kept():
         top = model(x.to(device_of(model))).to("cpu", torch.float64).topk(2, dim=1).values
     margin = top[:, 0] - top[:, 1]

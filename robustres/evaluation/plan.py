@@ -95,7 +95,8 @@ def _of_network(certificate: Any) -> Maker:
 def _local(settings: "Settings", report: LipschitzReport | None, norm: Norm) -> Certificate:
     usable = report if report is not None and not report.refused else None
     aims = tuple(settings.counted_eps().get(norm, ())) if settings.aim_at_eps else ()
-    return LocalCertificate(norm, settings.seconds_per_image or LocalCertificate.seconds, usable, aims)
+    seconds = settings.seconds_per_image or LocalCertificate.seconds
+    return LocalCertificate(norm, seconds, usable, aims, dtype=getattr(torch, settings.dtype))
 
 
 CERTIFICATES: Mapping[str, Maker] = MappingProxyType(

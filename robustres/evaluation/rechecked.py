@@ -42,6 +42,7 @@ def recheck(
     run.digest()
     if not run.manifest()["settings"].get("keep_certificates"):
         raise InputError(f"{run.path} kept no certificates; certify with --keep-certificates")
+    runs = torch.float32 if run.manifest()["settings"].get("dtype") == "float32" else None
     claims, loaded = _claims(run), model_of_run(run, model, download)
     images = load_data(data) if isinstance(data, str) else data
     program: Program | None = None
@@ -52,7 +53,7 @@ def recheck(
         proved, why = 0.0, ""
         try:
             content = _content(run, claim)
-            program = program or local_program(loaded.module, image_shape(content))
+            program = program or local_program(loaded.module, image_shape(content), runs=runs)
             certificate = read_certificate(content, program)
             why = _objection(certificate, claim, images)
             proved = 0.0 if why else _proved(program, certificate)

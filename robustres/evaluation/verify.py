@@ -76,8 +76,9 @@ def _beside(path: Path, name: str) -> Path:
 def verify(network: Path, statement: Path, *, timeout: float) -> Verdict:
     """Decide one instance.
 
-    unsat refers to the network in exact arithmetic; sat to the float32 outputs of onnxruntime. timeout: in seconds,
-    approximate: a step that has begun is finished.
+    unsat refers to the network in exact arithmetic; for tensors that VNN-LIB 2 declares as float32, to every execution
+    that computes each operation in float32, in any order of its sums. sat refers to the float32 outputs of onnxruntime.
+    timeout: in seconds, approximate: a step that has begun is finished.
     """
     deadline = monotonic() + timeout
     try:
@@ -94,7 +95,8 @@ def verify(network: Path, statement: Path, *, timeout: float) -> Verdict:
             x = candidate.flatten()
             if question.violated(x, answer):
                 return Verdict("sat", (x, answer), question.assignment(x, answer))
-    made = local_program(model, shape[1:])
+    runs = torch.float32 if question.declared is not None and question.declared[0].kind == "float32" else None
+    made = local_program(model, shape[1:], runs=runs)
     for left, part in zip(range(len(question.parts), 0, -1), question.parts, strict=True):
         now = monotonic()
         if not excluded(made, part.region.reshape(shape), part.cases, deadline=now + (deadline - now) / left):

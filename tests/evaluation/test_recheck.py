@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ def run(folder: Path, tmp_path: Path) -> Path:
     for file in folder.glob("model.*"):
         shutil.copy(file, tmp_path)
     return tmp_path / "run"
+
+
+def test_radii_of_the_network_in_float32_are_proved_again_with_its_rounding(folder: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, dtype="float32")
+    evaluate(str(folder / "model.safetensors"), images(), tmp_path / "run", settings, cache=False)
+    rows = recheck(tmp_path / "run", data=images())
+    assert len(rows) == 6
+    assert rows["confirmed"].all()
 
 
 def test_every_radius_is_confirmed_and_the_command_reports_it(

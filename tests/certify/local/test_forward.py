@@ -1,0 +1,137 @@
+"""Local certificates of a network as it runs in float32 cover its rounding, whatever the order of its sums."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.certify import LocalCertificate, certify
+from robustres.certify.local import intermediate
+from robustres.certify.local.backward import Form
+from robustres.certify.local.intermediate import bounded
+from robustres.certify.local.local_radii import local_program, local_radii
+from robustres.certify.local.margins import margin_rows
+from robustres.certify.local.proof import Question
+from robustres.certify.local.sets import Region
+from robustres.errors import PrecisionError
+from robustres.threat import Norm
+
+SHAPE = (3, 6, 6)
+
+
+class Cancelling(nn.Module):
+    """Normalisation of the input, a residual block with batch normalisation of large means, pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner, self.outer = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.head = nn.Linear(4 * 3 * 3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem((x - 0.4) / 0.3)))
+        x = x + self.outer(nn.functional.leaky_relu(self.inner(x), 0.1))
+        answer: Tensor = self.head(nn.functional.max_pool2d(x, 2).flatten(1))
+        return answer
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = Cancelling()
+    with torch.no_grad():
+        model.stem.bias.fill_(50.0)
+        assert model.norm.running_mean is not None
+        model.norm.running_mean.fill_(50.0)
+    return model.eval()
+
+
+def linear_form(model: nn.Module, image: Tensor, eps: float) -> tuple[Form, Tensor]:
+    """The margins of the predicted class as charged linear functions on a ball, and their rows."""
+    made = local_program(model, SHAPE, runs=torch.float32)
+    rows, _ = margin_rows(made.values(image[None].double())[-1].argmax(dim=1), 4, torch.float64)
+    region = Region.ball(image[None].double(), eps, "linf")
+    question = Question(region, rows, torch.zeros(3, dtype=torch.float64))
+    return question.form(made, bounded(made, region)), rows
+
+
+def below(form: Form, rows: Tensor, model: nn.Module, images: Tensor) -> Tensor:
+    """(N, 3) by how much the computed margins of images in float32 exceed the charged linear functions."""
+    with torch.no_grad():
+        margins = model(images).double() @ rows.T
+    return margins - (images.double().flatten(1) @ form.weights.flatten(1).T + form.constant - form.charge)
+
+
+def test_computed_margins_stay_above_the_charged_lines(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For several sizes of batches and both layouts; without the charge, rounding crosses the lines."""
+    torch.manual_seed(1)
+    image, eps = torch.rand(SHAPE), 1e-5
+    images = (image + eps * (2 * torch.rand(64, *SHAPE) - 1)).clamp(0, 1)
+    form, rows = linear_form(network, image, eps)
+    for batch in (images, images[:1], images[:7], images.contiguous(memory_format=torch.channels_last)):
+        assert float(below(form, rows, network, batch).min()) >= 0
+    monkeypatch.setattr(intermediate, "introduced", lambda *_: None)
+    form, rows = linear_form(network, image, eps)
+    assert float(below(form, rows, network, images).min()) < 0
+
+
+@pytest.mark.parametrize("length", [64, 1000, 5000])
+def test_sums_that_lose_every_small_term_stay_within_the_bounds(length: int) -> None:
+    """Sixty-four ones and terms of half a unit in their last place, which no accumulator that holds a one can see."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64 + length, 2, bias=False), nn.ReLU())
+    with torch.no_grad():
+        model[1].weight.fill_(2.0**-25)
+        model[1].weight[:, :64] = 1.0
+    x = torch.ones(1, 1, 1, 64 + length)
+    made = local_program(model, tuple(x.shape[1:]), runs=torch.float32)
+    bounds = bounded(made, Region.ball(x.double(), 0.0, "linf"))
+    with torch.no_grad():
+        low, high = bounds.lower[-1][0], bounds.upper[-1][0]
+        for computed in (
+            model(x)[0].double(),
+            torch.full((2,), 64.0, dtype=torch.float64),
+            made.values(x.double())[-1][0],
+        ):
+            assert bool(((low <= computed) & (computed <= high)).all())
+
+
+def test_a_margin_below_the_rounding_proves_nothing_in_float32() -> None:
+    """The logits 1000 + x and 1000 + y differ by 1e-5 at the image, which float32 cannot see."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(2))
+        model[1].bias.fill_(1000.0)
+    x = torch.tensor([[[[0.5, 0.5 - 1e-5]]]])
+    assert model(x).diff().item() == 0
+    assert certify(model, x, norm="linf", certificate="local").radius.item() > 4e-6
+    assert certify(model, x, norm="linf", certificate="local", dtype=torch.float32).radius.item() == 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_radii_in_float32_withstand_random_changes(network: nn.Module, norm: Norm) -> None:
+    torch.manual_seed(2)
+    x = torch.rand(1, *SHAPE)
+    made = local_program(network, SHAPE, runs=torch.float32)
+    (found,) = local_radii(made, x, norm=norm, seconds=0.3)
+    assert found.radius > 0
+    if norm == "linf":
+        near = (x + found.radius * torch.randn(200, *SHAPE).sign()).clamp(0, 1)
+        near = torch.minimum(torch.maximum(near, x - found.radius), x + found.radius)
+        assert bool((network(near).argmax(dim=1) == found.prediction).all())
+
+
+def test_what_has_no_bound_in_float32_is_refused() -> None:
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    with pytest.raises(PrecisionError, match="Gelu"):
+        LocalCertificate(dtype=torch.float32)(smooth, torch.rand(1, 1, 2, 2))
+    double = nn.Sequential(nn.Flatten(), nn.Linear(4, 2).double())
+    with torch.no_grad():
+        double[1].bias.fill_(0.1)
+    with pytest.raises(PrecisionError, match="weights that float32 would round"):
+        LocalCertificate(dtype=torch.float32)(double, torch.rand(1, 1, 2, 2))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with pytest.raises(PrecisionError, match="highest"):
+            LocalCertificate(dtype=torch.float32)(double.float(), torch.rand(1, 1, 2, 2))
+    finally:
+        torch.set_float32_matmul_precision(before)
