@@ -125,4 +125,4 @@ class Hardsigmoid(PiecewiseLinear):
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
         """x + 3 is rounded relative to 3 + |x|, which is at most 18 (|x| / 6 + value)."""
-        return 64 * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+        return 64 * UNIT_ROUNDOFF[dtype]

@@ -1,5 +1,8 @@
 """Local certificates of a network as it runs in float32 cover its rounding, whatever the order of its sums."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,10 +15,28 @@ from robustres.certify.local.local_radii import local_program, local_radii
 from robustres.certify.local.margins import margin_rows
 from robustres.certify.local.proof import Question
 from robustres.certify.local.sets import Region
+from robustres.certify.maps.activation import Activation
+from robustres.certify.maps.piecewise_linear import Hardsigmoid
+from robustres.certify.maps.smooth import (
+    Atan,
+    Cos,
+    Elu,
+    Erf,
+    Gelu,
+    Hardswish,
+    LogSigmoid,
+    Mish,
+    Sigmoid,
+    Silu,
+    Sin,
+    Softplus,
+    Tanh,
+)
 from robustres.errors import PrecisionError
 from robustres.threat import Norm
 
 SHAPE = (3, 6, 6)
+F = nn.functional
 
 
 class Cancelling(nn.Module):
@@ -119,10 +140,50 @@ def test_radii_in_float32_withstand_random_changes(network: nn.Module, norm: Nor
         assert bool((network(near).argmax(dim=1) == found.prediction).all())
 
 
-def test_what_has_no_bound_in_float32_is_refused() -> None:
-    smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
-    with pytest.raises(PrecisionError, match="Gelu"):
-        LocalCertificate(dtype=torch.float32)(smooth, torch.rand(1, 1, 2, 2))
+SMOOTH: list[tuple[Callable[[Tensor], Tensor], Activation]] = [
+    (torch.sigmoid, Sigmoid()),
+    (torch.tanh, Tanh()),
+    (torch.erf, Erf()),
+    (torch.atan, Atan()),
+    (torch.sin, Sin()),
+    (torch.cos, Cos()),
+    (F.logsigmoid, LogSigmoid()),
+    (F.gelu, Gelu()),
+    (partial(F.gelu, approximate="tanh"), Gelu("tanh")),
+    (F.silu, Silu()),
+    (F.mish, Mish()),
+    (F.softplus, Softplus(1.0, 20.0)),
+    (F.elu, Elu(1.0)),
+    (F.hardswish, Hardswish()),
+    (F.hardsigmoid, Hardsigmoid()),
+]
+
+
+@pytest.mark.parametrize(("computed", "kind"), SMOOTH, ids=lambda one: type(one).__name__)
+def test_elementary_functions_in_float32_are_far_more_accurate_than_assumed(
+    computed: Callable[[Tensor], Tensor], kind: Activation
+) -> None:
+    """At numbers of every size up to 100; a single number may take another path than a whole vector."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 2.0 ** (130 * torch.rand(20000, generator=generator, dtype=torch.float64) - 123.4)
+    x = torch.cat([sizes, -sizes, torch.linspace(-30, 30, 40001, dtype=torch.float64)]).float()
+    exact = kind(x.double())
+    room = kind.constant * x.double().abs() + exact.abs()
+    allowed = 16 * 2.0**-24 * room + kind.jump + 1e-37
+    assert bool(((computed(x).double() - exact).abs() <= allowed).all())
+    alone = torch.cat([computed(part) for part in x[::400].split(1)])
+    assert bool(((alone.double() - exact[::400]).abs() <= allowed[::400]).all())
+    error_bound = kind.relative_error(torch.float32)
+    assert error_bound is not None
+    assert error_bound >= 64 * 2.0**-24
+
+
+def test_what_has_no_bound_in_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Sigmoid, "relative_error", lambda _, dtype: None if dtype == torch.float32 else 1e-14)
+        smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2))
+        with pytest.raises(PrecisionError, match="no bound is known on the rounding of Sigmoid"):
+            LocalCertificate(dtype=torch.float32)(smooth, torch.rand(1, 1, 2, 2))
     double = nn.Sequential(nn.Flatten(), nn.Linear(4, 2).double())
     with torch.no_grad():
         double[1].bias.fill_(0.1)
