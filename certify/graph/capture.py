@@ -58,6 +58,11 @@ class Captured:
         """Whether two values may be multiplied: no product has a bound for all inputs."""
         return self.on_unit_domain or self.near_an_image
 
+    @property
+    def defined(self) -> list[str]:
+        """The operations in whose place their definitions stand, which round otherwise."""
+        return sorted({str(node.meta["defined"]) for node in self.nodes if "defined" in node.meta})
+
     def run(
         self,
         known: Mapping[fx.Node, Tensor],

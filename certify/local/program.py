@@ -41,7 +41,7 @@ from robustres.certify.maps.lengths import Normalisation
 from robustres.certify.maps.linear_map import Identity, Scaled
 from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Sort
 from robustres.certify.maps.piecewise_linear import Relu
-from robustres.errors import ModelError, Refusal, UnsupportedOperationError
+from robustres.errors import ModelError, PrecisionError, Refusal, UnsupportedOperationError
 
 # Roundings of an operation that adds a constant, beyond those of its map: batch normalisation has six.
 OWN = 8
@@ -130,6 +130,8 @@ def program(captured: Captured, output: Node, *, runs: torch.dtype | None = None
 
     Raises UnsupportedOperationError naming every operation that has no relaxation.
     """
+    if runs is not None and captured.defined:
+        raise PrecisionError(f"no bound is known on the rounding of {', '.join(captured.defined)} in {runs}")
     builder = _Builder(captured, output, exact=runs is None)
     with torch.no_grad():
         steps = builder.run()

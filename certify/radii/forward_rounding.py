@@ -184,6 +184,11 @@ def require_covered_float32(captured: Captured, x: Tensor) -> None:
         )
     if x.dtype != torch.float32:
         raise PrecisionError(f"a float32 certificate requires float32 images, got {x.dtype}; convert them first")
+    if captured.defined:
+        raise PrecisionError(
+            f"no bound is known on the rounding of {', '.join(captured.defined)}, known by definition only; certify in "
+            "torch.float64"
+        )
     if not all(_in_float32(value) for value in captured.module.state_dict().values()):
         raise PrecisionError(
             "the network has weights that float32 would round; convert it with model.float(), or certify in "

@@ -39,6 +39,13 @@ SHAPE = (3, 6, 6)
 F = nn.functional
 
 
+class Spread(nn.Module):
+    """An operation that is known by its definition only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.logaddexp2(x, 2 * x)
+
+
 class Cancelling(nn.Module):
     """Normalisation of the input, a residual block with batch normalisation of large means, pooling."""
 
@@ -184,6 +191,9 @@ def test_what_has_no_bound_in_float32_is_refused(monkeypatch: pytest.MonkeyPatch
         smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2))
         with pytest.raises(PrecisionError, match="no bound is known on the rounding of Sigmoid"):
             LocalCertificate(dtype=torch.float32)(smooth, torch.rand(1, 1, 2, 2))
+    spread = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), Spread())
+    with pytest.raises(PrecisionError, match="logaddexp2"):
+        LocalCertificate(dtype=torch.float32)(spread, torch.rand(1, 1, 2, 2))
     double = nn.Sequential(nn.Flatten(), nn.Linear(4, 2).double())
     with torch.no_grad():
         double[1].bias.fill_(0.1)
