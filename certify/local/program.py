@@ -157,6 +157,7 @@ class _Builder:
         self.last = {node.origin: node for node in self.order}  # of several nodes of one operation, the outermost
         self.shifted = {node.origin for node in self.order if isinstance(node.piece, Linear) and node.piece.shift != 0}
         self.place: dict[Node, int] = {}
+        self.excess: dict[tuple[int, int], int] = {}  # by two places, that of the positive part of their difference
         self.steps = Steps(device_of(captured.module))
         self.refused: dict[Refusal, None] = {}
 
@@ -203,11 +204,13 @@ class _Builder:
                 raise NotImplementedError("has no relaxation")
 
     def _larger(self, first: int, second: int, sign: float) -> int:
-        """max(a, b) = a + relu(b - a), and min(a, b) = a - relu(a - b)."""
+        """max(a, b) = a + relu(b - a) and min(a, b) = b - relu(b - a), with one ReLU for both of a pair."""
+        first, second = sorted((first, second))
         steps = self.steps
-        gap = steps.difference(second, first) if sign > 0 else steps.difference(first, second)
-        signed = Scaled(sign, Identity(steps.shape(first)))
-        return steps.put(Total((first, steps.plain(steps.applied(gap, Relu()), signed)), steps.shape(first)))
+        if (first, second) not in self.excess:
+            self.excess[first, second] = steps.applied(steps.difference(second, first), Relu())
+        kept, shape = first if sign > 0 else second, steps.shape(first)
+        return steps.put(Total((kept, steps.plain(self.excess[first, second], Scaled(sign, Identity(shape)))), shape))
 
     def _affine(self, node: Node, piece: Linear, source: int) -> int:
         constant, size = self._constant(node, piece)

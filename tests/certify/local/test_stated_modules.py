@@ -90,3 +90,11 @@ def test_a_certificate_never_returns_less_than_what_is_proved_otherwise() -> Non
     assert found.radius[1] > 0.01 * free[1]
     assert found.source[0] == "another"
     assert found.source[1].startswith("local")
+
+
+def test_the_larger_and_the_smaller_of_a_pair_share_one_activation() -> None:
+    model = network(MaxMin())
+    made = local_program(model, (1, 4, 4))
+    assert len(made.activations) == 1
+    x = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    assert torch.allclose(made.values(x)[-1], model(x), atol=1e-12)
