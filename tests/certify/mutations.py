@@ -89,6 +89,10 @@ NEAREST = {
     "local/quadratic": ("local/test_quadratic",),
     "local/secants": ("local/test_quadratic",),
     "local/evidence": ("local/test_no_false_proof",),
+    "local/planes": ("local/test_products_and_curves",),
+    "local/compositions": ("local/test_products_and_curves", "local/test_no_false_proof"),
+    "local/forward": ("local/test_forward",),
+    "maps/curves": ("local/test_products_and_curves",),
     "local/parts": ("local/test_charges", "local/test_no_false_proof"),
 }
 QUICK = False
@@ -372,7 +376,7 @@ MUTATIONS: list[Mutation] = [
         (" + self._after(self.analysis.output, reached)", ""),
         ("+ jumps, after", ", after"),
         ("return parts.sum(0) if node.piece.kind", "return parts.amax(0) if node.piece.kind"),
-        ("return gamma(factor * (count + 4), self.dtype)", "return 0.0"),
+        ("return gamma(factor * count, self.dtype) if count else 0.0", "return 0.0"),
         ("size = steep * (sizes[0] + errors[0]) + piece.shift", "size = steep * (sizes[0] + errors[0])"),
     ),
     *_of(
@@ -471,10 +475,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "local/backward.py",
         ("above, below = row.clamp_min(0), row.clamp_max(0)", "below, above = row.clamp_min(0), row.clamp_max(0)"),
-        (
-            "weighed(below, lines.upper_offset, owner)\n    size",
-            "0.9 * weighed(below, lines.upper_offset, owner)\n    size",
-        ),
+        ("weighed(below, upper, owner)\n    if row", "0.9 * weighed(below, upper, owner)\n    if row"),
         ("charge = charge + gamma(4) * weighed(size, sizes.steps[step.source], owner)", "pass"),
         ("charge = charge + gamma(math.prod(step.shape) + 8) * offset_size", "pass"),
         ("gamma(step.charged + math.prod(step.shape) + 8) * weighed(", "0.0 * weighed("),
@@ -519,6 +520,24 @@ MUTATIONS: list[Mutation] = [
         ("clamp_min(split.point)", "clamp_min(split.point + 0.1)"),
         ("torch.where(sign < 0, usable.clamp_max(0), usable.clamp_min(0))", "usable"),
     ),
+    *_of(
+        "local/planes.py",
+        ("gaps.amin(0) - room", "gaps.amin(0) * (1 - 1e-6) + room"),
+        ("gaps.amax(0) + room", "gaps.amax(0) * (1 - 1e-6)"),
+        ("products.amin(0) - slack", "products.amin(0) + 1e-6 * sizes"),
+    ),
+    *_of(
+        "local/compositions.py",
+        ("largest = rounded_up(math.sqrt(max(size - piece.centred, 0)), 2)", "largest = 0.5 * math.sqrt(size)"),
+        ("steps.known(square, piece.eps, math.inf)", "steps.known(square, 0.1, math.inf)"),
+        ("steps.known(found, 0.0, math.inf)", "steps.known(found, 0.5, math.inf)"),
+    ),
+    *_of(
+        "local/forward.py",
+        ("added = step.absolute(size(step.source)) + step.constant_size", "added = step.constant_size"),
+        ("return gamma(len(step.sources), runs) * added * ROOM", "return 0 * added"),
+    ),
+    *_of("maps/curves.py", ("return -(lower > 0).to(lower)", "return (lower > 0).to(lower)")),
     *_of("local/evidence.py", ("enumerate(branch.parts):", "enumerate(branch.parts[:1]):")),
     *_of(
         "local/proof.py",
