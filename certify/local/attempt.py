@@ -17,7 +17,7 @@ from robustres.certify.local.backward import Rows
 from robustres.certify.local.branch import branched
 from robustres.certify.local.changes import Multipliers
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic
-from robustres.certify.local.intermediate import Bounds, Helped, bounded, followed
+from robustres.certify.local.intermediate import Bounds, Helped, OutOfTimeError, bounded, followed
 from robustres.certify.local.margins import positive_within
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Question
@@ -62,6 +62,7 @@ class Attempt:
     trees: dict[int, Branch] = field(default_factory=dict)
     ellipsoids: Mapping[int, Multipliers] = field(default_factory=dict)
     shared: bool = False
+    rows_left: Left | None = None
 
     def __post_init__(self) -> None:
         with torch.no_grad():
@@ -90,8 +91,8 @@ class Attempt:
 
     def linear(self) -> None:
         """Backward propagation with the common lines."""
-        with torch.no_grad(), suppress(UnboundedError):
-            self.bounds = bounded(self.quick, self.region)
+        with torch.no_grad(), suppress(UnboundedError, OutOfTimeError):
+            self.bounds = bounded(self.quick, self.region, left=self.rows_left)
             self._look()
 
     def narrowed(self) -> None:
@@ -105,9 +106,9 @@ class Attempt:
         if not self.centre.lower:
             return
         search = SharedSearch(self.ellipsoids)
-        with torch.no_grad(), suppress(UnboundedError):
+        with torch.no_grad(), suppress(UnboundedError, OutOfTimeError):
             changes = followed(self.quick, self.question.region, self.centre, search)
-            self.bounds = bounded(self.quick, self.region, changes=changes)
+            self.bounds = bounded(self.quick, self.region, changes=changes, left=self.rows_left)
             self._look()
             rows = (self.margins > 0).nonzero().flatten()
             if not changes.ended and len(rows):

@@ -1,7 +1,7 @@
 """Bounds of every step: by intervals, and where a relaxation depends on them also by backward propagation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,10 @@ from robustres.numerics import gamma
 CHUNK = 4 * 2**20
 # Backward rows are worth their time if they shorten this share of the intervals by at least this share of their length.
 GAINING, GAIN = 0.1, 0.01
+
+
+class OutOfTimeError(Exception):
+    """The time for backward rows ended before all of them were computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +80,14 @@ def bounded(
     rows: bool = True,
     helped: Mapping[int, Helped] | None = None,
     changes: Changes | None = None,
+    left: Callable[[], float] | None = None,
 ) -> Bounds:
     """Bounds of every step on the region, in the program's precision; in float64 all roundings are charged.
 
     within: other bounds that hold on the region; the tighter ones are kept. rows: whether to use backward rows at all.
     helped, changes: for a region of one sample. changes: as `followed` returns them; they narrow intervals before rows
     do, and rows are no longer used from the first place on where they gain too little. Raises UnboundedError if a step
-    has no finite bounds.
+    has no finite bounds, OutOfTimeError if no seconds are `left` while rows remain.
     """
     bounds, worth = Bounds(), True
     region = region.to(program.dtype)
@@ -103,7 +108,7 @@ def bounded(
             narrowed = _narrow(place, readers[place], changes, bounds)
             before = bounds.lower[place], bounds.upper[place]
             if worth or not narrowed or place in (helped or {}):
-                _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place))
+                _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place), left)
                 worth = not (narrowed and bounds.lines) or _gained(
                     readers[place], before, (bounds.lower[place], bounds.upper[place])
                 )
@@ -186,7 +191,13 @@ def _gained(readers: Readers, before: tuple[Tensor, Tensor], after: tuple[Tensor
 
 
 def _tighten(
-    place: int, readers: Readers, program: Program, region: Region, bounds: Bounds, helped: Helped | None
+    place: int,
+    readers: Readers,
+    program: Program,
+    region: Region,
+    bounds: Bounds,
+    helped: Helped | None,
+    left: Callable[[], float] | None,
 ) -> None:
     """Tighten the interval at one place by backward rows for the coordinates that leave a reader loose.
 
@@ -201,9 +212,9 @@ def _tighten(
             chosen, slopes = helped.coordinates[mine], {at: values[mine] for at, values in helped.slopes.items()}
             mask[0, chosen] = False
             pairs = torch.stack([torch.zeros_like(chosen), chosen], dim=1)
-            found.append((pairs, extremes(place, pairs, sign, program, region, bounds, slopes)))
+            found.append((pairs, extremes(place, pairs, sign, program, region, bounds, slopes, left=left)))
         wanted = mask.nonzero()
-        found.append((wanted, extremes(place, wanted, sign, program, region, bounds)))
+        found.append((wanted, extremes(place, wanted, sign, program, region, bounds, left=left)))
         side = (lower if sign > 0 else upper).flatten(1).clone()
         for at, values in found:
             here = side[at[:, 0], at[:, 1]]
@@ -223,6 +234,8 @@ def extremes(
     region: Region,
     bounds: Bounds,
     slopes: Mapping[int, Tensor] | None = None,
+    *,
+    left: Callable[[], float] | None = None,
 ) -> Tensor:
     """(R,) at or below sign times the coordinates `chosen` (R, 2: sample, flat coordinate) at one place.
 
@@ -234,6 +247,8 @@ def extremes(
     found = [region.centre.new_zeros(0)]
     sizes = bounds.sizes()
     for start in range(0, len(chosen), at_once):
+        if left is not None and left() <= 0:
+            raise OutOfTimeError
         part = slice(start, start + at_once)
         weights = unit_rows(chosen[part, 1], shape, region.centre.new_full((), sign))
         given = {at: values[part].to(weights) for at, values in (slopes or {}).items()}

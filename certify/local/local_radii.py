@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from logging import getLogger
 from time import thread_time
 from typing import Literal
 
@@ -23,6 +24,8 @@ from robustres.errors import InputError, UnsupportedOperationError
 from robustres.numerics import require_certifiable_arithmetic
 from robustres.threat import Norm
 
+log = getLogger(__name__)
+
 # How many of the best attempts may be proved until one keeps what it promised.
 PROOFS = 3
 # What a search in float32 finds is proved in float64 a little inside.
@@ -35,6 +38,8 @@ SEARCH, BRANCHING = 0.7, 0.3
 LATEST = 0.8
 # From this share of the margins that are lost, a smaller eps is the better use of the time.
 HOPELESS = 1.25
+# Backward rows end after this many times the seconds per image, even if nothing is proved by then.
+PATIENCE = 10
 # By how much a radius must exceed one that is known to be worth a search.
 WORTHWHILE = 1.02
 # How far beyond the best radius branch and bound tries to get.
@@ -171,7 +176,7 @@ def _radius(
         return LocalRadius(0.0, label, None, (0.0, 0.0))
     if (floor >= aims[-1]) if aims else (floor * WORTHWHILE >= limit):
         return LocalRadius(0.0, label, None, (0.0, 0.0))
-    trial = _Trial(made, quick, image, label, norm, begun + seconds * SEARCH)
+    trial = _Trial(made, quick, image, label, norm, begun + seconds * SEARCH, begun + seconds * PATIENCE)
     if aims:
         return _aimed(trial, limit, tuple(aim for aim in aims if aim > floor), begun)
     start = max(_first_eps(made, image, label, norm), floor * WORTHWHILE)
@@ -179,6 +184,12 @@ def _radius(
     deadline = begun + seconds * LATEST if norm == "l2" else trial.deadline
     found = largest_radius(attempt, start=start, limit=limit, deadline=deadline)
     best = max(one.radius for one in found)
+    if not best and thread_time() > trial.last:
+        log.warning(
+            "linear bounds around an image were given up after %.0f seconds; give each image more time "
+            "(--seconds-per-image) or use a GPU",
+            PATIENCE * seconds,
+        )
     each = (thread_time() - begun) / len(found)
     if trial.left() > max(BRANCHING * seconds, 3 * each) and 0 < best < 0.98 * limit:
         found.append(trial.branch(min(BEYOND * best, limit)))
@@ -231,6 +242,7 @@ class _Trial:
     label: int
     norm: Norm
     deadline: float
+    last: float
     evidence: dict[float, Evidence] = field(default_factory=dict)
     starts: dict[tuple[int, ...], FixedPoint] = field(default_factory=dict)
     ellipsoids: Mapping[int, Multipliers] = field(default_factory=dict)
@@ -243,6 +255,7 @@ class _Trial:
         """With linear bounds done, in l2 with ellipsoids around the image, too."""
         question = margins_question(self.image, self.label, self.made.steps[-1].shape[0], self.norm, eps)
         made = Attempt(self.made, self.quick, question, self.left, self.starts, ellipsoids=self.ellipsoids)
+        made.rows_left = lambda: self.last - thread_time()
         if self.norm != "l2":
             made.linear()
             return made
