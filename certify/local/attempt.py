@@ -47,7 +47,8 @@ class Attempt:
     starts: results of earlier quadratic searches by their rows, as starting points; updated. cases: groups of rows, of
     which each needs one proved row; if omitted, every row is a group. shares: by rows that were searched together,
     their largest possible change, each relative to its margin at the image. ellipsoids: multipliers of an earlier
-    attempt, then of this one.
+    attempt, then of this one. rows_left: seconds until backward rows are given up even if nothing is bounded by then;
+    None for no limit.
     """
 
     made: Program

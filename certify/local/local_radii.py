@@ -254,8 +254,15 @@ class _Trial:
     def attempt(self, eps: float) -> Attempt:
         """With linear bounds done, in l2 with ellipsoids around the image, too."""
         question = margins_question(self.image, self.label, self.made.steps[-1].shape[0], self.norm, eps)
-        made = Attempt(self.made, self.quick, question, self.left, self.starts, ellipsoids=self.ellipsoids)
-        made.rows_left = lambda: self.last - thread_time()
+        made = Attempt(
+            self.made,
+            self.quick,
+            question,
+            self.left,
+            self.starts,
+            ellipsoids=self.ellipsoids,
+            rows_left=lambda: self.last - thread_time(),
+        )
         if self.norm != "l2":
             made.linear()
             return made

@@ -43,8 +43,14 @@ def excluded(
     question = Question(region, rows, limits)
     begun = clock()
     until = begun + SEARCHED * (deadline - begun)
-    made = Attempt(program, program.to(torch.float32), question, lambda: until - clock(), cases=members)
-    made.rows_left = lambda: deadline - clock()
+    made = Attempt(
+        program,
+        program.to(torch.float32),
+        question,
+        lambda: until - clock(),
+        cases=members,
+        rows_left=lambda: deadline - clock(),
+    )
     made.narrowed() if region.norm == "l2" else made.linear()
     everything(made)
     if made.open:

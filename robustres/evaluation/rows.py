@@ -218,16 +218,13 @@ def _distances_of(attacked: Sequence[pd.DataFrame], answers: Mapping[int, int], 
 def _proved(columns: Columns, samples: Samples, answers: Mapping[int, int], norm: str) -> dict[int, tuple[float, str]]:
     """For each sample, the largest radius that another certificate guarantees for the network's prediction, and its
     source."""
-    largest: dict[int, tuple[float, str]] = {}
-    for (name, function, own), column in columns.items():
-        if function != NETWORK or own != norm or column.guarantee != Guarantee():
-            continue
-        for index, radius, answer, source in zip(
-            samples.index.tolist(), column.radius.tolist(), column.prediction.tolist(), column.source, strict=True
-        ):
-            if answer == answers[index]:
-                largest[index] = max(largest.get(index, (0.0, name)), (radius, source))
-    return largest
+    for column in best_radii(list(columns.values())):
+        if (column.function, column.norm, column.guarantee) == (NETWORK, norm, Guarantee()):
+            found = zip(
+                samples.index.tolist(), column.prediction.tolist(), column.radius.tolist(), column.source, strict=True
+            )
+            return {index: (radius, source) for index, answer, radius, source in found if answer == answers[index]}
+    return {}
 
 
 def _checked(column: Any, certificate: Certificate, samples: int) -> RadiusColumn:

@@ -37,11 +37,16 @@ def network(activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers).double().eval()
 
 
+def drawn(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=generator)
+
+
 @pytest.mark.parametrize("activation", [MaxMin(), Halved()])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_network_with_stated_bounds_gets_radii_that_no_point_refutes(activation: nn.Module, norm: str) -> None:
     model = network(activation)
-    images = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = drawn(1)
     found = local_radii(local_program(model, (1, 4, 4)), images, norm=norm, seconds=0.2)  # type: ignore[arg-type]
     for image, one in zip(images, found, strict=True):
         assert one.radius > 0
@@ -51,7 +56,7 @@ def test_a_network_with_stated_bounds_gets_radii_that_no_point_refutes(activatio
 
 def test_local_certificates_look_inside_modules_that_the_report_only_quotes() -> None:
     model = network(MaxMin())
-    images = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = drawn(2)
     report = lipschitz(model, (1, 4, 4))
     local = LocalCertificate("l2", 0.2, report)(model, images).radius
     assert bool((local > 0).all())
@@ -66,7 +71,7 @@ def test_a_stated_module_that_cannot_be_a_graph_is_refused() -> None:
 
 def test_only_radii_above_known_ones_are_looked_for() -> None:
     model = network(MaxMin())
-    images = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = drawn(2)
     made = local_program(model, (1, 4, 4))
     free = [one.radius for one in each_local_radius(made, images, norm="l2", seconds=0.2)]
     known = torch.tensor([free[0], 0.5 * free[1]], dtype=torch.float64)
@@ -80,7 +85,7 @@ def test_only_radii_above_known_ones_are_looked_for() -> None:
 
 def test_a_certificate_never_returns_less_than_what_is_proved_otherwise() -> None:
     model = network(MaxMin())
-    images = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = drawn(2)
     certificate = LocalCertificate("l2", 0.2)
     free = certificate(model, images).radius.tolist()
     indices = torch.tensor([5, 6])
