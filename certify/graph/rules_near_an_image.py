@@ -15,10 +15,9 @@ from robustres.certify.graph.rules_arithmetic import combination, scaled_by_cons
 from robustres.certify.graph.rules_linear import product_of_states
 from robustres.certify.graph.rules_written import whole_power
 from robustres.certify.maps.activation import Activation
-from robustres.certify.maps.curves import Log, Power, Reciprocal
+from robustres.certify.maps.curves import Exp, Log, Power, Reciprocal
 from robustres.certify.maps.linear_map import Identity, Scaled
 from robustres.certify.maps.nonlinear import LogSumExp, Softmax
-from robustres.certify.maps.smooth import Exp
 
 CURVES: dict[str, Callable[[Call], Activation]] = {
     "exp": lambda call: Exp(),

@@ -16,7 +16,7 @@ from robustres.certify.graph.operation_rules import COMPLETIONS, call_of
 from robustres.certify.graph.rules_activation import ACTIVATIONS
 from robustres.certify.graph.rules_shape import SAME
 from robustres.certify.maps.activation import Activation, broadcast_size
-from robustres.certify.maps.curves import Log, Power
+from robustres.certify.maps.curves import Exp, Log, Power
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp
 from robustres.certify.maps.scalar_expression import (
@@ -29,7 +29,7 @@ from robustres.certify.maps.scalar_expression import (
     Total,
     Variable,
 )
-from robustres.certify.maps.smooth import Exp, RootOfSquare
+from robustres.certify.maps.smooth import RootOfSquare
 from robustres.certify.maps.written import Written
 
 COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}

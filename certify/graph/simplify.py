@@ -11,11 +11,14 @@ from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Pr
 from robustres.certify.maps.coordinate_maps import Selection, rearranged
 from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap
-from robustres.certify.maps.nonlinear import Extremum, MaxMin, Opaque, Sort
+from robustres.certify.maps.nonlinear import Extremum, Opaque, Sort
+from robustres.certify.maps.sector import GroupSort
 from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along
 
 # Largest matrix of concatenated linear images that is merged into one map, in entries.
 SMALL = 2**22
+# The pairs (c, c + C/2) of the first axis, with the larger values in the first half.
+MAXMIN = Sort(0, descending=True, sorts=GroupSort(2, "strided"))
 
 
 def simplified(output: Node) -> Node:
@@ -140,7 +143,7 @@ class _Simplifier:
         shape = side_by_side.out_shape
         plain = isinstance(side_by_side, Identity) and side_by_side.in_shape == shape
         entry = root if plain else Node(Linear(side_by_side), (root,), shape, node.path, node.origin)
-        place = Node(MaxMin(), (entry,), shape, node.path, node.origin)
+        place = Node(MAXMIN, (entry,), shape, node.path, node.origin)
         half = math.prod(shape) // 2
         numbers = [half * k + torch.arange(half).reshape(parent.shape) for k, parent in enumerate(node.inputs)]
         return self._followed_by(node, place, rearranged(torch.cat(numbers, dim=axis), shape))

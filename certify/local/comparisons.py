@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.linear_map import LinearMap, Scaled, Shape, Sum
-from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Sort
+from robustres.certify.maps.nonlinear import Extremum, MaxPool, Sort
 from robustres.certify.maps.sorting import in_groups, out_of_groups
 
 # Largest number of values that are sorted together; more would need too many rounds of comparators.
@@ -28,7 +28,7 @@ class Comparisons:
     exit: LinearMap
 
 
-def comparisons(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape, device: torch.device) -> Comparisons:
+def comparisons(piece: Sort | Extremum | MaxPool, shape: Shape, device: torch.device) -> Comparisons:
     """The comparators that compute `piece` on values of this shape."""
     groups, back, out_shape = _groups(piece, shape)
     count, size = groups.shape
@@ -45,7 +45,7 @@ def comparisons(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape, device:
     return Comparisons(entry, tuple(rounds), Selection(back.flatten().to(device), (count, size), out_shape))
 
 
-def _groups(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape) -> tuple[Tensor, Tensor, Shape]:
+def _groups(piece: Sort | Extremum | MaxPool, shape: Shape) -> tuple[Tensor, Tensor, Shape]:
     """The places that are compared together (G, n), and the place of each output among them, largest first."""
     numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
     out_shape = piece.out_shape(shape)
@@ -66,10 +66,9 @@ def _groups(piece: Sort | Extremum | MaxMin | MaxPool, shape: Shape) -> tuple[Te
         parts = in_groups(numbers[None], piece.sorts)  # (1, groups, size, ...)
         groups = parts.movedim(2, -1).reshape(-1, piece.sorts.size)
         order = torch.arange(groups.numel()).reshape(*parts.movedim(2, -1).shape)
-        if isinstance(piece, Sort) and not piece.descending:
+        if not piece.descending:
             order = order.flip(-1)
         return groups, out_of_groups(order.movedim(-1, 2), piece.sorts), out_shape
-    assert isinstance(piece, Sort)
     groups = numbers.movedim(piece.along, -1).reshape(-1, shape[piece.along])
     order = torch.arange(groups.numel()).reshape(*numbers.movedim(piece.along, -1).shape)
     order = order if piece.descending else order.flip(-1)

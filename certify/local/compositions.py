@@ -16,12 +16,12 @@ from robustres.certify.local.steps import Activation, Known, Product, Step, Tota
 from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.convolution import average_pool
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection, rearranged
-from robustres.certify.maps.curves import Power, Square
+from robustres.certify.maps.curves import Exp, Power, Square
 from robustres.certify.maps.lengths import Length, Normalisation
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Shape, Sum
-from robustres.certify.maps.nonlinear import Extremum, LogSumExp, MaxMin, MaxPool, Opaque, Softmax, Sort
+from robustres.certify.maps.nonlinear import Extremum, LogSumExp, MaxPool, Opaque, Softmax, Sort
 from robustres.certify.maps.piecewise_linear import Abs, Relu
-from robustres.certify.maps.smooth import Exp, Softplus
+from robustres.certify.maps.smooth import Softplus
 from robustres.numerics import rounded_up
 
 
@@ -68,9 +68,8 @@ def composed(piece: Opaque, source: int, steps: Steps) -> int:
 
 @composed.register(Sort)
 @composed.register(Extremum)
-@composed.register(MaxMin)
 @composed.register(MaxPool)
-def _(piece: Sort | Extremum | MaxMin | MaxPool, source: int, steps: Steps) -> int:
+def _(piece: Sort | Extremum | MaxPool, source: int, steps: Steps) -> int:
     return _compared(piece, source, steps, Relu())
 
 
@@ -127,7 +126,7 @@ def _(piece: Normalisation, source: int, steps: Steps) -> int:
     return steps.plain(found, Diagonal(piece.factor.expand(shape).clone(), shape))
 
 
-def _compared(piece: Sort | Extremum | MaxMin | MaxPool, source: int, steps: Steps, larger: ScalarFunction) -> int:
+def _compared(piece: Sort | Extremum | MaxPool, source: int, steps: Steps, larger: ScalarFunction) -> int:
     """By comparators: of two places the first takes a + larger(b - a), the second b - larger(b - a)."""
     plan = comparisons(piece, steps.shape(source), steps.device)
     place = steps.plain(source, plan.entry)

@@ -39,7 +39,7 @@ from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.curves import Square
 from robustres.certify.maps.lengths import Normalisation
 from robustres.certify.maps.linear_map import Identity, Scaled
-from robustres.certify.maps.nonlinear import Extremum, MaxMin, MaxPool, Sort
+from robustres.certify.maps.nonlinear import Extremum, MaxPool, Sort
 from robustres.certify.maps.piecewise_linear import Relu
 from robustres.errors import ModelError, PrecisionError, Refusal, UnsupportedOperationError
 
@@ -196,7 +196,7 @@ class _Builder:
                 if first == second:
                     return self.steps.applied(first, Square())
                 return self.steps.put(Product((first, second), node.shape))
-            case Opaque() if not self.exact and not isinstance(piece, Sort | Extremum | MaxMin | MaxPool):
+            case Opaque() if not self.exact and not isinstance(piece, Sort | Extremum | MaxPool):
                 raise NotImplementedError("has no bound on its rounding")
             case Opaque():
                 return composed(piece, sources[0], self.steps)

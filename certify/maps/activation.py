@@ -7,7 +7,7 @@ lists them, so that this can be checked when a network is built.
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ WIDENING = 1e-13
 TINY = 1e-300
 
 
+@dataclass(frozen=True, eq=False)
 class Activation(ABC):
     """A function of one real number, applied to every coordinate of a value."""
 
@@ -183,9 +184,9 @@ class Smooth(Activation):
 class Curve(Activation):
     """A function of no bounded slope, convex or concave on every interval on which it has bounds."""
 
-    slopes: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    jump: ClassVar[float] = 0.0
-    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    slopes = (-math.inf, math.inf)
+    jump = 0.0
+    parameters = ()
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:

@@ -1,23 +1,21 @@
-"""Functions that are bounded near an image only: squares, roots, reciprocals, logarithms."""
+"""Functions without a largest slope, bounded near an image or as part of others: squares, roots, exp, logarithms."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import Curve
+from robustres.certify.maps.activation import WIDENING, Curve
 
 
-@dataclass(frozen=True, eq=False)
 class Square(Curve):
     """x^2."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x^2."""
         return x.square()
 
     def derivative(self, x: Tensor) -> Tensor:
-        """2 x."""
         return 2 * x
 
     def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -25,16 +23,13 @@ class Square(Curve):
         return torch.ones_like(lower)
 
 
-@dataclass(frozen=True, eq=False)
 class Reciprocal(Curve):
     """1 / x, on either side of 0."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """1 / x."""
         return x.reciprocal()
 
     def derivative(self, x: Tensor) -> Tensor:
-        """-1 / x^2."""
         return -x.square().reciprocal()
 
     def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -49,11 +44,9 @@ class Power(Curve):
     exponent: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x^exponent."""
         return x.pow(self.exponent)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """exponent x^(exponent - 1)."""
         return self.exponent * x.pow(self.exponent - 1)
 
     def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -62,16 +55,38 @@ class Power(Curve):
         return defined.to(lower) * (-1.0 if 0 < self.exponent < 1 else 1.0)
 
 
-@dataclass(frozen=True, eq=False)
+class Exp(Curve):
+    """exp(x), which has no Lipschitz constant but may be part of a function that has one."""
+
+    slopes = (0.0, math.inf)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+    def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Convex."""
+        return torch.ones_like(lower)
+
+    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """exp at the two ends."""
+        return torch.exp(lower) * (1 - WIDENING), torch.exp(upper) * (1 + WIDENING) + math.ulp(0.0)
+
+    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """c exp(-c) on the left."""
+        left = torch.where(distance >= 2, distance * torch.exp(-distance) * (1 + 1e-12), math.inf)
+        return left, torch.full_like(distance, math.inf)
+
+
 class Log(Curve):
     """log(x) on x > 0."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """log(x)."""
         return x.log()
 
     def derivative(self, x: Tensor) -> Tensor:
-        """1 / x."""
         return x.reciprocal()
 
     def bend(self, lower: Tensor, upper: Tensor) -> Tensor:

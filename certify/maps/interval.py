@@ -65,10 +65,6 @@ class Interval:
         """The largest absolute value."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def widened(self, slack: Tensor | float) -> "Interval":
-        """Wider by `slack` on both sides."""
-        return Interval(self.low - slack, self.high + slack)
-
 
 def everything(like: Tensor) -> Interval:
     """The whole line at every coordinate."""
@@ -77,7 +73,8 @@ def everything(like: Tensor) -> Interval:
 
 def widened(value: Interval) -> Interval:
     """Widened by the error of elementary functions."""
-    return value.widened(WIDENING * value.largest().nan_to_num(0, 0, 0).where(torch.isfinite(value.largest()), 0.0))
+    slack = WIDENING * value.largest().nan_to_num(0, 0, 0)
+    return Interval(value.low - slack, value.high + slack)
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:

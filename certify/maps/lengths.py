@@ -93,7 +93,6 @@ class Normalisation(Opaque):
         return rounded_up(self.bound.upper * min(rows, math.sqrt(self.group)), 6)
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The same."""
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,6 @@ class Computed(Opaque):
         """The map applied to a batch (N, *shape)."""
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The shape of the output for zeros."""
         return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
 
 
@@ -146,17 +145,6 @@ class Running(_Comparing):
 
 
 @dataclass(frozen=True, eq=False)
-class MaxMin(_Comparing):
-    """Sorts each pair (c, c + C/2) of the first axis, with the larger values in the first half."""
-
-    sorts = GroupSort(2, "strided")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=1)
-        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
-
-
-@dataclass(frozen=True, eq=False)
 class MaxPool(_Comparing):
     """The largest value in every window, window by window along each of the last axes.
 
@@ -206,7 +194,6 @@ class Softmax(Opaque):
     bound = Bound(0.0, 0.5, "closed form")
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The same."""
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,7 +260,6 @@ class Stated(_Stated):
         return self.word
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The shape found during capture."""
         return self.met_shape
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
@@ -295,7 +281,6 @@ class StatedSort(_Stated):
         return self.groups
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The same."""
         return shape
 
     def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ class PerCoordinate(Activation):
     which: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The chosen function at every coordinate."""
         return self._chosen([function(x) for function in self.functions])
 
     @property

@@ -14,7 +14,6 @@ class _Exact(PiecewiseLinear):
     """Computed by comparisons, copies and sign changes, without any rounding."""
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """0: there is no rounding."""
         return 0.0
 
 
@@ -22,11 +21,9 @@ class _OneProduct(PiecewiseLinear):
     """One product, or one sum and one product, per coordinate; the parameter itself may be rounded to the data type."""
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Three roundings."""
         return 3 * UNIT_ROUNDOFF[dtype]
 
 
-@dataclass(frozen=True, eq=False)
 class Relu(_Exact):
     """max(x, 0)."""
 
@@ -34,7 +31,6 @@ class Relu(_Exact):
     pieces = (0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """max(x, 0)."""
         return torch.relu(x)
 
 
@@ -50,17 +46,14 @@ class Clamp(_Exact):
     pieces = (0.0, 1.0, 0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The value between the two limits that is nearest to x."""
         bounds = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (self.low, self.high))
         return torch.clamp(x, *bounds)
 
     @property
     def kinks(self) -> tuple[Parameter, ...]:
-        """The two limits."""
         return (self.low, self.high)
 
 
-@dataclass(frozen=True, eq=False)
 class Abs(_Exact):
     """|x|."""
 
@@ -68,7 +61,6 @@ class Abs(_Exact):
     pieces = (-1.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """|x|."""
         return x.abs()
 
 
@@ -81,12 +73,10 @@ class LeakyRelu(_OneProduct):
     kinks = (0.0,)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """left x or right x."""
         return torch.where(x > 0, self.right * x, self.left * x)
 
     @property
     def pieces(self) -> tuple[Parameter, ...]:
-        """The two slopes."""
         return (self.left, self.right)
 
 
@@ -98,16 +88,13 @@ class Softshrink(_OneProduct):
     pieces = (1.0, 0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """sign(x) max(|x| - cut, 0)."""
         return x - x.clamp(-self.cut, self.cut)
 
     @property
     def kinks(self) -> tuple[Parameter, ...]:
-        """At -cut and cut."""
         return (-self.cut, self.cut)
 
 
-@dataclass(frozen=True, eq=False)
 class Hardsigmoid(PiecewiseLinear):
     """min(max(x + 3, 0), 6) / 6."""
 
@@ -115,7 +102,6 @@ class Hardsigmoid(PiecewiseLinear):
     pieces = (0.0, math.nextafter(1 / 6, 1), 0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """min(max(x + 3, 0), 6) / 6."""
         return torch.nn.functional.hardsigmoid(x)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ condition changes.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 
 import torch
@@ -47,25 +47,19 @@ class Expression(ABC):
         """Enclosures on the cells x."""
 
     @property
-    @abstractmethod
     def parts(self) -> "tuple[Expression, ...]":
         """The subexpressions."""
+        return tuple(part for part in vars(self).values() if isinstance(part, Expression))
 
     def breaks(self) -> Iterator[Fraction]:
         """The points at which a condition changes, exactly."""
         for part in self.parts:
             yield from part.breaks()
 
-    def size(self) -> int:
-        """The number of operations."""
-        return 1 + sum(part.size() for part in self.parts)
-
 
 @dataclass(frozen=True, eq=False)
 class Variable(Expression):
     """x."""
-
-    parts = ()
 
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return x
@@ -80,7 +74,6 @@ class Constant(Expression):
     """A number."""
 
     number: float
-    parts = ()
 
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return torch.full_like(x, self.number)
@@ -96,10 +89,6 @@ class Total(Expression):
 
     left: Expression
     right: Expression
-
-    @property
-    def parts(self) -> tuple[Expression, ...]:
-        return (self.left, self.right)
 
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return self.left.at(x, decide) + self.right.at(x, decide)
@@ -119,10 +108,6 @@ class Times(Expression):
 
     left: Expression
     right: Expression
-
-    @property
-    def parts(self) -> tuple[Expression, ...]:
-        return (self.left, self.right)
 
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return self.left.at(x, decide) * self.right.at(x, decide)
@@ -144,10 +129,6 @@ class Inverse(Expression):
 
     inner: Expression
 
-    @property
-    def parts(self) -> tuple[Expression, ...]:
-        return (self.inner,)
-
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return 1 / self.inner.at(x, decide)
 
@@ -163,10 +144,6 @@ class Applied(Expression):
 
     function: Activation
     inner: Expression
-
-    @property
-    def parts(self) -> tuple[Expression, ...]:
-        return (self.inner,)
 
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return self.function(self.inner.at(x, decide))
@@ -210,10 +187,6 @@ class Chosen(Expression):
     above: Expression
     below: Expression
 
-    @property
-    def parts(self) -> tuple[Expression, ...]:
-        return (self.above, self.below)
-
     def breaks(self) -> Iterator[Fraction]:
         yield from super().breaks()
         yield from self.places
@@ -241,12 +214,8 @@ class Chosen(Expression):
             over, under = right | left, (x.low >= up) & (x.high <= last_down)
         else:
             over, under = (right, left) if self.rising else (left, right)
-        fields = ("value", "slope", "moment", "ratio", "elasticity")
-        parts = []
-        for name in fields:
-            left, right = getattr(a, name), getattr(b, name)
-            parts.append(left.where(over, right.where(under, left.hull(right))))
-        return Jet(*parts)
+        pairs = ((getattr(a, field.name), getattr(b, field.name)) for field in fields(Jet))
+        return Jet(*(left.where(over, right.where(under, left.hull(right))) for left, right in pairs))
 
 
 def around(place: Fraction) -> tuple[float, float]:

@@ -6,13 +6,13 @@ recompute them in high precision.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from robustres.certify.maps.activation import WIDENING, Activation, Curve, Smooth
+from robustres.certify.maps.activation import Activation, Smooth
 
 Slopes = tuple[float, float]
 Turns = tuple[tuple[float, float, float], ...]
@@ -33,132 +33,86 @@ def _hump(place: float, slope: float) -> tuple[float, float, float]:
     return place - 1e-6, place + 1e-6, slope
 
 
-@dataclass(frozen=True, eq=False)
-class Exp(Curve):
-    """exp(x), which has no Lipschitz constant but may be part of a function that has one."""
-
-    slopes: ClassVar[Slopes] = (0.0, math.inf)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """exp(x)."""
-        return torch.exp(x)
-
-    def derivative(self, x: Tensor) -> Tensor:
-        """exp(x)."""
-        return torch.exp(x)
-
-    def bend(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Convex."""
-        return torch.ones_like(lower)
-
-    def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """exp at the two ends."""
-        return torch.exp(lower) * (1 - WIDENING), torch.exp(upper) * (1 + WIDENING) + math.ulp(0.0)
-
-    def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """c exp(-c) on the left."""
-        left = torch.where(distance >= 2, distance * torch.exp(-distance) * (1 + 1e-12), math.inf)
-        return left, torch.full_like(distance, math.inf)
-
-
-@dataclass(frozen=True, eq=False)
 class Sigmoid(Smooth):
     """1 / (1 + exp(-x))."""
 
     fades = True
-    turns: ClassVar[Turns] = ((0.0, 0.0, 0.25),)
-    slopes: ClassVar[Slopes] = (0.0, 0.25)
+    turns = ((0.0, 0.0, 0.25),)
+    slopes = (0.0, 0.25)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """1 / (1 + exp(-x))."""
         return torch.sigmoid(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """s (1 - s)."""
         return torch.sigmoid(x) * torch.sigmoid(-x)
 
 
-@dataclass(frozen=True, eq=False)
 class Tanh(Smooth):
     """tanh(x)."""
 
     fades = True
-    turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
-    slopes: ClassVar[Slopes] = (0.0, 1.0)
+    turns = ((0.0, 0.0, 1.0),)
+    slopes = (0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """tanh(x)."""
         return torch.tanh(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """4 s (1 - s) of the sigmoid at 2 x."""
         return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
 
 
-@dataclass(frozen=True, eq=False)
 class Erf(Smooth):
     """The error function."""
 
     fades = True
-    steepest: ClassVar[float] = math.nextafter(2 / math.sqrt(math.pi), 2)
-    turns: ClassVar[Turns] = ((0.0, 0.0, steepest),)
-    slopes: ClassVar[Slopes] = (0.0, steepest)
+    steepest = math.nextafter(2 / math.sqrt(math.pi), 2)
+    turns = ((0.0, 0.0, steepest),)
+    slopes = (0.0, steepest)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """erf(x)."""
         return torch.erf(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """2 / sqrt(pi) exp(-x^2)."""
         return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
 
-@dataclass(frozen=True, eq=False)
 class Erfc(Smooth):
     """1 - erf(x)."""
 
-    turns: ClassVar[Turns] = ((0.0, 0.0, -Erf.steepest),)
-    slopes: ClassVar[Slopes] = (-Erf.steepest, 0.0)
+    turns = ((0.0, 0.0, -Erf.steepest),)
+    slopes = (-Erf.steepest, 0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """1 - erf(x)."""
         return torch.erfc(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """-2 / sqrt(pi) exp(-x^2)."""
         return -2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
 
-@dataclass(frozen=True, eq=False)
 class Atan(Smooth):
     """arctan(x)."""
 
     fades = True
-    turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
-    slopes: ClassVar[Slopes] = (0.0, 1.0)
+    turns = ((0.0, 0.0, 1.0),)
+    slopes = (0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """arctan(x)."""
         return torch.atan(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """1 / (1 + x^2)."""
         return 1 / (1 + x.square())
 
 
-@dataclass(frozen=True, eq=False)
 class Asinh(Smooth):
     """arsinh(x)."""
 
-    turns: ClassVar[Turns] = ((0.0, 0.0, 1.0),)
-    slopes: ClassVar[Slopes] = (0.0, 1.0)
+    turns = ((0.0, 0.0, 1.0),)
+    slopes = (0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """arsinh(x)."""
         return torch.asinh(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """1 / sqrt(1 + x^2)."""
         return 1 / torch.hypot(x, torch.ones_like(x))
 
 
@@ -167,31 +121,27 @@ class RootOfSquare(Smooth):
     """sqrt(x^2 + shift), for a shift of 0 or more: the length of (x, sqrt(shift))."""
 
     shift: float
-    turns: ClassVar[Turns] = ()
-    slopes: ClassVar[Slopes] = (-1.0, 1.0)
+    turns = ()
+    slopes = (-1.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """sqrt(x^2 + shift)."""
         return torch.hypot(x, torch.full_like(x, math.sqrt(self.shift)))
 
     def derivative(self, x: Tensor) -> Tensor:
-        """x / sqrt(x^2 + shift), which increases; -1 or 1 at infinity."""
+        """It increases, to -1 and 1 at infinity."""
         return torch.where(x == 0, 0.0, x / self(x))
 
 
-@dataclass(frozen=True, eq=False)
 class LogSigmoid(Smooth):
     """log(sigmoid(x))."""
 
-    turns: ClassVar[Turns] = ()
-    slopes: ClassVar[Slopes] = (0.0, 1.0)
+    turns = ()
+    slopes = (0.0, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """log(sigmoid(x))."""
         return F.logsigmoid(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """sigmoid(-x)."""
         return torch.sigmoid(-x)
 
 
@@ -213,11 +163,9 @@ class Gelu(Smooth):
         return _hump(-place, self.slopes[0]), _hump(place, self.slopes[1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x Phi(x)."""
         return F.gelu(x, approximate=self.approximate)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """Phi(x) + x phi(x), or its counterpart with tanh."""
         if self.approximate == "none":
             share: Tensor = torch.special.ndtr(x)
             return share + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
@@ -227,36 +175,30 @@ class Gelu(Smooth):
         return share + 2 * x * share * bell * steepness
 
 
-@dataclass(frozen=True, eq=False)
 class Silu(Smooth):
     """x sigmoid(x)."""
 
-    slopes: ClassVar[Slopes] = SILU
-    turns: ClassVar[Turns] = _hump(-SILU_PLACE, SILU[0]), _hump(SILU_PLACE, SILU[1])
+    slopes = SILU
+    turns = _hump(-SILU_PLACE, SILU[0]), _hump(SILU_PLACE, SILU[1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x sigmoid(x)."""
         return F.silu(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """s + x s (1 - s)."""
         share, rest = torch.sigmoid(x), torch.sigmoid(-x)
         return share + x * share * rest
 
 
-@dataclass(frozen=True, eq=False)
 class Mish(Smooth):
     """x tanh(softplus(x))."""
 
-    slopes: ClassVar[Slopes] = MISH
-    turns: ClassVar[Turns] = _hump(MISH_PLACES[0], MISH[0]), _hump(MISH_PLACES[1], MISH[1])
+    slopes = MISH
+    turns = _hump(MISH_PLACES[0], MISH[0]), _hump(MISH_PLACES[1], MISH[1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x tanh(softplus(x))."""
         return F.mish(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """tanh(p) + x (1 - tanh(p)^2) sigmoid(x) with p the softplus."""
         soft = torch.logaddexp(x, torch.zeros_like(x))
         bell = 4 * torch.sigmoid(2 * soft) * torch.sigmoid(-2 * soft)
         return torch.tanh(soft) + x * bell * torch.sigmoid(x)
@@ -272,8 +214,8 @@ class Softplus(Smooth):
 
     beta: float
     threshold: float
-    turns: ClassVar[Turns] = ()
-    slopes: ClassVar[Slopes] = (0.0, 1.0)
+    turns = ()
+    slopes = (0.0, 1.0)
 
     @property
     def jump(self) -> float:
@@ -281,11 +223,10 @@ class Softplus(Smooth):
         return 1.01 * math.exp(-self.threshold) / self.beta
 
     def __call__(self, x: Tensor) -> Tensor:
-        """log(1 + exp(beta x)) / beta, without the replacement."""
+        """Without the replacement."""
         return torch.logaddexp(self.beta * x, torch.zeros_like(x)) / self.beta
 
     def derivative(self, x: Tensor) -> Tensor:
-        """sigmoid(beta x)."""
         return torch.sigmoid(self.beta * x)
 
     def far_moment(self, distance: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,36 +260,31 @@ class Elu(Smooth):
         return (0.0, 0.0, self._left), (0.0, 0.0, self.scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """scale max(x, 0) + alpha scale (exp(input_scale min(x, 0)) - 1)."""
         return self.scale * (x.clamp_min(0) + self.alpha * torch.expm1(self.input_scale * x.clamp_max(0)))
 
     def derivative(self, x: Tensor) -> Tensor:
-        """scale, or the slope at 0 times exp(input_scale x)."""
         left = self.alpha * self.scale * self.input_scale * torch.exp(self.input_scale * x.clamp_max(0))
         return torch.where(x > 0, self.scale, left)
 
 
-@dataclass(frozen=True, eq=False)
 class Hardswish(Smooth):
     """x min(max(x + 3, 0), 6) / 6."""
 
-    slopes: ClassVar[Slopes] = (-0.5, 1.5)
-    turns: ClassVar[Turns] = ((-3.0, -3.0, 0.0), (-3.0, -3.0, -0.5), (3.0, 3.0, 1.5), (3.0, 3.0, 1.0))
+    slopes = (-0.5, 1.5)
+    turns = ((-3.0, -3.0, 0.0), (-3.0, -3.0, -0.5), (3.0, 3.0, 1.5), (3.0, 3.0, 1.0))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x min(max(x + 3, 0), 6) / 6."""
         return F.hardswish(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """0, (2 x + 3) / 6, 1."""
         return torch.where(x > 3, 1.0, torch.where(x < -3, 0.0, (2 * x + 3) / 6))
 
 
 class _Periodic(Activation):
     """A sine with its first maximum of the derivative at `crest`."""
 
-    crest: ClassVar[float]
-    slopes: ClassVar[Slopes] = (-1.0, 1.0)
+    crest: float
+    slopes = (-1.0, 1.0)
     jump = 0.0
     parameters = ()
 
@@ -367,23 +303,19 @@ class _Periodic(Activation):
     relative_error = Smooth.relative_error
 
 
-@dataclass(frozen=True, eq=False)
 class Sin(_Periodic):
     """sin(x)."""
 
-    crest: ClassVar[float] = 0.0
+    crest = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """sin(x)."""
         return torch.sin(x)
 
 
-@dataclass(frozen=True, eq=False)
 class Cos(_Periodic):
     """cos(x)."""
 
-    crest: ClassVar[float] = -math.pi / 2
+    crest = -math.pi / 2
 
     def __call__(self, x: Tensor) -> Tensor:
-        """cos(x)."""
         return torch.cos(x)

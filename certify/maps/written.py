@@ -46,7 +46,7 @@ class Written(Activation):
             x = torch.tensor([float(place)], dtype=torch.float64)
             values = torch.cat([self.expression.at(x, decide) for decide in (before, place, after)])
             down, up = (torch.tensor([end], dtype=torch.float64) for end in around(place))
-            allowed = GAP * sum(_largest_jet(self.expression, Interval(down, up)))
+            allowed = GAP * sum(value + moment for value, moment in _largest(self.expression, Interval(down, up)))
             if not float(values.max() - values.min()) <= allowed < math.inf:
                 raise ValueError(f"it jumps between {values.min():.6g} and {values.max():.6g} at {float(place):.6g}")
             total += 2 * allowed
@@ -117,33 +117,29 @@ class Written(Activation):
 
     @cached_property
     def jump(self) -> float:
-        """Bound on rounding near 0, where it is not relative to the value: for every operation, a few units of the
-        largest value that it encounters for |x| <= 1."""
-        near = Interval(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
-        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * sum(_largest(self.expression, near)) + self.gaps
+        """Bound on rounding near 0, where it is not relative to the value."""
+        return self._rounding(1.0) + self.gaps
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """A few units per operation, relative to the largest |x| times the slopes that it encounters."""
+        """Relative to the largest |x| times the slopes that it encounters."""
         total = self._error
         return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None
 
     @cached_property
     def _error(self) -> float:
-        reach = Interval(torch.tensor([-REACH], dtype=torch.float64), torch.tensor([REACH], dtype=torch.float64))
-        most = sum(_largest(self.expression, reach)) / REACH
-        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * max(1.0, most) / min(1.0, max(self.constant, 1e-6))
+        least = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64]
+        return max(least, self._rounding(REACH) / REACH) / min(1.0, max(self.constant, 1e-6))
+
+    def _rounding(self, reach: float) -> float:
+        """For every operation, a few units of the largest value that it encounters for |x| <= reach."""
+        ends = torch.tensor([-reach], dtype=torch.float64), torch.tensor([reach], dtype=torch.float64)
+        largest = sum(value for value, _ in _largest(self.expression, Interval(*ends)))
+        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * largest
 
 
-def _largest(expression: Expression, cell: Interval) -> Iterator[float]:
-    """The largest absolute value of every part on a cell."""
-    yield float(expression.jet(cell).value.largest())
+def _largest(expression: Expression, cell: Interval) -> Iterator[tuple[float, float]]:
+    """The largest absolute value, and the largest moment, of every part on a cell."""
+    jet = expression.jet(cell)
+    yield float(jet.value.largest()), float(jet.moment.largest())
     for part in expression.parts:
         yield from _largest(part, cell)
-
-
-def _largest_jet(expression: Expression, cell: Interval) -> Iterator[float]:
-    """The largest absolute value and moment of every part on a cell."""
-    jet = expression.jet(cell)
-    yield float(jet.value.largest()) + float(jet.moment.largest())
-    for part in expression.parts:
-        yield from _largest_jet(part, cell)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from robustres.certify.graph.call import NotCoveredError, require_fitting
 from robustres.certify.graph.network import Elementwise, Merge
-from robustres.certify.maps import lengths, nonlinear, per_coordinate, piecewise_linear, smooth
+from robustres.certify.maps import curves, lengths, nonlinear, per_coordinate, piecewise_linear, smooth
 from robustres.certify.maps.activation import Activation
+from robustres.certify.maps.curves import Exp
 from robustres.certify.maps.lengths import Length, Normalisation
 from robustres.certify.maps.nonlinear import (
     Extremum,
     LogSumExp,
-    MaxMin,
     MaxPool,
     Opaque,
     Running,
@@ -35,7 +35,6 @@ from robustres.certify.maps.smooth import (
     Elu,
     Erf,
     Erfc,
-    Exp,
     Gelu,
     Hardswish,
     LogSigmoid,
@@ -82,7 +81,7 @@ OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
     (Running(0, 3, largest=True), (3, 2)),
     (Running(1, 2, largest=False), (3, 2)),
     (Extremum((0, 1), largest=False, keepdim=True), (3, 2)),
-    (MaxMin(), (4, 2)),
+    (Sort(0, descending=True, sorts=GroupSort(2, "strided")), (4, 2)),
     (MaxPool((torch.tensor([[-1, 0, 1], [1, 2, 3]]), torch.tensor([[0, 1]]))), (2, 4, 2)),
     (Softmax(0, 3), (3, 2)),
     (LogSumExp((0,), 3), (3, 2)),
@@ -105,7 +104,9 @@ def concrete(base: type, module: object) -> Iterator[type]:
 
 def test_every_kind_is_covered_and_implements_every_function() -> None:
     activations = {kind for file in (piecewise_linear, smooth, per_coordinate) for kind in concrete(Activation, file)}
-    assert activations == {type(kind) for kind in ACTIVATIONS}
+    activations |= set(concrete(Activation, curves))
+    elsewhere = {curves.Square, curves.Reciprocal, curves.Power, curves.Log}  # local/test_products_and_curves
+    assert activations == {type(kind) for kind in ACTIVATIONS} | elsewhere
     opaque = {kind for file in (nonlinear, lengths) for kind in concrete(Opaque, file)}
     assert opaque == {type(kind) for kind, _ in OPAQUE}
     for kind in (*activations, *opaque):

@@ -17,8 +17,7 @@ from robustres.certify.local.relaxations import Lines, UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.certify.local.steps import Known
 from robustres.certify.maps.activation import Curve
-from robustres.certify.maps.curves import Log, Power, Reciprocal, Square
-from robustres.certify.maps.smooth import Exp
+from robustres.certify.maps.curves import Exp, Log, Power, Reciprocal, Square
 from tests.certify.local.drawn import OPERATIONS, drawn, inside, onto
 
 F = nn.functional
