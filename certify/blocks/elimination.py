@@ -29,10 +29,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.front import Front, Plain, Repair, Space, Weights
+from robustres.certify.blocks.fixed_point import FixedPoint
+from robustres.certify.blocks.front import Front, Plain, Repair, Space
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Linear, Merge, Node
-from robustres.certify.maps.algebra import common_device
+from robustres.certify.maps.linear_map import common_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Eliminated:
 def eliminate(
     order: Sequence[Node],
     layers: Mapping[Node, Increment],
-    weights: Weights,
+    point: FixedPoint,
     *,
     rows: Tensor | None = None,
     repair: Repair | None = None,
@@ -58,6 +59,7 @@ def eliminate(
 ) -> Eliminated | None:
     """Eliminate all nodes from the last to the first; None if no admissible multipliers are found for a layer.
 
+    point: the multipliers of nonlinear nodes and the sizes of their inputs; nodes without use diagonal dominance.
     order: `output.ordered()`, or the part of it from a node that all paths pass; its first node remains.
     rows: (R, outputs), the identity if omitted; in a separate space, (F, R, n). slack: of the output.
     chosen: the multipliers used for another part of the same batch; they are reused, and new ones are stored there.
@@ -74,7 +76,7 @@ def eliminate(
         for node in reversed(order[1:]):
             if node not in front.rows:
                 continue
-            if not _step(front, node, layers, weights):
+            if not _step(front, node, layers, point):
                 return None
             front.compress()
     if first not in front.rows:
@@ -82,14 +84,14 @@ def eliminate(
     return Eliminated(front.rows[first], front.slack[first], front.factor)
 
 
-def _step(front: Front, node: Node, layers: Mapping[Node, Increment], weights: Weights) -> bool:
+def _step(front: Front, node: Node, layers: Mapping[Node, Increment], point: FixedPoint) -> bool:
     piece, layer = node.piece, layers.get(node)
     if isinstance(layer, SectorLayer):
         placed = on_device(layer, front.rows[node].device)
         assert isinstance(placed, SectorLayer)
-        return front.activation(node, placed, weights)
+        return front.activation(node, placed, point)
     if isinstance(layer, BoundedLayer):
-        return front.bounded(node, layer, weights)
+        return front.bounded(node, layer, point)
     if isinstance(piece, Linear):
         front.linear(node, piece.map)
         return True

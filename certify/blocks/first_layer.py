@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.elimination import Eliminated
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import (
     UNIT,
     UP,
     Pivot,
     Repair,
-    Weights,
     adjoint_rows,
     candidates,
     diagonal_of,
@@ -55,13 +55,13 @@ def first_layer_square(
     found: Eliminated,
     node: Node,
     layer: SectorLayer,
-    weights: Weights,
-    change: Tensor,
+    point: FixedPoint,
     repair: Repair,
 ) -> float:
     """Upper bound of |rows . change of the output|^2 / |change of the input|^2, infinite if it is not proved.
 
-    found: the network after the activation `node`. change: (r, *in_shape) near the steepest changes of the input.
+    found: the network after the activation `node`. point: of the search for multipliers, with changes of the
+    input near the steepest ones.
     """
     (linear,) = node.inputs
     assert isinstance(linear.piece, Linear)
@@ -71,14 +71,14 @@ def first_layer_square(
     rounding = 2 * UNIT * frobenius(hidden)
     demand = gram(hidden)
     diagonal_of(demand).add_((found.slack * d * d + rounding * rounding / repair.loss) * UP)
-    for multipliers in candidates(node, demand, layer, weights, repair):
+    for multipliers in candidates(node, demand, layer, point, repair):
         t = multipliers[layer.tie[free]]
         pivot = Pivot.of(demand, t, hidden.shape[1], repair.spare)
         if pivot is not None:
             break
     else:
         return math.inf
-    value = _ritz_value(linear.piece.map, free, t, pivot, change)
+    value = _ritz_value(linear.piece.map, free, t, pivot, point.change)
     products, error = _products(linear.piece.map, free)
     products.mul_(t[:, None]).mul_(t)
     for excess in (excess for excess in EXCESSES if excess >= repair.loss):

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer, squares
 from robustres.certify.graph.network import Linear, Merge, Node, Source
-from robustres.certify.maps.algebra import common_device
-from robustres.certify.maps.linear_map import LinearMap, as_rows
+from robustres.certify.maps.linear_map import LinearMap, as_rows, common_device
 
 Maps = Mapping[Node, Callable[[Tensor], Tensor]]
 OVER = 0.8  # over-relaxation, applied from step OVER_FROM

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.increments import BoundedLayer, SectorLayer, squares
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.maps.linear_map import LinearMap, Shape
@@ -28,14 +29,6 @@ UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make 
 GRAM_BLOCK = 256  # columns of a block of a Gram matrix, of which one triangle is computed
 PULLED_ENTRIES = 2**17  # entries of the rows that a map is applied to at once, which then stay in the cache
 MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the certainly admissible multipliers
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """multipliers, sizes: (ties,) for every nonlinear node, as in `FixedPoint`. Others use diagonal dominance."""
-
-    multipliers: Mapping[Node, Tensor]
-    sizes: Mapping[Node, Tensor]
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,7 @@ class Front:
         for parent, part in zip(node.inputs, parts, strict=True):
             self._add(parent, part.flatten(2), slack=slack)
 
-    def activation(self, node: Node, layer: SectorLayer, weights: Weights) -> bool:
+    def activation(self, node: Node, layer: SectorLayer, point: FixedPoint) -> bool:
         """w = a z + D v. Returns False if no multipliers are admissible."""
         rows, slack = self.rows.pop(node), self.slack.pop(node) * UP
         rows, turned = self._mixed(rows, layer, back=True)
@@ -196,7 +189,7 @@ class Front:
         a, d = layer.lower[free], width[free]
         demand = gram(hidden)
         diagonal_of(demand).add_(slack * d * d)
-        wanted = (self.chosen[node],) if node in self.chosen else candidates(node, demand, layer, weights, self.repair)
+        wanted = (self.chosen[node],) if node in self.chosen else candidates(node, demand, layer, point, self.repair)
         for multipliers in wanted:
             t = multipliers[place]
             pivot = Pivot.of(demand, t, self.count, self.repair.spare)
@@ -212,7 +205,7 @@ class Front:
         self._eliminate(pivot, hidden, {parent: (own, size * (16 * UNIT) + moved * float(pivot.root.max()))})
         return True
 
-    def bounded(self, node: Node, layer: BoundedLayer, weights: Weights) -> bool:
+    def bounded(self, node: Node, layer: BoundedLayer, point: FixedPoint) -> bool:
         """|w| <= c |z|."""
         rows, slack = self.rows.pop(node), self.slack.pop(node)
         parents = Counter(node.inputs)  # |z|^2 counts an input as often as it occurs
@@ -222,7 +215,7 @@ class Front:
         if not math.isfinite(layer.constant):
             return False
         least = _largest(demand) + gamma(4 * (rows.shape[1] + 16)) * (_square(rows) + slack)
-        wanted = weights.multipliers.get(node)
+        wanted = point.multipliers.get(node)
         t = least if alone else (1 + 1e-3) * max(least, 0.0 if wanted is None else float(wanted))
         weight = t * layer.constant * layer.constant * max(parents.values()) * UP
         if alone:
@@ -311,12 +304,12 @@ class Front:
         return math.prod(self.space.shape(node))
 
 
-def candidates(node: Node, demand: Tensor, layer: SectorLayer, weights: Weights, repair: Repair) -> Iterator[Tensor]:
+def candidates(node: Node, demand: Tensor, layer: SectorLayer, point: FixedPoint, repair: Repair) -> Iterator[Tensor]:
     """Multipliers (ties,) of a layer for which 2T - demand should be definite, from the closest to those of the search
     to certainly admissible ones. demand: (F, k, k), of the coordinates whose slopes vary."""
     place = layer.tie[layer.width > 0]
-    multipliers = weights.multipliers.get(node)
-    certain = _dominating(demand, layer, place, weights.sizes.get(node))
+    multipliers = point.multipliers.get(node)
+    certain = _dominating(demand, layer, place, point.sizes.get(node))
     least = _largest_of_ties(diagonal_of(demand).real.amax(0) / 2, layer, place)
     lift = 1 + repair.lift
     for share in (repair.share, *(more for more in MIXTURES if more > repair.share)):

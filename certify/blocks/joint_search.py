@@ -15,7 +15,7 @@ from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.frequency_search import critical, entries, search_at
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import Increment
-from robustres.certify.blocks.network_forms import REPAIRS, PlainForm, proof_within, region_cost
+from robustres.certify.blocks.network_forms import REPAIRS, plain_form, proof_within, region_cost
 from robustres.certify.blocks.reduced_block import ReducedBlock, reduced_block
 from robustres.certify.blocks.reduced_proof import glance_cost, proved_square
 from robustres.certify.blocks.residual_block import ResidualBlock
@@ -65,7 +65,7 @@ def joint_value(block: ResidualBlock, *, effort: float, limit: float) -> float:
 
 
 def _dense_value(block: ResidualBlock, effort: float) -> float:
-    form = PlainForm(block.network().ordered())
+    form = plain_form(block.network().ordered())
     steps = max(1, min(DENSE_STEPS, int(effort / (2 * form.step))))
     point = form.search(steps=steps, tolerance=DENSE_TOLERANCE)
     value, _ = proof_within(form, point, effort / 2, repairs=REPAIRS, near=CLOSE)

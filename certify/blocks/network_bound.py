@@ -9,11 +9,10 @@ from torch import Tensor
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.first_layer import first_layer, first_layer_square
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import Repair, Weights
+from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Node
-from robustres.certify.norms.ritz_pair import top_ritz_pair
-from robustres.certify.proof.largest_singular_value import largest_norm, proved_below
+from robustres.certify.proof.largest_singular_value import largest_norm, proved_top
 from robustres.numerics import gamma, rounded_up
 
 EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, beyond it is estimated by Lanczos steps
@@ -31,13 +30,12 @@ def proved_bound(
     repair: Repair | None = None,
 ) -> float:
     """The bound proved by the multipliers of a search; infinite if they prove none."""
-    weights = Weights(point.multipliers, point.sizes)
     first = first_layer(order, layers) if box is None else None
     if first is not None:
         square = _square_from(first, order, layers, point, rows, repair)
         if math.isfinite(square):
             return rounded_up(math.sqrt(square), 8)
-    found = eliminate(order, layers, weights, rows=rows, repair=repair)
+    found = eliminate(order, layers, point, rows=rows, repair=repair)
     if found is None:
         return math.inf
     least = 0.0 if repair is None else repair.loss
@@ -56,14 +54,13 @@ def _square_from(
     repair: Repair | None,
 ) -> float:
     """The square of the bound by `first_layer_square`, infinite if it is not proved."""
-    weights, layer = Weights(point.multipliers, point.sizes), layers[first]
-    found = eliminate(order[order.index(first) :], layers, weights, rows=rows, repair=repair)
+    found = eliminate(order[order.index(first) :], layers, point, rows=rows, repair=repair)
     if found is None:
         return math.inf
-    placed = on_device(layer, found.rows.device)
+    placed = on_device(layers[first], found.rows.device)
     assert isinstance(placed, SectorLayer)
     with torch.no_grad():
-        return first_layer_square(found, first, placed, weights, point.change, repair or Repair())
+        return first_layer_square(found, first, placed, point, repair or Repair())
 
 
 def l2_bound(found: Eliminated, excess: float = 0.0) -> float:
@@ -108,9 +105,5 @@ def largest_square(rows: Tensor, least: float = 0.0) -> float:
     if len(gram) <= EXACT_SIDE:
         top = float(torch.linalg.eigvalsh(gram)[-1])
         return max(top, 0.0) + gamma(40 * len(gram)) * square + error
-    top = float(top_ritz_pair(gram[None], steps=LANCZOS_STEPS)[0])
-    for excess in (one for one in EXCESSES if one >= least):
-        value = top * (1 + excess)
-        if bool(proved_below(gram[None], value, error)):
-            return value * (1 + gamma(4))
-    return square
+    margins = [excess for excess in EXCESSES if excess >= least]
+    return min(square, proved_top(gram, error, margins=margins, steps=LANCZOS_STEPS) * (1 + gamma(4)))

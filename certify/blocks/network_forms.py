@@ -6,7 +6,8 @@ with a multiplier for every channel, a network of convolutions is block-diagonal
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,86 +38,58 @@ NEAR = 1 + 5e-3
 COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multiplier per neuron or per channel
 
 
-class Form(Protocol):
-    """cost: nominal seconds of one elimination and its proof. step: nominal seconds of one sweep of the search. shares:
-    the unit that has its own multiplier. worth: the relative gain for which the whole effort pays, and a part of it
-    for a smaller one; larger where the search converges to fewer digits. obstacle: the reason why the network cannot
-    be eliminated, or empty."""
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A form of a network, and what it costs.
 
+    order, layers: of the network as it is, or on tori (`torus`). cost: nominal seconds of an elimination and its proof.
+    step: nominal seconds of one sweep of the search. obstacle: the reason why the network cannot be eliminated, or
+    empty. shares: the unit that has its own multiplier. worth: the relative gain for which the whole effort pays, and a
+    part of it for a smaller one; larger where the search converges to fewer digits. copies, dtype: of the search.
+    """
+
+    order: Sequence[Node]
+    layers: Mapping[Node, Increment]
     cost: float
     step: float
-    shares: str
-    worth: float
     obstacle: str
+    shares: Literal["neuron", "channel"] = "neuron"
+    worth: float = 1e-5
+    copies: int = COPIES
+    dtype: torch.dtype = torch.float64
+    torus: TorusNetwork | None = None
 
     def search(
         self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
     ) -> FixedPoint:
         """Search for multipliers, starting from the result of another search if given."""
-        ...
-
-    def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
-        """The bound that the multipliers prove."""
-        ...
-
-
-class PlainForm:
-    """The network as it is, with a multiplier for every neuron."""
-
-    shares = "neuron"
-    worth = 1e-5
-
-    def __init__(self, order: Sequence[Node]) -> None:
-        self.order = order
-        self.layers = increments(order)
-        neurons = sum(math.prod(layer.shape) for layer in self.layers.values())
-        self.dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
-        self.cost, widest = elimination_cost(order, self.layers)
-        self.step = step_cost(order, COPIES)
-        self.obstacle = (
-            f"a cut of {widest:,} coordinates is too wide (at most {WIDEST:,} are eliminated at once)"
-            if widest > WIDEST
-            else ""
-        )
-
-    def search(
-        self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
-    ) -> FixedPoint:
-        """See `Form`."""
         return search(
-            self.order, self.layers, rows=rows, steps=steps, tolerance=tolerance, dtype=self.dtype, copies=COPIES,
+            self.order, self.layers, rows=rows, steps=steps, tolerance=tolerance, dtype=self.dtype, copies=self.copies,
             start=start,
         )  # fmt: skip
 
     def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
-        """See `Form`."""
+        """The bound that the multipliers prove."""
+        if self.torus is not None:
+            return torus_bound(self.torus, point, rows=rows, repair=repair)
         return proved_bound(self.order, self.layers, point, rows=rows, repair=repair)
 
 
-class TorusForm:
+def plain_form(order: Sequence[Node]) -> Form:
+    """The network as it is, with a multiplier for every neuron."""
+    layers = increments(order)
+    neurons = sum(math.prod(layer.shape) for layer in layers.values())
+    cost, widest = elimination_cost(order, layers)
+    wide = f"a cut of {widest:,} coordinates is too wide (at most {WIDEST:,} are eliminated at once)"
+    dtype = torch.float32 if neurons > SINGLE_PRECISION else torch.float64
+    return Form(order, layers, cost, step_cost(order, COPIES), wide if widest > WIDEST else "", dtype=dtype)
+
+
+def torus_form(torus: TorusNetwork) -> Form:
     """The network on tori, with a multiplier for every channel."""
-
-    shares = "channel"
-    worth = 1.2e-2
-
-    def __init__(self, network: TorusNetwork) -> None:
-        self.network = network
-        self.cost = torus_cost(network)
-        self.step = step_cost(network.order, COPIES_SHARED)
-        self.obstacle = "" if math.isfinite(self.cost) else "the layers after the last image are too wide"
-
-    def search(
-        self, *, steps: int, tolerance: float, rows: Tensor | None = None, start: FixedPoint | None = None
-    ) -> FixedPoint:
-        """See `Form`."""
-        return search(
-            self.network.order, self.network.layers, rows=rows, steps=steps, tolerance=tolerance,
-            dtype=torch.float32, copies=COPIES_SHARED, start=start,
-        )  # fmt: skip
-
-    def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
-        """See `Form`."""
-        return torus_bound(self.network, point, rows=rows, repair=repair)
+    cost, step = torus_cost(torus), step_cost(torus.order, COPIES_SHARED)
+    obstacle = "" if math.isfinite(cost) else "the layers after the last image are too wide"
+    return Form(torus.order, torus.layers, cost, step, obstacle, "channel", 1.2e-2, COPIES_SHARED, torch.float32, torus)
 
 
 def proof_within(
@@ -142,13 +115,13 @@ def proof_within(
 def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
     """The first form, or None, for which the effort allows `steps` steps of the search and one proof, and the reason
     why the tightest form is not used."""
-    plain = PlainForm(output.ordered())
+    plain = plain_form(output.ordered())
     said = plain.obstacle or _unaffordable(plain, effort, steps)
     if not said:
         return plain, ""
     for widest in COUPLED:
         try:
-            form = TorusForm(on_tori(output, widest=widest))
+            form = torus_form(on_tori(output, widest=widest))
         except NotLaidError as reason:
             return None, f"{said}; not laid on tori: {reason}"
         on_torus = form.obstacle or _unaffordable(form, effort, steps)

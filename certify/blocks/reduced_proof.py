@@ -7,8 +7,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.reduced_block import ReducedBlock
 from robustres.certify.fourier.torus import Torus, coarse_frequencies
-from robustres.certify.norms.ritz_pair import top_ritz_pair
-from robustres.certify.proof.largest_singular_value import proved_below, rayleigh_quotients
+from robustres.certify.proof.largest_singular_value import proved_below, rayleigh_quotients, ritz_values
 
 CHUNK_BYTES = 32 * 2**20
 ATTEMPTS = 12  # values of lambda that are tried
@@ -44,7 +43,7 @@ def proved_square(
                 guesses = rayleigh_quotients(grams[open_])
                 worst = guesses.topk(min(LOOKED_AT, len(guesses))).indices
                 unproved.append(part[open_][guesses.argsort(descending=True)])
-                tops.append(float(top_ritz_pair(grams[open_][worst])[0].max()))
+                tops.append(float(ritz_values(grams[open_][worst]).max()))
         left = torch.cat(unproved) if unproved else left[:0]
         missed = left if attempt == 0 else missed
         if not len(left):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Weights, frobenius
+from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, frobenius
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, spread
 from robustres.certify.blocks.network_bound import largest_square
 from robustres.certify.blocks.torus_network import Region, TorusNetwork
@@ -70,48 +70,43 @@ def _channels_first(values: Tensor, shape: Shape) -> Tensor:
     return values.reshape(len(values), residues, channels, -1).transpose(1, 2).reshape(values.shape)
 
 
+@torch.no_grad()
 def torus_bound(
     network: TorusNetwork, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None
 ) -> float:
-    """Upper bound of the Lipschitz constant of rows . output, infinite if the multipliers prove none.
+    """Upper bound of the Lipschitz constant of rows . output, infinite if the multipliers prove none; its square is a
+    product over the regions.
 
     network: result of `on_tori`. point: result of a search on its order and layers. rows: (R, outputs), by default all
     outputs.
     """
-    with torch.no_grad():
-        square = proved_square(network, Weights(point.multipliers, point.sizes), rows, repair)
-    return rounded_up(math.sqrt(square), 16) if math.isfinite(square) else math.inf
-
-
-def proved_square(network: TorusNetwork, weights: Weights, rows: Tensor | None, repair: Repair | None) -> float:
-    """The square of the bound, a product over the regions."""
-    found = eliminate(network.tail, network.layers, weights, rows=rows, repair=repair)
+    found = eliminate(network.tail, network.layers, point, rows=rows, repair=repair)
     if found is None:
         return math.inf
     square = found.factor
     scale: Tensor | None = None  # (C, 1 or residues) at the cut, which is measured by |scale w|^2
     if not network.constant:
-        channels, root = _scale(network.tail[0], weights)
+        channels, root = _scale(network.tail[0], point)
         scale = channels[:, None]
         positions = math.prod(network.tail[0].shape[1:])
         square *= _relative(found.rows, found.slack, root.repeat_interleave(positions))
     for place, region in enumerate(network.regions):
         joint = network.layers.get(region.order[0])
-        below = _scale(region.order[0], weights) if isinstance(joint, BoundedLayer) else None
+        below = _scale(region.order[0], point) if isinstance(joint, BoundedLayer) else None
         root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
         root = root.repeat_interleave(math.prod(region.multiplicity[region.order[0]]) if len(root) > 1 else 1)
         start = partial(_sums, found, network.tail[0].shape) if scale is None else partial(_diagonal, scale)
-        square *= region_square(region, network.layers, weights, start, root=root, repair=repair)
+        square *= region_square(region, network.layers, point, start, root=root, repair=repair)
         square *= 1 + 2 * LOSS if scale is None else 1.0
         if below is not None and isinstance(joint, BoundedLayer):
             scale = below[0][:, None] * _roots_of_counts(joint, network.regions[place + 1]) * (joint.constant * UP)
-    return square * UP
+    return rounded_up(math.sqrt(square * UP), 16) if math.isfinite(square) else math.inf
 
 
 def region_square(
     region: Region,
     layers: Mapping[Node, Increment],
-    weights: Weights,
+    point: FixedPoint,
     start: Start,
     *,
     root: Tensor,
@@ -125,25 +120,22 @@ def region_square(
     for frequencies in _parts(region):
         space = Frequencies(region, frequencies)
         rows, slack = start(space)
-        part = eliminate(
-            region.order, local, weights, rows=rows, slack=slack, repair=repair, space=space, chosen=chosen
-        )
+        part = eliminate(region.order, local, point, rows=rows, slack=slack, repair=repair, space=space, chosen=chosen)
         if part is None:
             return math.inf
         largest = max(largest, part.factor * _relative(part.rows, part.slack, root))
     return largest * UP
 
 
+@torch.no_grad()
 def region_bound(
     region: Region, layers: Mapping[Node, Increment], point: FixedPoint, *, repair: Repair | None = None
 ) -> float:
     """Upper bound of the Lipschitz constant from the input of a region to its whole output, infinite if the
     multipliers prove none."""
-    weights = Weights(point.multipliers, point.sizes)
     one = torch.ones(1, dtype=torch.float64)
     start = partial(_diagonal, torch.ones(region.order[-1].shape[0], 1, dtype=torch.float64))
-    with torch.no_grad():
-        square = region_square(region, layers, weights, start, root=one, repair=repair) * UP
+    square = region_square(region, layers, point, start, root=one, repair=repair) * UP
     return rounded_up(math.sqrt(square), 16) if math.isfinite(square) else math.inf
 
 
@@ -162,9 +154,9 @@ def _diagonal(scale: Tensor, space: Frequencies) -> tuple[Tensor, float]:
     return rows.expand(len(space.frequencies), -1, -1), 0.0
 
 
-def _scale(node: Node, weights: Weights) -> tuple[Tensor, Tensor]:
+def _scale(node: Node, point: FixedPoint) -> tuple[Tensor, Tensor]:
     """s (C,), whose squares are the weights of the channels at a cut, and upper bounds of 1/s."""
-    t = weights.multipliers[node]
+    t = point.multipliers[node]
     root = t.clamp_min(1e-9 * float(t.max()) + 1e-290).rsqrt()
     return 1 / root, root * UP
 

@@ -7,8 +7,8 @@ is bounded as a map from its entry, whatever it contains, so every acyclic netwo
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
@@ -70,7 +70,7 @@ class Bounder:
             elif isinstance(node.piece, Product):
                 row = self._product_row(node, node.piece, start)
             else:
-                row = self._piece_row(node)
+                row = self._piece_row(node, start)
             self.known[place] = row
         return self.known[place]
 
@@ -96,22 +96,14 @@ class Bounder:
         entry = self._dominator[node]
         first, second = (self._operand(Operand(tuple(chain(self._dominator, entry, end)))) for end in node.inputs)
         upper = rounded_up(piece.largest[0] * second.upper + piece.largest[1] * first.upper, 4)
-        return BlockRow(
-            node.path or node.origin.name,
-            "product",
-            upper,
-            0.0,
-            "product rule",
-            first.guarantee & second.guarantee,
-            candidates={"product rule": upper},
-            seconds=perf_counter() - start,
-        )
+        rule = Bound(0.0, upper, "product rule", first.guarantee & second.guarantee)
+        return _row(node.path or node.origin.name, "product", [rule], start)
 
-    def _piece_row(self, node: Node) -> BlockRow:
+    def _piece_row(self, node: Node, start: float) -> BlockRow:
         name = node.path or node.origin.name
         piece = node.piece
         if isinstance(piece, Linear) and any(isinstance(term, Identity) for term in piece.summands):
-            return self._linear_residual_row(name, piece)
+            return self._linear_residual_row(name, piece, start)
         if isinstance(piece, Linear):
             bound, kind = self.norm_of(piece.map), "linear"
         elif isinstance(piece, Elementwise):
@@ -120,41 +112,19 @@ class Bounder:
             assert isinstance(piece, Opaque)
             bound = piece.bound if self.norm == "l2" else Bound(0.0, piece.linf, piece.bound.method)
             kind = piece.kind
-        return BlockRow(
-            name,
-            kind,
-            bound.upper,
-            bound.lower,
-            bound.method,
-            bound.guarantee,
-            candidates={bound.method: bound.upper},
-            seconds=bound.seconds,
-        )
+        return _row(name, kind, [bound], start, lower=bound.lower)
 
-    def _linear_residual_row(self, name: str, piece: Linear) -> BlockRow:
+    def _linear_residual_row(self, name: str, piece: Linear, start: float) -> BlockRow:
         """x + W x, whose norm |I + W| needs no inequality (section 3.2 of the mathematics)."""
-        start = perf_counter()
         whole = self.norm_of(piece.map)
         branches = [self.norm_of(term) for term in piece.summands]
         place = next(i for i, term in enumerate(piece.summands) if isinstance(term, Identity))
         shortcut = branches.pop(place).upper
         branch = sum_up(bound.upper for bound in branches)
-        candidates = {"textbook": sum_up([shortcut, branch]), "linear": whole.upper}
-        holds = {"textbook": all_hold(bound.guarantee for bound in branches), "linear": whole.guarantee}
-        method = min(candidates, key=lambda candidate: candidates[candidate])
-        return BlockRow(
-            name,
-            "residual (identity)",
-            candidates[method],
-            min(whole.lower, candidates[method]),
-            method,
-            holds[method],
-            shortcut=shortcut,
-            branch=branch,
-            textbook=candidates["textbook"],
-            candidates=candidates,
-            seconds=perf_counter() - start,
-        )
+        holds = all_hold(bound.guarantee for bound in branches)
+        textbook = Bound(0.0, sum_up([shortcut, branch]), "textbook", holds)
+        bounds = [textbook, replace(whole, method="linear")]
+        return _row(name, "residual (identity)", bounds, start, whole.lower, shortcut=shortcut, branch=branch)
 
     def _operand(self, operand: Operand) -> Bound:
         """The product along one operand, or 1 if it is the entry itself."""
@@ -165,48 +135,46 @@ class Bounder:
 
     def _region_row(self, found: Region, start: float) -> BlockRow:
         branches = [self._operand(branch) for branch in found.branches]
-        guarantee = all_hold(bound.guarantee for bound in branches)
+        sides, guarantee = [bound.upper for bound in branches], all_hold(bound.guarantee for bound in branches)
+        branch = sum_up(sides) if found.is_sum and branches else math.nan
         shortcut = math.nan
+        if found.shortcut is not None:
+            skip = self.norm_of(found.shortcut)
+            shortcut, guarantee = skip.upper, guarantee & skip.guarantee
+            sides.append(shortcut)
         if found.is_sum:
-            branch = sum_up(bound.upper for bound in branches) if branches else math.nan
-            sides = [bound.upper for bound in branches]
-            if found.shortcut is not None:
-                skip = self.norm_of(found.shortcut)
-                shortcut, guarantee = skip.upper, guarantee & skip.guarantee
-                sides.append(shortcut)
             textbook = sum_up(sides)
         else:
-            branch = math.nan
-            uppers = [bound.upper for bound in branches]
-            textbook = rounded_up(math.hypot(*uppers), 3) if self.norm == "l2" else max(uppers)
-        candidates = {"textbook": textbook}
-        holds = {"textbook": guarantee}
-        floor = math.nan
-        if self.joint and self.norm == "l2" and found.is_sum:
-            turns = found.alternating()
-            if turns is not None:
-                map_, layers, slopes = turns
-                joint = branch_bound(map_, layers, slopes=slopes, effort=self.effort, norm_of=self._certain_norm)
-                floor = joint.lower
-                for name, value in joint.candidates.items():
-                    candidates[name] = min(value, candidates.get(name, math.inf))
-                    holds[name] = holds.get(name, Guarantee()) & joint.guarantee
-        method = min(candidates, key=lambda name: candidates[name])
-        return BlockRow(
-            found.path(),
-            found.kind,
-            candidates[method],
-            0.0,
-            method,
-            holds[method],
-            shortcut=shortcut,
-            branch=branch,
-            textbook=textbook,
-            joint=min((value for name, value in candidates.items() if name.startswith("joint")), default=math.nan),
-            candidates=candidates,
-            seconds=perf_counter() - start,
-            floor=min(floor, candidates[method]) if floor == floor else math.nan,
-        )
+            textbook = rounded_up(math.hypot(*sides), 3) if self.norm == "l2" else max(sides)
+        bounds, floor = [Bound(0.0, textbook, "textbook", guarantee)], math.nan
+        turns = found.alternating() if self.joint and self.norm == "l2" and found.is_sum else None
+        if turns is not None:
+            map_, layers, slopes = turns
+            joint = branch_bound(map_, layers, slopes=slopes, effort=self.effort, norm_of=self._certain_norm)
+            bounds += [Bound(0.0, value, name, joint.guarantee) for name, value in joint.candidates.items()]
+            floor = min(joint.lower, *(bound.upper for bound in bounds))
+        return _row(found.path(), found.kind, bounds, start, shortcut=shortcut, branch=branch, floor=floor)
+
+
+def _row(name: str, kind: str, bounds: Sequence[Bound], start: float, lower: float = 0.0, **fields: float) -> BlockRow:
+    """The row with the smallest of the bounds, and with the smallest of each method. start: of its computation."""
+    candidates: dict[str, float] = {}
+    for bound in bounds:
+        candidates[bound.method] = min(bound.upper, candidates.get(bound.method, math.inf))
+    best = min(bounds, key=lambda bound: bound.upper)
+    return BlockRow(
+        name,
+        kind,
+        best.upper,
+        min(lower, best.upper),
+        best.method,
+        best.guarantee,
+        textbook=candidates.get("textbook", math.nan),
+        joint=min((value for method, value in candidates.items() if method.startswith("joint")), default=math.nan),
+        candidates=candidates,
+        seconds=perf_counter() - start,
+        **fields,
+    )
 
 
 def unique_names(pieces: list[tuple[Node, Node, BlockRow]]) -> list[str]:

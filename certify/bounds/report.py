@@ -93,25 +93,9 @@ class LipschitzReport:
 
     def to_frame(self) -> pd.DataFrame:
         """The rows as the table `blocks` of a run folder; only reproducible columns, so without seconds."""
-        return typed_table(
-            "blocks",
-            [
-                {
-                    "name": row.name,
-                    "kind": row.kind,
-                    "shortcut": row.shortcut,
-                    "branch": row.branch,
-                    "textbook": row.textbook,
-                    "joint": row.joint,
-                    "upper": row.upper,
-                    "lower": row.lower,
-                    "floor": row.floor,
-                    "method": row.method,
-                    "guarantee": str(row.guarantee),
-                }
-                for row in self.blocks
-            ],
-        )
+        names = ("name", "kind", "shortcut", "branch", "textbook", "joint", "upper", "lower", "floor", "method")
+        rows = [{name: getattr(row, name) for name in names} | {"guarantee": str(row.guarantee)} for row in self.blocks]
+        return typed_table("blocks", rows)
 
     def view(self) -> NetworkView:
         """The network as a sequence of pieces: each as a function of float64 states, with its shortcut and its bounds.

@@ -1,7 +1,6 @@
 """Shift-invariant maps on a torus: the same kernels on images of the size of the torus, with circular padding."""
 
 from dataclasses import replace
-from functools import singledispatch
 
 from robustres.certify.maps.convolution import Convolution, Padding
 from robustres.certify.maps.coordinate_maps import Diagonal
@@ -10,45 +9,27 @@ from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, 
 Sides = tuple[int, int]
 
 
-@singledispatch
 def wrapped(map_: LinearMap, sides: Sides) -> LinearMap:
     """A map with a `passage`, on images of these sizes (divisible by the strides), padded circularly."""
+    match map_:
+        case Identity():
+            return Identity((map_.in_shape[0], *sides))
+        case Diagonal():
+            return replace(map_, in_shape=(map_.in_shape[0], *sides))
+        case Scaled():
+            return replace(map_, map=wrapped(map_.map, sides))
+        case Composition():
+            parts: list[LinearMap] = []
+            for part in map_.parts:
+                parts.append(wrapped(part, sides))
+                sides = (parts[-1].out_shape[1], parts[-1].out_shape[2])
+            return Composition(parts)
+        case Sum():
+            return Sum([wrapped(term, sides) for term in map_.terms])
+        case Convolution():
+            pads: Padding = (_pads(map_, 0, sides[0]), _pads(map_, 1, sides[1]))
+            return replace(map_, in_shape=(map_.in_shape[0], *sides), padding=pads, circular=True)
     raise unanswered("wrapped", map_)
-
-
-@wrapped.register
-def _wrapped_identity(map_: Identity, sides: Sides) -> LinearMap:
-    return Identity((map_.in_shape[0], *sides))
-
-
-@wrapped.register
-def _wrapped_scale(map_: Diagonal, sides: Sides) -> LinearMap:
-    return replace(map_, in_shape=(map_.in_shape[0], *sides))
-
-
-@wrapped.register
-def _wrapped_multiple(map_: Scaled, sides: Sides) -> LinearMap:
-    return replace(map_, map=wrapped(map_.map, sides))
-
-
-@wrapped.register
-def _wrapped_chain(map_: Composition, sides: Sides) -> LinearMap:
-    parts: list[LinearMap] = []
-    for part in map_.parts:
-        parts.append(wrapped(part, sides))
-        sides = (parts[-1].out_shape[1], parts[-1].out_shape[2])
-    return Composition(parts)
-
-
-@wrapped.register
-def _wrapped_sum(map_: Sum, sides: Sides) -> LinearMap:
-    return Sum([wrapped(term, sides) for term in map_.terms])
-
-
-@wrapped.register
-def _wrapped_convolution(map_: Convolution, sides: Sides) -> LinearMap:
-    pads: Padding = tuple(_pads(map_, axis, side) for axis, side in enumerate(sides))  # type: ignore[assignment]
-    return replace(map_, in_shape=(map_.in_shape[0], *sides), padding=pads, circular=True)
 
 
 def _pads(map_: Convolution, axis: int, side: int) -> tuple[int, int]:

@@ -9,7 +9,8 @@ and transposes of maps are sums, products and transposes of polynomials, compute
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, singledispatch
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,10 +25,9 @@ Lag = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class MatrixPolynomial:
-    """A matrix polynomial by its parts, with a bound on their errors.
+class _Polynomial:
+    """parts: lag -> real (m, n), or (groups, m, n) for the blocks of a block-diagonal polynomial; differentiable.
 
-    parts: lag -> real (m, n), or (groups, m, n) for the blocks of a block-diagonal polynomial; differentiable.
     The sum of the errors of all parts is at most gamma_roundings * magnitude, entry by entry; magnitude, of the same
     shape, is at or above the sum of the absolute values of the exact parts.
     """
@@ -35,6 +35,17 @@ class MatrixPolynomial:
     parts: dict[Lag, Tensor]
     magnitude: Tensor
     roundings: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        parts = dict(self.parts)
+        for lag, part in other.parts.items():
+            parts[lag] = parts[lag] + part if lag in parts else part
+        magnitude = (self.magnitude + other.magnitude) * (1 + gamma(1))
+        return type(self)(parts, magnitude, max(self.roundings, other.roundings) + 1)
+
+
+class MatrixPolynomial(_Polynomial):
+    """A matrix polynomial by its parts, with a bound on their errors."""
 
     @classmethod
     def exact(cls, parts: dict[Lag, Tensor], seen: int = 0) -> "MatrixPolynomial":
@@ -63,13 +74,6 @@ class MatrixPolynomial:
         left = rows[:, None] if isinstance(rows, Tensor) else rows
         parts = {lag: left * part * columns for lag, part in self.parts.items()}
         return MatrixPolynomial(parts, left * self.magnitude * columns * (1 + gamma(8)), self.roundings + 6)
-
-    def __add__(self, other: "MatrixPolynomial") -> "MatrixPolynomial":
-        parts = dict(self.parts)
-        for lag, part in other.parts.items():
-            parts[lag] = parts[lag] + part if lag in parts else part
-        magnitude = (self.magnitude + other.magnitude) * (1 + gamma(1))
-        return MatrixPolynomial(parts, magnitude, max(self.roundings, other.roundings) + 1)
 
     def __matmul__(self, other: "MatrixPolynomial") -> "MatrixPolynomial":
         parts: dict[Lag, Tensor] = {}
@@ -102,13 +106,8 @@ class MatrixPolynomial:
         return gamma(self.wave_roundings + 8 + sum(self.magnitude.shape[-2:])) * math.sqrt(rows) * math.sqrt(columns)
 
 
-@dataclass(frozen=True, eq=False)
-class HermitianPolynomial:
+class HermitianPolynomial(_Polynomial):
     """G(t) = A_0 + sum_d (A_d exp(i t d) + its conjugate transpose), over half of the lags; errors as above."""
-
-    parts: dict[Lag, Tensor]
-    magnitude: Tensor
-    roundings: int = 0
 
     @classmethod
     def gram(cls, factor: MatrixPolynomial) -> "HermitianPolynomial":
@@ -140,13 +139,6 @@ class HermitianPolynomial:
         outer = factor * sides[:, None] * sides
         parts = {lag: outer * part for lag, part in self.parts.items()}
         return HermitianPolynomial(parts, outer * self.magnitude * (1 + gamma(12)), self.roundings + 9)
-
-    def __add__(self, other: "HermitianPolynomial") -> "HermitianPolynomial":
-        parts = dict(self.parts)
-        for lag, part in other.parts.items():
-            parts[lag] = parts[lag] + part if lag in parts else part
-        magnitude = (self.magnitude + other.magnitude) * (1 + gamma(1))
-        return HermitianPolynomial(parts, magnitude, max(self.roundings, other.roundings) + 1)
 
     def at(self, torus: Torus, frequencies: Tensor) -> Tensor:
         """(F, n, n) complex Hermitian, or (F groups, n, n): the values at coarse frequencies (F, 2)."""
@@ -181,60 +173,38 @@ def turns(torus: Torus, frequencies: Tensor, lags: Tensor) -> Tensor:
     return total
 
 
-@singledispatch
 def polynomial(map_: LinearMap, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
     """The polynomial of a map with a `passage`, for a signal at that multiplicity, and its output's multiplicity."""
+    match map_:
+        case Identity():
+            eye = torch.eye(math.prod(multiplicity) * map_.in_shape[0], dtype=torch.float64, device=map_.device)
+            return MatrixPolynomial.exact({(0, 0): eye}), multiplicity
+        case Diagonal():
+            diagonal = torch.diag(map_.factors.repeat(math.prod(multiplicity)))
+            return MatrixPolynomial.exact({(0, 0): diagonal}, map_.seen), multiplicity
+        case Scaled():
+            inner, out = polynomial(map_.map, multiplicity)
+            parts = {lag: map_.factor * part for lag, part in inner.parts.items()}
+            magnitude = abs(map_.factor) * inner.magnitude * (1 + gamma(3 + map_.seen))
+            return MatrixPolynomial(parts, magnitude, inner.roundings + 1 + map_.seen), out
+        case Composition():
+            total, out = polynomial(map_.parts[0], multiplicity)
+            for part in map_.parts[1:]:
+                following, out = polynomial(part, out)
+                total = following @ total
+            return total, out
+        case Sum():
+            total, out = polynomial(map_.terms[0], multiplicity)
+            for term in map_.terms[1:]:
+                total = total + polynomial(term, multiplicity)[0]
+            return total, out
+        case Transposed(map=Convolution(stride=stride)):
+            fine = (multiplicity[0] * stride[0], multiplicity[1] * stride[1])
+            return polynomial(map_.map, fine)[0].transposed(), fine
+        case Convolution():
+            blocks, out = grouped_polynomial(map_, multiplicity)
+            return (blocks if map_.groups == 1 else _ungrouped(blocks, map_, multiplicity, out)), out
     raise unanswered("polynomial", map_)
-
-
-@polynomial.register
-def _identity_polynomial(map_: Identity, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    eye = torch.eye(math.prod(multiplicity) * map_.in_shape[0], dtype=torch.float64, device=map_.device)
-    return MatrixPolynomial.exact({(0, 0): eye}), multiplicity
-
-
-@polynomial.register
-def _diagonal_polynomial(map_: Diagonal, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    diagonal = torch.diag(map_.factors.repeat(math.prod(multiplicity)))
-    return MatrixPolynomial.exact({(0, 0): diagonal}, map_.seen), multiplicity
-
-
-@polynomial.register
-def _scaled_polynomial(map_: Scaled, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    inner, out = polynomial(map_.map, multiplicity)
-    parts = {lag: map_.factor * part for lag, part in inner.parts.items()}
-    magnitude = abs(map_.factor) * inner.magnitude * (1 + gamma(3 + map_.seen))
-    return MatrixPolynomial(parts, magnitude, inner.roundings + 1 + map_.seen), out
-
-
-@polynomial.register
-def _chain_polynomial(map_: Composition, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    total, multiplicity = polynomial(map_.parts[0], multiplicity)
-    for part in map_.parts[1:]:
-        following, multiplicity = polynomial(part, multiplicity)
-        total = following @ total
-    return total, multiplicity
-
-
-@polynomial.register
-def _sum_polynomial(map_: Sum, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    total, out = polynomial(map_.terms[0], multiplicity)
-    for term in map_.terms[1:]:
-        total = total + polynomial(term, multiplicity)[0]
-    return total, out
-
-
-@polynomial.register
-def _transposed_polynomial(map_: Transposed, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    assert isinstance(map_.map, Convolution)
-    fine = (multiplicity[0] * map_.map.stride[0], multiplicity[1] * map_.map.stride[1])
-    return polynomial(map_.map, fine)[0].transposed(), fine
-
-
-@polynomial.register
-def _convolution_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:
-    blocks, out = grouped_polynomial(map_, multiplicity)
-    return (blocks if map_.groups == 1 else _ungrouped(blocks, map_, multiplicity, out)), out
 
 
 def grouped_polynomial(map_: Convolution, multiplicity: Lag) -> tuple[MatrixPolynomial, Lag]:

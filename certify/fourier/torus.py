@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -124,38 +123,32 @@ def _embed_axis(chains: Sequence[Sequence[LinearMap]], axis: int) -> tuple[int, 
     return (multiplicity, points, True) if points * multiplicity == side else None
 
 
-@singledispatch
 def passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
     """The passage of a signal on Z^2 with the given support through the map without its crop (`embed`).
 
     Returns None if the map is not shift-invariant, or if it reads values that the true map has cropped: then the
     uncropped map differs from the true one, and its symbol gives no bound.
     """
+    match map_:
+        case Dense() | Selection():
+            return None
+        case Identity():
+            return Passage(support) if map_.in_shape == map_.out_shape else None
+        case Diagonal():
+            return Passage(support) if map_.of_channels else None
+        case Scaled():
+            return passage(map_.map, axis, support)
+        case Sum():
+            return _sum_passage(map_, axis, support)
+        case Composition():
+            return _chain_passage(map_, axis, support)
+        case Convolution():
+            return _convolution_passage(map_, axis, support)
+        case Transposed():
+            return _transposed_passage(map_, axis, support)
     raise unanswered("passage", map_)
 
 
-@passage.register(Dense)
-@passage.register(Selection)
-def _no_passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:
-    return None
-
-
-@passage.register
-def _identity_passage(map_: Identity, axis: int, support: Interval) -> Passage | None:
-    return Passage(support) if map_.in_shape == map_.out_shape else None
-
-
-@passage.register
-def _diagonal_passage(map_: Diagonal, axis: int, support: Interval) -> Passage | None:
-    return Passage(support) if map_.of_channels else None
-
-
-@passage.register
-def _scaled_passage(map_: Scaled, axis: int, support: Interval) -> Passage | None:
-    return passage(map_.map, axis, support)
-
-
-@passage.register
 def _sum_passage(map_: Sum, axis: int, support: Interval) -> Passage | None:
     branches = [passage(term, axis, support) for term in map_.terms]
     known = [branch for branch in branches if branch is not None]
@@ -166,7 +159,6 @@ def _sum_passage(map_: Sum, axis: int, support: Interval) -> Passage | None:
     return Passage(hull, rates, any(branch.wraps for branch in known))
 
 
-@passage.register
 def _chain_passage(map_: Composition, axis: int, support: Interval) -> Passage | None:
     rates, wraps = [Fraction(1)], False
     for part in map_.parts:
@@ -178,7 +170,6 @@ def _chain_passage(map_: Composition, axis: int, support: Interval) -> Passage |
     return Passage(support, tuple(rates), wraps)
 
 
-@passage.register
 def _convolution_passage(map_: Convolution, axis: int, support: Interval) -> Passage | None:
     (low, high), rates = support, (Fraction(1, map_.stride[axis]),)
     if map_.padding[axis] != (0, 0) and map_.circular:
@@ -191,7 +182,6 @@ def _convolution_passage(map_: Convolution, axis: int, support: Interval) -> Pas
     return Passage((-((reach - low - pad) // stride), (high + pad) // stride), rates)
 
 
-@passage.register
 def _transposed_passage(map_: Transposed, axis: int, support: Interval) -> Passage | None:
     known = isinstance(map_.map, Convolution) and not map_.map.circular
     if not known or not _reads_only_truth(map_, axis, support):

@@ -174,6 +174,11 @@ def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return total if bias is None else total + bias
 
 
+def _pairs(x: Tensor, y: Tensor) -> Tensor:
+    """Both values at each coordinate, along a new axis."""
+    return torch.stack(torch.broadcast_tensors(x, y), -1)  # type: ignore[no-untyped-call]
+
+
 def _power(x: Tensor, exponent: Any) -> Any:
     if isinstance(exponent, Tensor) or exponent not in (0, 1):
         return torch.ops.aten.pow(x, exponent)
@@ -234,6 +239,8 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {
     "std_mean": _with_mean(_std),
     "var_mean": _with_mean(_var),
     "cdist": _distances,
+    "hypot": lambda x, y: torch.linalg.vector_norm(_pairs(x, y), 2, -1),
+    "logaddexp": lambda x, y: torch.logsumexp(_pairs(x, y), -1),
     "bilinear": _bilinear,
     "pow": _power,
     "cumprod": _products,

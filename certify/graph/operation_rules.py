@@ -53,10 +53,10 @@ Rule = Callable[[Call], "Node | Parts | Tensor"]
 RULES: dict[str, Rule] = {}
 KEPT.update(REASONS)
 
-
-# Whether an operation may be part of a scalar function that is written out, and how the function is recognised.
+# What an operation may be where its rule does not cover it, for example the last part of a scalar function that is
+# written out in several operations; None if it is not that. Those of an operation are tried in the order given.
 Completion = Callable[[fx.Node, Mapping[fx.Node, Any], Captured], "Node | None"]
-COMPLETIONS: dict[Callable[[fx.Node], bool], Completion] = {}
+COMPLETIONS: dict[str, list[Completion]] = {}
 
 
 def rule(*operations: str) -> Callable[[Rule], Rule]:
@@ -67,6 +67,18 @@ def rule(*operations: str) -> Callable[[Rule], Rule]:
             if operation in RULES:
                 raise ValueError(f"{operation} has a rule already")
             RULES[operation] = function
+        KEPT.update(operations)
+        return function
+
+    return register
+
+
+def completion(*operations: str) -> Callable[[Completion], Completion]:
+    """Register a completion for ATen operations, named without their overload."""
+
+    def register(function: Completion) -> Completion:
+        for operation in operations:
+            COMPLETIONS.setdefault(operation, []).append(function)
         KEPT.update(operations)
         return function
 
@@ -141,7 +153,7 @@ def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
 
 def is_scalar(origin: fx.Node) -> bool:
     """Whether the operation may be part of an activation that is written in several operations."""
-    return any(applies(origin) for applies in COMPLETIONS)
+    return name_of(origin) in COMPLETIONS
 
 
 def _made_or_deferred(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Any:
@@ -156,8 +168,8 @@ def _made_or_deferred(origin: fx.Node, values: Mapping[fx.Node, Any], captured: 
             raise
         reason = error
         reason.at = reason.at or origin
-    for applies, complete in COMPLETIONS.items():
-        node = complete(origin, values, captured) if applies(origin) else None
+    for complete in COMPLETIONS[name_of(origin)]:
+        node = complete(origin, values, captured)
         if node is not None:
             return node
     return Deferred(reason)

@@ -245,22 +245,6 @@ def length(call: Call) -> Node:
     return call.make(Length(axes, size, order, bool(call.arguments.get("keepdim"))), source)
 
 
-@rule("logaddexp", "hypot")
-def of_pairs(call: Call) -> Node:
-    """A function of two values at each coordinate, applied to the two stacked along a new axis."""
-    values = (call["self"], call["other"])
-    shape, axis = call.out_shape, len(call.out_shape)
-    sides = [call.same(call.expanded(value), (*shape, 1)) for value in values if isinstance(value, Node)]
-    pairs = sides[0]
-    if len(sides) == 2:
-        pairs = call.make(Merge("concatenation", axis), *sides, shape=(*shape, 2))
-    else:  # the constant is a shift of zeros beside the value
-        constant = next(call.per_sample(value) for value in values if not isinstance(value, Node))
-        beside = lambda numbers: torch.cat([numbers, torch.full_like(numbers, -1)], axis)  # noqa: E731
-        pairs = call.rearranged(pairs, beside, shift=call.size(constant))
-    return call.make(LogSumExp((axis,), 2) if call.name == "logaddexp" else Length((axis,), 2), pairs)
-
-
 @rule("robustres.stated")
 def stated(call: Call) -> Node:
     """A module that states its own bound."""

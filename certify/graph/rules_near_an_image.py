@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import fx
 
-from robustres.certify.graph.call import Call, NotCoveredError, name_of
+from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Elementwise, Node, Product
-from robustres.certify.graph.operation_rules import COMPLETIONS, REASONS, call_of, rule
+from robustres.certify.graph.operation_rules import REASONS, call_of, completion, rule
 from robustres.certify.graph.rules_arithmetic import combination, scaled_by_constant
 from robustres.certify.graph.rules_linear import product_of_states
 from robustres.certify.graph.rules_written import whole_power
@@ -35,11 +35,8 @@ def _power(exponent: float) -> Activation:
     return Reciprocal() if exponent == -1 else Power(exponent)
 
 
-def is_curve(origin: fx.Node) -> bool:
-    """Whether the operation is such a function of one value."""
-    return name_of(origin) in CURVES
-
-
+# These come after those of `rules_written`, which is imported above and finds activations that are written out.
+@completion(*CURVES)
 def curve(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
     """The function of a value, near an image."""
     call = call_of(origin, values, captured)
@@ -48,30 +45,18 @@ def curve(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) ->
     return call.elementwise(call.node("self"), CURVES[call.name](call))
 
 
-def is_quotient(origin: fx.Node) -> bool:
-    """Whether the operation divides."""
-    return name_of(origin) in ("div", "divide", "true_divide")
-
-
+@completion("div", "divide", "true_divide")
 def quotient(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
     """A quotient as a product with a reciprocal, near an image."""
     call = call_of(origin, values, captured)
     rounds = call.arguments.get("rounding_mode") is not None
     if not captured.near_an_image or rounds or not isinstance(call["other"], Node):
         return None
-    return _divided(call, call["self"], call["other"])
-
-
-def _divided(call: Call, left: Any, right: Node) -> Node:
+    left, right = call["self"], call["other"]
     inverse = call.make(Elementwise(Reciprocal()), right, shape=right.shape)
     if not isinstance(left, Node):
         return scaled_by_constant(call, inverse, left)
     return call.make(Product(), call.expanded(left), call.expanded(inverse))
-
-
-# These come after those of `rules_written`, which is imported above and finds activations that are written out.
-COMPLETIONS[is_curve] = curve
-COMPLETIONS[is_quotient] = quotient
 
 
 @rule("log_softmax", "_log_softmax")

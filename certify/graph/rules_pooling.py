@@ -1,4 +1,4 @@
-"""Rules for pooling and for means and sums over axes."""
+"""Rules for pooling, resizing, and means and sums over axes."""
 
 import math
 
@@ -10,7 +10,7 @@ from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import rule
 from robustres.certify.graph.rules_linear import image_of, reshaped
-from robustres.certify.maps.convolution import average_pool, separable
+from robustres.certify.maps.convolution import along_axis, average_pool
 from robustres.certify.maps.coordinate_maps import rearranged
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Shape
 from robustres.certify.maps.nonlinear import MaxPool
@@ -23,17 +23,14 @@ def averaged(call: Call) -> Node:
     kernel, stride, padding = (numbers(call[name], 2) for name in ("kernel_size", "stride", "padding"))
     if call.name == "avg_pool1d":
         kernel, stride, padding = [1, kernel[1]], [1, *stride[1:]], [0, *(padding[1:] or [0])]
+    image, divisor = image_of(source.shape), call.arguments.get("divisor_override")
     inner = average_pool(
-        image_of(source.shape),
-        kernel,
-        stride[:2] if len(stride) == 2 else None,
-        padding or 0,
-        ceil_mode=call["ceil_mode"],
-        count_include_pad=call["count_include_pad"],
-        divisor=call.arguments.get("divisor_override"),
-        device=call.device,
+        image, kernel, stride if len(stride) == 2 else None, padding or 0, divisor=divisor, device=call.device
     )
-    return call.linear(source, reshaped(inner, source.shape, call.out_shape))
+    even = call["count_include_pad"] or divisor or not any(padding)
+    if even and inner.out_shape == image_of(call.out_shape):
+        return call.linear(source, reshaped(inner, source.shape, call.out_shape))
+    return along_each_axis(call)
 
 
 @rule("adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool1d")
@@ -41,13 +38,9 @@ def adaptively_averaged(call: Call) -> Node:
     """Average pooling to a given size."""
     source = call.node("self")
     image, target = image_of(source.shape), image_of(call.out_shape)[1:]
-    if all(side % count == 0 for side, count in zip(image[1:], target, strict=True)):
-        window = (image[1] // target[0], image[2] // target[1])
-        inner: LinearMap = average_pool(image, window, device=call.device)
-    else:
-        sides = zip(image[1:], target, strict=True)
-        rows, columns = (_adaptive_matrix(side, count).to(call.device) for side, count in sides)
-        inner = separable(rows, columns, image[0], seen=3)
+    if any(side % count for side, count in zip(image[1:], target, strict=True)):
+        return along_each_axis(call)
+    inner = average_pool(image, (image[1] // target[0], image[2] // target[1]), device=call.device)
     return call.linear(source, reshaped(inner, source.shape, call.out_shape))
 
 
@@ -59,25 +52,37 @@ def by_matrix(call: Call) -> Node:
     return by_trying(call, call.only_input)
 
 
-@rule("upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa")
-def resized(call: Call) -> Node:
-    """Resizing by weights along rows and columns, found by applying it to images that are constant along the other
-    axis.
+def along_each_axis(call: Call) -> Node:
+    """Resizing and uneven pooling: a matrix along each axis of the images, the same for all channels.
 
-    Along the other axis the weights add up to 1.
+    Of images that are constant along the other axes, the operation gives each matrix times the row sums of the others.
+    All are read off where an image of ones gives the largest value, which is divided out.
     """
     source = call.only_input
-    channels, height, width = source.shape
-    device = call.device
+    sides, device = source.shape[1:], call.device
 
-    def weights(image: torch.Tensor, axis: int) -> torch.Tensor:
-        batch = torch.cat([image[None], torch.zeros(BATCH - 1, *image.shape, dtype=torch.float64, device=device)])
-        answer: torch.Tensor = call.evaluate({source: batch})
-        return answer[0].select(axis, 0).T.contiguous()
+    def answer(images: torch.Tensor) -> torch.Tensor:
+        batch = images.expand(1, -1, *sides)
+        batch = torch.cat([batch, batch.new_zeros(BATCH - 1, *batch.shape[1:])])
+        found: torch.Tensor = call.evaluate({source: batch})
+        return found[0]
 
-    rows = torch.eye(height, dtype=torch.float64, device=device)[:, :, None].expand(-1, -1, width)
-    columns = torch.eye(width, dtype=torch.float64, device=device)[:, None, :].expand(-1, height, -1)
-    return call.linear(source, separable(weights(rows, 2), weights(columns, 1), channels, seen=64))
+    whole = answer(torch.ones(1, *[1] * len(sides), dtype=torch.float64, device=device))[0]
+    # For each axis, the place of the largest value among those of the other axes.
+    beside = [int(whole.movedim(axis, 0).flatten(1).amax(0).argmax()) for axis in range(len(sides))]
+    parts: list[LinearMap] = []
+    shape = source.shape
+    for axis in reversed(range(len(sides))):
+        lines = torch.eye(sides[axis], dtype=torch.float64, device=device)
+        images = lines.reshape(-1, *[sides[axis] if k == axis else 1 for k in range(len(sides))])
+        found = answer(images).movedim(1 + axis, 1).flatten(2)
+        matrix = found[:, :, beside[axis]].T / (whole.max() if parts else 1.0)
+        parts.append(along_axis(matrix.contiguous(), shape, 1 + axis, seen=64))
+        shape = parts[-1].out_shape
+    return call.linear(source, Composition(parts))
+
+
+rule("upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa")(along_each_axis)
 
 
 @rule("mean.dim", "mean", "sum.dim_IntList", "sum")
@@ -147,11 +152,3 @@ def adaptive_windows(side: int, count: int) -> torch.Tensor:
     stops = -((torch.arange(1, count + 1) * -side) // count)
     pixels = starts[:, None] + torch.arange(int((stops - starts).max()))
     return torch.where(pixels < stops[:, None], pixels, -1)
-
-
-def _adaptive_matrix(side: int, count: int) -> torch.Tensor:
-    matrix = torch.zeros(count, side, dtype=torch.float64)
-    for row, pixels in enumerate(adaptive_windows(side, count)):
-        members = pixels[pixels >= 0]
-        matrix[row, members] = 1 / len(members)
-    return matrix

@@ -10,9 +10,8 @@ from torch import Tensor, fx
 
 from robustres.certify.graph.call import Call, NotCoveredError, name_of
 from robustres.certify.graph.capture import Captured
-from robustres.certify.graph.definitions import KEPT
 from robustres.certify.graph.network import Node, Product
-from robustres.certify.graph.operation_rules import COMPLETIONS, call_of
+from robustres.certify.graph.operation_rules import call_of, completion
 from robustres.certify.graph.rules_activation import ACTIVATIONS
 from robustres.certify.graph.rules_shape import SAME
 from robustres.certify.maps.activation import Activation, broadcast_size
@@ -40,20 +39,6 @@ MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
 
 class NotScalarError(Exception):
     """An operation that is not a scalar function, or is not known to be one."""
-
-
-def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
-    """The value of an operation as an activation of an earlier value; None if it is not one with finite slopes."""
-    try:
-        base = _base(origin, values)
-        function = _function(origin, base, values, captured)
-        while not math.isfinite(function.constant):  # the square of a clamp is bounded in terms of an earlier value
-            base = _base(base, values)
-            function = _function(origin, base, values, captured)
-    except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
-        return None
-    call = Call(origin, {"self": values[base]}, captured)
-    return call.elementwise(values[base], function)
 
 
 def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Activation:
@@ -94,18 +79,13 @@ def _fits(part: torch.Size, whole: torch.Size) -> bool:
     return len(part) <= len(whole) and all(p in (1, w) for p, w in zip(reversed(part), reversed(whole), strict=False))
 
 
-def is_scalar(origin: fx.Node) -> bool:
-    """Whether the operation acts on every coordinate separately, so that others may complete it to an activation."""
-    return name_of(origin) in {*READERS, *COMPARISONS, "logical_not", *ACTIVATIONS, *SAME}
-
-
 def _base(origin: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node:
     """The last value from which everything in `origin` is computed by scalar operations alone."""
     order = {node: place for place, node in enumerate(origin.graph.nodes)}
     frontier = {origin}
     while len(frontier) > 1 or not isinstance(values.get(next(iter(frontier))), Node) or origin in frontier:
         last = max(frontier, key=order.__getitem__)
-        if not is_scalar(last):
+        if name_of(last) not in SCALAR:
             raise NotScalarError
         frontier.remove(last)
         frontier |= {parent for parent in last.all_input_nodes if not _is_constant(values.get(parent))}
@@ -329,8 +309,26 @@ READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
     **dict.fromkeys(("maximum", "fmax"), _extremum(largest=True)),
     **dict.fromkeys(("minimum", "fmin"), _extremum(largest=False)),
 }
+# Operations that act on every coordinate separately.
+SCALAR = frozenset({*READERS, *COMPARISONS, "logical_not", *ACTIVATIONS, *SAME})
 
 
+@completion(*SCALAR)
+def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
+    """The value of an operation as an activation of an earlier value; None if it is not one with finite slopes."""
+    try:
+        base = _base(origin, values)
+        function = _function(origin, base, values, captured)
+        while not math.isfinite(function.constant):  # the square of a clamp is bounded in terms of an earlier value
+            base = _base(base, values)
+            function = _function(origin, base, values, captured)
+    except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
+        return None
+    call = Call(origin, {"self": values[base]}, captured)
+    return call.elementwise(values[base], function)
+
+
+@completion("mul", "multiply")
 def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
     """The product of two values on images in [0, 1]^n or near one, where both are bounded."""
     factors = [values.get(parent) for parent in origin.args[:2] if isinstance(parent, fx.Node)]
@@ -340,6 +338,7 @@ def product_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: 
     return call.make(Product(), *(call.expanded(factor) for factor in factors))  # type: ignore[arg-type]
 
 
+@completion("pow", "square")
 def power_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
     """A whole power as a product of equal factors, on images in [0, 1]^n or near one."""
     base = values.get(origin.args[0]) if isinstance(origin.args[0], fx.Node) else None
@@ -354,21 +353,5 @@ def power_on_domain(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Ca
 
 def whole_power(origin: fx.Node) -> int:
     """The exponent of a power if it is one of 2, 3, ..., LARGEST_POWER, else 0."""
-    exponent = (*origin.args[1:2], 2)[0] if is_power(origin) else 0
+    exponent = (*origin.args[1:2], 2)[0] if name_of(origin) in ("pow", "square") else 0
     return int(exponent) if exponent in range(2, LARGEST_POWER + 1) else 0  # type: ignore[arg-type]
-
-
-def is_power(origin: fx.Node) -> bool:
-    """Whether the operation is a power."""
-    return name_of(origin) in ("pow", "square")
-
-
-def is_product(origin: fx.Node) -> bool:
-    """Whether the operation multiplies two values coordinate by coordinate."""
-    return name_of(origin) in ("mul", "multiply")
-
-
-KEPT.update(READERS, COMPARISONS, ["logical_not"])
-COMPLETIONS[is_scalar] = written_out
-COMPLETIONS[is_product] = product_on_domain
-COMPLETIONS[is_power] = power_on_domain

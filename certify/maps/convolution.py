@@ -17,7 +17,6 @@ from robustres.certify.maps.linear_map import (
     as_weight,
     exponent_of,
     magnitude_of,
-    written_out,
 )
 from robustres.certify.proof.largest_singular_value import times_power_of_two
 from robustres.errors import InputError
@@ -99,10 +98,6 @@ class Convolution(LinearMap):
         if min(*self.stride, *self.dilation) < 1 or min(min(pads) for pads in self.padding) < 0:
             raise InputError("stride and dilation must be at least 1 and padding at least 0")
 
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
     def __call__(self, x: Tensor) -> Tensor:
         (top, bottom), (left, right) = self.padding
         if top + bottom + left + right:
@@ -133,9 +128,6 @@ class Convolution(LinearMap):
         if self.circular:
             return self.pad().adjoint(padded)
         return padded[:, :, top : top + height, left : left + width]
-
-    def dense(self) -> Tensor:
-        return written_out(self)
 
     def absolute(self) -> "Convolution":
         return replace(self, weight=magnitude_of(self.weight, self.seen), seen=0)
@@ -186,10 +178,6 @@ class Transposed(LinearMap):
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_shape", self.map.out_shape)
         object.__setattr__(self, "out_shape", self.map.in_shape)
-
-    @property
-    def device(self) -> torch.device:
-        return self.map.device
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.map.adjoint(x)
@@ -257,47 +245,11 @@ def average_pool(
     stride: int | Sequence[int] | None = None,
     padding: int | Sequence[int] = 0,
     *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
     divisor: int | None = None,
     device: torch.device | str = "cpu",
-) -> LinearMap:
-    """`torch.nn.functional.avg_pool2d` as a linear map.
-
-    A depthwise `Convolution` if every window is divided by the same number, else a matrix along each axis.
-    """
-    channels = in_shape[0]
-    kernels, pads = pair(kernel), pair(padding)
+) -> Convolution:
+    """`torch.nn.functional.avg_pool2d` where every sum is divided by the same number: a depthwise convolution."""
+    kernels = pair(kernel)
+    weight = torch.full((in_shape[0], 1, *kernels), 1 / (divisor or math.prod(kernels)), dtype=torch.float64)
     strides = kernels if stride is None else pair(stride)
-    matrices, uniform = [], True
-    for side, k, s, p in zip(in_shape[1:], kernels, strides, pads, strict=True):
-        matrix, regular = _pooling_matrix(side, k, s, p, ceil_mode, count_include_pad, divisor is not None)
-        matrices.append(matrix)
-        uniform &= regular
-    if divisor is not None:
-        matrices[0] = matrices[0] / divisor
-    if uniform:
-        value = 1 / (divisor or kernels[0] * kernels[1])
-        weight = torch.full((channels, 1, *kernels), value, dtype=torch.float64, device=device)
-        return Convolution(weight, in_shape, strides, both_sides(pads), groups=channels, seen=1)
-    return separable(matrices[0].to(device), matrices[1].to(device), channels, seen=3)
-
-
-def _pooling_matrix(
-    side: int, kernel: int, stride: int, pad: int, ceil_mode: bool, include_pad: bool, undivided: bool
-) -> tuple[Tensor, bool]:
-    """One axis of average pooling as a matrix, and whether it is regular (each window divided by `kernel`)."""
-    extra = stride - 1 if ceil_mode else 0
-    count = (side + 2 * pad - kernel + extra) // stride + 1
-    if ceil_mode and (count - 1) * stride >= side + pad:
-        count -= 1  # no window starts in the padding on the right
-    matrix = torch.zeros(count, side, dtype=torch.float64)
-    regular = count == (side + 2 * pad - kernel) // stride + 1
-    for row in range(count):
-        start = row * stride - pad
-        stop = min(start + kernel, side + pad)
-        inside = range(max(start, 0), min(stop, side))
-        size = stop - start if include_pad else len(inside)
-        matrix[row, list(inside)] = 1.0 if undivided else 1 / size
-        regular &= undivided or size == kernel
-    return matrix, regular
+    return Convolution(weight.to(device), in_shape, strides, both_sides(padding), groups=in_shape[0], seen=1)

@@ -26,10 +26,6 @@ class Selection(LinearMap):
     forward_roundings = 0
 
     @property
-    def device(self) -> torch.device:
-        return self.index.device
-
-    @property
     def copies(self) -> int:
         """The largest number of times that one input coordinate appears in the output; the square of the norm."""
         used = self.index[self.index >= 0]
@@ -96,10 +92,6 @@ class Diagonal(LinearMap):
     def of_channels(self) -> bool:
         """Whether there is one factor for each channel."""
         return self.factors.ndim == 1
-
-    @property
-    def device(self) -> torch.device:
-        return self.factors.device
 
     def __call__(self, x: Tensor) -> Tensor:
         return x * self.factors.reshape(*self.factors.shape, *[1] * (len(self.in_shape) - self.factors.ndim))

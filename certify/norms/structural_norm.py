@@ -1,9 +1,9 @@
 """Norms that follow from the structure of a map, or from a dense singular value decomposition of a small one."""
 
 import math
-from functools import singledispatch
 
 import torch
+from torch import Tensor
 
 from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection
@@ -24,58 +24,31 @@ DENSE_SIDE = 768  # smaller side up to which a matrix is always decomposed
 DENSE_ENTRIES = 4_000_000
 
 
-@singledispatch
 def structural_norm(map_: LinearMap) -> float | None:
     """The norm, rounded up, if the structure alone gives it exactly; otherwise None."""
+    match map_:
+        case Identity():
+            return 1.0
+        case Diagonal():
+            return float(map_.absolute().factors.max())
+        case Selection():
+            return float(map_.copies) if map_.copies <= 1 else rounded_up(math.sqrt(map_.copies), 1)
+        case Scaled():
+            inner = structural_norm(map_.map)
+            return None if inner is None else rounded_up(product_up([abs(map_.factor), inner]), map_.seen)
+        case Dense():
+            return _blocks_norm(map_, map_.matrix[None], map_.seen)
+        case Convolution() if _is_pointwise(map_):
+            return _blocks_norm(map_, map_.weight.reshape(map_.groups, -1, map_.weight.shape[1]), map_.seen)
+        case Convolution() | Transposed() | Composition() | Sum():
+            return None
     raise unanswered("structural_norm", map_)
 
 
-@structural_norm.register
-def _identity_norm(map_: Identity) -> float | None:
-    return 1.0
-
-
-@structural_norm.register
-def _diagonal_norm(map_: Diagonal) -> float | None:
-    return float(map_.absolute().factors.max())
-
-
-@structural_norm.register
-def _selection_norm(map_: Selection) -> float | None:
-    return float(map_.copies) if map_.copies <= 1 else rounded_up(math.sqrt(map_.copies), 1)
-
-
-@structural_norm.register
-def _scaled_norm(map_: Scaled) -> float | None:
-    inner = structural_norm(map_.map)
-    return None if inner is None else rounded_up(product_up([abs(map_.factor), inner]), map_.seen)
-
-
-@structural_norm.register
-def _dense_norm(map_: Dense) -> float | None:
-    stored = largest_norm(map_.matrix[None], method="svd" if min(map_.matrix.shape) <= DENSE_SIDE else "cholesky")
-    return rounded_up(stored + _weight_error(map_, map_.seen), 1) if map_.seen else stored
-
-
-@structural_norm.register
-def _convolution_norm(map_: Convolution) -> float | None:
-    if not _is_pointwise(map_):
-        return None
-    blocks = map_.weight.reshape(map_.groups, -1, map_.weight.shape[1])
+def _blocks_norm(map_: LinearMap, blocks: Tensor, seen: int) -> float:
+    """The norm of a map with these diagonal blocks (groups, m, n), whose entries have `seen` relative roundings."""
     stored = largest_norm(blocks, method="svd" if min(blocks.shape[1:]) <= DENSE_SIDE else "cholesky")
-    return rounded_up(stored + _weight_error(map_, map_.seen), 1) if map_.seen else stored
-
-
-@structural_norm.register(Transposed)
-@structural_norm.register(Composition)
-@structural_norm.register(Sum)
-def _no_structural_norm(map_: LinearMap) -> float | None:
-    return None
-
-
-def _weight_error(map_: LinearMap, seen: int) -> float:
-    """Upper bound on the norm of the error of the stored weights."""
-    return gamma(seen) * absolute_norm(map_) if seen else 0.0
+    return rounded_up(stored + gamma(seen) * absolute_norm(map_), 1) if seen else stored
 
 
 def dense_bound(map_: LinearMap) -> float:

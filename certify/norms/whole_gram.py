@@ -7,7 +7,6 @@ cheap compared with its factorisation.
 """
 
 import math
-from dataclasses import replace
 from itertools import product
 
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from robustres.certify.maps.convolution import Convolution
 from robustres.certify.maps.rounding import absolute_norm
-from robustres.certify.norms.ritz_pair import top_ritz_pair
-from robustres.certify.proof.largest_singular_value import proved_below, times_power_of_two
+from robustres.certify.proof.largest_singular_value import proved_top
 from robustres.numerics import gamma, rounded_up
 
 MARGINS = (1e-6, 1e-4, 1e-3, 1e-2)
@@ -24,17 +22,12 @@ RITZ_STEPS = 50
 
 
 def whole_gram_bound(convolution: Convolution, *, seconds: float) -> float | None:
-    """A deterministic upper bound on the norm, usually within 1e-6; None if it takes more than the given seconds of a
-    nominal core, or if the convolution has groups or another padding than zeros."""
+    """A deterministic upper bound on the norm of a `normalised` convolution, usually within 1e-6; None if it takes more
+    than the given seconds of a nominal core, or if the convolution has groups or another padding than zeros."""
     if convolution.groups > 1 or convolution.circular or nominal_seconds(convolution) > seconds:
         return None
-    largest = float(convolution.weight.detach().abs().max()) if convolution.weight.numel() else 0.0
-    if not 0 < largest < math.inf:
-        return None
-    exponent = math.frexp(largest)[1]
-    scaled = replace(convolution, weight=times_power_of_two(convolution.weight.detach(), -exponent))
-    square = _proved_top(*whole_gram(scaled))
-    return rounded_up(math.ldexp(rounded_up(math.sqrt(square), 4), exponent), 1)
+    gram, error = whole_gram(convolution)
+    return rounded_up(math.sqrt(proved_top(gram, error, margins=MARGINS, steps=RITZ_STEPS)), 4)
 
 
 def nominal_seconds(convolution: Convolution) -> float:
@@ -73,13 +66,3 @@ def _places(convolution: Convolution, axis: int) -> Tensor:
     read = torch.arange(outputs) * convolution.stride[axis] + taps - convolution.padding[axis][0]
     found: Tensor = (read[..., None] == torch.arange(inputs)).to(convolution.weight)
     return found
-
-
-def _proved_top(gram: Tensor, error: float) -> float:
-    """Upper bound on the largest eigenvalue: an estimate plus the smallest proved margin, else infinity."""
-    value = float(top_ritz_pair(gram[None], steps=RITZ_STEPS)[0])
-    for margin in MARGINS:
-        tried = value * (1 + margin) + 4 * error
-        if tried == 0 or bool(proved_below(gram[None], tried, error)):
-            return tried
-    return math.inf

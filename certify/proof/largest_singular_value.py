@@ -1,6 +1,7 @@
 """Upper bounds on the largest singular value of a batch of matrices, including rounding."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -122,3 +123,33 @@ def rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:
         quotient = (vector.conj() * image).sum((-2, -1)).real
         vector = image
     return quotient
+
+
+def ritz_values(hermitian: Tensor, *, steps: int = 30) -> Tensor:
+    """(F,): lower estimates of the largest eigenvalues of (F, n, n), by re-orthogonalised Lanczos."""
+    count, size = hermitian.shape[0], hermitian.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(1, size, 1, dtype=torch.float64, generator=generator).to(hermitian)
+    vector = (vector / torch.linalg.vector_norm(vector)).expand(count, -1, -1)
+    basis, images = vector, hermitian @ vector
+    noise = 1e-12 * torch.linalg.vector_norm(images, dim=-2, keepdim=True)  # below it the Krylov space is exhausted
+    for _ in range(min(steps, size) - 1):
+        image = images[..., -1:]
+        for _ in range(2):
+            image = image - basis @ (basis.mH @ image)
+        length = torch.linalg.vector_norm(image, dim=-2, keepdim=True)
+        vector = image / torch.where(length > noise, length, torch.inf)
+        basis = torch.cat((basis, vector), dim=-1)
+        images = torch.cat((images, hermitian @ vector), dim=-1)
+    values: Tensor = torch.linalg.eigvalsh(basis.mH @ images)
+    return values[:, -1]
+
+
+def proved_top(hermitian: Tensor, error: float, *, margins: Sequence[float], steps: int) -> float:
+    """Upper bound on the largest eigenvalue of a positive semidefinite matrix (n, n): its Ritz value plus the first of
+    the relative margins that is proved, else infinity. error: as in `proved_below`."""
+    if error == 0 and not bool(hermitian.any()):
+        return 0.0
+    value = float(ritz_values(hermitian[None], steps=steps))
+    tried = (value * (1 + margin) for margin in margins)
+    return next((top for top in tried if bool(proved_below(hermitian[None], top, error))), math.inf)

@@ -155,7 +155,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "graph/rules_pooling.py",
         ("Scaled(float(count), Identity(call.out_shape))", "Scaled(0.9 * float(count), Identity(call.out_shape))"),
-        ('count_include_pad=call["count_include_pad"]', "count_include_pad=True"),
+        ('even = call["count_include_pad"] or', "even = True or"),
     ),
     *_of(
         "graph/rules_shape.py",
@@ -211,9 +211,6 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "maps/linear_map.py",
         ("return max(self.matrix.shape) + self.seen", "return 0"),
-    ),
-    *_of(
-        "maps/algebra.py",
         ("return Composition([part.absolute() for part in self.parts])", "return self"),
         ("return Sum([term.absolute() for term in self.terms])", "return self"),
         ("return sum(part.roundings for part in self.parts)", "return 0"),
@@ -257,7 +254,7 @@ MUTATIONS: list[Mutation] = [
         ("return float(map_.absolute().factors.max())", "return 0.999 * float(map_.absolute().factors.max())"),
         ("rounded_up(math.sqrt(map_.copies), 1)", "1.0"),
         ("product_up([abs(map_.factor), inner])", "0.999 * product_up([abs(map_.factor), inner])"),
-        ("return gamma(seen) * absolute_norm(map_) if seen else 0.0", "return 0.0"),
+        ("gamma(seen) * absolute_norm(map_), 1)", "0.0, 1)"),
     ),
     *_of(
         "norms/linf_norm.py",
@@ -275,7 +272,6 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "norms/whole_gram.py",
-        ("tried = value * (1 + margin) + 4 * error", "return 0.998 * value"),
         ("torch.kron(axes[0][a] @ axes[0][c].mT", "torch.kron(axes[0][a] @ axes[0][a].mT"),
         ("min(convolution.in_size, convolution.out_size)", "1"),
         ("gram[rows, :, columns] += block", "gram[rows, :, columns] += 0.999 * block"),
@@ -300,7 +296,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "fourier/matrix_polynomial.py",
         ("self.roundings + other.roundings + inner + len(self.parts) + 1,", "0,"),
-        ("return HermitianPolynomial(parts, magnitude, max(self.roundings, other.roundings) + 1)", "return self"),
+        ("return type(self)(parts, magnitude, max(self.roundings, other.roundings) + 1)", "return self"),
     ),
     *_of("fourier/torus.py", ("HALF = Fraction(1, 2)", "HALF = Fraction(1, 3)")),
     *_of(
@@ -319,6 +315,7 @@ MUTATIONS: list[Mutation] = [
             "return 0.998 * float(values.max())",
         ),
         ("return rounded_up(float(values.max()) + error, 8)", "return 0.999 * float(values.max())"),
+        ("tried = (value * (1 + margin) for margin in margins)", "return 0.998 * value"),
         ("dismissed = proved_below(open_, accepted, error)", "dismissed = torch.ones(len(open_), dtype=torch.bool)"),
     ),
     *_of(
@@ -433,7 +430,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "blocks/network_forms.py",
         ("return proved_bound(self.order", "return 0.99 * proved_bound(self.order"),
-        ("return torus_bound(self.network", "return 0.99 * torus_bound(self.network"),
+        ("return torus_bound(self.torus", "return 0.99 * torus_bound(self.torus"),
     ),
     *_of(
         "blocks/torus_network.py",

@@ -1,5 +1,6 @@
 """Whole networks in one inequality: above all attained values, exact in known cases, at the optimum of a solver."""
 
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -14,7 +15,6 @@ from robustres.certify import lipschitz
 from robustres.certify.blocks import front
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.fixed_point import search
-from robustres.certify.blocks.front import Weights
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.joint_bound import joint_bound
 from robustres.certify.blocks.network_bound import l2_bound, proved_bound
@@ -231,7 +231,7 @@ def test_inadmissible_multipliers_prove_nothing_false() -> None:
         spread,
         {n: 0 * t for n, t in spread.items()},
     ):
-        found = eliminate(order, layers, Weights(chosen, best.sizes if chosen else {}))
+        found = eliminate(order, layers, replace(best, multipliers=chosen, sizes=best.sizes if chosen else {}))
         assert found is None or l2_bound(found) >= attained
 
 
@@ -242,11 +242,11 @@ def test_the_slack_for_rounding_is_included_and_small(monkeypatch: pytest.Monkey
     order, layers = output.ordered(), increments(output.ordered())
     point = search(order, layers, steps=100)
     plain = proved_bound(order, layers, point)
-    found = eliminate(order, layers, Weights(point.multipliers, point.sizes))
+    found = eliminate(order, layers, point)
     assert found is not None
     assert 0 < found.slack < 1e-9 * plain**2
     assert found.factor < 1 + 1e-7
     coarse = lambda operations: 1e6 * operations * 2.0**-53  # noqa: E731
     monkeypatch.setattr(front, "gamma", coarse)
-    rounded = eliminate(order, layers, Weights(point.multipliers, point.sizes))
+    rounded = eliminate(order, layers, point)
     assert rounded is None or rounded.slack > found.slack

@@ -12,7 +12,7 @@ from robustres.certify.blocks import first_layer
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.first_layer import first_layer_square
 from robustres.certify.blocks.fixed_point import search
-from robustres.certify.blocks.front import Repair, Weights, gram
+from robustres.certify.blocks.front import Repair, gram
 from robustres.certify.blocks.increments import SectorLayer, increments
 from robustres.certify.blocks.network_bound import l2_bound
 from robustres.certify.graph.network import Node
@@ -56,13 +56,13 @@ def test_the_square_is_that_of_the_whole_elimination_and_above_all_slopes(
     upper = torch.randint(0, 3, first.shape, dtype=torch.float64) / 2 if fixed else torch.ones(first.shape)
     layers = increments(order, slopes={first: (torch.zeros(first.shape), upper)})
     point = search(order, layers, steps=steps)
-    weights, layer, repair = Weights(point.multipliers, point.sizes), layers[first], Repair(1e-6)
-    found = eliminate(order[2:], layers, weights, repair=repair, slack=slack)
-    whole = eliminate(order, layers, weights, repair=repair, slack=slack)
+    layer, repair = layers[first], Repair(1e-6)
+    found = eliminate(order[2:], layers, point, repair=repair, slack=slack)
+    whole = eliminate(order, layers, point, repair=repair, slack=slack)
     assert isinstance(layer, SectorLayer)
     assert found is not None
     assert whole is not None
-    square = first_layer_square(found, first, layer, weights, point.change, repair)
+    square = first_layer_square(found, first, layer, point, repair)
     assert math.sqrt(square) == pytest.approx(l2_bound(whole), rel=3e-4 if steps > 2 else 1e-2)
     assert square * (1 + 1e-9) >= l2_bound(whole) ** 2
     if not fixed:
@@ -70,13 +70,13 @@ def test_the_square_is_that_of_the_whole_elimination_and_above_all_slopes(
     extra = 0.3 * torch.eye(found.rows.shape[2], dtype=torch.float64)[None]
     as_rows = replace(found, rows=torch.cat((found.rows, extra), dim=1))
     as_slack = replace(found, slack=found.slack + 0.09)
-    squares = [first_layer_square(one, first, layer, weights, point.change, repair) for one in (as_rows, as_slack)]
+    squares = [first_layer_square(one, first, layer, point, repair) for one in (as_rows, as_slack)]
     assert squares[0] == pytest.approx(squares[1], rel=1e-6)
     assert squares[0] > 1.0001 * square or steps == 2
     own = first_layer._ritz_value
     for factor in (0.999, 0.995, 0.5):
         monkeypatch.setattr(first_layer, "_ritz_value", lambda *given, factor=factor: factor * own(*given))
-        lower = first_layer_square(found, first, layer, weights, point.change, repair)
+        lower = first_layer_square(found, first, layer, point, repair)
         assert lower * (1 + 1e-9) >= l2_bound(whole) ** 2
 
 
@@ -86,14 +86,14 @@ def test_rounding_errors_are_included(monkeypatch: pytest.MonkeyPatch) -> None:
     order = network(convolutional(), 2, 6, 6).ordered()
     layers = increments(order)
     point = search(order, layers, steps=80)
-    weights, layer, repair = Weights(point.multipliers, point.sizes), layers[order[2]], Repair(1e-6)
-    found = eliminate(order[2:], layers, weights, repair=repair)
+    layer, repair = layers[order[2]], Repair(1e-6)
+    found = eliminate(order[2:], layers, point, repair=repair)
     assert found is not None
     assert isinstance(layer, SectorLayer)
-    plain = first_layer_square(found, order[2], layer, weights, point.change, repair)
+    plain = first_layer_square(found, order[2], layer, point, repair)
     coarse = lambda operations: 1e9 * operations * 2.0**-53  # noqa: E731
     monkeypatch.setattr(first_layer, "gamma", coarse)
-    assert plain * (1 + 1e-5) < first_layer_square(found, order[2], layer, weights, point.change, repair)
+    assert plain * (1 + 1e-5) < first_layer_square(found, order[2], layer, point, repair)
 
 
 def test_only_a_wide_rectifier_on_the_only_map_of_the_input_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

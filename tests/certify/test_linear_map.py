@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, padded, separable
+from robustres.certify.maps.convolution import Convolution, Transposed, padded, separable
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Sum
 from robustres.errors import InputError
@@ -75,24 +75,6 @@ def test_a_transposed_convolution_computes_what_torch_computes(stride: int) -> N
     x = normal(2, 4, 5, 6)
     expected = functional.conv_transpose2d(x, weight, stride=stride, padding=1, output_padding=stride - 1)
     torch.testing.assert_close(map_(x), expected)
-
-
-@pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize("include", [False, True])
-@pytest.mark.parametrize(("kernel", "stride", "pad"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0), (4, 3, 2)])
-def test_average_pooling_computes_what_torch_computes(
-    kernel: int, stride: int, pad: int, include: bool, ceil_mode: bool
-) -> None:
-    x = normal(2, 3, 8, 7)
-    map_ = average_pool((3, 8, 7), kernel, stride, pad, ceil_mode=ceil_mode, count_include_pad=include)
-    torch.testing.assert_close(map_(x), functional.avg_pool2d(x, kernel, stride, pad, ceil_mode, include))
-
-
-def test_pooling_with_its_own_divisor_computes_what_torch_computes() -> None:
-    x = normal(1, 2, 7, 8)
-    for ceil_mode in (False, True):
-        map_ = average_pool((2, 7, 8), 3, 2, 1, divisor=5, ceil_mode=ceil_mode)
-        torch.testing.assert_close(map_(x), functional.avg_pool2d(x, 3, 2, 1, ceil_mode, True, 5))
 
 
 def test_operators_compose_in_the_order_of_mathematics() -> None:

@@ -129,6 +129,22 @@ ACTIVATIONS: dict[str, nn.Module] = {
 }
 
 
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("divisor", [None, 5])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0), (4, 3, 2)])
+def test_average_pooling_becomes_the_map_that_torch_computes(
+    kernel: int, stride: int, pad: int, include: bool, ceil_mode: bool, divisor: int | None
+) -> None:
+    def pooled(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, kernel, stride, pad, ceil_mode, include, divisor)
+
+    piece = network(pooled, (3, 8, 7)).piece
+    assert isinstance(piece, Linear)
+    x = torch.randn(2, 3, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(piece.map(x), pooled(x), rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_slopes_of_an_activation_contain_every_difference_quotient_and_are_attained(name: str) -> None:
     module = ACTIVATIONS[name]

@@ -1,6 +1,7 @@
 """Networks on tori: above all attained values and the dense inequality, and equal to the latter in lossless cases."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from robustres.certify import lipschitz
 from robustres.certify.blocks import front, torus_bound
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.fixed_point import search
-from robustres.certify.blocks.front import Repair, Weights
+from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import windows_of_residues
 from robustres.certify.blocks.network_bound import l2_bound
 from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
@@ -147,7 +148,7 @@ def test_the_bound_by_frequency_equals_that_of_the_same_inequality_at_once(paddi
     assert network.regions[0].torus.points == ((4, 4) if padding == "circular" else (5, 5))
     point = search(network.order, network.layers, copies=4, steps=200)
     raised = Repair(2e-2, 0.0)  # admissible without mixing in others, which would differ
-    dense = eliminate(network.order, network.layers, Weights(point.multipliers, point.sizes), repair=raised)
+    dense = eliminate(network.order, network.layers, point, repair=raised)
     assert dense is not None
     upper = torus_bound.torus_bound(network, point, repair=raised)
     assert upper == pytest.approx(l2_bound(dense), rel=1e-6)
@@ -181,10 +182,9 @@ def test_multipliers_that_are_wrong_prove_nothing_false() -> None:
     for spread in (1e-6, 1e-2, 1e2):
         draw = {node: t * (1 + spread * torch.rand_like(t)) ** 2 for node, t in point.multipliers.items()}
         for multipliers in (draw, {node: 1e-9 * t for node, t in draw.items()}):
-            weights = Weights(multipliers, point.sizes)
+            weights = replace(point, multipliers=multipliers)
             for repair in (Repair(0.0, 0.0), Repair()):
-                square = torus_bound.proved_square(network, weights, None, repair)
-                assert square >= least * least
+                assert torus_bound.torus_bound(network, weights, repair=repair) >= least
 
 
 @pytest.mark.parametrize("widest", [8, 64])

@@ -91,7 +91,7 @@ def test_a_pair_that_can_hardly_be_improved_keeps_its_bound_without_a_proof(monk
     proved = whole.pair(0, 1)
     whole.pairs.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(network_forms.PlainForm, "prove", None)
+        patched.setattr(network_forms.Form, "prove", None)
         assert whole.pair(0, 1, known=1.005 * proved) == 1.005 * proved
     assert whole.pair(0, 1, known=1.05 * proved) == proved == whole.pair(1, 0)
 
