@@ -145,8 +145,8 @@ class Attack(ABC):
         if not self.allow_training_mode:
             preflight.check_function(problem.answers, probe, answers, clean, roundoff=problem.roundoff())
         if self.follows_gradients:
-            logits, _, gradient = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
-            preflight.warn_without_gradients(gradient[torch.isfinite(logits).all(dim=1)])
+            found = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
+            preflight.warn_without_gradients(found.gradient[torch.isfinite(found.logits).all(dim=1)])
 
     def require_counts(self, *names: str) -> None:
         """Raise InputError unless each of these settings is at least 1."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from robustres.threat import ThreatModel
 class Problem:
     """Find, for each image x (N, C, H, W), an allowed image that the model misclassifies.
 
-    classes: (N,) the labels, or the targets where `targeted`.
+    labels: (N,). classes: (N,) the labels, or the targets where `targeted`.
     index: (N,) global sample numbers, from which the random numbers are derived.
     search_dtype: precision of the search's forward and backward passes (autocast), None for the model's own.
     writes: whether the model modifies its input in place; it then receives copies.
@@ -25,13 +26,13 @@ class Problem:
 
     model: nn.Module
     x: Tensor
+    labels: Tensor
     classes: Tensor
     index: Tensor
     threat: ThreatModel
     targeted: bool = False
     search_dtype: torch.dtype | None = None
     writes: bool = False
-    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,8 +72,8 @@ class Problem:
         with torch.no_grad(), self._precision():
             return _at_least_float32(self.run(points.to(self.x.dtype)))
 
-    def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, K), loss (N,) and the loss's gradient (N, C, H, W) at the points.
+    def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> "Gradient":
+        """Logits, loss and the loss's gradient at the points.
 
         A loss that does not depend on the points differentiably has gradient 0. NaN in a gradient becomes 0.
         """
@@ -85,9 +86,11 @@ class Problem:
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
         gradient = torch.zeros_like(points) if gradient is None else gradient.to(points.dtype)
-        if not bool(torch.isfinite(gradient.sum())):
+        sums = gradient.flatten(1).sum(dim=1)
+        if not bool(torch.isfinite(sums.sum())):
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        return logits.detach(), value.detach(), gradient
+            sums = gradient.flatten(1).sum(dim=1)
+        return Gradient(logits.detach(), value.detach(), gradient, _vanished(gradient, sums))
 
     def margin(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Margin loss (N,), positive where the attack has succeeded."""
@@ -113,6 +116,15 @@ class Problem:
         return torch.autocast(self.x.device.type, dtype=self.search_dtype)
 
 
+class Gradient(NamedTuple):
+    """Logits (N, K), loss (N,), its gradient (N, C, H, W), and whether the gradient is exactly zero (N,)."""
+
+    logits: Tensor
+    loss: Tensor
+    gradient: Tensor
+    vanished: Tensor
+
+
 def in_parts(values: Tensor, size: int) -> list[Tensor]:
     """The rows of (N, ...) in consecutive parts of at most `size`; an empty list if there are no rows.
 
@@ -121,12 +133,11 @@ def in_parts(values: Tensor, size: int) -> list[Tensor]:
     return list(torch.split(values, size)) if len(values) else []
 
 
-def vanished(gradient: Tensor) -> Tensor:
+def _vanished(gradient: Tensor, sums: Tensor) -> Tensor:
     """Mask (N,) of the gradients (N, ...) that are exactly zero; inspects single pixels only where they sum to zero."""
-    flat = gradient.flatten(1)
-    zero = flat.sum(dim=1) == 0
+    zero = sums == 0
     if bool(zero.any()):
-        zero[zero.clone()] = ~flat[zero].any(dim=1)
+        zero[zero.clone()] = ~gradient.flatten(1)[zero].any(dim=1)
     return zero
 
 

@@ -17,7 +17,7 @@ from robustres.threat import ThreatModel
 # Share of the pixels moved by a step in l1 (Tramer and Boneh 2019 use the 99th percentile; with 5 %, small images still
 # move).
 L1_SHARE = 0.05
-_NEWTON_STEPS, _L1_TOLERANCE, _COUNTS = 100, 1e-9, 12
+_NEWTON_STEPS, _L1_TOLERANCE, _LOOSE, _COUNTS = 100, 1e-9, 1e-2, 12
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -39,50 +39,51 @@ def pixel_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def project_(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
     """Move the points into the ball, in place, and return them; `low` and `high` are the `pixel_bounds` of x.
 
-    linf: the nearest point. l1: the nearest point of the intersection of ball and box. l2: scaled into the ball, then
-    clipped into the box, which keeps it in the ball.
+    linf: the nearest point. l1: about the nearest point of the intersection of ball and box, up to 1 % of eps. l2:
+    scaled into the ball, then clipped into the box, which keeps it in the ball.
     """
     if threat.norm == "linf":
         return points.clamp_(low, high)
     if threat.norm == "l1":
-        return torch.add(x, project_l1_box(points.sub_(x), x, threat.eps), out=points)
+        return torch.add(x, project_l1_box(points.sub_(x), x, threat.eps, tolerance=_LOOSE), out=points)
     difference = points.sub_(x)
     scale = (threat.eps / torch.linalg.vector_norm(difference.flatten(1), dim=1)).clamp_(max=1)
     return torch.addcmul(x, difference, per_sample(scale, x), out=difference).clamp_(0, 1)
 
 
-def project_l1_box(v: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+def project_l1_box(v: Tensor, x: Tensor, eps: float | Tensor, *, tolerance: float = 0.0) -> Tensor:
     """Nearest point to v (N, ...) among {d : sum |d_i| <= eps, 0 <= x + d <= 1}, for images x (N, ...).
 
-    eps: one radius for all, or (N,); the l1 norm of the result exceeds it by at most a relative 1e-9 in float64 and
-    1e-6 in float32. The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), room_i), where room_i is the room on v_i's
-    side and t >= 0 the multiplier of the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and
-    is piecewise linear. Newton's method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints
-    takes several times as long, and so do masks, so that counts are sums of zeros and ones in the type of v.
+    eps: one radius for all, or (N,). tolerance: share of eps by which the l1 norm of the result may fall short of the
+    solution's, or be scaled down to it; at least 1e-9 in float64 and 1e-6 in float32.
+
+    The solution is d_i = sign(v_i) min(max(|v_i| - t, 0), room_i), where room_i is the room on v_i's side and t >= 0
+    the multiplier of the ball (Croce and Hein 2021, "Mind the box"). Its l1 norm decreases with t and is piecewise
+    linear. Newton's method, safeguarded by bisection, finds t in a few passes; sorting the breakpoints takes several
+    times as long, and so do masks, so that counts are sums of zeros and ones in the type of v.
     """
     flat = v.detach().flatten(1)
     radius = torch.as_tensor(eps, dtype=flat.dtype, device=v.device).reshape(-1)
-    tolerance = max(_L1_TOLERANCE, 8 * torch.finfo(flat.dtype).eps)
-    sign, size = flat.sign(), flat.abs()
-    room = torch.addcmul(sign.clamp(min=0), sign, x.flatten(1), value=-1)
-    kept = torch.minimum(size, room)
-    excess = kept.sum(dim=1) - radius
-    threshold = torch.zeros_like(excess)
-    below, above = threshold, size.amax(dim=1)
-    counted = torch.empty_like(kept)
+    tolerance = max(tolerance, _L1_TOLERANCE, 8 * torch.finfo(flat.dtype).eps)
+    size, kept, counted = flat.abs(), torch.empty_like(flat), torch.empty_like(flat)
+    room = torch.gt(flat, 0, out=torch.empty_like(flat)).sub_(x.flatten(1)).abs_()  # 1 - x upwards, x downwards
+    below, above = torch.zeros_like(size[:, 0]), size.amax(dim=1)
+    threshold, zero = below, size.new_zeros(())
     for _ in range(_NEWTON_STEPS):
+        torch.sub(size, threshold[:, None], out=kept)
+        falling = torch.gt(kept, 0, out=counted).sum(dim=1)
+        falling -= torch.gt(kept, room, out=counted).sum(dim=1)
+        excess = torch.clamp(kept, zero, room, out=kept).sum(dim=1) - radius
         outside = excess.abs() > tolerance * radius
         outside &= (excess > 0) | (threshold > 0)  # else v lies inside the ball
         if not bool(outside.any()):
             break
         below, above = torch.where(excess > 0, threshold, below), torch.where(excess > 0, above, threshold)
-        changed = torch.sign(kept, out=counted).sum(dim=1)
-        step = threshold + excess / (changed - torch.eq(kept, room, out=counted).mul_(kept).sign_().sum(dim=1))
+        step = threshold + excess / falling
         step = torch.where((step > below) & (step < above), step, (below + above) / 2)
         threshold = torch.where(outside, step, threshold)
-        torch.minimum(torch.sub(size, threshold[:, None], out=kept), room, out=kept).clamp_(min=0)
-        excess = kept.sum(dim=1) - radius
-    return kept.mul_(sign).reshape(v.shape)
+    inwards = (radius / (radius + excess)).nan_to_num_(1.0).clamp_(max=1)  # NaN if the radius is 0 or infinite
+    return kept.mul_(torch.sign(flat, out=counted).mul_(inwards[:, None])).reshape(v.shape)
 
 
 def retract(points: Tensor, x: Tensor, low: Tensor, high: Tensor, threat: ThreatModel) -> Tensor:
@@ -138,9 +139,9 @@ def unit_direction(gradient: Tensor, points: Tensor, norm: str) -> Tensor:
 def signs_of_largest(values: Tensor, count: Tensor) -> Tensor:
     """The signs of about `count` (N,) entries of (N, ...) of largest size in each sample, the others being 0.
 
-    The number differs by at most 2 % or one entry, unless entries are equal. Sizes are taken to be roughly
-    exponentially distributed, so that a threshold with the right count is found in a few passes; sorting takes many
-    times as long.
+    The number differs by at most 2 % or one entry, unless entries are equal. The first threshold takes the sizes to be
+    exponentially distributed, the next ones interpolate the logarithm of the count over the root of the threshold,
+    which takes a few passes; sorting takes many times as long.
     """
     size, wanted = values.abs().flatten(1), count.to(values.dtype)
     mean = size.mean(dim=1)
@@ -149,7 +150,7 @@ def signs_of_largest(values: Tensor, count: Tensor) -> Tensor:
     more = torch.full_like(wanted, size.shape[1])  # entries of at least `below`
     threshold = torch.minimum(mean * (size.shape[1] / wanted).log(), above)
     large = torch.empty_like(size)
-    for turn in range(_COUNTS):
+    for _ in range(_COUNTS):
         found = torch.ge(size, threshold[:, None], out=large).sum(dim=1)
         wrong = (found - wanted).abs() > (0.02 * wanted).clamp(min=1)
         if not bool(wrong.any()):
@@ -158,9 +159,9 @@ def signs_of_largest(values: Tensor, count: Tensor) -> Tensor:
         below, more = torch.where(many, threshold, below), torch.where(many, found, more)
         above, fewer = torch.where(many, above, threshold), torch.where(many, fewer, found)
         share = ((more / wanted).log() / (more / fewer.clamp(min=1)).log()).nan_to_num(0.5).clamp(0.1, 0.9)
-        share = share if turn % 2 == 0 else torch.full_like(share, 0.5)
-        threshold = torch.where(wrong, below + share * (above - below), threshold)
-    return values.sign().mul_(large.reshape(values.shape))
+        root = torch.lerp(below.sqrt(), above.sqrt(), share)
+        threshold = torch.where(wrong, root.square(), threshold)
+    return torch.sign(values.flatten(1), out=size).mul_(large).reshape(values.shape)
 
 
 def ascended(points: Tensor, gradient: Tensor, size: Tensor, norm: str) -> Tensor:

@@ -15,16 +15,17 @@ _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
+def _shifted(z: Tensor, bits: int, into: Tensor) -> Tensor:
     """Logical right shift; the shift of torch is arithmetic."""
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+    return torch.bitwise_right_shift(z, bits, out=into).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, elementwise on int64 with wrap-around."""
-    z = (z ^ _shifted(z, 30)).mul_(_FIRST)
-    z = z.bitwise_xor_(_shifted(z, 27)).mul_(_SECOND)
-    return z.bitwise_xor_(_shifted(z, 31))
+    """SplitMix64's finaliser, elementwise on int64 with wrap-around; overwrites z."""
+    shifted = torch.empty_like(z)
+    z.bitwise_xor_(_shifted(z, 30, shifted)).mul_(_FIRST)
+    z.bitwise_xor_(_shifted(z, 27, shifted)).mul_(_SECOND)
+    return z.bitwise_xor_(_shifted(z, 31, shifted))
 
 
 def sample_keys(seed: int, index: Tensor, restart: Tensor) -> Tensor:
@@ -45,7 +46,8 @@ def _bits(keys: Tensor, shape: tuple[int, ...], draw: Tensor | int) -> Tensor:
 def uniform(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0, dtype: torch.dtype) -> Tensor:
     """Numbers uniform on [0, 1), (N, *shape), from keys (N,)."""
     bits = 53 if dtype == torch.float64 else 24
-    return _shifted(_bits(keys, shape, draw), 64 - bits).to(dtype).mul_(2.0**-bits)
+    hashes = _bits(keys, shape, draw)
+    return _shifted(hashes, 64 - bits, hashes).to(dtype).mul_(2.0**-bits)
 
 
 def integers(keys: Tensor, high: Tensor | int, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
@@ -55,7 +57,8 @@ def integers(keys: Tensor, high: Tensor | int, shape: tuple[int, ...] = (), *, d
 
 def words(keys: Tensor, shape: tuple[int, ...] = (), *, draw: Tensor | int = 0) -> Tensor:
     """The source of `integers`: numbers of 32 random bits, (N, *shape) int64."""
-    return _shifted(_bits(keys, shape, draw), 32)
+    hashes = _bits(keys, shape, draw)
+    return _shifted(hashes, 32, hashes)
 
 
 def below(high: Tensor | int, words: Tensor) -> Tensor:
@@ -66,5 +69,5 @@ def below(high: Tensor | int, words: Tensor) -> Tensor:
 def normal(keys: Tensor, shape: tuple[int, ...], *, draw: Tensor | int = 0, dtype: torch.dtype) -> Tensor:
     """Standard normal numbers, (N, *shape) (Box and Muller 1958)."""
     pair = uniform(keys, (2, *shape), draw=draw, dtype=torch.float64)
-    radius = torch.sqrt(-2.0 * torch.log1p(-pair[:, 0]))
-    return (radius * torch.cos(2.0 * math.pi * pair[:, 1])).to(dtype)
+    radius = torch.log1p(-pair[:, 0]).mul_(-2.0).sqrt_()
+    return radius.mul_(pair[:, 1].mul_(2.0 * math.pi).cos_()).to(dtype)

@@ -78,9 +78,9 @@ class AutoPgd(GradientSearch):
         allowed = slots["x"], slots["low"], slots["high"], threat
         target = ball.project_(ball.ascended(points, gradient, slots["size"], threat.norm), *allowed)
         share = per_sample(torch.where(slots["age"] > 0, MOMENTUM, 1.0).to(points.dtype), points)
-        torch.lerp(points, target, share, out=target)
-        torch.sub(points, previous, out=previous)  # 0 in new slots, where both are equal
-        moved = torch.add(target, previous, alpha=1 - MOMENTUM, out=previous)
+        # points + MOMENTUM (target - points) + (1 - MOMENTUM) (points - previous)
+        onwards = torch.lerp(previous, points, 2.0, out=previous)
+        moved = torch.lerp(onwards, target, share, out=previous)
         slots["points"], slots["previous"] = ball.project_(moved, *allowed), points
         return slots["age"] + 1 >= self.steps
 
@@ -112,12 +112,14 @@ class AutoPgd(GradientSearch):
     def _back_at_best(self, slots: Slots, gradient: Tensor, mask: Tensor) -> Tensor:
         """Move the slots in the mask to their best point; return the gradient with that of the best point for these."""
         rows = mask.nonzero().flatten()
+        if not len(rows):
+            return gradient
         copy_rows(slots["points"], slots["best"], rows)
         return gradient.index_copy(0, rows, slots["best_gradient"].index_select(0, rows))
 
 
 class SparseAutoPgd(AutoPgd):
-    """The search for l1: sparse steps without momentum, exact projections onto ball and box."""
+    """The search for l1: sparse steps without momentum, projections onto the intersection of ball and box."""
 
     LEAST_STEP, FALL, FIRST_SHARE, STILL_SPARSER = 0.1, 1.5, 0.2, 0.95
 
@@ -135,14 +137,15 @@ class SparseAutoPgd(AutoPgd):
         points = slots["points"]
         size = points[0].numel()
         signs = ball.signs_of_largest(gradient, size - ((1 - slots["share"]) * size).long().clamp(0, size - 1))
-        count = signs.abs().flatten(1).sum(dim=1).clamp(min=1.0)
-        target = points + signs * per_sample(slots["size"] / count, points)
+        count = torch.linalg.vecdot(signs.flatten(1), signs.flatten(1)).clamp(min=1.0)
+        target = torch.addcmul(points, signs, per_sample(slots["size"] / count, points), out=signs)
         slots["points"] = ball.project_(target, slots["x"], slots["low"], slots["high"], self.problem.threat)
         return slots["age"] + 1 >= self.steps
 
     def _adapt(self, slots: Slots, gradient: Tensor, judged: Tensor) -> Tensor:
         eps = self.problem.threat.eps
-        moved = (slots["best"] != slots["x"]).flatten(1).sum(dim=1).to(slots["size"].dtype)
+        changed = torch.ne(slots["best"], slots["x"], out=torch.empty_like(gradient))  # sums masks much faster
+        moved = changed.flatten(1).sum(dim=1)
         sparser = moved / slots["moved"] < self.STILL_SPARSER
         fallen = (slots["size"] / self.FALL).clamp(self.LEAST_STEP * eps, eps)
         slots["size"] = torch.where(judged, torch.where(sparser, eps, fallen), slots["size"])

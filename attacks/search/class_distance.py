@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustres.attacks.base.ledger import Ledger
-from robustres.attacks.base.problem import Problem, in_parts, vanished
+from robustres.attacks.base.problem import Problem, in_parts
 from robustres.attacks.geometry import losses
 from robustres.attacks.geometry.hyperplane import nearest_on_hyperplane
 from robustres.numerics import distance
@@ -22,13 +22,13 @@ def class_distances(problem: Problem, ledger: Ledger, targets: Tensor, batch_siz
     for rank in range(targets.shape[1]):
         for rows in in_parts(left, batch_size):
             labels, aims = problem.classes[rows], targets[rows, rank]
-            _, lead, gradient = problem.gradient(
+            _, lead, gradient, vanished = problem.gradient(
                 problem.x[rows].to(problem.dtype),
                 lambda logits, labels=labels, aims=aims: losses.difference(logits, labels, aims),  # type: ignore[misc]
             )
             away[rows, rank] = _distance(problem, rows, lead, gradient)
             once = torch.ones_like(rows)
-            ledger.count(rows, evaluations=once, gradients=once, zero_gradients=vanished(gradient).long())
+            ledger.count(rows, evaluations=once, gradients=once, zero_gradients=vanished.long())
     return away
 
 

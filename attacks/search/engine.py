@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from robustres.attacks.base.ledger import Ledger
-from robustres.attacks.base.problem import Problem, in_parts, vanished
+from robustres.attacks.base.problem import Problem, in_parts
 from robustres.attacks.geometry.ball import copy_rows
 
 
@@ -202,10 +202,10 @@ def _evaluated(problem: Problem, search: Search, slots: Slots) -> tuple[Tensor, 
         logits = problem.search_answers(points)
         slots["runs"] += 1
         return logits, search.loss(logits, slots), points.new_empty(0)
-    logits, loss, gradient = problem.gradient(points, lambda logits: search.loss(logits, slots))
+    logits, loss, gradient, vanished = problem.gradient(points, lambda logits: search.loss(logits, slots))
     slots["runs"] += 1
-    slots["stuck"] = vanished(gradient)
-    slots["zeros"] += slots["stuck"]
+    slots["stuck"] = vanished
+    slots["zeros"] += vanished
     return logits, loss, gradient
 
 

@@ -60,7 +60,9 @@ class MinimumNormSearch(Search):
         flat = difference.flatten(1)
         if self.problem.threat.norm == "linf":
             return torch.maximum(-flat.amin(dim=1), flat.amax(dim=1))  # much faster than aminmax and vector_norm
-        order = {"l2": 2.0, "l1": 1.0, "l0": 0.0}[self.problem.threat.norm]
+        if self.problem.threat.norm == "l1":
+            return flat.abs().sum(dim=1)  # three times as fast as vector_norm
+        order = {"l2": 2.0, "l0": 0.0}[self.problem.threat.norm]
         length: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
         return length
 

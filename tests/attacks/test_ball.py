@@ -1,5 +1,7 @@
 """Projections against a convex solver, and exact membership in the ball."""
 
+import math
+
 import cvxpy
 import numpy as np
 import pytest
@@ -44,6 +46,16 @@ def test_the_l1_projection_of_many_images_cuts_every_change_by_one_amount() -> N
     high = torch.where(torch.minimum(size, room).sum(dim=1, keepdim=True) <= eps[:, None], 0.0, high)
     expected = v.sign() * torch.minimum((size - high).clamp(min=0), room)
     torch.testing.assert_close(ball.project_l1_box(v, x, eps), expected, rtol=0, atol=1e-8)
+    loose = ball.project_l1_box(v, x, eps, tolerance=1e-2)
+    assert (loose.abs().sum(dim=1) <= eps * (1 + 1e-12)).all()
+    assert ((loose - expected).abs().sum(dim=1) <= 0.04 * eps).all()
+    assert ((x + loose >= -1e-12) & (x + loose <= 1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize(("eps", "expected"), [(0.0, 0.0), (math.inf, 0.25)])
+def test_the_l1_projection_onto_a_point_and_onto_the_box_alone(eps: float, expected: float) -> None:
+    moved = ball.project_l1_box(torch.full((2, 4), 3.0), torch.full((2, 4), 0.75), eps)
+    torch.testing.assert_close(moved, torch.full((2, 4), expected))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -104,7 +104,7 @@ def test_apgd_goes_back_to_its_best_point_at_a_checkpoint_without_progress(age: 
     """
     one, nobody = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     threat = ThreatModel("linf", 0.5)
-    problem = Problem(model=nn.Identity(), x=0.5 * one, classes=nobody, index=nobody, threat=threat)
+    problem = Problem(nn.Identity(), 0.5 * one, nobody, nobody, nobody, threat)
     slots = Slots(sample=nobody, restart=nobody, index=nobody, age=nobody + age, x=0.5 * one, low=0 * one, high=one)
     search = AutoPgd(problem, steps=100, seed=0, loss="ce")
     search.begin(slots)

@@ -25,7 +25,9 @@ def test_a_step_is_the_mean_of_both_projections_biased_towards_the_image(hit: bo
     """
     x = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     nobody = torch.zeros(1, dtype=torch.int64)
-    problem = Problem(model=nn.Identity(), x=x, classes=nobody, index=nobody, threat=ThreatModel("l2", 1.0))
+    problem = Problem(
+        model=nn.Identity(), x=x, labels=nobody, classes=nobody, index=nobody, threat=ThreatModel("l2", 1.0)
+    )
     gradient, loss = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([-0.2], dtype=torch.float64)
     slots, search = Slots(sample=nobody, x=x), BoundarySearch(problem, steps=1)
     search.begin(slots)

@@ -23,7 +23,7 @@ class Half(nn.Module):
 def ledger_of(x: list[float]) -> Ledger:
     images = torch.tensor(x, dtype=torch.float64)[:, None]
     zeros = torch.zeros(len(x), dtype=torch.int64)
-    problem = Problem(model=Half(), x=images, classes=zeros, index=zeros, threat=ThreatModel("linf", 0.4))
+    problem = Problem(model=Half(), x=images, labels=zeros, classes=zeros, index=zeros, threat=ThreatModel("linf", 0.4))
     ledger = Ledger(problem)
     ledger.record_clean(problem.answers(images))
     return ledger

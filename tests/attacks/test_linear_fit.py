@@ -38,7 +38,7 @@ def images(model: Rippled, count: int) -> tuple[Tensor, Tensor]:
 
 
 def problem_of(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Problem, Ledger]:
-    problem = Problem(model=model, x=x, classes=y, index=torch.arange(len(x)), threat=threat)
+    problem = Problem(model=model, x=x, labels=y, classes=y, index=torch.arange(len(x)), threat=threat)
     ledger = Ledger(problem)
     ledger.record_clean(problem.answers(x))
     return problem, ledger

@@ -83,7 +83,7 @@ def test_the_distance_of_a_class_is_exact_for_a_linear_model(norm: str) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).double().eval()
         x = torch.rand(6, 3, 2, 2).double() * 0.2 + 0.4
     y = model(x).argmax(dim=1)
-    problem = Problem(model=model, x=x, classes=y, index=torch.arange(6), threat=ThreatModel(norm, math.inf))  # type: ignore[arg-type]
+    problem = Problem(model=model, x=x, labels=y, classes=y, index=torch.arange(6), threat=ThreatModel(norm, math.inf))  # type: ignore[arg-type]
     ledger, targets = Ledger(problem), likely_targets(model(x).detach(), y, 9)
     aims, away = nearest_first(targets, class_distances(problem, ledger, targets, 4))
     weight, dual = model[1].weight, {"linf": 1.0, "l2": 2.0, "l1": math.inf}[norm]
