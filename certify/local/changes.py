@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.increments import SectorLayer
-from robustres.certify.local.program import Program
+from robustres.certify.local.program import BLOCK, Program, lower_products
 from robustres.certify.local.secants import slopes_from
 from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import (
@@ -40,8 +40,8 @@ from robustres.certify.local.steps import (
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
-BLOCK = 256  # columns of a Gram matrix at a time
 MOST = 2**26  # largest number of entries of one step's changes
+STORED = 2**23  # largest number of entries of the first map's, which are computed once for a network
 SPARE = 1e-6  # S minus the product of its factors is at least this
 SHRINKING = (1.0, 0.97, 0.85, 0.6, 0.3)  # scales tried in turn if the multipliers are too large
 RANGE = 1e3  # largest ratio of a multiplier to the median, and of the median to a multiplier
@@ -63,11 +63,12 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """root: r (N,). lower: L with S - L L^T >= SPARE for the exact S. size, off: at or above |r X| and the error of
-    r X and H."""
+    """root: r (N,). lower: L with S - L L^T >= SPARE for the exact S. length, size, off: at or above |L|, |r X| and the
+    error of r X and H."""
 
     root: Tensor
     lower: Tensor
+    length: float
     size: float
     off: float
 
@@ -94,12 +95,19 @@ class Changes:
         self.values = {} if self.ended else {0: torch.diag(units).reshape(-1, *shape)}
         # By step (*shape), a bound of the norm of the error of each coordinate's column.
         self.errors = {0: like.new_zeros(shape)}
+        # Whether the changes of step 1 are those of every image.
+        self.first = (
+            region.norm == "l2"
+            and isinstance(program.steps[1], Affine)
+            and self.inputs * math.prod(program.steps[1].shape) <= STORED
+        )
         self.free: dict[int, Tensor] = {}  # by activation, the coordinates with an entry of v
         self.reach = like.new_zeros(0)  # largest change of each argument, relative to the radius
         self.image = like.new_zeros(0, self.inputs)  # the rows X
         self.hidden = like.new_zeros(0, 0)  # the coefficients of v in these rows
-        self.gram = like.new_zeros(0, 0)
-        self.row_error = 0.0
+        self.gram = like.new_zeros(0, 0)  # the lower half of X X^T
+        self.row_error = self.hidden_size = 0.0
+        self.factored: tuple[Tensor, Factor] | None = None  # the latest multipliers and their factor
         self.latest: tuple[int, Tensor, Tensor] | None = None  # place, coordinates and X c_x of the previous targets
 
     def follow(self, place: int, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
@@ -114,7 +122,7 @@ class Changes:
         elif isinstance(step, Product):
             self._product(place, step, bounds)
         else:
-            self.values[place], self.errors[place] = self._linear(step)
+            self.values[place], self.errors[place] = self._linear(place, step)
         if self.ended:
             return
         read = {source for later in self.program.steps[place + 1 :] for source in sources_of(later)}
@@ -122,13 +130,14 @@ class Changes:
             del self.values[old], self.errors[old]
         self.ended = not bool(torch.isfinite(self.errors[place]).all())
 
-    def _linear(self, step: Step) -> tuple[Tensor, Tensor]:
+    def _linear(self, place: int, step: Step) -> tuple[Tensor, Tensor]:
         """The changes of an affine step, a sum or a concatenation, and bounds of their errors."""
         match step:
             case Affine():
                 before, error = self.values[step.source], self.errors[step.source]
                 error = error + gamma(step.charged + 8) * _lengths(before)
-                return step.map(before), step.absolute(error[None])[0] * (1 + 1e-6) + TINY
+                after = self.program.first_columns if place == 1 and self.first else step.map(before)
+                return after, step.absolute(error[None])[0] * (1 + 1e-6) + TINY
             case Total():
                 parts = [self.values[source] for source in step.sources]
                 error = sum((self.errors[source] for source in step.sources[1:]), self.errors[step.sources[0]])
@@ -206,17 +215,18 @@ class Changes:
         read = any(source in sources_of(later) for later in self.program.steps[place + 1 :])
         if len(self.reach) or read or list(self.values) != [source] or not 0 < len(active) < self.inputs:
             return
-        columns = self.values[source].flatten(1)[:, active].to(torch.float64)
-        size, off = _norm(columns), _norm(self.errors[source].flatten()[active])
-        gram = columns.new_zeros(len(active), len(active))
-        for at in range(0, len(active), BLOCK):  # the lower half
-            gram[at:, at : at + BLOCK] = columns[:, at:].T @ columns[:, at : at + BLOCK]
+        values = self.values[source]
+        if source == 1 and self.first and values[0].numel() < self.inputs:
+            gram = self.program.first_products[active][:, active]
+        else:
+            gram = lower_products(values.flatten(1)[:, active].to(torch.float64))
+        size = math.sqrt(float(gram.trace()) * (1 + gamma(4 * (self.inputs + len(active))))) * UP
+        off = _norm(self.errors[source].flatten()[active])
         charge = gamma(4 * (self.inputs + 16)) * size * size + (2 * size + off) * off
         gram.diagonal().add_(2 * (charge + definiteness_slack(len(active)) * size * size) + TINY)
         lower, info = torch.linalg.cholesky_ex(gram)
         if bool(info) or not bool(torch.isfinite(lower.diagonal()).all()):
             return
-        values = self.values[source]
         compressed = values.new_zeros(len(active), values[0].numel())
         compressed[:, active] = lower.T.to(values)
         self.values[source] = compressed.reshape(-1, *values.shape[1:])
@@ -233,14 +243,11 @@ class Changes:
 
     def _rows(self, columns: Tensor, side: Tensor) -> None:
         image, old, new = columns[: self.inputs].T.contiguous(), len(self.reach), columns.shape[1]
-        gram, hidden = side.new_empty(old + new, old + new), side.new_empty(old + new, old + new)
-        gram[:old, :old], gram[:old, old:], gram[old:, :old], gram[old:, old:] = (
-            self.gram,
-            side,
-            side.T,
-            image @ image.T,
-        )
-        hidden[:old, :old], hidden[:, old:], hidden[old:, :old] = self.hidden, 0.0, columns[self.inputs :].T
+        gram, hidden = side.new_zeros(old + new, old + new), side.new_zeros(old + new, old + new)
+        gram[:old, :old], gram[old:, :old] = self.gram, side.T
+        gram[old:, old:] = lower_products(columns[: self.inputs])
+        hidden[:old, :old], hidden[old:, :old] = self.hidden, columns[self.inputs :].T
+        self.hidden_size = math.hypot(self.hidden_size, _norm(columns[self.inputs :])) * UP
         self.gram, self.hidden, self.image = gram, hidden, torch.cat([self.image, image])
 
     def targets(self, place: int, *, rows: Tensor | None = None, coordinates: Tensor | None = None) -> Targets:
@@ -291,7 +298,7 @@ class Changes:
             return nothing
         right = self.right(targets, found.root)
         solved = torch.linalg.solve_triangular(found.lower, right, upper=False).norm(dim=0)
-        residual = gamma(4 * (len(found.root) + 2)) * _norm(found.lower) * solved * UP
+        residual = gamma(4 * (len(found.root) + 2)) * found.length * solved * UP
         residual = residual + self._right_error(targets, found, right, straight)
         solved = solved * UP + residual / math.sqrt(SPARE)
         change: Tensor = (straight.square() + solved.square()).sqrt() * (self.radius * UP)
@@ -311,16 +318,23 @@ class Changes:
 
     def factor(self, t: Tensor) -> Factor | None:
         """For multipliers t (N,); None if q is not sufficiently positive definite."""
+        if self.factored is not None and torch.equal(self.factored[0], t):
+            return self.factored[1]
         root = t.sqrt()
-        # Only the lower half of S is needed, which contains H but not H^T; r^-1 and r are multiplied from both sides.
-        matrix = (self.gram * (root / -4)).addcmul_(self.hidden, (0.5 / root).expand_as(self.hidden), value=-1)
-        matrix.mul_(root[:, None])
-        across = math.sqrt(float(t @ (self.hidden.square() @ (1 / t)))) * (1 + 1e-6)  # |H|
+        matrix = self.gram.new_zeros(self.gram.shape)
+        for at in range(0, len(t), BLOCK):  # the lower half of S, which contains H but not H^T
+            end = min(at + BLOCK, len(t))
+            part = matrix[at:end, :end]
+            torch.mul(self.gram[at:end, :end], root[:end] / -4, out=part)
+            part.addcmul_(self.hidden[at:end, :end], (0.5 / root[:end]).expand_as(part), value=-1)
+            part.mul_(root[at:end, None])
+        spread = float(root.max()) * max(1.0, float((1 / root).max())) * UP
+        across = self.hidden_size * spread  # at or above |H|
         matrix.diagonal().add_(1.0)
         count = len(t)
         square = float((t * self.gram.diagonal()).sum()) * (1 + gamma(4 * (self.inputs + count)))
         size = math.sqrt(square) * UP
-        off = self.row_error * float(root.max()) * max(1.0, float((1 / root).max())) * UP
+        off = self.row_error * spread
         error = gamma(4 * (self.inputs + 16)) * square + gamma(8) * (math.sqrt(count) + across + square)
         error = (error + off + size * off + off * off) * UP
         shift = (SPARE + error + definiteness_slack(count) * float(matrix.diagonal().abs().sum())) * UP
@@ -328,7 +342,9 @@ class Changes:
         lower, info = torch.linalg.cholesky_ex(matrix)
         if bool(info) or not bool(torch.isfinite(lower.diagonal()).all()):
             return None
-        return Factor(root, lower, size, off)
+        length = math.sqrt(float(matrix.diagonal().sum()) * (1 + gamma(4 * (count + 4)))) * UP  # Higham 2002, 10.3
+        self.factored = t, Factor(root, lower, length, size, off)
+        return self.factored[1]
 
     def stacked(self, multipliers: Multipliers) -> Tensor:
         """(N,) multipliers of the free coordinates so far; missing or non-positive ones are replaced by a default."""

@@ -28,7 +28,8 @@ from robustres.numerics import gamma
 # Bytes of one chunk of rows at the widest step; a few chunks are in memory at a time.
 CHUNK = 4 * 2**20
 # Backward rows are worth their time if they shorten this share of the intervals by at least this share of their length.
-GAINING, GAIN = 0.1, 0.01
+GAINING, GAIN = 0.2, 0.1
+PROBES = 16  # rows that are tried first
 
 
 class OutOfTimeError(Exception):
@@ -86,10 +87,10 @@ def bounded(
 
     within: other bounds that hold on the region; the tighter ones are kept. rows: whether to use backward rows at all.
     helped, changes: for a region of one sample. changes: as `followed` returns them; they narrow intervals before rows
-    do, and rows are no longer used from the first place on where they gain too little. Raises UnboundedError if a step
+    do, which are then used only where a few of them gain enough. Raises UnboundedError if a step
     has no finite bounds, OutOfTimeError if no seconds are `left` while rows remain.
     """
-    bounds, worth = Bounds(), True
+    bounds = Bounds()
     region = region.to(program.dtype)
     readers = program.readers
     for place, step in enumerate(program.steps):
@@ -106,12 +107,9 @@ def bounded(
             changes.follow(place, (bounds.lower, bounds.upper))
         if place in readers and rows and not exact_by_interval(program, place, region):
             narrowed = _narrow(place, readers[place], changes, bounds)
-            before = bounds.lower[place], bounds.upper[place]
-            if worth or not narrowed or place in (helped or {}):
-                _tighten(place, readers[place], program, region, bounds, (helped or {}).get(place), left)
-                worth = not (narrowed and bounds.lines) or _gained(
-                    readers[place], before, (bounds.lower[place], bounds.upper[place])
-                )
+            slopes = (helped or {}).get(place)
+            if not narrowed or slopes is not None or _worthwhile(place, readers[place], program, region, bounds):
+                _tighten(place, readers[place], program, region, bounds, slopes, left)
     return bounds
 
 
@@ -183,11 +181,17 @@ def _narrow(place: int, readers: Readers, changes: Changes | None, bounds: Bound
     return True
 
 
-def _gained(readers: Readers, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> bool:
-    """Whether enough of the intervals of loose coordinates became shorter."""
-    wanted = loose_for(readers, *before)
-    shorter = after[1] - after[0] < (1 - GAIN) * (before[1] - before[0])
-    return bool((wanted & shorter).sum() > GAINING * wanted.sum())
+def _worthwhile(place: int, readers: Readers, program: Program, region: Region, bounds: Bounds) -> bool:
+    """Whether backward rows would shorten enough of the intervals of loose coordinates, judged by a few of these."""
+    loose_ones = loose_for(readers, bounds.lower[place], bounds.upper[place]).flatten().nonzero().flatten()
+    if not len(loose_ones):
+        return False
+    chosen = loose_ones[:: math.ceil(len(loose_ones) / PROBES)]
+    pairs = torch.stack([torch.zeros_like(chosen), chosen], dim=1)
+    low, high = (side[place].flatten()[chosen] for side in (bounds.lower, bounds.upper))
+    found = [extremes(place, pairs, sign, program, region, bounds) for sign in (1.0, -1.0)]
+    shorter = torch.minimum(high, -found[1]) - torch.maximum(low, found[0]) < (1 - GAIN) * (high - low)
+    return bool(shorter.sum() > GAINING * len(chosen))
 
 
 def _tighten(

@@ -45,6 +45,7 @@ from robustres.errors import ModelError, PrecisionError, Refusal, UnsupportedOpe
 
 # Roundings of an operation that adds a constant, beyond those of its map: batch normalisation has six.
 OWN = 8
+BLOCK = 256  # columns of a matrix of products at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,19 @@ class Program:
                     found.setdefault(place, []).append(step)
         return found
 
+    @cached_property
+    def first_columns(self) -> Tensor:
+        """(n, *shape) the change of step 1, an affine map of the image, by each of the n coordinates of the image."""
+        first = self.steps[1]
+        assert isinstance(first, Affine)
+        shape = self.steps[0].shape
+        return first.map(torch.eye(math.prod(shape), dtype=self.dtype, device=self.device).reshape(-1, *shape))
+
+    @cached_property
+    def first_products(self) -> Tensor:
+        """(m, m) of all pairs of these changes' m columns, the lower half, in float64."""
+        return lower_products(self.first_columns.flatten(1).to(torch.float64))
+
     def ancestors(self, place: int) -> set[int]:
         """The steps that the step at `place` depends on, and itself."""
         found = {place}
@@ -123,6 +137,15 @@ class Program:
 def copies(step: Step) -> TypeGuard[Affine]:
     """Whether the step only copies values."""
     return isinstance(step, Affine) and isinstance(step.map, Selection) and not bool(step.constant.any())
+
+
+def lower_products(columns: Tensor) -> Tensor:
+    """(m, m) the lower half of the products of all pairs of columns (n, m)."""
+    count = columns.shape[1]
+    found = columns.new_zeros(count, count)
+    for at in range(0, count, BLOCK):
+        found[at:, at : at + BLOCK] = columns[:, at:].T @ columns[:, at : at + BLOCK]
+    return found
 
 
 def program(captured: Captured, output: Node, *, runs: torch.dtype | None = None) -> Program:

@@ -548,8 +548,9 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "local/changes.py",
-        ("(self.gram * (root / -4))", "(self.gram * (root / -5))"),
-        ("addcmul_(self.hidden, (0.5 / root)", "addcmul_(self.hidden, (0.4 / root)"),
+        ("root[:end] / -4, out=part)", "root[:end] / -5, out=part)"),
+        ("(0.5 / root[:end])", "(0.4 / root[:end])"),
+        ("length = math.sqrt(float(matrix.diagonal().sum())", "length = 0 * math.sqrt(float(matrix.diagonal().sum())"),
         ("(targets.inner * (root / 2)[:, None])", "(targets.inner * (root / 3)[:, None])"),
         ("add_(2 * (charge + definiteness_slack(len(active)) * size * size) + TINY)", "add_(TINY)"),
         ("gamma(4 * (self.inputs + 16)) * size * size + (2 * size + off) * off", "0.0"),

@@ -188,6 +188,7 @@ def test_the_factor_keeps_what_it_promises() -> None:
     whole = whole - root[:, None] * (changes.image @ changes.image.T) * root / 4
     least = float(torch.linalg.eigvalsh(whole - found.lower @ found.lower.T)[0])
     assert least >= SPARE
+    assert found.length >= float(found.lower.norm())
     assert found.size >= float((root[:, None] * changes.image).norm())
     targets = changes.targets(len(made.steps) - 1, rows=ROWS)
     exact = torch.linalg.solve(whole, rhs(changes, targets, root))

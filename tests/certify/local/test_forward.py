@@ -122,6 +122,29 @@ def test_sums_that_lose_every_small_term_stay_within_the_bounds(length: int) -> 
             assert bool(((low <= computed) & (computed <= high)).all())
 
 
+class Sums(nn.Module):
+    """A sum whose later terms are half a unit in the last place of the first: no partial sum can see them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = x.flatten(1).split(2, dim=1)
+        return sum(others, first)
+
+
+def test_sums_of_steps_lose_every_small_term_within_the_bounds_and_the_charge() -> None:
+    """In float32, 1 + 2^-25 + 2^-25 + 2^-25 is 1 from left to right and 1 + 2^-23 from right to left."""
+    x = torch.full((1, 1, 4, 2), 2.0**-25)
+    x[:, :, 0] = 1.0
+    made = local_program(Sums(), (1, 4, 2), runs=torch.float32)
+    region = Region.ball(x.double(), 0.0, "linf")
+    bounds = bounded(made, region)
+    question = Question(region, torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    assert bool((Sums()(x) == 1).all())
+    for value in (1.0, 1 + 3 * 2.0**-25, 1 + 2.0**-23):
+        assert bool(((bounds.lower[-1] <= value) & (value <= bounds.upper[-1])).all())
+    below = question.form(made, bounds).minimum(region)
+    assert bool(((1 - 2.0**-20 <= below) & (below <= 1)).all())
+
+
 def test_a_margin_below_the_rounding_proves_nothing_in_float32() -> None:
     """The logits 1000 + x and 1000 + y differ by 1e-5 at the image, which float32 cannot see."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))

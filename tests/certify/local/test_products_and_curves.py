@@ -175,6 +175,18 @@ def test_normalised_values_are_bounded_by_the_root_of_their_number_on_any_ball(n
     assert name != "layer normalisation" or max(largest) == pytest.approx(size**0.5)
 
 
+@pytest.mark.parametrize("order", [1.0, 2.0])
+def test_the_length_of_a_short_vector_lies_inside_its_bounds(order: float) -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, ord=order, dim=1, keepdim=True) * x.new_tensor([[1.0, 0.0]])
+
+    made = local_program(Apply(function), (1, 2, 3))
+    region = Region.ball(torch.full((1, 1, 2, 3), 0.01, dtype=torch.float64), 0.03, "linf")
+    bounds = bounded(made, region)
+    for place, values in enumerate(made.values(inside(region, 300, torch.Generator().manual_seed(0)))):
+        assert bool(((bounds.lower[place] <= values + 1e-12) & (values - 1e-12 <= bounds.upper[place])).all())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEW)
 def test_no_point_within_a_radius_has_another_answer(name: str) -> None:
