@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import Front, Plain, Repair, Space
+from robustres.certify.blocks.front import Front, Repair, Space
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Linear, Merge, Node
 from robustres.certify.maps.linear_map import common_device
@@ -69,7 +69,7 @@ def eliminate(
     output, first = order[-1], order[0]
     if space is None:
         start = torch.eye(math.prod(output.shape), dtype=torch.float64) if rows is None else rows.to(torch.float64)
-        rows, space = start.to(device)[None], Plain()
+        rows, space = start.to(device)[None], Space()
     assert rows is not None, "rows must be given for a separate space"
     front = Front(output, rows, repair or Repair(), space, slack, chosen)
     with torch.no_grad():

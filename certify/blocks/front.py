@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -58,27 +57,15 @@ class Pulled:
     steep: float
 
 
-class Space(Protocol):
-    """The space of the rows."""
+class Space:
+    """The space of the rows: that of the network itself, one matrix whose rows have the shape of the node's values."""
 
     def shape(self, node: Node) -> Shape:
         """The shape of a row of the node, channels first."""
-        ...
-
-    def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
-        """Rows (F, R, n) before the map of a linear node."""
-        ...
-
-
-class Plain:
-    """The network itself: one matrix whose rows have the shape of the node's values."""
-
-    def shape(self, node: Node) -> Shape:
-        """The node's own shape."""
         return node.shape
 
     def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
-        """Apply the adjoint of the map to every row."""
+        """Rows (F, R, n) before the map of a linear node: its adjoint of every row."""
         image = adjoint_rows(map_, rows.flatten(0, 1)).reshape(*rows.shape[:2], map_.in_size)
         steep = absolute_norm(map_)
         return Pulled(image, gamma(ALGORITHM_FACTOR * map_.roundings) * steep * UP, steep)

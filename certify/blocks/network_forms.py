@@ -141,14 +141,13 @@ def elimination_cost(order: Sequence[Node], layers: Mapping[Node, Increment]) ->
     """Nominal seconds of one elimination and its proof, and the size of the largest matrix that is factorised."""
     output, first = order[-1], first_layer(order, layers)
     kept = order if first is None else order[order.index(first) - 1 :]
-    followed = _Followed(
+    operations, widest = _followed(
         kept, layers, math.prod(output.shape), lambda node: math.prod(node.shape), ends=first is not None
     )
-    operations = followed.operations
     if first is not None and isinstance(order[1].piece, Linear):
         map_, free = order[1].piece.map, math.prod(first.shape)
         operations += FACTORISATIONS * free**3 / 3 + 2.0 * free * (map_.out_size + map_.in_size) * map_.roundings
-    return operations / NOMINAL + PER_NODE * len(order), followed.widest
+    return operations / NOMINAL + PER_NODE * len(order), widest
 
 
 def torus_cost(network: TorusNetwork) -> float:
@@ -166,58 +165,55 @@ def region_cost(region: Region, layers: Mapping[Node, Increment], *, rows: int =
     """Nominal seconds of one elimination of a region and its proof. rows: as many as its output has where 0."""
     count = len(coarse_frequencies(region.torus))
     size = region.channels
-    followed = _Followed(region.order, local_layers(region, layers), rows or size(region.order[-1]), size, plain=False)
-    return COMPLEX * count * followed.operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
+    operations, _ = _followed(
+        region.order, local_layers(region, layers), rows or size(region.order[-1]), size, plain=False
+    )
+    return COMPLEX * count * operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
 
 
-class _Followed:
-    """The cut as in `Front`, with sizes instead of matrices.
-
-    operations: number of real or complex operations. widest: size of the largest matrix that is factorised. ends: with
-    the factorisation of the second node.
-    """
-
-    def __init__(
-        self,
-        order: Sequence[Node],
-        layers: Mapping[Node, Increment],
-        rows: int,
-        size: Callable[[Node], int],
-        *,
-        plain: bool = True,
-        ends: bool = False,
-    ) -> None:
-        self.operations, self.widest = 0.0, 0
-        live = {order[-1]: size(order[-1])}
-        for node in reversed(order[1:]):
-            if node not in live:
-                continue
-            own = live.pop(node)
-            layer = layers.get(node)
-            joined = {parent: size(parent) for parent in node.inputs if parent not in live}
-            if isinstance(node.piece, Linear) and layer is None:
-                self.operations += 2.0 * rows * own * (node.piece.map.roundings if plain else size(node.inputs[0]))
-            if layer is not None:
-                free = int((layer.upper > layer.lower).sum()) if isinstance(layer, SectorLayer) else own
-                fresh = not live and isinstance(layer, SectorLayer) and not bool(layer.lower.any())
-                live |= joined
-                width = sum(live.values())
-                products = 0.0 if fresh else 2.0 * free * rows * width
-                self.operations += GRAM * free * free * rows + free**3 / 3
-                self.widest = max(self.widest, free)
-                if ends and node is order[1]:
-                    return
-                self.operations += products + free * free * width
-                rows = free if fresh else rows + free
+def _followed(
+    order: Sequence[Node],
+    layers: Mapping[Node, Increment],
+    rows: int,
+    size: Callable[[Node], int],
+    *,
+    plain: bool = True,
+    ends: bool = False,
+) -> tuple[float, int]:
+    """The cut as in `Front`, with sizes instead of matrices: the number of real or complex operations, and the size of
+    the largest matrix that is factorised. ends: with the factorisation of the second node."""
+    operations, widest = 0.0, 0
+    live = {order[-1]: size(order[-1])}
+    for node in reversed(order[1:]):
+        if node not in live:
+            continue
+        own = live.pop(node)
+        layer = layers.get(node)
+        joined = {parent: size(parent) for parent in node.inputs if parent not in live}
+        if isinstance(node.piece, Linear) and layer is None:
+            operations += 2.0 * rows * own * (node.piece.map.roundings if plain else size(node.inputs[0]))
+        if layer is not None:
+            free = int((layer.upper > layer.lower).sum()) if isinstance(layer, SectorLayer) else own
+            fresh = not live and isinstance(layer, SectorLayer) and not bool(layer.lower.any())
             live |= joined
             width = sum(live.values())
-            if rows > width:
-                self.operations += GRAM * rows * width * width + width**3 / 3
-                rows, self.widest = width, max(self.widest, width)
-        width = live.get(order[0], 0)
-        side = min(rows, width)
-        self.operations += 2.0 * side * side * max(rows, width) + side**3
-        self.widest = max(self.widest, side)
+            products = 0.0 if fresh else 2.0 * free * rows * width
+            operations += GRAM * free * free * rows + free**3 / 3
+            widest = max(widest, free)
+            if ends and node is order[1]:
+                return operations, widest
+            operations += products + free * free * width
+            rows = free if fresh else rows + free
+        live |= joined
+        width = sum(live.values())
+        if rows > width:
+            operations += GRAM * rows * width * width + width**3 / 3
+            rows, widest = width, max(widest, width)
+    width = live.get(order[0], 0)
+    side = min(rows, width)
+    operations += 2.0 * side * side * max(rows, width) + side**3
+    widest = max(widest, side)
+    return operations, widest
 
 
 def step_cost(order: Sequence[Node], copies: int) -> float:

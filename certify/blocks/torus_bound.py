@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, frobenius
+from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Space, frobenius
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, spread
 from robustres.certify.blocks.network_bound import largest_square
 from robustres.certify.blocks.torus_network import Region, TorusNetwork
@@ -32,7 +32,7 @@ LOSS = 1e-9  # relative loss that separates the error of the rows at frequency 0
 
 
 @dataclass(frozen=True, eq=False)
-class Frequencies:
+class Frequencies(Space):
     """Rows at the coarse frequencies (F, 2) of a region's torus. A node's coordinates are its channels and residues."""
 
     region: Region

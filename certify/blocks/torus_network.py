@@ -17,7 +17,7 @@ channels, they involve only frequency 0 of the torus.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -33,16 +33,11 @@ from robustres.certify.blocks.increments import (
     windows_of_residues,
 )
 from robustres.certify.fourier.circular import wrapped
-from robustres.certify.fourier.torus import Torus, passage
+from robustres.certify.fourier.torus import Demand, Torus, passage, smallest
 from robustres.certify.graph.network import Linear, Merge, Node, Piece, Source, chain, dominators
-from robustres.certify.maps.convolution import Convolution, separable
-from robustres.certify.maps.coordinate_maps import Diagonal
+from robustres.certify.maps.convolution import separable
 from robustres.certify.maps.linear_map import (
-    Composition,
-    Identity,
     LinearMap,
-    Scaled,
-    Sum,
 )
 from robustres.certify.maps.nonlinear import MaxPool, Opaque
 
@@ -51,6 +46,7 @@ CONSTANT = 1e-9  # relative deviation up to which a row is taken as one number p
 
 Lag = tuple[int, int]
 Rate = tuple[Fraction, Fraction]
+Placing = Callable[[Node, Piece, tuple[Node, ...]], Node]
 
 
 class NotLaidError(Exception):
@@ -62,9 +58,9 @@ class Region:
     """order: the nodes on one torus, from the region's input to its output. multiplicity: for
     every node, the number of fine points per coarse point on each axis."""
 
-    order: Sequence[Node]
+    order: list[Node]
     torus: Torus
-    multiplicity: Mapping[Node, Lag]
+    multiplicity: dict[Node, Lag]
 
     def channels(self, node: Node) -> int:
         """Number of coordinates of a node at one coarse frequency."""
@@ -120,15 +116,14 @@ class _Plan:
     rate: dict[Node, Rate] = field(default_factory=dict)
     clean: dict[Node, bool] = field(default_factory=dict)
     masked: set[Node] = field(default_factory=set)
-    demands: tuple[list[tuple[Fraction, int]], list[tuple[Fraction, int]]] = field(default_factory=lambda: ([], []))
+    demands: tuple[list[Demand], list[Demand]] = field(default_factory=lambda: ([], []))
     wraps: list[bool] = field(default_factory=lambda: [False, False])
 
     def torus(self) -> tuple[Torus, Lag]:
         """The smallest torus, and the multiplicity of the first node."""
         points, multiplicities = [], []
         for axis in (0, 1):
-            multiplicity = math.lcm(*(rate.denominator for rate, _ in self.demands[axis]))
-            count = max(math.ceil(need / (rate * multiplicity)) for rate, need in self.demands[axis])
+            multiplicity, count = smallest(self.demands[axis])
             side = self.nodes[0].shape[1 + axis]
             if self.wraps[axis] and count * multiplicity != side:
                 raise NotLaidError("circular padding and zero padding that do not fit one torus")
@@ -248,8 +243,6 @@ class _Laying:
     def _pass(self, plan: _Plan, node: Node, map_: LinearMap) -> None:
         """Add a linear map: its rate, whether it reaches beyond the image, and the torus it requires."""
         (parent,) = node.inputs
-        if self.wrap and not _wraps(map_):
-            raise NotLaidError(f"{_named(node)} is not shift-invariant")
         clean, rates = True, []
         for axis in (0, 1):
             image = (0, parent.shape[1 + axis] - 1)
@@ -266,7 +259,7 @@ class _Laying:
             inside = low >= 0 and high < side
             clean &= inside
             plan.demands[axis].append((outer, max(side, high + 1, side - low) if read_cut else side))
-            plan.demands[axis].extend((inner * rate, 1) for rate in found.rates)
+            plan.demands[axis].extend(found.demands(inner))
             plan.wraps[axis] |= found.wraps
             rates.append(outer)
         plan.rate[node], plan.clean[node] = (rates[0], rates[1]), clean
@@ -284,13 +277,23 @@ class _Laying:
     def region(self, plan: _Plan, joint: BoundedLayer | None, below: Node | None) -> Region:
         """The nodes of a plan on its torus. below: the output of the region before it."""
         torus, base = plan.torus()
-        ground = _Ground(torus, base, plan.rate)
+        ground = Region([], torus, {})
+        residues = {node: (int(r * base[0]), int(s * base[1])) for node, (r, s) in plan.rate.items()}
+
+        def place(node: Node, piece: Piece, inputs: tuple[Node, ...]) -> Node:
+            """A copy of an original node on all positions of the torus."""
+            shape = (node.shape[0], *(r * n for r, n in zip(residues[node], torus.points, strict=True)))
+            new = replace(node, piece=piece, inputs=inputs, shape=shape)
+            ground.order.append(new)
+            ground.multiplicity[new] = residues[node]
+            return new
+
         first = plan.nodes[0]
         if joint is None or below is None:
-            entrance = ground.place(first, Source(), ())
+            entrance = place(first, Source(), ())
         else:
             joint_piece = first.piece if isinstance(first.piece, Opaque) else Merge("concatenation")
-            entrance = ground.place(first, joint_piece, (below,))
+            entrance = place(first, joint_piece, (below,))
             counts = joint.counts
             if counts is not None:
                 counts = counts.repeat(*(side // n for side, n in zip(below.shape[1:], counts.shape, strict=True)))
@@ -302,24 +305,24 @@ class _Laying:
             if isinstance(piece, Linear):
                 (parent,) = node.inputs
                 if parent in plan.masked and parent not in self.layers:
-                    read = (self._mask(ground, parent, laid[parent], cuts),)
+                    read = (self._mask(place, parent, laid[parent], cuts),)
                 if self.wrap:
                     piece = Linear(wrapped(piece.map, (read[0].shape[1], read[0].shape[2])))
-            laid[node] = ground.place(node, piece, read)
+            laid[node] = place(node, piece, read)
             if self.wrap and isinstance(piece, Linear) and piece.map.out_shape != laid[node].shape:
                 raise NotLaidError(f"{_named(node)} does not fit its torus")
             layer = self.layers.get(node)
             if isinstance(layer, SectorLayer):
                 self.laid[laid[node]] = spread(layer, laid[node].shape, cut=node in plan.masked)
         if plan.nodes[-1] in plan.masked and plan.nodes[-1] not in {*cuts, *self.layers}:
-            self._mask(ground, plan.nodes[-1], laid[plan.nodes[-1]], cuts)
-        self.order += ground.nodes
-        return Region(ground.nodes, torus, ground.multiplicity)
+            self._mask(place, plan.nodes[-1], laid[plan.nodes[-1]], cuts)
+        self.order += ground.order
+        return ground
 
-    def _mask(self, ground: "_Ground", node: Node, value: Node, cuts: dict[Node, Node]) -> Node:
+    def _mask(self, place: Placing, node: Node, value: Node, cuts: dict[Node, Node]) -> Node:
         """w = m z with m in [0, 1], created once for all nodes that read it."""
         if node not in cuts:
-            cuts[node] = ground.place(node, Merge("concatenation"), (value,))
+            cuts[node] = place(node, Merge("concatenation"), (value,))
             channels, positions = node.shape[0], math.prod(value.shape[1:])
             tie = torch.arange(channels).repeat_interleave(positions)
             zeros = torch.zeros(len(tie), dtype=torch.float64)
@@ -366,26 +369,6 @@ class _Laying:
         return True
 
 
-@dataclass
-class _Ground:
-    """A torus on which nodes are placed. base: multiplicity of the first node. rates: as in `_Plan`."""
-
-    torus: Torus
-    base: Lag
-    rates: Mapping[Node, Rate]
-    nodes: list[Node] = field(default_factory=list)
-    multiplicity: dict[Node, Lag] = field(default_factory=dict)
-
-    def place(self, node: Node, piece: Piece, inputs: tuple[Node, ...]) -> Node:
-        """A copy of an original node on all positions of the torus."""
-        residues = (int(self.rates[node][0] * self.base[0]), int(self.rates[node][1] * self.base[1]))
-        shape = (node.shape[0], residues[0] * self.torus.points[0], residues[1] * self.torus.points[1])
-        new = replace(node, piece=piece, inputs=inputs, shape=shape)
-        self.nodes.append(new)
-        self.multiplicity[new] = residues
-        return new
-
-
 def _folding(side: int, points: int, constant: bool) -> Tensor:
     """(side, points): adds each point of the torus to one of the image, or omits those outside it."""
     matrix = torch.zeros(side, points, dtype=torch.float64)
@@ -400,12 +383,3 @@ def _is_image(node: Node) -> bool:
 
 def _named(node: Node) -> str:
     return node.path or node.origin.name
-
-
-def _wraps(map_: LinearMap) -> bool:
-    """Whether every part of the map has a circular form."""
-    if isinstance(map_, Composition):
-        return all(_wraps(part) for part in map_.parts)
-    if isinstance(map_, Sum):
-        return all(_wraps(part) for part in map_.terms)
-    return _wraps(map_.map) if isinstance(map_, Scaled) else isinstance(map_, Convolution | Diagonal | Identity)

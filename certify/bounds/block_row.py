@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from robustres.certify.proof.bound import Guarantee
+from robustres.certify.proof.bound import Guarantee, tightness
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,4 @@ class BlockRow:
     @property
     def tightness(self) -> float:
         """upper / lower: the truth lies within this factor."""
-        if self.upper == self.lower:
-            return 1.0
-        return self.upper / self.lower if self.lower > 0 else math.inf
+        return tightness(self.lower, self.upper)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +26,8 @@ from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node
 from robustres.certify.proof.bound import Guarantee
 from robustres.numerics import gamma
+
+Made = TypeVar("Made", BlockRow, WholeBound)
 
 
 class BoundMemory(Protocol):
@@ -67,14 +69,11 @@ class Known:
         try:
             content = json.loads(text or "")
             rows = {
-                norm: {int(place): _row(record) for place, record in content["rows"][norm]} for norm in ("l2", "linf")
+                norm: {int(place): _read(BlockRow, record) for place, record in content["rows"][norm]}
+                for norm in ("l2", "linf")
             }
-            return cls(
-                rows,
-                [float(value) for value in content["block_lower"]],
-                float(content["lower"]),
-                _whole(content["whole"]),
-            )
+            whole = None if content["whole"] is None else _read(WholeBound, content["whole"])
+            return cls(rows, [float(value) for value in content["block_lower"]], float(content["lower"]), whole)
         except (ValueError, KeyError, TypeError):
             return cls()
 
@@ -118,12 +117,8 @@ def certifier_sources() -> list[Path]:
     return [*sorted(package.rglob("*.py")), Path(inspect.getfile(gamma)).resolve()]
 
 
-def _whole(record: dict[str, Any] | None) -> WholeBound | None:
-    return None if record is None else WholeBound(**{**record, "guarantee": Guarantee(**record["guarantee"])})
-
-
-def _row(record: dict[str, Any]) -> BlockRow:
-    return BlockRow(**{**record, "guarantee": Guarantee(**record["guarantee"])})
+def _read(kind: type[Made], record: dict[str, Any]) -> Made:
+    return kind(**{**record, "guarantee": Guarantee(**record["guarantee"])})
 
 
 def _canonical(value: Any) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from robustres.certify.maps.convolution import Convolution, Padding
+from robustres.certify.maps.convolution import Convolution, Padding, Transposed
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Sum, unanswered
 
@@ -29,6 +29,8 @@ def wrapped(map_: LinearMap, sides: Sides) -> LinearMap:
         case Convolution():
             pads: Padding = (_pads(map_, 0, sides[0]), _pads(map_, 1, sides[1]))
             return replace(map_, in_shape=(map_.in_shape[0], *sides), padding=pads, circular=True)
+        case Transposed(map=Convolution(stride=stride)):
+            return Transposed(wrapped(map_.map, (sides[0] * stride[0], sides[1] * stride[1])))
     raise unanswered("wrapped", map_)
 
 

@@ -30,6 +30,7 @@ from robustres.certify.maps.linear_map import (
 )
 
 Interval = tuple[int, int]
+Demand = tuple[Fraction, int]  # points per input point, and the number of points that a signal at this rate needs
 HALF = Fraction(1, 2)
 
 
@@ -53,10 +54,14 @@ class Passage:
     rates: tuple[Fraction, ...] = (Fraction(1),)
     wraps: bool = False
 
+    def demands(self, rate: Fraction) -> list[Demand]:
+        """What the intermediate signals need beside room for their support, for an input at this rate."""
+        return [(rate * inner, 1) for inner in self.rates]
+
 
 @dataclass(frozen=True)
 class Embedding:
-    """How maps with a common input fit on tori: the multiplicity of the input, and the smallest coarse torus.
+    """How a map fits on tori: the multiplicity of the input, and the smallest coarse torus.
 
     exact: per axis, whether circular padding allows only this size, without a twist.
     """
@@ -84,43 +89,30 @@ def coarse_frequencies(torus: Torus) -> Tensor:
     return torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
 
 
-def embed(chains: Sequence[Sequence[LinearMap]]) -> Embedding | None:
-    """The embedding of chains of maps from one image; the parts of a chain are applied in turn, with crops in between.
-
-    Returns None if some part is not a shift-invariant map, or if the requirements contradict each other.
-    """
-    if any(len(part.in_shape) != 3 or len(part.out_shape) != 3 for chain in chains for part in chain):
+def embed(map_: LinearMap) -> Embedding | None:
+    """The embedding of a map between images; None if it is not shift-invariant, or if its requirements contradict each
+    other."""
+    if len(map_.in_shape) != 3 or len(map_.out_shape) != 3:
         return None
-    axes = [_embed_axis(chains, axis) for axis in (0, 1)]
-    if axes[0] is None or axes[1] is None:
-        return None
-    multiplicities, points, exact = zip(*(axes[0], axes[1]), strict=True)
-    return Embedding((multiplicities[0], multiplicities[1]), (points[0], points[1]), (bool(exact[0]), bool(exact[1])))
+    sides: list[tuple[int, int, bool]] = []  # multiplicity of the input, points, whether this is the only possible size
+    for axis in (0, 1):
+        image, side = map_.in_shape[1 + axis], map_.out_shape[1 + axis]
+        found = passage(map_, axis, (0, image - 1))
+        if found is None:
+            return None
+        needed = max(side, found.support[1] + 1, side - found.support[0])
+        multiplicity, points = smallest([(Fraction(1), image), *found.demands(Fraction(1)), (found.rates[-1], needed)])
+        if found.wraps and points * multiplicity != image:
+            return None
+        sides.append((multiplicity, points, found.wraps))
+    multiplicities, counts, exact = zip(*sides, strict=True)
+    return Embedding((multiplicities[0], multiplicities[1]), (counts[0], counts[1]), (exact[0], exact[1]))
 
 
-def _embed_axis(chains: Sequence[Sequence[LinearMap]], axis: int) -> tuple[int, int, bool] | None:
-    """Multiplicity of the input, smallest number of coarse points, and whether this is the only possible size."""
-    demands: list[tuple[Fraction, int]] = []  # (points per input point, points needed at that rate)
-    rates, wraps = [Fraction(1)], False
-    for chain in chains:
-        rate = Fraction(1)
-        for part in chain:
-            image = (0, part.in_shape[1 + axis] - 1)
-            found = passage(part, axis, image)
-            if found is None:
-                return None
-            demands.append((rate, image[1] + 1))
-            wraps = wraps or found.wraps
-            rates += [rate * inner for inner in found.rates]
-            rate = rates[-1]
-            side = part.out_shape[1 + axis]
-            demands.append((rate, max(side, found.support[1] + 1, side - found.support[0])))
-    multiplicity = math.lcm(*(rate.denominator for rate in rates))
-    points = max(math.ceil(need / (rate * multiplicity)) for rate, need in demands)
-    if not wraps:
-        return multiplicity, points, False
-    side = chains[0][0].in_shape[1 + axis]
-    return (multiplicity, points, True) if points * multiplicity == side else None
+def smallest(demands: Sequence[Demand]) -> tuple[int, int]:
+    """The multiplicity of the input, and the smallest number of coarse points."""
+    multiplicity = math.lcm(*(rate.denominator for rate, _ in demands))
+    return multiplicity, max(math.ceil(need / (rate * multiplicity)) for rate, need in demands)
 
 
 def passage(map_: LinearMap, axis: int, support: Interval) -> Passage | None:

@@ -161,12 +161,24 @@ class Call:
         return self.linear(source, here, shift=shift, peak=peak)
 
     def size(self, constant: Any) -> float:
-        """The l2 norm of a constant, a number or a tensor that broadcasts against one sample of the output."""
-        if constant is None:
-            return 0.0
+        """At or above the l2 norm, for each sample, of a constant that broadcasts against the output."""
         values = torch.as_tensor(constant, dtype=torch.float64)
-        copies = BATCH * math.prod(self.out_shape) / max(1, values.numel())
-        return float(values.abs().square().sum().sqrt()) * math.sqrt(max(1.0, copies))
+        rows = values.flatten(1) if values.ndim > len(self.out_shape) > 0 else values.reshape(1, -1)
+        copies = math.prod(self.out_shape) / max(1, rows.shape[1])
+        return float(rows.norm(dim=1).max()) * math.sqrt(max(1.0, copies)) * (1 + 1e-12)
+
+    def plus(self, source: Node, *constants: Any) -> Node:
+        """`source`, in the shape of the output, plus constants as in `added`."""
+        shift, peak = self.added(*constants)
+        return self.same(source, shift=shift, peak=peak)
+
+    def added(self, *constants: Any) -> tuple[float, float]:
+        """`shift` and `peak` (see `Linear`) of constants that broadcast against the output; None stands for 0."""
+        given = [torch.as_tensor(constant).detach().to(torch.float64) for constant in constants if constant is not None]
+        shift, peak = math.fsum(map(self.size, given)), math.fsum(float(value.abs().max()) for value in given)
+        if not math.isfinite(shift):
+            raise NotCoveredError("with a constant that is not finite")
+        return shift * (1 + 1e-12), peak * (1 + 1e-12)
 
     def expanded(self, source: Node) -> Node:
         """`source` broadcast to the shape of the output."""

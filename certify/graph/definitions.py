@@ -247,6 +247,4 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {
     "prod": _product,
     "rnn_tanh": _recurrent(_cell(torch.tanh)),
     "rnn_relu": _recurrent(_cell(torch.relu)),
-    "rnn_tanh_cell": _cell(torch.tanh),
-    "rnn_relu_cell": _cell(torch.relu),
 }

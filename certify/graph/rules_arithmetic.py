@@ -89,11 +89,8 @@ def combination(call: Call, terms: Sequence[tuple[Any, float | Tensor]], *, seen
     states = [scaled_by_constant(call, value, factor, seen=seen) for value, factor in terms if isinstance(value, Node)]
     constants = [(value, factor) for value, factor in terms if not isinstance(value, Node)]
     scaled = [torch.as_tensor(value, dtype=torch.float64) * factor for value, factor in constants]
-    shift, peak = math.fsum(map(call.size, scaled)), math.fsum(float(value.abs().max()) for value in scaled)
-    if not math.isfinite(shift):
-        raise NotCoveredError("with a constant that is not finite")
     total = states[0] if len(states) == 1 else call.make(Merge("sum"), *states)
-    return call.same(total, shift=shift * (1 + 1e-12), peak=peak * (1 + 1e-12)) if constants else total
+    return call.plus(total, *scaled) if constants else total
 
 
 def scaled_by_constant(call: Call, source: Node, factor: Any, *, seen: int = 0) -> Node:

@@ -30,7 +30,8 @@ def convolution(call: Call) -> Node:
         transposed = call.arguments.get("transposed") or "conv_transpose" in call.name
         inner = (_transposed if transposed else _plain)(call, weight[:, :, None] if rank == 1 else weight, source.shape)
         node = call.linear(source, reshaped(inner, source.shape, call.out_shape))
-    return call.same(node, shift=_bias_size(call), peak=_largest(call.constant("bias")))
+    bias = call.constant("bias")
+    return call.plus(node, None if bias is None else bias.reshape(-1, *[1] * rank))
 
 
 def _plain(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
@@ -54,24 +55,17 @@ def _transposed(call: Call, kernel: Tensor, shape: Shape) -> LinearMap:
 def dense(call: Call) -> Node:
     """x W^T + b on the last axis."""
     node = on_last_axis(call, call.node("input"), _weight(call, "weight"))
-    bias = call.constant("bias")
-    return call.same(node, call.out_shape, shift=call.size(bias), peak=_largest(bias))
+    return call.plus(node, call.constant("bias"))
 
 
 @rule("addmm", "addmv", "baddbmm", "addbmm")
 def product_with_bias(call: Call) -> Node:
     """beta self + alpha (product)."""
     names = [name for name in ("mat1", "mat2", "mat", "vec", "batch1", "batch2") if name in call.arguments]
-    if not any(isinstance(call[name], Node) for name in names):
-        return combination(call, [(call["self"], float(call["beta"])), (_constant_product(call, names), 1.0)])
-    product = _product(call, *(call[name] for name in names))
+    left, right = (call[name] for name in names)
+    depends = isinstance(left, Node) or isinstance(right, Node)
+    product: Any = _product(call, left, right) if depends else left.to(torch.float64) @ right.to(torch.float64)
     return combination(call, [(call["self"], float(call["beta"])), (product, float(call["alpha"]))])
-
-
-def _constant_product(call: Call, names: Sequence[str]) -> Tensor:
-    left, right = (call[name].to(torch.float64) for name in names)
-    product: Tensor = float(call["alpha"]) * (left @ right)
-    return product
 
 
 @rule("mm", "matmul", "bmm", "mv", "dot", "vdot")
@@ -115,20 +109,17 @@ def tensor_product(call: Call) -> Node:
 def einstein_sum(call: Call) -> Node:
     """A sum over letters of the product of a value and a constant."""
     operands = list(call["tensors"])
-    if call.captured.near_an_image and len(operands) == 2 and all(isinstance(operand, Node) for operand in operands):
-        terms, arrow, answer = str(call["equation"]).replace(" ", "").partition("->")
-        sides = terms.split(",")
-        plain = arrow and "." not in terms and all(len(set(part)) == len(part) for part in (*sides, answer))
-        if not plain or {part[:1] for part in (*sides, answer)} != {answer[:1]}:
-            raise NotCoveredError("of two values that both depend on the input, in other than plain letters")
-        return product_of_states(call, operands, [part[1:] for part in sides], answer[1:])
-    if sum(isinstance(operand, Node) for operand in operands) != 1:
-        raise NotCoveredError(PRODUCT)
-    if len(operands) != 2:
-        return by_trying(call, call.states()[0])
     terms, arrow, answer = str(call["equation"]).replace(" ", "").partition("->")
     letters = terms.split(",")
-    if "." in terms or not arrow or any(len(set(part)) < len(part) for part in (*letters, answer)):
+    plain = arrow and "." not in terms and all(len(set(part)) == len(part) for part in (*letters, answer))
+    depending = sum(isinstance(operand, Node) for operand in operands)
+    if call.captured.near_an_image and depending == len(operands) == 2:
+        if not plain or {part[:1] for part in (*letters, answer)} != {answer[:1]}:
+            raise NotCoveredError("of two values that both depend on the input, in other than plain letters")
+        return product_of_states(call, operands, [part[1:] for part in letters], answer[1:])
+    if depending != 1:
+        raise NotCoveredError(PRODUCT)
+    if len(operands) != 2 or not plain:
         return by_trying(call, call.states()[0])
     return contraction(call, operands, letters, answer)
 
@@ -256,25 +247,8 @@ def batch_norm(call: Call) -> Node:
     scale = channels("weight", 1.0) / torch.sqrt(channels("running_var", 1.0) + eps)
     if not bool(torch.isfinite(scale).all()):
         raise NotCoveredError("with a scale that is not finite")
-    pixels = math.sqrt(math.prod(source.shape[1:])) * (1 + 1e-12)
-    mean, bias = channels("running_mean", 0.0) * scale, channels("bias", 0.0)
-    factors = Diagonal(scale.flatten(), source.shape, seen=5)
-    shift = pixels * float(mean.norm() + bias.norm())
-    return call.linear(source, factors, shift=shift, peak=_largest(mean.abs() + bias.abs()))
-
-
-def _largest(constant: Any) -> float:
-    """At or above the largest absolute value of a constant."""
-    return 0.0 if constant is None else float(torch.as_tensor(constant).to(torch.float64).abs().max()) * (1 + 1e-12)
-
-
-def _bias_size(call: Call) -> float:
-    """The norm of the bias of a convolution over the whole image."""
-    bias = call.constant("bias")
-    if bias is None:
-        return 0.0
-    pixels = math.prod(call.out_shape[1:])
-    return math.sqrt(pixels) * float(bias.to(torch.float64).square().sum().sqrt()) * (1 + 1e-12)
+    shift, peak = call.added((channels("running_mean", 0.0) * scale).abs() + channels("bias", 0.0).abs())
+    return call.linear(source, Diagonal(scale.flatten(), source.shape, seen=5), shift=shift, peak=peak)
 
 
 def _weight(call: Call, name: str) -> Tensor:

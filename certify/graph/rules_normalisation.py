@@ -56,4 +56,4 @@ def _normalised(call: Call, group: int, weight: Any, bias: Any, *, centred: bool
     if not math.isfinite(piece.scale):
         raise NotCoveredError("with a weight that is not finite")
     node = call.make(piece, call.node("input"))
-    return node if bias is None else call.same(node, shift=call.size(bias))
+    return node if bias is None else call.plus(node, bias)

@@ -77,12 +77,7 @@ class _Simplifier:
 
     def _linear(self, node: Node, map_: LinearMap) -> tuple[Node, LinearMap | None]:
         root, waiting = self.images[node.inputs[0]]
-        whole = composed([map_] if waiting is None else [waiting, map_])
-        if isinstance(whole, Identity) and whole.in_shape == whole.out_shape:
-            return root, None
-        if self.consumers[node] > 1:
-            return node_like(node, Linear(whole), root), None
-        return root, whole
+        return self._followed_by(node, root, composed([map_] if waiting is None else [waiting, map_]))
 
     def _merged(self, node: Node, piece: Merge) -> tuple[Node, LinearMap | None]:
         images = [self.images[parent] for parent in node.inputs]
@@ -91,9 +86,7 @@ class _Simplifier:
             terms = tuple(Identity(root.shape) if waiting is None else waiting for _, waiting in images)
             whole = added(terms)
             self.summands[whole] = terms
-            if self.consumers[node] > 1:
-                return self._linear_node(node, whole, root), None
-            return root, whole
+            return self._followed_by(node, root, whole)
         if piece.axis is not None and piece.kind == "concatenation":
             maxmin = self._maxmin(node, piece.axis)
             if maxmin is not None:
@@ -121,10 +114,7 @@ class _Simplifier:
             device = (waiting or Identity(root.shape)).device
             put = Selection(place.flatten().to(device), parent.shape, node.shape)
             terms.append(composed([put] if waiting is None else [waiting, put]))
-        whole = added(terms)
-        if self.consumers[node] > 1:
-            return self._linear_node(node, whole, root), None
-        return root, whole
+        return self._followed_by(node, root, added(terms))
 
     def _materialised(self, old: Node) -> Node:
         root, waiting = self.images[old]

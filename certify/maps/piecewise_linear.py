@@ -66,18 +66,17 @@ class Abs(_Exact):
 
 @dataclass(frozen=True, eq=False)
 class LeakyRelu(_OneProduct):
-    """right x for x > 0, left x for x <= 0; `left` may differ between coordinates (PReLU)."""
+    """x for x > 0, left x for x <= 0; `left` may differ between coordinates (PReLU)."""
 
     left: Parameter
-    right: Parameter = 1.0
     kinks = (0.0,)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.where(x > 0, self.right * x, self.left * x)
+        return torch.where(x > 0, x, self.left * x)
 
     @property
     def pieces(self) -> tuple[Parameter, ...]:
-        return (self.left, self.right)
+        return (self.left, 1.0)
 
 
 @dataclass(frozen=True, eq=False)

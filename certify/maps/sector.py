@@ -51,16 +51,16 @@ class Sector:
     mixing: Tensor | None = None
 
 
-def sector(slopes: Slopes, channels: int, device: torch.device | str = "cpu") -> Sector:
+def sector(slopes: Slopes, channels: int) -> Sector:
     """The inequalities of the activation on this number of channels (features, if the input is a vector)."""
     if isinstance(slopes, GroupSort):
-        return _group_sort_sector(slopes, channels, device)
+        return _group_sort_sector(slopes, channels)
     low, high = slopes
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise InputError(f"slopes must be two finite numbers a <= b, got {slopes}")
-    lower = torch.full((channels,), float(low), dtype=torch.float64, device=device)
-    upper = torch.full((channels,), float(high), dtype=torch.float64, device=device)
-    return Sector(lower, upper, torch.arange(channels, device=device))
+    lower = torch.full((channels,), float(low), dtype=torch.float64)
+    upper = torch.full((channels,), float(high), dtype=torch.float64)
+    return Sector(lower, upper, torch.arange(channels))
 
 
 def largest_slope(slopes: Slopes) -> float:
@@ -68,7 +68,7 @@ def largest_slope(slopes: Slopes) -> float:
     return 1.0 if isinstance(slopes, GroupSort) else max(abs(slopes[0]), abs(slopes[1]))
 
 
-def _group_sort_sector(slopes: GroupSort, channels: int, device: torch.device | str) -> Sector:
+def _group_sort_sector(slopes: GroupSort, channels: int) -> Sector:
     size = slopes.size
     if channels % size:
         raise InputError(f"{channels} channels cannot be sorted in groups of {size}")
@@ -85,7 +85,7 @@ def _group_sort_sector(slopes: GroupSort, channels: int, device: torch.device | 
     lower[::size] = 1.0
     tie = torch.arange(channels) // size
     upper = torch.ones(channels, dtype=torch.float64)
-    return Sector(lower.to(device), upper.to(device), tie.to(device), mixing.to(device))
+    return Sector(lower, upper, tie, mixing)
 
 
 def _basis_with_mean(size: int) -> Tensor:

@@ -1,8 +1,6 @@
 """The norm of a shift-invariant map, bounded by the maximum over the frequencies of a torus in which it is embedded."""
 
 import math
-from collections.abc import Sequence
-from fractions import Fraction
 
 import torch
 
@@ -12,7 +10,7 @@ from robustres.certify.fourier.matrix_polynomial import (
     grouped_polynomial,
     polynomial,
 )
-from robustres.certify.fourier.torus import HALF, Embedding, Torus, coarse_frequencies, embed
+from robustres.certify.fourier.torus import Embedding, Torus, coarse_frequencies, embed
 from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.certify.maps.rounding import UNDERFLOW
@@ -22,23 +20,17 @@ from robustres.numerics import rounded_up
 CHUNK_BYTES = 64 * 2**20
 
 
-def frequency_bound(
-    map_: LinearMap,
-    *,
-    seconds: float | None = None,
-    enlargements: int = 1,
-    phases: Sequence[Fraction] = (Fraction(0), HALF),
-) -> float | None:
+def frequency_bound(map_: LinearMap, *, seconds: float | None = None) -> float | None:
     """A deterministic upper bound on the norm of a zero-padded or circular shift-invariant map, `normalised`.
 
     Every torus gives a valid bound; the smallest bound of the tori that fit into `seconds` of a nominal core (always at
     least one) is returned. Returns None if the map is not shift-invariant: other paddings, reshapes, images cropped
     inside.
     """
-    embedding = embed([[map_]])
+    embedding = embed(map_)
     if embedding is None:
         return None
-    tori = embedding.tori(enlargements=enlargements, phases=phases)
+    tori = embedding.tori()
     if seconds is not None:
         tori = tori[: max(1, int(seconds / nominal_seconds(map_, embedding)))]
     gram = HermitianPolynomial.gram(narrow_polynomial(map_, embedding))

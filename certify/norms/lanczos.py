@@ -17,8 +17,8 @@ t there with p_k(t) = 1/d, unless |gamma| < d.
 import math
 
 import torch
-from torch import Tensor
 
+from robustres.certify.maps.convolution import Transposed
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.certify.maps.rounding import UNDERFLOW, absolute_norm, product_error
 from robustres.certify.norms.power_iteration import uniform_on_sphere
@@ -35,13 +35,14 @@ def lanczos_bound(
 
     steps: number of products with each of C and C^T; the same number of vectors of the smaller dimension is stored.
     """
-    side = _SmallerSide(map_)
-    if side.size < SMALLEST_SPHERE:
-        raise InputError(f"a random start needs at least 3 dimensions, got {side.size}; use method 'dense'")
-    vector = side.start(generator)
+    narrow = map_ if map_.in_size <= map_.out_size else Transposed(map_)
+    size = narrow.in_size
+    if size < SMALLEST_SPHERE:
+        raise InputError(f"a random start needs at least 3 dimensions, got {size}; use method 'dense'")
+    vector = uniform_on_sphere(narrow.in_shape, map_.device, generator).flatten()
     basis, diagonal, off_diagonal = [vector], [], []
-    for _ in range(min(steps, side.size)):
-        image = side.product(basis[-1])
+    for _ in range(min(steps, size)):
+        image = narrow.adjoint(narrow(basis[-1].reshape(1, *narrow.in_shape))).flatten()
         diagonal.append(float(image @ basis[-1]))
         kept = torch.stack(basis)
         for _ in range(2):
@@ -51,26 +52,9 @@ def lanczos_bound(
         if off_diagonal[-1] <= noise:
             break
         basis.append(image / off_diagonal[-1])
-    threshold = -math.log(_smallest_component(side.size, delta))
+    threshold = -math.log(_smallest_component(size, delta))
     eigenvalue = _root_beyond(diagonal, off_diagonal, threshold) if max(diagonal) > 0 else 0.0
-    return _with_rounding(map_, side.size, len(diagonal), eigenvalue)
-
-
-class _SmallerSide:
-    """C^T C or C C^T, whichever is smaller, acting on flat vectors."""
-
-    def __init__(self, map_: LinearMap) -> None:
-        self.map, self.inputs = map_, map_.in_size <= map_.out_size
-        self.size = min(map_.in_size, map_.out_size)
-        self.shape = map_.in_shape if self.inputs else map_.out_shape
-
-    def start(self, generator: torch.Generator | None) -> Tensor:
-        return uniform_on_sphere(self.shape, self.map.device, generator).flatten()
-
-    def product(self, vector: Tensor) -> Tensor:
-        x = vector.reshape(1, *self.shape)
-        y = self.map.adjoint(self.map(x)) if self.inputs else self.map(self.map.adjoint(x))
-        return y.flatten()
+    return _with_rounding(map_, size, len(diagonal), eigenvalue)
 
 
 def _smallest_component(size: int, delta: float) -> float:

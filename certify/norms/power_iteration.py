@@ -18,15 +18,10 @@ def uniform_on_sphere(shape: Shape, device: torch.device, generator: torch.Gener
     return unit.to(device)
 
 
-def power_iteration(
-    map_: LinearMap, *, steps: int = 100, start: Tensor | None = None, generator: torch.Generator | None = None
-) -> Estimate:
-    """Lower estimate of the norm: |C v| for the best unit vector v found, minus the rounding error of the product.
-
-    start: the first vector (1, *in_shape), if a better guess than a random one is known.
-    """
+def power_iteration(map_: LinearMap, *, steps: int = 100, generator: torch.Generator | None = None) -> Estimate:
+    """Lower estimate of the norm: |C v| for the best unit vector v found, minus the rounding error of the product."""
     with torch.no_grad():
-        vector = uniform_on_sphere(map_.in_shape, map_.device, generator) if start is None else start
+        vector = uniform_on_sphere(map_.in_shape, map_.device, generator)
         best = 0.0
         for _ in range(steps):
             length = float(torch.linalg.vector_norm(vector))

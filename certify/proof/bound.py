@@ -37,6 +37,13 @@ class Guarantee:
         return Guarantee(min(math.nextafter(total, 1.0), math.nextafter(1.0, 0.0)))
 
 
+def tightness(lower: float, upper: float) -> float:
+    """upper / lower, at least 1: the truth lies within this factor; infinite if `lower` is 0."""
+    if upper == lower:
+        return 1.0
+    return upper / lower if lower > 0 else math.inf
+
+
 @dataclass(frozen=True)
 class Bound:
     """An interval that contains a number: `lower` is a lower estimate, `upper` the bound that may be certified.
@@ -60,10 +67,8 @@ class Bound:
 
     @property
     def tightness(self) -> float:
-        """upper / lower, at least 1: the truth lies within this factor; infinite if `lower` is 0."""
-        if self.upper == self.lower:
-            return 1.0
-        return self.upper / self.lower if self.lower > 0 else math.inf
+        """See the function of this name."""
+        return tightness(self.lower, self.upper)
 
 
 @dataclass(frozen=True)

@@ -176,39 +176,26 @@ def _product_error(piece: Product, errors: Tensor) -> Tensor:
 
 def require_covered_float32(captured: Captured, x: Tensor) -> None:
     """Refuse a float32 certificate for cases that no bound on the rounding of an operation covers."""
-    if captured.computed:
-        raise PrecisionError(
-            "no deviation bound covers weights that the network computes from others when it runs (a parametrisation); "
-            "make them plain weights first (torch.nn.utils.parametrize.remove_parametrizations), or certify in "
-            "torch.float64"
-        )
-    if x.dtype != torch.float32:
-        raise PrecisionError(f"a float32 certificate requires float32 images, got {x.dtype}; convert them first")
-    if captured.defined:
-        raise PrecisionError(
-            f"no bound is known on the rounding of {', '.join(captured.defined)}, known by definition only; certify in "
-            "torch.float64"
-        )
-    if not all(_in_float32(value) for value in captured.module.state_dict().values()):
-        raise PrecisionError(
-            "the network has weights that float32 would round; convert it with model.float(), or certify in "
-            "torch.float64"
-        )
-    if torch.get_float32_matmul_precision() != "highest":
-        raise PrecisionError(
-            f"products in float32 may be rounded to fewer digits ({torch.get_float32_matmul_precision()}); set "
-            "torch.set_float32_matmul_precision('highest'), or certify in torch.float64"
-        )
-    if x.device.type == "cpu" and not torch.backends.mkldnn.enabled and torch.backends.nnpack.is_available():  # type: ignore[no-untyped-call]
-        raise PrecisionError(
-            "NNPACK may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
-            "torch.backends.mkldnn.enabled = True, or certify in torch.float64"
-        )
-    if x.device.type == "cuda" and torch.backends.cudnn.enabled:
-        raise PrecisionError(
-            "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
-            "torch.backends.cudnn.enabled = False, or certify in torch.float64"
-        )
+    on_cpu, cudnn = x.device.type == "cpu", x.device.type == "cuda" and torch.backends.cudnn.enabled
+    nnpack = on_cpu and not torch.backends.mkldnn.enabled and torch.backends.nnpack.is_available()  # type: ignore[no-untyped-call]
+    products = torch.get_float32_matmul_precision()
+    rounded = not all(_in_float32(value) for value in captured.module.state_dict().values())
+    reasons = (
+        (captured.computed, "no deviation bound covers weights that the network computes from others when it runs (a "
+         "parametrisation); make them plain weights first (torch.nn.utils.parametrize.remove_parametrizations)"),
+        (x.dtype != torch.float32, f"a float32 certificate requires float32 images, got {x.dtype}; convert them first"),
+        (captured.defined, f"no bound is known on the rounding of {', '.join(captured.defined)}, known by definition"),
+        (rounded, "the network has weights that float32 would round; convert it with model.float()"),
+        (products != "highest", f"products in float32 may be rounded to fewer digits ({products}); set "
+         "torch.set_float32_matmul_precision('highest')"),
+        (nnpack, "NNPACK may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
+         "torch.backends.mkldnn.enabled = True"),
+        (cudnn, "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
+         "torch.backends.cudnn.enabled = False"),
+    )  # fmt: skip
+    for holds, reason in reasons:
+        if holds:
+            raise PrecisionError(f"{reason}, or certify in torch.float64")
 
 
 def _in_float32(value: Tensor) -> bool:

@@ -141,7 +141,7 @@ MUTATIONS: list[Mutation] = [
         ("[(call.only_input, -1.0)]", "[(call.only_input, -0.9)]"),
         ("Diagonal(per_channel[:, 0].clone(), shape, seen)", "Diagonal(per_channel[:, 0] * 0.9, shape, seen)"),
         ("return Diagonal(factors.clone(), shape, seen)", "return Diagonal(0.9 * factors, shape, seen)"),
-        ("shift=shift * (1 + 1e-12)", "shift=0.0"),
+        ("return call.plus(total, *scaled)", "return call.same(total)"),
         ("reciprocal(factor) if quotient else factor", "factor"),
         ('(call["self"], 1 - weight)', '(call["self"], 0 * weight)'),
     ),
@@ -149,7 +149,7 @@ MUTATIONS: list[Mutation] = [
         "graph/rules_linear.py",
         ('scale = channels("weight", 1.0) / ', 'scale = 0.9 * channels("weight", 1.0) / '),
         ('channels("running_var", 1.0) + eps', 'channels("running_var", 1.0) + 2 * eps'),
-        ("pixels = math.prod(call.out_shape[1:])", "pixels = 0"),
+        ("bias.reshape(-1, *[1] * rank))", "0 * bias.reshape(-1, *[1] * rank))"),
         ('(product, float(call["alpha"]))', "(product, 1.0)"),
     ),
     *_of(
@@ -181,7 +181,7 @@ MUTATIONS: list[Mutation] = [
         ("pieces = (0.0, 1.0)\n", "pieces = (0.0, 0.9)\n"),
         ("pieces = (0.0, 1.0, 0.0)", "pieces = (0.0, 0.9, 0.0)"),
         ("pieces = (-1.0, 1.0)", "pieces = (0.0, 1.0)"),
-        ("        return (self.left, self.right)", "        return (0.0, self.right)"),
+        ("        return (self.left, 1.0)", "        return (0.0, 1.0)"),
         ("pieces = (1.0, 0.0, 1.0)", "pieces = (0.9, 0.0, 0.9)"),
         ("math.nextafter(1 / 6, 1)", "0.16"),
     ),
@@ -283,7 +283,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "norms/lanczos.py",
         ("return delta * math.sqrt(math.pi / (2 * size))", "return 1.0"),
-        ("threshold = -math.log(_smallest_component(side.size, delta))", "threshold = -10.0"),
+        ("threshold = -math.log(_smallest_component(size, delta))", "threshold = -10.0"),
     ),
     *_of(
         "norms/spectral_norm.py",

@@ -49,7 +49,7 @@ def on_torus(map_: Convolution, torus: Torus, multiplicity: tuple[int, int]) -> 
 @settings(deadline=None, max_examples=15)
 @given(convolutions(circular=True, most_groups=2))
 def test_the_largest_value_at_the_frequencies_is_the_norm_on_the_torus(map_: Convolution) -> None:
-    embedding = embed([[map_]])
+    embedding = embed(map_)
     if embedding is None or math.prod(embedding.points) * math.prod(embedding.multiplicity) > 200:
         return
     whole, _ = polynomial(map_, embedding.multiplicity)
@@ -83,7 +83,7 @@ KINDS: dict[str, LinearMap] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_is_bounded_on_every_torus_from_above(name: str) -> None:
     map_ = KINDS[name]
-    embedding = embed([[map_]])
+    embedding = embed(map_)
     assert embedding is not None
     exact = float(torch.linalg.svdvals(map_.dense())[0])
     factor = narrow_polynomial(map_, embedding)
@@ -94,7 +94,7 @@ def test_every_kind_is_bounded_on_every_torus_from_above(name: str) -> None:
 def test_values_are_differentiable_in_the_weights() -> None:
     weight = normal(2, 2, 3, 3).requires_grad_()
     map_ = Convolution(weight, (2, 5, 5), padding=1)
-    embedding = embed([[map_]])
+    embedding = embed(map_)
     assert embedding is not None
     torus = Torus(embedding.points, (PHASES[2], PHASES[2]))  # every frequency, including both of each conjugate pair
     values = polynomial(map_, embedding.multiplicity)[0].at(torus, coarse_frequencies(torus))
@@ -117,7 +117,7 @@ def test_the_largest_eigenvalue_of_a_batch_is_never_missed() -> None:
 def test_the_channels_of_groups_keep_their_positions_in_sums_with_other_maps() -> None:
     settings_ = {"stride": 2, "padding": 1}
     maps = [Convolution(normal(4, 4 // g, 3, 3, seed=g), (4, 4, 4), groups=g, **settings_) for g in (1, 2)]  # type: ignore[arg-type]
-    embedding = embed([[Sum(maps)]])
+    embedding = embed(Sum(maps))
     assert embedding is not None
     torus = embedding.tori()[0]
     truth = sum(on_torus(map_, torus, embedding.multiplicity) for map_ in maps)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from robustres.certify.fourier.torus import HALF
+from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial
+from robustres.certify.fourier.torus import HALF, embed
 from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, separable
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
-from robustres.certify.norms.frequency_norm import frequency_bound
+from robustres.certify.norms.frequency_norm import frequency_bound, gram_bound, narrow_polynomial
 from robustres.certify.norms.spectral_norm import product_bound, spectral_norm
 from robustres.certify.norms.structural_norm import is_small
 from robustres.certify.proof.bound import Bound, Guarantee
@@ -93,8 +94,11 @@ def test_known_hard_cases_are_bounded_by_every_method(name: str) -> None:
     exact = truth(map_)
     assert exact <= spectral_norm(map_, method="auto").upper * (1 + 1e-14)
     assert exact <= product_bound(map_) * (1 + 1e-14)
-    upper = frequency_bound(map_, enlargements=2, phases=PHASES)
-    assert upper is None or exact <= upper * (1 + 1e-14)
+    embedding = embed(map_)
+    if embedding is not None:
+        gram = HermitianPolynomial.gram(narrow_polynomial(map_, embedding))
+        for torus in embedding.tori(enlargements=2, phases=PHASES):
+            assert exact <= gram_bound(gram, torus) * (1 + 1e-14)
 
 
 def test_a_cropped_composition_is_not_shift_invariant() -> None:

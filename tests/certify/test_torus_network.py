@@ -87,10 +87,21 @@ def chain(kind: str, activation: Callable[[], nn.Module], padding: str = "zeros"
     )  # fmt: skip
 
 
+def up(activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """A convolution of stride 2 and a transposed one."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, 2, padding=1), activation(), nn.ConvTranspose2d(4, 4, 4, 2, padding=1), activation(),
+        nn.Conv2d(4, 4, 3, padding=1), activation(), *head(4, 6, "flat"),
+    )  # fmt: skip
+
+
 ACTIVATIONS = [nn.ReLU, lambda: nn.LeakyReLU(0.2), nn.Tanh, MaxMin, lambda: nn.PReLU(init=-0.5)]
 
 
-@pytest.mark.parametrize(("kind", "place", "widest"), [("before", 0, 16), ("after", 3, 16), ("flat", 1, 1000)])
+KINDS = ("kind", "place", "widest")
+
+
+@pytest.mark.parametrize(KINDS, [("before", 0, 16), ("after", 3, 16), ("flat", 1, 1000), ("up", 0, 16), ("up", 4, 64)])
 def test_no_jacobian_no_pair_and_no_dense_inequality_exceeds_the_bound(kind: str, place: int, widest: int) -> None:
     _no_bound_is_below_what_is_attained(0, place, widest, kind, 30)
 
@@ -114,7 +125,7 @@ def test_a_network_that_is_steepest_for_constant_images_is_bounded_by_its_exact_
 @settings(deadline=None, max_examples=100)
 @given(
     seed=st.integers(0, 10**6), place=st.integers(0, len(ACTIVATIONS) - 1), widest=st.sampled_from([16, 1000]),
-    kind=st.sampled_from(["before", "after", "mean", "flat", "deep"]), steps=st.sampled_from([1, 60]),
+    kind=st.sampled_from(["before", "after", "mean", "flat", "deep", "up"]), steps=st.sampled_from([1, 60]),
 )  # fmt: skip
 def test_none_exceeds_it_for_many_networks(seed: int, place: int, widest: int, kind: str, steps: int) -> None:
     _no_bound_is_below_what_is_attained(seed, place, widest, kind, steps)
@@ -123,10 +134,11 @@ def test_none_exceeds_it_for_many_networks(seed: int, place: int, widest: int, k
 def _no_bound_is_below_what_is_attained(seed: int, place: int, widest: int, kind: str, steps: int) -> None:
     torch.manual_seed(seed)
     activation = ACTIVATIONS[place]
-    model = (
-        Stages(activation(), kind == "before") if kind in ("before", "after") else chain(kind, activation)
-    ).double()
-    model.eval()
+    if kind in ("before", "after"):
+        model: nn.Module = Stages(activation(), kind == "before")
+    else:
+        model = up(activation) if kind == "up" else chain(kind, activation)
+    model = model.double().eval()
     shape = (2, 6, 6)
     output = simplified(model, *shape)
     upper = bound(on_tori(output, widest=widest), steps)

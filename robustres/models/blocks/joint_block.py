@@ -64,7 +64,7 @@ class JointBlock(nn.Module):
         """L at the current T, differentiable in W, V and T; T is enlarged in place if it is not admissible."""
         shape, padding = self.site.shape, ((self.site.kernel // 2,) * 2,) * 2
         layers = tuple(Convolution(layer.weight, shape, padding=padding) for layer in (self.inner, self.outer))
-        embedding = embed([[Identity(shape)], layers])
+        embedding = embed(layers[0])  # both have kernels of one size
         assert embedding is not None
         (torus, *_), every = embedding.tori(enlargements=0), (1, 1)
         frequencies = coarse_frequencies(torus).to(self.log_t.device)
