@@ -7,7 +7,7 @@ import pandas as pd
 
 from robustres.reports.formats import at_least, at_most, bound_text, eps_text, norm_text, radius_text, share_text
 from robustres.reports.run import Run
-from robustres.results import of_network
+from robustres.results import advice, of_network
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def _limits(run: Run) -> list[Sentence]:
         sentences.append(
             Sentence("There is no certificate: no bound is known for some operations of this network.", "warning")
         )
+    if said := advice(run.manifest, run.summary):
+        sentences.append(Sentence(said, "warning"))
     if run.tables["diagnosis"]["suspicious"].any():
         sentences.append(
             Sentence(

@@ -33,7 +33,7 @@ def run_and_report(
     from robustres.evaluation import evaluate
     from robustres.evaluation.plan import check_countable
     from robustres.reports import write_report
-    from robustres.results import Requirement, write_archive
+    from robustres.results import Requirement, advice, write_archive
 
     required = [Requirement.read(text) for text in running.require or ()]
     check_countable(required, settings)
@@ -63,6 +63,8 @@ def run_and_report(
         typer.echo((folder / "summary.json").read_text(), nl=False)
     else:
         print_summary(run.summary)
+        if said := advice(run.folder.manifest(), run.summary):
+            console.output.print(said, markup=False)
         print_diagnosis(run.folder.table("diagnosis"))
         console.output.print(f"report: {page}")
     require_met(run.summary, quiet=json)

@@ -11,6 +11,7 @@ A run folder contains
 Nothing here depends on models, attacks or certificates: a report can be rebuilt years later.
 """
 
+from robustres.results.advice import advice
 from robustres.results.archive import write_archive
 from robustres.results.claim import REPORT_FILES, require_own, require_own_run
 from robustres.results.digits import rounded_text, share_text
@@ -48,6 +49,7 @@ __all__ = [
     "Requirement",
     "RunFolder",
     "Sandwich",
+    "advice",
     "block_records",
     "certified_mask",
     "csv_text",

@@ -177,8 +177,21 @@ def test_an_unknown_operation_is_named_and_attacks_still_run(run: Run, factories
     assert [row for row in summary["refused"] if "erfinv" in row["operation"]]
     assert summary["attacks"]
     assert summary["certificates"] == []
-    assert "erfinv" in out
-    assert "erfinv" in Path("run/report.md").read_text()
+    for shown in (out, Path("run/report.md").read_text()):
+        assert "erfinv" in shown
+        assert "--certificate best --seconds-per-image" in shown
+
+
+@pytest.mark.parametrize("more, advised", [((), True), (("--certificate", "local", "--seconds-per-image", "0.1"), False)])
+def test_where_nothing_is_certified_the_option_that_may_certify_more_is_named(
+    run: Run, factories: str, more: tuple[str, ...], *, advised: bool
+) -> None:
+    code, out, err = run(
+        "certify", f"{factories}:sound", "--data", "digits", "--limit", "3", "--eps", "7", "--out", "run", *more
+    )
+    assert code == 0, err
+    assert ("--seconds-per-image 15" in out) == advised
+    assert ("--seconds-per-image 15" in Path("run/report.md").read_text()) == advised
 
 
 def write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
