@@ -183,7 +183,7 @@ def test_an_unknown_operation_is_named_and_attacks_still_run(run: Run, factories
 
 
 @pytest.mark.parametrize(
-    "more, advised", [((), True), (("--certificate", "local", "--seconds-per-image", "0.1"), False)]
+    ("more", "advised"), [((), True), (("--certificate", "local", "--seconds-per-image", "0.1"), False)]
 )
 def test_where_nothing_is_certified_the_option_that_may_certify_more_is_named(
     run: Run, factories: str, more: tuple[str, ...], *, advised: bool
