@@ -51,6 +51,7 @@ def first_layer(order: Sequence[Node], layers: Mapping[Node, Increment]) -> Node
     return order[2] if alone and int((layer.width > 0).sum()) > NARROW else None
 
 
+@torch.no_grad()
 def first_layer_square(
     found: Eliminated,
     node: Node,

@@ -145,7 +145,28 @@ class _Iteration:
         sizes: dict[Node, Tensor] = {}
         with torch.enable_grad():
             for node in self.order:
-                values[node] = self._value(node, values, answers, sizes, x)
+                piece, layer, inputs = node.piece, self.layers.get(node), [values[parent] for parent in node.inputs]
+                if isinstance(piece, Source):
+                    values[node] = x
+                elif node in self.maps:
+                    values[node] = self.maps[node](inputs[0])
+                elif isinstance(layer, SectorLayer):
+                    middle, reach = self.half[node]
+                    rows, answers[node], size = layer.answer(as_rows(inputs[0]), middle, reach, self.g[node])
+                    sizes[node], values[node] = size.detach(), rows.reshape(-1, *node.shape)
+                elif isinstance(layer, BoundedLayer):
+                    lengths = layer.input_lengths(inputs).clamp_min(TINY)
+                    sizes[node] = lengths.detach()
+                    answers[node] = (layer.constant * self.g[node]).detach().requires_grad_(True)
+                    rows = lengths[:, None] * answers[node].reshape(len(x), len(lengths), -1)
+                    values[node] = rows.reshape(-1, *node.shape)
+                else:
+                    assert isinstance(piece, Merge)
+                    if piece.kind == "sum":
+                        values[node] = torch.stack(inputs).sum(0)
+                    else:
+                        assert piece.axis is not None
+                        values[node] = torch.cat(inputs, dim=1 + piece.axis)
             out = as_rows(values[self.order[-1]])
             size = (out if self.rows is None else out @ self.rows.T).norm()
             steered = list(answers)
@@ -154,39 +175,6 @@ class _Iteration:
         for node, (_, reach) in self.half.items():
             steer[node] = 2 * reach * steer[node]
         return float(size.detach()), slopes[0], steer, sizes
-
-    def _value(
-        self,
-        node: Node,
-        values: dict[Node, Tensor],
-        answers: dict[Node, Tensor],
-        sizes: dict[Node, Tensor],
-        x: Tensor,
-    ) -> Tensor:
-        piece = node.piece
-        if isinstance(piece, Source):
-            return x
-        inputs = [values[parent] for parent in node.inputs]
-        if node in self.maps:
-            return self.maps[node](inputs[0])
-        layer = self.layers.get(node)
-        if isinstance(layer, SectorLayer):
-            middle, reach = self.half[node]
-            rows, answers[node], size = layer.answer(as_rows(inputs[0]), middle, reach, self.g[node])
-            sizes[node] = size.detach()
-            answer: Tensor = rows.reshape(-1, *node.shape)
-            return answer
-        if isinstance(layer, BoundedLayer):
-            lengths = layer.input_lengths(inputs).clamp_min(TINY)
-            sizes[node] = lengths.detach()
-            answers[node] = (layer.constant * self.g[node]).detach().requires_grad_(True)
-            answer = lengths[:, None] * answers[node].reshape(len(x), len(lengths), -1)
-            return answer.reshape(-1, *node.shape)
-        assert isinstance(piece, Merge)
-        if piece.kind == "sum":
-            return torch.stack(inputs).sum(0)
-        assert piece.axis is not None
-        return torch.cat(inputs, dim=1 + piece.axis)
 
     def _found(
         self, value: float, x_slope: Tensor, slopes: dict[Node, Tensor], sizes: dict[Node, Tensor], steps: int

@@ -31,8 +31,11 @@ def proved_bound(
 ) -> float:
     """The bound proved by the multipliers of a search; infinite if they prove none."""
     first = first_layer(order, layers) if box is None else None
-    if first is not None:
-        square = _square_from(first, order, layers, point, rows, repair)
+    after = None if first is None else eliminate(order[order.index(first) :], layers, point, rows=rows, repair=repair)
+    if first is not None and after is not None:
+        placed = on_device(layers[first], after.rows.device)
+        assert isinstance(placed, SectorLayer)
+        square = first_layer_square(after, first, placed, point, repair or Repair())
         if math.isfinite(square):
             return rounded_up(math.sqrt(square), 8)
     found = eliminate(order, layers, point, rows=rows, repair=repair)
@@ -43,24 +46,6 @@ def proved_bound(
         return l2_bound(found, least)
     assert point.weights is not None
     return box_bound(found, point.weights, box, least)
-
-
-def _square_from(
-    first: Node,
-    order: Sequence[Node],
-    layers: Mapping[Node, Increment],
-    point: FixedPoint,
-    rows: Tensor | None,
-    repair: Repair | None,
-) -> float:
-    """The square of the bound by `first_layer_square`, infinite if it is not proved."""
-    found = eliminate(order[order.index(first) :], layers, point, rows=rows, repair=repair)
-    if found is None:
-        return math.inf
-    placed = on_device(layers[first], found.rows.device)
-    assert isinstance(placed, SectorLayer)
-    with torch.no_grad():
-        return first_layer_square(found, first, placed, point, repair or Repair())
 
 
 def l2_bound(found: Eliminated, excess: float = 0.0) -> float:

@@ -71,10 +71,27 @@ def estimate(
     draw = generator or torch.Generator().manual_seed(0)
     shape = (1 if captured.rebatches else BATCH, *captured.source.meta["val"].shape[1:])
     starts = torch.rand(shape, dtype=torch.float64, generator=draw) if images is None else images
-    together = MOST_STARTS if captured.rebatches else BATCH
-    batches = torch.split(starts.to(device_of(captured.module)), together)
     ascent = images is not None and not captured.on_unit_domain
-    return _largest(_steepest(captured, entry, end, x, steps, ascent=ascent, draw=draw, upper=upper) for x in batches)
+
+    def steepest(images: Tensor) -> float:
+        def piece(values: Tensor) -> Tensor:
+            # Other values that depend on the input are constants (shapes, types, zeros), but the graph computes them.
+            others = images[torch.arange(len(values), device=images.device) % len(images)]
+            return captured.run({captured.source: others, entry.origin: values}, end.origin)
+
+        with torch.no_grad():
+            points = captured.run({captured.source: images}, entry.origin)
+        start = torch.randn(points.shape, dtype=torch.float64, generator=draw).to(points.device)
+        slopes = steepest_directions(piece, points, start, steps=steps)
+        found = [(points, slopes)]
+        if ascent:
+            apart = scaled(REACH * norms(points), slopes.direction)
+            middle, spread = ascend(piece, points, apart, steps=steps, deadline=math.inf)
+            found.append((middle, steepest_directions(piece, middle, spread, steps=steps)))
+        return max(_confirmed(piece, x, slopes, upper) for x, slopes in found)
+
+    together = MOST_STARTS if captured.rebatches else BATCH
+    return _largest(map(steepest, torch.split(starts.to(device_of(captured.module)), together)))
 
 
 def climbed(
@@ -122,34 +139,6 @@ def _climb(
         yield _confirmed(network, middle, slopes, upper)
         order = slopes.stretch.nan_to_num(0, 0, 0).argsort(descending=True)[:2]
         middle, spread = children(middle[order], spread[order], draw)
-
-
-def _steepest(
-    captured: Captured,
-    entry: Node,
-    end: Node,
-    images: Tensor,
-    steps: int,
-    *,
-    ascent: bool,
-    draw: torch.Generator,
-    upper: float,
-) -> float:
-    def piece(values: Tensor) -> Tensor:
-        # Other values that depend on the input are constants (shapes, types, zeros), but the graph computes them.
-        others = images[torch.arange(len(values), device=images.device) % len(images)]
-        return captured.run({captured.source: others, entry.origin: values}, end.origin)
-
-    with torch.no_grad():
-        points = captured.run({captured.source: images}, entry.origin)
-    start = torch.randn(points.shape, dtype=torch.float64, generator=draw).to(points.device)
-    slopes = steepest_directions(piece, points, start, steps=steps)
-    found = [(points, slopes)]
-    if ascent:
-        apart = scaled(REACH * norms(points), slopes.direction)
-        middle, spread = ascend(piece, points, apart, steps=steps, deadline=float("inf"))
-        found.append((middle, steepest_directions(piece, middle, spread, steps=steps)))
-    return max(_confirmed(piece, x, steepest, upper) for x, steepest in found)
 
 
 def _confirmed(piece: Callable[[Tensor], Tensor], x: Tensor, found: Steepest, upper: float) -> float:

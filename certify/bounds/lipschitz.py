@@ -138,7 +138,11 @@ def _bounded(
     key = network_key(captured, order, settings) if store is not None and generator is None else None
     known = Known.from_text(store.load(key)) if store is not None and key is not None else Known()
     remembered = known.complete
-    bounders = _bounders(order, settings, known, progress)
+    joint = {name: settings[name] for name in ("joint", "effort", "seconds", "delta")}
+    bounders = {
+        "l2": Bounder(order, watch=progress, known=known.rows["l2"], **joint),
+        "linf": Bounder(order, norm="linf", joint=False, known=known.rows["linf"]),
+    }
     with torch.no_grad():
         pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
         head = _head(output, bounders)
@@ -150,16 +154,6 @@ def _bounded(
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())
     return report
-
-
-def _bounders(
-    order: list[Node], settings: Mapping[str, Any], known: Known, progress: Callable[[int, int], None] | None
-) -> dict[str, Bounder]:
-    joint = {name: settings[name] for name in ("joint", "effort", "seconds", "delta")}
-    return {
-        "l2": Bounder(order, watch=progress, known=known.rows["l2"], **joint),
-        "linf": Bounder(order, norm="linf", joint=False, known=known.rows["linf"]),
-    }
 
 
 def _complete(

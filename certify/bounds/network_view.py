@@ -36,7 +36,7 @@ class NetworkPiece:
     @property
     def is_residual(self) -> bool:
         """Whether this is a residual block."""
-        return self.kind.startswith("residual")
+        return self.row is not None and self.row.is_residual
 
     @property
     def upper(self) -> float:

@@ -13,7 +13,7 @@ from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap
 from robustres.certify.maps.nonlinear import Extremum, Opaque, Sort
 from robustres.certify.maps.sector import GroupSort
-from robustres.certify.maps.sorting import before_reshape, groups_along, halves_along
+from robustres.certify.maps.sorting import before_reshape, groups_along
 
 # Largest matrix of concatenated linear images that is merged into one map, in entries.
 SMALL = 2**22
@@ -156,7 +156,9 @@ class _Simplifier:
         opposite = first.axes == second.axes and first.largest != second.largest
         if not opposite or inputs != operands[1].inputs or inputs[0].shape[along] != 2:
             return None
-        return self._materialised(inputs[0]), halves_along(along, inputs[0].shape)
+        numbers = torch.arange(math.prod(inputs[0].shape)).reshape(inputs[0].shape)
+        halves = torch.cat([numbers.select(along, 0), numbers.select(along, 1)])
+        return self._materialised(inputs[0]), rearranged(halves, inputs[0].shape)
 
     def _side_by_side(self, nodes: tuple[Node, ...], axis: int) -> tuple[Node, Tensor] | None:
         """A concatenation of selections of the same value: the value, and the indices of its coordinates."""

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from robustres.certify.maps.coordinate_maps import rearranged
 from robustres.certify.maps.folding import composed
 from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Shape
 from robustres.certify.maps.sector import GroupSort
@@ -41,12 +40,6 @@ def before_reshape(map_: LinearMap | None, shape: Shape) -> tuple[LinearMap | No
         case Dense():
             return replace(map_, out_shape=(len(map_.matrix),)), (len(map_.matrix),)
     return map_, shape
-
-
-def halves_along(axis: int, shape: Shape) -> LinearMap:
-    """The map that concatenates the two halves of an axis of length 2 along the first axis."""
-    numbers = torch.arange(math.prod(shape)).reshape(shape)
-    return rearranged(torch.cat([numbers.select(axis, 0), numbers.select(axis, 1)]), shape)
 
 
 def in_groups(values: Tensor, groups: GroupSort) -> Tensor:
