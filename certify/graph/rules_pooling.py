@@ -69,13 +69,13 @@ def along_each_axis(call: Call) -> Node:
 
     whole = answer(torch.ones(1, *[1] * len(sides), dtype=torch.float64, device=device))[0]
     # For each axis, the place of the largest value among those of the other axes.
-    beside = [int(whole.movedim(axis, 0).flatten(1).amax(0).argmax()) for axis in range(len(sides))]
+    beside = [int(whole.movedim(axis, 0).reshape(whole.shape[axis], -1).amax(0).argmax()) for axis in range(len(sides))]
     parts: list[LinearMap] = []
     shape = source.shape
     for axis in reversed(range(len(sides))):
         lines = torch.eye(sides[axis], dtype=torch.float64, device=device)
         images = lines.reshape(-1, *[sides[axis] if k == axis else 1 for k in range(len(sides))])
-        found = answer(images).movedim(1 + axis, 1).flatten(2)
+        found = answer(images).movedim(1 + axis, 1).reshape(sides[axis], whole.shape[axis], -1)
         matrix = found[:, :, beside[axis]].T / (whole.max() if parts else 1.0)
         parts.append(along_axis(matrix.contiguous(), shape, 1 + axis, seen=64))
         shape = parts[-1].out_shape

@@ -96,11 +96,13 @@ def moved(call: Call) -> Any:
     return nodes[0] if isinstance(answer, Tensor) else Parts(tuple(nodes))
 
 
-@rule("index_add", "scatter_add", "diff", "kron")
+@rule("index_add", "scatter_add", "scatter_reduce", "diff", "kron")
 def put_together(call: Call) -> Node:
     """Scattered sums, differences of neighbours, products with every entry of a constant: the sum of the linear maps of
     all states, found by applying the operation to unit vectors."""
     _require_known_places(call)
+    if call.arguments.get("reduce") not in (None, "sum", "mean"):
+        raise NotCoveredError(f"by {call['reduce']}; sums and means have a rule")
     states, device = call.states(), call.device
     nothing = {state: torch.zeros(BATCH, *state.shape, dtype=torch.float64, device=device) for state in states}
     factors = call.name == "kron"

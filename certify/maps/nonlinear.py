@@ -256,7 +256,6 @@ class Stated(_Stated):
 
     @property
     def bound(self) -> Bound:
-        """The bound stated by the module."""
         return self.word
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -277,7 +276,6 @@ class StatedSort(_Stated):
 
     @property
     def sorts(self) -> GroupSort:
-        """As stated."""
         return self.groups
 
     def out_shape(self, shape: Shape) -> Shape:

@@ -20,24 +20,20 @@ class PerCoordinate(Activation):
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """The smallest and the largest slope of all functions."""
         low, high = zip(*(function.slopes for function in self.functions), strict=True)
         return min(low), max(high)
 
     def slopes_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The slopes of the chosen function at every coordinate."""
         low, high = zip(*(function.slopes_on(lower, upper) for function in self.functions), strict=True)
         return self._chosen(low), self._chosen(high)
 
     def relative_error(self, dtype: torch.dtype) -> float | None:
-        """The largest of all functions."""
         errors = [function.relative_error(dtype) for function in self.functions]
         known = [error for error in errors if error is not None]
         return max(known) if len(known) == len(errors) else None
 
     @property
     def jump(self) -> float:
-        """The largest of all functions."""
         return max(function.jump for function in self.functions)
 
     @property

@@ -152,6 +152,10 @@ LINEAR: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
         lambda m, x: torch.full((len(x), 3), 1e20).to(x).index_add(1, torch.tensor([0, 0, 2, 1]), x),
         (4,),
     ),
+    "scatter_reduce": (
+        lambda m, x: x[:, :3].scatter_reduce(1, torch.tensor([[0, 0, 2, 1]]).expand(len(x), -1), 2 * x, "mean"),
+        (4,),
+    ),
     "scatter_add": (
         lambda m, x: torch.zeros(len(x), 3).to(x).scatter_add(1, torch.tensor([[0, 0, 2, 1]]).expand(len(x), -1), x),
         (4,),

@@ -61,6 +61,8 @@ LINEAR_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] 
     "average pool, ceil": (lambda x: F.avg_pool2d(x, 2, 2, 0, True, False), (2, 5, 5)),
     "adaptive average pool": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (2, 5, 7)),
     "average pool 1d": (lambda x: F.avg_pool1d(x, 2), (2, 6)),
+    "average pool 1d, uneven": (lambda x: F.avg_pool1d(x, 3, 2, 1, True, False), (2, 8)),
+    "adaptive average pool 1d": (lambda x: F.adaptive_avg_pool1d(x, 3), (2, 7)),
     "normalisation": (lambda x: (x - 0.3) / torch.tensor([0.2, 0.5]).double().reshape(2, 1, 1), (2, 3, 3)),
     "elementwise factors": (lambda x: x * torch.arange(1.0, 7).double().reshape(2, 3), (2, 3)),
     "arithmetic": (lambda x: 3 - 2 * x + x / 4 - torch.add(x, 1, alpha=2) + (-x), (4,)),
