@@ -131,6 +131,32 @@ ACTIVATIONS: dict[str, nn.Module] = {
 }
 
 
+BIASED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "convolution": (nn.Conv2d(2, 3, 3), (2, 5, 4)),
+    "signal": (nn.Conv1d(2, 3, 3), (2, 5)),
+    "dense": (nn.Linear(4, 3), (2, 4)),
+    "sum": (Apply(lambda x: 3 - 2 * (x + torch.arange(4.0).double())), (2, 4)),
+    "sum of a batch": (Apply(lambda x: x + torch.arange(4.0).double().expand(len(x), 2, 4)), (2, 4)),
+    "normalisation": (nn.BatchNorm2d(2), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_the_constants_that_an_operation_adds_are_charged(name: str) -> None:
+    module, shape = BIASED[name]
+    module = module.double().eval()
+    if isinstance(module, nn.BatchNorm2d):
+        module.running_mean.copy_(torch.tensor([0.5, -2.0]))  # type: ignore[union-attr]
+    found, refused = build_network(capture(module, shape))
+    assert found is not None, refused
+    with torch.no_grad():
+        added = module(torch.zeros(3, *shape, dtype=torch.float64))[0]
+    pieces = [node.piece for node in found.ordered() if isinstance(node.piece, Linear)]
+    close = 3 if name == "sum" else 1 + 1e-9  # parts of a sum are charged one by one
+    assert float(added.norm()) <= sum(piece.shift for piece in pieces) <= close * float(added.norm())
+    assert float(added.abs().max()) <= sum(piece.largest for piece in pieces) <= close * float(added.abs().max())
+
+
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("include", [False, True])
 @pytest.mark.parametrize("divisor", [None, 5])
