@@ -18,7 +18,7 @@ from robustres.certify.local.backward import Rows, pulled_back
 from robustres.certify.local.evidence import Branch, Split
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.optimise import Optimised, minimum, optimised
-from robustres.certify.local.parts import Way, lines_of_parts, signs_of_parts
+from robustres.certify.local.parts import Way, lines_of_parts, multipliers_of, signs_of_parts
 from robustres.certify.local.program import Program
 from robustres.certify.local.relaxations import Lines
 from robustres.certify.local.sets import Region
@@ -67,13 +67,7 @@ class _Search:
     def rows(self, ways: Sequence[Way], branches: Sequence[Branch], signs: dict[int, Tensor]) -> Rows:
         """Each part's row with the slopes and multipliers of its branch."""
         dtype = self.program.dtype
-        multipliers = {place: torch.zeros_like(values) for place, values in signs.items()}
-        for at, branch in enumerate(branches):
-            for split, value in branch.multipliers.items():
-                multipliers[split.place][at].view(-1)[split.coordinate] = value
-        for place, sign in signs.items():  # a later split of the same coordinate may require another sign
-            kept = torch.where(sign < 0, multipliers[place].clamp_max(0), multipliers[place].clamp_min(0))
-            multipliers[place] = kept * sign.abs()
+        multipliers = multipliers_of(self.program, branches, signs, dtype)
         slopes = {
             place: torch.stack([branch.slopes[place] for branch in branches]).to(dtype)
             for place in branches[0].slopes

@@ -1,7 +1,8 @@
 """Parts of a region on one side of some splits: their lines, and rows with the multipliers of the splits."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from robustres.certify.local.backward import Form, Rows, Sizes, pulled_back
 from robustres.certify.local.evidence import Branch, Split
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.program import Program
-from robustres.certify.local.relaxations import Relaxation, lines
+from robustres.certify.local.relaxations import Lines, Relaxation, lines
 from robustres.certify.local.steps import Activation
 from robustres.numerics import gamma
 
@@ -24,36 +25,84 @@ def lines_of_parts(program: Program, bounds: Bounds, ways: Sequence[Way]) -> dic
     bounds: of the whole region, one sample.
     """
     found = dict(bounds.lines)
-    for place in {split.place for way in ways for split, _ in way}:
-        step = program.steps[place]
+    narrowed: dict[int, dict[tuple[int, int], tuple[float, float]]] = {}  # by place, part and coordinate
+    for at, way in enumerate(ways):
+        for split, above in way:
+            mine = narrowed.setdefault(split.place, {})
+            low, high = mine.get((at, split.coordinate), (-math.inf, math.inf))
+            side = (max(low, split.point), high) if above else (low, min(high, split.point))
+            mine[at, split.coordinate] = side
+    for place, intervals in narrowed.items():
+        step, whole = program.steps[place], bounds.lines[place]
         assert isinstance(step, Activation)
-        lower, upper = (
-            side[step.source].flatten(1).expand(len(ways), -1).clone() for side in (bounds.lower, bounds.upper)
-        )
-        for at, way in enumerate(ways):
-            for split, above in way:
-                if split.place == place and above:
-                    lower[at, split.coordinate] = lower[at, split.coordinate].clamp_min(split.point)
-                elif split.place == place:
-                    upper[at, split.coordinate] = upper[at, split.coordinate].clamp_max(split.point)
+        assert isinstance(whole, Lines)
+        # Parts often narrow a coordinate alike; lines are computed once for each interval: (V, *shape) for at most V.
+        kinds: dict[int, dict[tuple[float, float], int]] = {}
+        for (_, coordinate), interval in intervals.items():
+            mine_kinds = kinds.setdefault(coordinate, {})
+            mine_kinds.setdefault(interval, len(mine_kinds))
+        number = [kinds[coordinate][interval] for (_, coordinate), interval in intervals.items()]
+        sides = []
+        for whole_side, end, narrower in ((bounds.lower, 0, torch.maximum), (bounds.upper, 1, torch.minimum)):
+            flat = whole_side[step.source].flatten(1).expand(max(number) + 1, -1).clone()
+            rows = torch.tensor(number, device=flat.device)
+            columns = torch.tensor([coordinate for _, coordinate in intervals], device=flat.device)
+            ends = torch.tensor([interval[end] for interval in intervals.values()], dtype=torch.float64).to(flat)
+            flat[rows, columns] = narrower(flat[rows, columns], ends)
+            sides.append(flat.reshape(-1, *step.shape))
         # A part may be empty; then any statement about it is true, so any interval is valid.
-        found[place] = lines(step, *(side.reshape(-1, *step.shape) for side in (lower, torch.maximum(lower, upper))))
+        several = lines(step, sides[0], torch.maximum(*sides))
+        parts = torch.tensor([at for at, _ in intervals], device=rows.device)
+        made = {}
+        for field in fields(Lines):
+            values = getattr(whole, field.name).flatten(1).expand(len(ways), -1).clone()
+            values[parts, columns] = getattr(several, field.name).flatten(1)[rows, columns]
+            made[field.name] = values.reshape(-1, *step.shape)
+        found[place] = Lines(**made)
+    return found
+
+
+Entries = Mapping[tuple[int, int], float]
+
+
+def filled(program: Program, entries: Mapping[int, Entries], count: int, dtype: torch.dtype) -> dict[int, Tensor]:
+    """By place (count, *shape): values by part and (flat) coordinate, 0 elsewhere."""
+    found = {}
+    for place, values in entries.items():
+        shape = program.steps[place].shape
+        whole = torch.zeros(count, math.prod(shape), dtype=dtype, device=program.device)
+        at = torch.tensor(list(values), dtype=torch.long, device=program.device).reshape(-1, 2)
+        whole[at[:, 0], at[:, 1]] = torch.tensor(list(values.values()), dtype=torch.float64).to(whole)
+        found[place] = whole.reshape(count, *shape)
     return found
 
 
 def signs_of_parts(program: Program, ways: Sequence[Way], dtype: torch.dtype) -> tuple[dict[int, Tensor], ...]:
     """By place (L, *shape): -1 where a part lies above a point, 1 below, 0 elsewhere; and those points."""
-    signs: dict[int, Tensor] = {}
-    points: dict[int, Tensor] = {}
+    signs: dict[int, dict[tuple[int, int], float]] = {}
+    points: dict[int, dict[tuple[int, int], float]] = {}
     for at, way in enumerate(ways):
         for split, above in way:
-            shape = program.steps[split.place].shape
-            for values in (signs, points):
-                if split.place not in values:
-                    values[split.place] = torch.zeros(len(ways), *shape, dtype=dtype, device=program.device)
-            signs[split.place][at].view(-1)[split.coordinate] = -1.0 if above else 1.0
-            points[split.place][at].view(-1)[split.coordinate] = split.point
-    return signs, points
+            signs.setdefault(split.place, {})[at, split.coordinate] = -1.0 if above else 1.0
+            points.setdefault(split.place, {})[at, split.coordinate] = split.point
+    return tuple(filled(program, entries, len(ways), dtype) for entries in (signs, points))
+
+
+def multipliers_of(
+    program: Program, branches: Sequence[Branch], signs: Mapping[int, Tensor], dtype: torch.dtype
+) -> dict[int, Tensor]:
+    """By place (L, *shape): the branches' multipliers with the right sign, only at splits; non-finite ones are left
+    out."""
+    given: dict[int, dict[tuple[int, int], float]] = {place: {} for place in signs}
+    for at, branch in enumerate(branches):
+        for split, value in branch.multipliers.items():
+            if split.place in given:
+                given[split.place][at, split.coordinate] = value
+    found = {}
+    for place, values in filled(program, given, len(branches), dtype).items():
+        usable = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        found[place] = signs[place].abs() * torch.where(signs[place] < 0, usable.clamp_max(0), usable.clamp_min(0))
+    return found
 
 
 def with_points(form: Form, multipliers: Mapping[int, Tensor], points: Mapping[int, Tensor], *, charged: bool) -> Form:
@@ -78,14 +127,7 @@ def forms_of_leaves(
     """One row (1, outputs) on each leaf, with the leaf's own slopes and multipliers; any of them give a bound."""
     ways = [way for _, way in leaves]
     signs, points = signs_of_parts(program, ways, program.dtype)
-    multipliers = {place: torch.zeros_like(values) for place, values in signs.items()}
-    for at, (leaf, _) in enumerate(leaves):
-        for split, value in leaf.multipliers.items():
-            if split.place in multipliers:
-                multipliers[split.place][at].view(-1)[split.coordinate] = value
-    for place, sign in signs.items():  # only with the right sign and at splits; non-finite ones are left out
-        usable = torch.nan_to_num(multipliers[place], nan=0.0, posinf=0.0, neginf=0.0)
-        multipliers[place] = sign.abs() * torch.where(sign < 0, usable.clamp_max(0), usable.clamp_min(0))
+    multipliers = multipliers_of(program, [leaf for leaf, _ in leaves], signs, program.dtype)
     slopes = {
         place: torch.stack([leaf.slopes[place].to(program.dtype) for leaf, _ in leaves])
         for place in leaves[0][0].slopes

@@ -514,8 +514,9 @@ MUTATIONS: list[Mutation] = [
         "local/parts.py",
         ("constant=form.constant - shift", "constant=form.constant + shift"),
         ("gamma(terms.shape[1] + 4) * (size", "0.0 * (size"),
-        ("clamp_min(split.point)", "clamp_min(split.point + 0.1)"),
-        ("torch.where(sign < 0, usable.clamp_max(0), usable.clamp_min(0))", "usable"),
+        ("(max(low, split.point), high) if above", "(max(low, split.point + 0.1), high) if above"),
+        ("interval in intervals.values()], dtype=torch.float64)", "interval in intervals.values()])"),
+        ("torch.where(signs[place] < 0, usable.clamp_max(0), usable.clamp_min(0))", "usable"),
     ),
     *_of(
         "local/planes.py",
