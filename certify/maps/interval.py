@@ -90,6 +90,14 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 def _outward(low: Tensor, high: Tensor) -> Interval:
     """Rounded outwards by one floating-point number, except for an exact 0; NaN becomes the whole line."""
     low, high = low.nan_to_num(-torch.inf, torch.inf, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -torch.inf)
-    below = torch.nextafter(low, torch.full_like(low, -torch.inf))
-    above = torch.nextafter(high, torch.full_like(high, torch.inf))
+    below, above = _next(low, -torch.inf), _next(high, torch.inf)
     return Interval(torch.where(low == 0, low, below), torch.where(high == 0, high, above))
+
+
+def _next(values: Tensor, towards: float) -> Tensor:
+    """The next floating-point numbers in a direction, differentiated as the identity, also by torch older than 2.9."""
+    neighbours = torch.nextafter(values.detach(), torch.full_like(values, towards))
+    if not values.requires_grad:
+        return neighbours
+    step = torch.where(values.isfinite(), neighbours - values.detach(), 0.0)
+    return values + step  # exact, as the difference of two neighbours is

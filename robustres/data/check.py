@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ def checked_digest(pixels: Pixels, labels: Tensor, source: str) -> str:
 
     Only a few chunks of the images are in memory at a time.
     """
+    if isinstance(pixels, Tensor):
+        _check_type(pixels, pixels.shape, source)  # before torch older than 2.9 fails to index unsigned integers
     digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     for index, images in read_ahead(pixels.__getitem__, chunks(pixels.shape)):
         _check_chunk(pixels, images, int(index[0]), source)
@@ -84,15 +87,19 @@ def named_classes(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _check_chunk(pixels: Pixels, images: Tensor, start: int, source: str) -> None:
+def _check_type(images: Tensor, shape: Sequence[int], source: str) -> None:
     if images.dtype not in (torch.float32, torch.float64):
         cure = "convert them with .float()"
         if not (images.is_floating_point() or images.is_complex()) and int(images.to(torch.int64).max()) > 1:
             cure = "divide them by the value of white, such as 255 or 65535"
         raise DataError(
             f"{source}: images must be float32 or float64 of shape (N, C, H, W), "
-            f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}; {cure}"
+            f"got {str(images.dtype).removeprefix('torch.')} of shape {tuple(shape)}; {cure}"
         )
+
+
+def _check_chunk(pixels: Pixels, images: Tensor, start: int, source: str) -> None:
+    _check_type(images, pixels.shape, source)
     low, high = (bound.item() for bound in torch.aminmax(images))
     if not (low >= 0 and high <= 1):
         raise DataError(f"{source}: {_complaint(pixels, images, start, low, high)}")
