@@ -8,6 +8,7 @@ masked.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,11 @@ class _Subject:
     logits: Tensor
     labels: Tensor
     run: Callable[[Attack], AttackResult]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The settings for other attacks; these search in the model's own precision."""
+        return self.attack.shared() | {"precision": "model"}
 
     def missed_by_attack(self, other: AttackResult) -> Tensor:
         """Samples that the other attack fooled and this one did not, (N,) bool."""
@@ -92,17 +98,9 @@ def _finding(check: str, value: float, bad: str, good: str, *, samples: Tensor) 
 
 
 def _pgd(subject: _Subject, *, steps: int, loss: LossName = "ce", eps: float | None = None) -> PGD:
-    attack = subject.attack
-    threat = attack.threat if eps is None else ThreatModel(attack.threat.norm, eps)
-    return PGD(
-        threat,
-        steps=steps,
-        schedule="cosine",  # never stops early, so a survivor is not due to the schedule
-        loss=loss,
-        seed=attack.seed,
-        batch_size=attack.batch_size,
-        allow_training_mode=attack.allow_training_mode,
-    )
+    threat = subject.attack.threat if eps is None else ThreatModel(subject.attack.threat.norm, eps)
+    # The schedule never stops early, so a survivor is not due to it.
+    return PGD(threat, steps=steps, schedule="cosine", loss=loss, **subject.shared)
 
 
 def _zero_gradients(subject: _Subject) -> tuple[Finding, Tensor]:
@@ -151,14 +149,7 @@ def _other_losses(subject: _Subject) -> tuple[Finding, Tensor]:
 
 
 def _black_box(subject: _Subject, queries: int) -> tuple[Finding, Tensor]:
-    attack = subject.attack
-    square = Square(
-        attack.threat,
-        steps=queries,
-        seed=attack.seed,
-        batch_size=attack.batch_size,
-        allow_training_mode=attack.allow_training_mode,
-    )
+    square = Square(subject.attack.threat, steps=queries, **subject.shared)
     missed = subject.missed_by_attack(subject.run(square))
     bad = (
         f"Random search without gradients fools a further {_share(missed):.0%} of the samples: the gradients are masked"

@@ -1,13 +1,14 @@
 """How near the examples of minimum-norm attacks are at equal gradients, beside the nearest ones of long runs.
 
     python benchmarks/minimum_norm.py [--steps 45] [--images 100] [--networks resnet_2b,plain,...] [--norms l2,linf,l1]
-                                      [--folder runs/networks]
+                                      [--short] [--folder runs/networks]
 
 One row per network and norm (networks.py): the median distances of `ldn` and of the best earlier attack (`ddn` in l2,
 `fmn` otherwise) with `--steps` gradients per image, the median of the nearest examples that any search found, the ratio
 of the medians and that of the geometric means, and the gap: the geometric mean of the distance relative to the nearest
 example of each image, minus 1, for both attacks. The long searches are `ldn` with 150 gradients for each of four
-smoothings, the earlier attack with 200, and FAB with 20 for each of up to nine classes. Nothing here is random.
+smoothings, the earlier attack with 200, and FAB with 20 for each of up to nine classes; --short leaves them out.
+Nothing here is random.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def correct(net: Network, images: int) -> tuple[Tensor, Tensor]:
     return net.x[right], net.y[right]
 
 
-def row(net: Network, norm: Norm, steps: int, images: int) -> str:
+def row(net: Network, norm: Norm, steps: int, images: int, *, short_only: bool) -> str:
     x, y = correct(net, images)
     threat = ThreatModel(norm, math.inf)
     earlier = DDN if norm == "l2" else FMN
@@ -41,6 +42,7 @@ def row(net: Network, norm: Norm, steps: int, images: int) -> str:
         earlier(threat, steps=200),
         FAB(threat, steps=20),
     )
+    long = () if short_only else long
     ours, theirs = (attack(net.model, x, y).distance for attack in short)
     best = torch.stack([ours, theirs, *(attack(net.model, x, y).distance for attack in long)]).amin(dim=0)
     medians = [float(values.quantile(0.5)) for values in (ours, theirs, best)]
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--norms", default="l2,linf,l1")
+    parser.add_argument("--short", action="store_true", help="without the long searches")
     parser.add_argument("--folder", type=Path, default=Path("runs/networks"), help="of the networks trained here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,7 +69,8 @@ def main() -> None:
     for name in options.networks.split(","):
         net = network(name, options.folder)
         for norm in options.norms.split(","):
-            print(f"{name:22} {norm:5} {row(net, norm, options.steps, options.images)}", flush=True)
+            found = row(net, norm, options.steps, options.images, short_only=options.short)
+            print(f"{name:22} {norm:5} {found}", flush=True)
 
 
 if __name__ == "__main__":

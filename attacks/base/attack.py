@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -147,6 +147,10 @@ class Attack(ABC):
         if self.follows_gradients:
             found = problem.gradient(probe, lambda logits: logits.square().sum(dim=1))
             preflight.warn_without_gradients(found.gradient[torch.isfinite(found.logits).all(dim=1)])
+
+    def shared(self) -> dict[str, Any]:
+        """The settings that all attacks share, except the threat: those of the members of an ensemble."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(Attack) if setting.name != "threat"}
 
     def require_counts(self, *names: str) -> None:
         """Raise InputError unless each of these settings is at least 1."""

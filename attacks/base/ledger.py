@@ -31,6 +31,10 @@ class Ledger:
         for name, number in spent.items():
             getattr(self, name).index_add_(0, samples, number)
 
+    def without_gradients(self) -> Tensor:
+        """Mask (N,) of the samples at least half of whose gradients were exactly zero."""
+        return 2 * self.zero_gradients >= self.gradients
+
     def record_clean(self, logits: Tensor) -> None:
         """Record the logits at the unchanged images: those already misclassified are at distance 0."""
         everyone = torch.arange(len(self.fooled), device=self.fooled.device)

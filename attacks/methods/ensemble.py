@@ -1,7 +1,7 @@
 """The standard ensemble (Croce and Hein 2020, AutoAttack): four attacks in turn, each on the samples still robust."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -39,12 +39,7 @@ class Ensemble(Attack):
 
     def members(self) -> list[Attack]:
         """The attacks in the order in which they run."""
-        shared: dict[str, Any] = {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "precision": self.precision,
-            "allow_training_mode": self.allow_training_mode,
-        }
+        shared = self.shared()
         return [
             APGD(self.threat, steps=self.steps, **shared),
             APGDTargeted(self.threat, steps=self.steps, targets=self.targets, give_up=not self.exhaustive, **shared),

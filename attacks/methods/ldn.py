@@ -94,7 +94,8 @@ class LdnSearch(MinimumNormSearch):
     def _radius(self, slots: Slots, reach: Tensor, hit: Tensor, fall: Tensor) -> Tensor:
         """The radius at which the linearised boundary is reached, clamped to shrink after a hit, else to grow."""
         radius = slots["radius"]
-        fall = fall.where(torch.isfinite(slots["best_distance"]), 1.0)  # limits tighten once an example is known
+        # In the last third, a search that has found no example yet takes the wide limits again, so that it crosses.
+        fall = fall.where((fall > 0.25) | torch.isfinite(slots["best_distance"]), 1.0)
         most = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * fall
         least = LEAST_CHANGE * most
         reach = reach * (1 + LAST_OVERSHOOT + (FIRST_OVERSHOOT - LAST_OVERSHOOT) * fall.square())

@@ -11,7 +11,7 @@ verdicts.
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Strong(Attack):
         aims, away = self._classes(problem, ledger, clean)
         within = (away <= self.reach * self.threat.eps).sum(dim=1)
         near = (away < TOO_NEAR * self.threat.eps).any(dim=1) & (self.threat.norm != "l1")
-        misled = near | (2 * ledger.zero_gradients >= ledger.gradients)
+        misled = near | ledger.without_gradients()
         self._boundary(problem, ledger, clean, aims, margins)
         trusted = ~self._without_gradients(problem, ledger, margins, misled)
         if self.threat.norm != "l1":
@@ -96,10 +96,10 @@ class Strong(Attack):
         for number in range(1, self.rounds - (self.threat.norm == "l1")):
             self._run(ledger, self._untargeted(problem, number), trusted & (ledger.loss > self.contested * margins))
         if not problem.targeted and self.threat.norm != "l1":  # in l1, FAB has aimed at every class
-            towards = APGDTargeted(self.threat, steps=2 * self.steps, give_up=True, **self._shared())
+            towards = APGDTargeted(self.threat, steps=2 * self.steps, give_up=True, **self.shared())
             within = within * trusted * (ledger.loss > self.contested * margins)
             self._run(ledger, apgd_targeted.search(problem, towards, aims), within)
-        stuck = 2 * ledger.zero_gradients >= ledger.gradients
+        stuck = ledger.without_gradients()
         self._random_search(problem, ledger, margins, stuck)
 
     def _classes(self, problem: Problem, ledger: Ledger, clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,12 +113,12 @@ class Strong(Attack):
         """Steps along linearised boundaries, which cross ripples of the loss that trap PGD; in l1 they find most."""
         everyone = torch.ones_like(ledger.steps)
         if self.threat.norm != "l1":
-            fab, nearest = FAB(self.threat, steps=FAB_STEPS, **self._shared()), aims[:, :FAB_CLASSES]
+            fab, nearest = FAB(self.threat, steps=FAB_STEPS, **self.shared()), aims[:, :FAB_CLASSES]
             self._run(ledger, FabSearch(problem, fab, nearest), nearest.shape[1] * everyone)
             return
-        ldn = LDN(self.threat, steps=LDN_STEPS, sharpness=LDN_SHARPNESS, **self._shared())
+        ldn = LDN(self.threat, steps=LDN_STEPS, sharpness=LDN_SHARPNESS, **self.shared())
         self._run(ledger, LdnSearch(problem, ldn, clean), len(LDN_SHARPNESS) * everyone)
-        fab = FAB(self.threat, steps=FAB_STEPS_L1, give_up=True, **self._shared())
+        fab = FAB(self.threat, steps=FAB_STEPS_L1, give_up=True, **self.shared())
         self._run(ledger, FabSearch(problem, fab, aims), aims.shape[1] * (ledger.loss > margins / 2))
 
     def _without_gradients(self, problem: Problem, ledger: Ledger, margins: Tensor, misled: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Strong(Attack):
     def _random_search(self, problem: Problem, ledger: Ledger, margins: Tensor, misled: Tensor) -> None:
         """A few queries for every remaining sample, many for those whose gradients mislead."""
         reached = ledger.loss.clone()
-        few, many = (Square(self.threat, steps=n, **self._shared()) for n in (self.queries, self.masked_queries))
+        few, many = (Square(self.threat, steps=n, **self.shared()) for n in (self.queries, self.masked_queries))
         self._run(ledger, SquareSearch(problem, few), torch.ones_like(ledger.steps))
         self._run(ledger, SquareSearch(problem, many), misled | (ledger.loss > reached - RAISED * margins))
 
@@ -149,16 +149,8 @@ class Strong(Attack):
 
     def _pgd(self, number: int) -> PGD:
         """The settings of the PGD searches of a round."""
-        shared = self._shared() | {"seed": self.seed + BETWEEN_SEEDS * number}
+        shared = self.shared() | {"seed": self.seed + BETWEEN_SEEDS * number}
         return PGD(self.threat, steps=self.steps, loss=LOSSES[number % len(LOSSES)], **shared)
-
-    def _shared(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "precision": self.precision,
-            "allow_training_mode": self.allow_training_mode,
-        }
 
     def _run(self, ledger: Ledger, search: Search, restarts: Tensor) -> None:
         engine.run(ledger.problem, search, ledger=ledger, restarts=restarts.long(), batch_size=self.batch_size)

@@ -1,6 +1,7 @@
 """The stronger attacks: known results on a real network, few classes, targets, black-box search."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ from robustres.attacks import APGD, DDN, FAB, Ensemble, Square, make_attack
 from robustres.attacks.geometry import losses
 from robustres.attacks.methods.apgd import checkpoints
 from robustres.attacks.methods.square import window_sides
+from robustres.attacks.registry import attack_class
 from robustres.errors import InputError
 from robustres.numerics import distance
-from robustres.threat import NORMS, ThreatModel
+from robustres.threat import NORMS, Norm, ThreatModel
 
 from .conftest import Case, make_case
 
 LINF = ThreatModel("linf", 8 / 255)
-EPS = {"linf": 0.02, "l2": 0.3, "l1": 3.0}
+EPS: dict[Norm, float] = {"linf": 0.02, "l2": 0.3, "l1": 3.0}
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -32,10 +34,19 @@ def test_the_ensemble_runs_with_few_classes_and_is_never_weaker_than_its_members
     assert result.robust <= min(member(*case).robust for member in ensemble.members())
 
 
+def test_the_members_have_the_shared_settings_of_the_ensemble() -> None:
+    shared: dict[str, Any] = {"seed": 3, "batch_size": 7, "precision": "bfloat16", "allow_training_mode": True}
+    for attack in (Ensemble(LINF, **shared), *Ensemble(LINF, **shared).members()):
+        assert attack.shared() == shared
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["apgd", "apgd-t", "fab", "square", "ddn", "fmn", "deepfool"])
-def test_verdicts_do_not_depend_on_the_batch_size(name: str) -> None:
+def test_verdicts_do_not_depend_on_the_batch_size(name: str, norm: Norm) -> None:
     case = make_case(dtype=torch.float64, count=9)
-    threat = ThreatModel("l2", 0.4) if name == "ddn" else ThreatModel("linf", 0.02)
+    if norm not in attack_class(name).norms:
+        pytest.skip(f"{name} is not defined for {norm}")
+    threat = ThreatModel(norm, EPS[norm])
     whole = make_attack(name, threat, steps=12)(*case)
     parts = make_attack(name, threat, steps=12, batch_size=2)(*case)
     assert torch.equal(whole.fooled, parts.fooled)

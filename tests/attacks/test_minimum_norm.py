@@ -182,13 +182,13 @@ class _Flattening(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         beyond = x.flatten(1).mean(dim=1) - 0.6
-        lead = beyond.sign() * (10 * beyond.abs()) ** 5
+        lead = (10 * beyond) ** 3
         return torch.stack([torch.zeros_like(lead), lead], dim=1)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_a_search_that_has_found_nothing_takes_longer_steps_until_it_crosses_the_boundary(norm: Norm) -> None:
     x = torch.full((1, 1, 4, 4), 0.5)
-    result = LDN(ThreatModel(norm, math.inf), steps=30)(_Flattening().eval(), x, torch.zeros(1, dtype=torch.int64))
+    result = LDN(ThreatModel(norm, math.inf), steps=20)(_Flattening().eval(), x, torch.zeros(1, dtype=torch.int64))
     nearest = {"l2": 0.4, "linf": 0.1, "l1": 1.6}[norm]
     assert nearest <= float(result.distance) < 1.02 * nearest
