@@ -12,7 +12,7 @@ from robustres.certify.local.backward import Form, Rows, Sizes, pulled_back
 from robustres.certify.local.evidence import Branch, Split
 from robustres.certify.local.intermediate import Bounds, bounded
 from robustres.certify.local.local_radii import local_program
-from robustres.certify.local.parts import forms_of_leaves
+from robustres.certify.local.parts import forms_of_leaves, lines_of_parts
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import beyond
 from robustres.certify.local.sets import Region
@@ -20,6 +20,7 @@ from robustres.certify.local.steps import Activation, Affine, Total
 from robustres.certify.maps.activation import PiecewiseLinear
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, LeakyRelu, Relu
 from robustres.numerics import gamma
+from tests.certify.local.drawn import drawn, questions
 
 ROW = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
 
@@ -114,6 +115,23 @@ def test_the_rounding_of_multipliers_is_included(chain: tuple[Program, Region, B
         form: Form = forms_of_leaves(made, bounds, ROW, [(leaf, ((split, True),))], bounds.sizes())
         charge.append(float(form.charge))
     assert charge[1] - charge[0] >= gamma(3) * 1e3 * 11
+
+
+def test_lines_of_parts_are_those_of_their_own_intervals() -> None:
+    made, _ = drawn("tanh", 3)
+    ((question, _),) = questions(made, "linf", 3)
+    bounds, place = bounded(made, question.region), made.activations[0]
+    step = made.steps[place]
+    assert isinstance(step, Activation)
+    lower, upper = bounds.lower[step.source][0], bounds.upper[step.source][0]
+    point, below = float(0.3 * lower[2] + 0.7 * upper[2]), float(0.6 * lower[2] + 0.4 * upper[2])
+    ways = [((Split(place, 2, point), False), (Split(place, 2, below), True)), ((Split(place, 2, point), True),), ()]
+    found = lines_of_parts(made, bounds, ways)[place]
+    for at, (low, high) in enumerate([(below, point), (point, float(upper[2])), (float(lower[2]), float(upper[2]))]):
+        ends = (side.index_fill(0, torch.tensor(2), end) for side, end in ((lower, low), (upper, high)))
+        expected = relaxations.lines(step, *(side[None] for side in ends))
+        for name in ("lower_slope", "lower_offset", "upper_slope", "upper_offset"):
+            assert torch.equal(getattr(found, name)[at], getattr(expected, name)[0])
 
 
 @pytest.mark.parametrize("function", [Relu(), LeakyRelu(0.3), Abs(), Clamp(-0.3, 0.9), LeakyRelu(1.7)], ids=repr)
