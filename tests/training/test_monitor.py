@@ -1,6 +1,7 @@
 """The monitor of a training loop: its numbers are those of the certifier, and it does not disturb the training."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -104,7 +105,8 @@ def test_lightning_logs_the_numbers_after_every_second_epoch() -> None:
         max_epochs=4, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[callback],
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    with pytest.warns():  # few workers, few batches
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few workers and few batches, depending on versions and cores
         trainer.fit(module, loader)
     assert len(seen) == 2
     expected = monitor(module.model)
