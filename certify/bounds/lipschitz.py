@@ -79,11 +79,14 @@ def lipschitz(
         `report.whole` holds its result, or the reason why it was skipped and the effort it would require.
     seconds: approximate effort for each linear map, in seconds of a nominal core; None tries every torus.
     delta: failure probability of Lanczos iteration for the norm of each linear map, used where it is tighter;
-        None allows only deterministic methods. Joint bounds are always deterministic.
+        None allows only deterministic methods. Joint bounds are always deterministic. The probability is that of the
+        iteration's random start.
     lower_steps: number of steps of the searches for the lower estimates; 0 omits them.
     images: (N, *input_shape) from which the lower estimates of network and blocks start; random by default.
     refuse: "raise" an UnsupportedOperationError that lists every operation without a rule, or "record" them in the
         report, whose `upper` is then infinite.
+    generator: of all random starts; by default those of the searches are always the same, and those of `delta` are
+        drawn anew.
     store: where bounds of the same network, settings and certifier are looked up and stored.
     progress: called with the number of pieces of the network that are bounded and the total number.
 
@@ -140,7 +143,7 @@ def _bounded(
     remembered = known.complete
     joint = {name: settings[name] for name in ("joint", "effort", "seconds", "delta")}
     bounders = {
-        "l2": Bounder(order, watch=progress, known=known.rows["l2"], **joint),
+        "l2": Bounder(order, watch=progress, known=known.rows["l2"], generator=generator, **joint),
         "linf": Bounder(order, norm="linf", joint=False, known=known.rows["linf"]),
     }
     with torch.no_grad():

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
+import torch
+
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT, branch_bound
 from robustres.certify.blocks.parallel_paths import Operand, Region, region
 from robustres.certify.bounds.block_row import BlockRow
@@ -29,7 +31,7 @@ class Bounder:
 
     joint: also bound residual blocks jointly (l2 only), with `effort` seconds of a nominal core for each.
     seconds: time guide for each linear map. delta: failure probability that probabilistic methods may use for each
-    linear map; None allows deterministic methods only.
+    linear map; None allows deterministic methods only. generator: of their random starts, as in `spectral_norm`.
     watch: called with the number of pieces bounded so far and the total number.
     known: rows by the place of their last node in `order`, which are not computed again; new ones are added.
     """
@@ -40,6 +42,7 @@ class Bounder:
     effort: float = DEFAULT_EFFORT
     seconds: float | None = None
     delta: float | None = None
+    generator: torch.Generator | None = None
     watch: Callable[[int, int], None] | None = None
     known: dict[int, BlockRow] = field(default_factory=dict)
     _dominator: dict[Node, Node] = field(init=False)
@@ -78,7 +81,9 @@ class Bounder:
         """The operator norm of a linear map in the norm of this bounder; every map is bounded once."""
         if map_ not in self._norms:
             if self.norm == "l2":
-                self._norms[map_] = spectral_norm(map_, delta=self.delta, seconds=self.seconds)
+                self._norms[map_] = spectral_norm(
+                    map_, delta=self.delta, seconds=self.seconds, generator=self.generator
+                )
             else:
                 self._norms[map_] = Bound(0.0, linf_norm(map_), "row sums")
         return self._norms[map_]

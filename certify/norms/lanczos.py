@@ -34,7 +34,12 @@ def lanczos_bound(
     """Upper bound on the norm with probability at least 1 - delta over the start vector.
 
     steps: number of products with each of C and C^T; the same number of vectors of the smaller dimension is stored.
+    generator: of the start vector; by default seeded by the operating system, since a map could be built to mislead a
+        start that is known beforehand.
     """
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
     narrow = map_ if map_.in_size <= map_.out_size else Transposed(map_)
     size = narrow.in_size
     if size < SMALLEST_SPHERE:

@@ -40,7 +40,8 @@ def spectral_norm(
         probability 1 - delta.
     delta: None (the default) allows deterministic methods only; with a number in (0, 1), "auto" may also use a bound
         that fails with at most this probability over the random start. "lanczos" uses 1e-12 if it is None.
-    generator: for the random start of "lanczos"; a certificate should not reuse a published seed.
+    generator: of the random starts. By default that of "lanczos" is seeded by the operating system, so its bound
+        differs a little from call to call; that of the lower estimate is always the same.
     lower_steps: number of power iterations for the lower estimate.
     Raises InputError if the named method does not apply to this map.
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from robustres.certify import lipschitz
 from robustres.certify.maps.convolution import Convolution, padded
 from robustres.certify.maps.linear_map import Dense
 from robustres.certify.norms.lanczos import _log_polynomial, lanczos_bound
@@ -64,6 +65,20 @@ def test_the_guarantee_is_recorded_and_only_given_when_allowed() -> None:
     assert str(spectral_norm(map_, method="lanczos").guarantee) == "probability 1 - 1e-12"
     with pytest.raises(InputError, match="failure probability"):
         spectral_norm(map_, delta=2.0)
+
+
+def test_nobody_knows_the_random_start_beforehand_unless_a_generator_is_given() -> None:
+    map_ = Dense(torch.randn(60, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    assert len({lanczos_bound(map_, steps=4) for _ in range(3)}) > 1
+    assert len({lanczos_bound(map_, steps=4, generator=torch.Generator().manual_seed(5)) for _ in range(3)}) == 1
+    module = torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+    network = torch.nn.Sequential(module, torch.nn.Flatten())
+    uppers = []
+    for seed in (0, 0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        report = lipschitz(network, (4, 40, 40), delta=1e-9, lower_steps=0, whole_effort=0.0, generator=generator)
+        uppers.append(report.upper)
+    assert uppers[0] == uppers[1] != uppers[2]
 
 
 def test_an_isometry_and_the_zero_map_are_bounded() -> None:
