@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.attacks import DDN, FMN
-from robustres.cli.demo import NETWORKS, RECIPES
+from robustres.cli.demo import NETWORKS, recipe_of
 from robustres.data import ImageSet, load_data
 from robustres.models import load_model, preset, save_checkpoint
 from robustres.threat import Norm, ThreatModel
@@ -155,7 +155,7 @@ def trained(name: str, folder: Path) -> nn.Module:
     if name in NETWORKS:
         if not file.is_file():
             model = preset(NETWORKS[name], seed=0)
-            train(model, digits, held, Recipe(**RECIPES[name], seed=0))
+            train(model, digits, held, recipe_of(name, 0))
             save_checkpoint(model, file.with_suffix(".safetensors"))
             torch.save(None, file)
         return load_model(str(file.with_suffix(".safetensors"))).module.eval()

@@ -1,6 +1,7 @@
 """`robustres demo`: three small networks on the embedded digits, attacked and certified, in a minute or two."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,24 +13,14 @@ from robustres.cli.values import pick_device
 
 if TYPE_CHECKING:
     from robustres.threat import Norm
+    from robustres.training import Recipe
 
 # Name on the console and preset.
 NETWORKS = {"plain": "plain-tiny", "residual": "residual-tiny", "constrained": "orthogonal-digits"}
-RECIPES: dict[str, dict[str, Any]] = {
+# What differs from the default recipe; the constrained network has the recipe of its preset.
+UNCONSTRAINED: dict[str, dict[str, Any]] = {
     "plain": {"loss": "clean", "epochs": 8},
     "residual": {"loss": "clean", "epochs": 6},
-    "constrained": {
-        "loss": "emma",
-        "eps": 0.5,
-        "budget": 0.65,
-        "temperature": 8.0,
-        "epochs": 110,
-        "optimiser": "manifold",
-        "learning_rate": 8e-3,
-        "manifold_learning_rate": 1.5e-2,
-        "augmentation": "jitter",
-        "keep": "last",
-    },
 }
 EPS: dict["Norm", tuple[float, ...]] = {"linf": (0.1,), "l2": (0.25, 0.5, 1.0)}
 ATTACKS: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {}, "fmn": {"steps": 40}}
@@ -84,6 +75,15 @@ def demonstrate(
     return summaries
 
 
+def recipe_of(name: str, seed: int) -> "Recipe":
+    """The recipe of one of the networks."""
+    from robustres.training import RECIPES, Recipe
+
+    if name in UNCONSTRAINED:
+        return Recipe(**UNCONSTRAINED[name], seed=seed)
+    return replace(RECIPES[NETWORKS[name]], seed=seed)
+
+
 def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, progress: Any) -> dict[str, Any]:
     """Train one network, save it, evaluate the saved file, and return the summary."""
     from robustres.data import load_data
@@ -91,10 +91,10 @@ def _train_and_evaluate(name: str, folder: Path, *, seed: int, device: str, prog
     from robustres.models import load_model, preset, save_checkpoint
     from robustres.reports import write_report
     from robustres.results import TRAINING
-    from robustres.training import Recipe, train
+    from robustres.training import train
 
     model = preset(NETWORKS[name], seed=seed)
-    recipe = Recipe(**RECIPES[name], seed=seed)
+    recipe = recipe_of(name, seed)
     history = train(
         model, load_data("digits", split="train"), load_data("digits", split="validation"), recipe, device=device,
         on_epoch=lambda epoch: progress(f"{name}: train", epoch.epoch, recipe.epochs),

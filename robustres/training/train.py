@@ -97,7 +97,7 @@ class _Run:
             self._resume(folder)
         while len(self.epochs) < self.recipe.epochs and not self._exhausted():
             loss = self._one_epoch(len(self.epochs))
-            self._record(loss)
+            self._record(loss, stored=folder is not None)
             if self.world.rank == 0:
                 if folder is not None:
                     save_state(folder, self._state())
@@ -146,16 +146,21 @@ class _Run:
                 else:
                     self.average[name].copy_(value)
 
-    def _record(self, loss: float) -> None:
-        """Validate the weights that would be kept, and keep them if they are the best so far."""
+    def _record(self, loss: float, *, stored: bool) -> None:
+        """Validate the weights that would be kept, and keep them if they are the best so far, or the last.
+
+        stored: the state is stored after this epoch, with the weights to keep; else those of the last epoch suffice.
+        """
         own = copy.deepcopy(self.model.state_dict()) if self.average is not None else None
         if self.average is not None:
             self.model.load_state_dict(self.average)
             self.optimiser.retract()
         epoch = Epoch(len(self.epochs) + 1, loss, *self._validate())
-        first = not self.epochs or self.recipe.keep == "last"
-        if first or epoch.score > max(before.score for before in self.epochs):
-            self.best, self.best_epoch = free_state(self.model), epoch.epoch
+        last = self.recipe.keep == "last"
+        if last or not self.epochs or epoch.score > max(before.score for before in self.epochs):
+            self.best_epoch = epoch.epoch
+            if stored or not last or epoch.epoch == self.recipe.epochs:
+                self.best = free_state(self.model)
         self.epochs.append(epoch)
         if own is not None:
             self.model.load_state_dict(own)
