@@ -36,6 +36,7 @@ def test_lipschitz_prints_the_ledger_without_data(
     assert report["lower"] <= report["upper"]
 
 
+@pytest.mark.slow
 def test_lipschitz_searches_from_images_and_shows_the_gain_of_a_smaller_branch(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

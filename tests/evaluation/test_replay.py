@@ -90,6 +90,7 @@ def test_all_examples_of_a_run_can_be_exported_as_one_numpy_archive(tmp_path: Pa
         write_archive(RunFolder(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_calls_accept_specifications_modules_and_loaded_models(tmp_path: Path) -> None:
     words = str(EXAMPLES / "digits.onnx")
     loaded = robustres.load_model(words)

@@ -308,7 +308,8 @@ def test_the_number_of_processes_changes_nothing(processes: int, one: dict[str, 
     assert digests(tmp_path / "many") == one
 
 
-@pytest.mark.parametrize("victim", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_worker_killed_under_torchrun_fails_the_run_and_the_same_command_finishes_it(
     victim: str, one: dict[str, str], tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def quietly(write: Callable[[nn.Module, Path], None], model: nn.Module, file: Pa
     return file
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", ["net.pt2", pytest.param("traced.pt", marks=pytest.mark.slow), "scripted.pt"])
 def test_a_program_file_is_the_same_network_and_gets_the_same_bound(name: str, tmp_path: Path) -> None:
     model = Residual().eval()
     file = quietly(WRITERS[name], model, tmp_path / name)
@@ -201,7 +201,9 @@ def test_a_program_of_torch_2_8_is_refused_with_advice(tmp_path: Path) -> None:
 HARMLESS = {guard_as_python, pickled_inputs}  # never read, so the network can still be loaded
 
 
-@pytest.mark.parametrize("plant", [call_the_shell, guard_as_python, pickled_weight, pickled_inputs])
+@pytest.mark.parametrize(
+    "plant", [call_the_shell, pytest.param(guard_as_python, marks=pytest.mark.slow), pickled_weight, pickled_inputs]
+)
 def test_nothing_planted_in_an_exported_program_is_executed(
     plant: Callable[[Path], Callable[[str, bytes], bytes]], tmp_path: Path
 ) -> None:
@@ -292,6 +294,7 @@ def test_a_script_that_would_write_files_is_refused_before_it_runs(tmp_path: Pat
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_a_script_that_hides_the_operation_is_refused_by_its_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +337,7 @@ except ModelError as refusal:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")
 def test_a_script_is_one_module_with_and_without_a_shape(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
@@ -379,8 +383,8 @@ class Endless(nn.Module):
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (Backward(), "max_pool2d_with_indices_backward, which is not among"),
-        (Random(), "aten::rand, which is not among"),
+        pytest.param(Backward(), "max_pool2d_with_indices_backward, which is not among", marks=pytest.mark.slow),
+        pytest.param(Random(), "aten::rand, which is not among", marks=pytest.mark.slow),
         (Printing(), "prim::Print, which does more than compute"),
         pytest.param(Endless(), "computes for more than", marks=pytest.mark.slow),
     ],
@@ -393,6 +397,7 @@ def test_programs_that_are_not_classifiers_are_refused_in_one_sentence(
         load_model(str(file), input_shape=SHAPE)
 
 
+@pytest.mark.slow
 def test_a_network_traced_in_training_mode_is_named_as_such(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).train()
     with warnings.catch_warnings():
@@ -490,7 +495,14 @@ def test_a_tensor_expanded_to_forty_gigabytes_is_refused_within_half_a_gibibyte(
     assert "fewer numbers than its shape [10000000000] says" in said
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+        torch.bfloat16,
+        pytest.param(torch.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_an_exported_program_of_another_type_is_loaded_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval().to(dtype)
     x, any_batch = torch.rand(3, 3, 2, 2).to(dtype), ({0: torch.export.Dim("n")},)

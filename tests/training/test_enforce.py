@@ -373,6 +373,7 @@ def test_a_network_with_derived_weights_is_written_and_loads_again(
     torch.testing.assert_close(load_model(written, input_shape=SHAPE).module(x), enforced(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_script_is_written_as_weights_for_it_and_loads_again(tmp_path: Path) -> None:
     names: dict[str, Callable[[], nn.Module]] = {}
     exec(WRAPPED, names)

@@ -290,7 +290,18 @@ def beside_made_constants(d: Draft) -> None:
 
 
 @draws(
-    *("index_add", "scatter_add", "diff", "kron", "kthvalue", "median.dim", "nanmedian.dim", "aminmax", "logaddexp"),
+    *(
+        "index_add",
+        "scatter_add",
+        "scatter_reduce",
+        "diff",
+        "kron",
+        "kthvalue",
+        "median.dim",
+        "nanmedian.dim",
+        "aminmax",
+        "logaddexp",
+    ),
     *("hypot", "linalg_vector_norm", "norm.ScalarOpt_dim"),
     weight=4,
 )
@@ -306,6 +317,8 @@ def put_together_otherwise(d: Draft) -> None:
         f"torch.index_add({v}, {axis}, torch.tensor([{d.below(side)}]), {same}.narrow({axis}, 0, 1), alpha={alpha})",
         f"torch.diff({v}, n={d.number(1, 2)}, dim={axis})",
         f"torch.scatter_add({v}, 1, {_places(d, v, first, first)}, {same})",
+        f"torch.scatter_reduce({v}, 1, {_places(d, v, first, first)}, {same}, {d.one_of('sum', 'mean')!r}, "
+        f"include_self={bool(d.below(2))})",
         f"aten.index_put({v}, [None, torch.tensor([0, {d.below(first)}])], {same}[:, :1], True)",
         *(f"torch.diff({v}, dim={axis}, append={same})", f"torch.kron({v}, {d.constant([1] * len(shape) + [width])})"),
         *(f"torch.kthvalue({v}, {d.number(1, side)}, {axis})[0]", f"torch.median({v}, {axis})[0]"),
