@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
-import torch
 import torch.distributed as dist
 
 from robustres.errors import RobustresError
@@ -16,8 +15,6 @@ T = TypeVar("T")
 
 # How long a process waits for the slowest one. If a process dies, torchrun notices it and ends the others.
 PATIENCE = timedelta(days=30)
-# With torch 2.6, one of two processes often hangs when it destroys a gloo group; the group is left to the next call.
-HANGS_AT_THE_END = torch.__version__.startswith("2.6.")
 
 
 @dataclass(frozen=True)
@@ -86,5 +83,5 @@ def this_shard() -> Iterator[Shard]:
     try:
         yield Shard(dist.get_rank(), world)
     finally:
-        if own and not HANGS_AT_THE_END:
+        if own:
             dist.destroy_process_group()
