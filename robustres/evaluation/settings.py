@@ -12,6 +12,7 @@ from robustres.certify.bounds.lipschitz import Domain
 from robustres.errors import InputError
 from robustres.evaluation.plan import check_certificates, planned_attacks
 from robustres.evaluation.plugins import described
+from robustres.results import includes_local
 from robustres.threat import Norm, ThreatModel, parse_numbers
 
 Dtype = Literal["float64", "float32"]
@@ -121,7 +122,8 @@ class Settings:
         if self.seconds_per_image is not None and not self.seconds_per_image > 0:
             raise InputError(f"seconds_per_image must be positive, got {self.seconds_per_image:g}")
         check_certificates(self.certificates())
-        if self.keep_certificates and not self._has_local():
+        local = self.certify and includes_local(self.certificates(), self.seconds_per_image)
+        if self.keep_certificates and not local:
             raise InputError(
                 "keep_certificates keeps local certificates; ask for them with certificate='local', or 'best' with "
                 "seconds_per_image"
@@ -131,10 +133,6 @@ class Settings:
     def certificates(self) -> tuple[str | Certificate, ...]:
         """Every entry of `certificate`."""
         return self.certificate if isinstance(self.certificate, tuple) else (self.certificate,)
-
-    def _has_local(self) -> bool:
-        entries = self.certificates()
-        return self.certify and ("local" in entries or ("best" in entries and bool(self.seconds_per_image)))
 
     def images_at_once(self, shape: Sequence[int]) -> int:
         """Samples per forward pass, for images of shape (C, H, W)."""

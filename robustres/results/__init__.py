@@ -11,7 +11,7 @@ A run folder contains
 Nothing here depends on models, attacks or certificates: a report can be rebuilt years later.
 """
 
-from robustres.results.advice import advice
+from robustres.results.advice import advice, includes_local
 from robustres.results.archive import write_archive
 from robustres.results.claim import REPORT_FILES, require_own, require_own_run
 from robustres.results.digits import rounded_text, share_text
@@ -55,6 +55,7 @@ __all__ = [
     "csv_text",
     "empty_table",
     "eps_words",
+    "includes_local",
     "json_text",
     "largest_attacked_eps",
     "nearest_examples",

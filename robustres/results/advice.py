@@ -1,11 +1,16 @@
 """What to try next where bounds that hold for all inputs certify nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustres.results.schema import NETWORK
 
 LOCAL = "--certificate best --seconds-per-image 15"
+
+
+def includes_local(certificates: Sequence[Any], seconds_per_image: float | None) -> bool:
+    """Whether these entries of the setting `certificate` include bounds around each image."""
+    return "local" in certificates or ("best" in certificates and bool(seconds_per_image))
 
 
 def advice(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -16,7 +21,7 @@ def advice(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     settings = manifest.get("settings") or {}
     given = settings.get("certificate")
     entries = given if isinstance(given, list) else [given]
-    if not settings.get("certify") or "local" in entries or ("best" in entries and settings.get("seconds_per_image")):
+    if not settings.get("certify") or includes_local(entries, settings.get("seconds_per_image")):
         return ""
     if summary["refused"]:
         return f"Bounds around each image exist for more operations than bounds for all inputs: try {LOCAL}."
