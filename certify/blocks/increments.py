@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Source
 from robustres.certify.maps.linear_map import Shape
-from robustres.certify.maps.nonlinear import Opaque
+from robustres.certify.maps.nonlinear import Opaque, windows_per_pixel
 from robustres.certify.maps.sector import Slopes, sector
 
 TINY = 1e-30
@@ -196,8 +196,7 @@ def windows_of_residues(windows: Sequence[Tensor], shape: Shape) -> Tensor:
     """(s_1, s_2): the largest number of windows that contain the same pixel, by its position modulo the strides s."""
     axes = []
     for side, pixels in zip(shape[1:], windows, strict=True):
-        members = torch.cat([torch.unique(window[window >= 0]) for window in pixels])
         stride = max(1, round(side / len(pixels)))
-        used = torch.bincount(members, minlength=side).to(torch.float64)
+        used = windows_per_pixel(pixels, side).to(torch.float64)
         axes.append(torch.stack([used[residue::stride].max() for residue in range(stride)]))
     return torch.outer(*axes)

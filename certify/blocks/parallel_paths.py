@@ -8,17 +8,8 @@ from robustres.certify.maps.folding import added, composed
 from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled
 from robustres.certify.maps.sector import Slopes
 
-
-@dataclass(frozen=True, eq=False)
-class Operand:
-    """One input of a merge, as the nodes between the entry of the region and the input that every path passes."""
-
-    nodes: tuple[Node, ...]
-
-    @property
-    def linear(self) -> bool:
-        """Whether the entry is connected to the merge by a linear map or the identity."""
-        return all(isinstance(node.piece, Linear) for node in self.nodes)
+# One input of a merge, as the nodes between the entry of the region and the input that every path passes.
+Operand = tuple[Node, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +45,7 @@ class Region:
         layers: list[LinearMap] = []
         slopes: list[Slopes] = []
         shape = self.entry.shape
-        for node in self.branches[0].nodes:
+        for node in self.branches[0]:
             piece = node.piece
             if isinstance(piece, Linear):
                 pending = layers.pop() if len(layers) > len(slopes) else Identity(shape)
@@ -74,7 +65,7 @@ class Region:
 
     def path(self) -> str:
         """Dotted name of the module that contains the region: the common prefix of the paths of its nodes."""
-        paths = [self.exit.path, *(node.path for operand in self.operands for node in operand.nodes)]
+        paths = [self.exit.path, *(node.path for operand in self.operands for node in operand)]
         shared = []
         for names in zip(*(path.split(".") for path in paths), strict=False):
             if len(set(names)) > 1:
@@ -88,12 +79,12 @@ def region(dominator: dict[Node, Node], merge: Node) -> Region:
     entry = dominator[merge]
     is_sum = isinstance(merge.piece, Merge) and merge.piece.kind == "sum"
     ends = _summands(merge, entry) if is_sum else list(merge.inputs)
-    operands = tuple(Operand(tuple(chain(dominator, entry, end))) for end in ends)
+    operands = tuple(tuple(chain(dominator, entry, end)) for end in ends)
     if not is_sum:
         return Region(entry, merge, operands, None, operands)
-    straight = [operand for operand in operands if operand.linear]
+    straight = [operand for operand in operands if is_linear(operand)]
     shortcut = added(_map_of(operand, entry) for operand in straight) if straight else None
-    return Region(entry, merge, operands, shortcut, tuple(o for o in operands if not o.linear))
+    return Region(entry, merge, operands, shortcut, tuple(o for o in operands if not is_linear(o)))
 
 
 def _summands(merge: Node, entry: Node) -> Sequence[Node]:
@@ -104,6 +95,11 @@ def _summands(merge: Node, entry: Node) -> Sequence[Node]:
     return ends
 
 
+def is_linear(operand: Operand) -> bool:
+    """Whether the entry is connected to the merge by a linear map or the identity."""
+    return all(isinstance(node.piece, Linear) for node in operand)
+
+
 def _map_of(operand: Operand, entry: Node) -> LinearMap:
-    maps = [node.piece.map for node in operand.nodes if isinstance(node.piece, Linear)]
+    maps = [node.piece.map for node in operand if isinstance(node.piece, Linear)]
     return composed(maps) if maps else Identity(entry.shape)

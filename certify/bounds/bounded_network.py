@@ -107,21 +107,8 @@ class Analysis:
         self, x: Tensor, *, batch_size: int, observe: Callable[[slice, fx.Node, Any], None] | None = None
     ) -> Tensor:
         """The float64 logits of x (N, ...), batch by batch; `observe` is called with samples, node and value."""
-        size = batch_size if self.captured.rebatches else BATCH
-        rows = []
-        for start in range(0, len(x), size):
-            batch = x[start : start + size]
-            count = len(batch)
-            if count < BATCH and not self.captured.rebatches:
-                batch = torch.cat([batch, batch[-1:].expand(BATCH - count, *batch.shape[1:])])
-            span = slice(start, start + count)
-
-            def tell(node: fx.Node, value: Any, span: slice = span, count: int = count) -> None:
-                if observe is not None and isinstance(value, Tensor):
-                    observe(span, node, value[:count])
-
-            rows.append(self.captured.run({self.captured.source: batch}, self.captured.output, observe=tell)[:count])
-        return torch.cat(rows)
+        captured = self.captured
+        return captured.run_all(x, captured.source, captured.output, batch_size=batch_size, observe=observe)
 
 
 def _sizes(value: Tensor) -> Tensor:

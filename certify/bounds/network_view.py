@@ -1,6 +1,6 @@
 """A view of a network as the certifier represents it: its pieces, its residual blocks, its states."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustres.certify.blocks.joint_bound import branch_bound
-from robustres.certify.blocks.parallel_paths import Operand, Region, region
+from robustres.certify.blocks.parallel_paths import Operand, Region, is_linear, region
 from robustres.certify.bounds.block_row import BlockRow
-from robustres.certify.graph.capture import BATCH, Captured
+from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, chain, dominators
 from robustres.certify.graph.reading import read_network
 from robustres.certify.maps.linear_map import LinearMap, Shape
@@ -61,10 +61,7 @@ class NetworkView:
 
     def run(self, values: Tensor, start: int, stop: int) -> Tensor:
         """State `stop` from state `start` (N, ...); differentiable."""
-        if start == stop:
-            return values
-        first, last = self._node(start), self._node(stop)
-        return _in_batches(lambda batch: self.captured.run({first: batch}, last), values)
+        return values if start == stop else self.captured.run_all(values, self._node(start), self._node(stop))
 
     def states(self, images: Tensor) -> list[Tensor]:
         """All states of images (N, *input shape), detached."""
@@ -154,21 +151,11 @@ def _residual(found: Region) -> ResidualView | str:
     if turns is None:
         return found.path()
     shortcut, layers, slopes = turns
-    straight = [_ends(operand) for operand in found.operands if operand.linear]
+    straight = [_ends(operand) for operand in found.operands if is_linear(operand)]
     projection = straight[0] if len(straight) == 1 else ()
     return ResidualView(found.path(), shortcut, tuple(layers), tuple(slopes), _ends(found.branches[0]), projection)
 
 
 def _ends(operand: Operand) -> tuple[str, ...]:
-    last = takewhile(lambda node: isinstance(node.piece, Linear), reversed(operand.nodes))
+    last = takewhile(lambda node: isinstance(node.piece, Linear), reversed(operand))
     return tuple(dict.fromkeys(node.path for node in last))
-
-
-def _in_batches(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """The captured graph takes batches of exactly BATCH samples: the last one is padded and its output cropped."""
-    parts = []
-    for batch in torch.split(values, BATCH):
-        missing = BATCH - len(batch)
-        whole = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
-        parts.append(function(whole)[: len(batch)])
-    return torch.cat(parts)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT, branch_bound
-from robustres.certify.blocks.parallel_paths import Operand, Region, region
+from robustres.certify.blocks.parallel_paths import Region, region
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Product, chain, dominators
 from robustres.certify.maps.linear_map import Identity, LinearMap
@@ -99,7 +99,7 @@ class Bounder:
     def _product_row(self, node: Node, piece: Product, start: float) -> BlockRow:
         """sup |f| L(g) + sup |g| L(f)."""
         entry = self._dominator[node]
-        first, second = (self._operand(Operand(tuple(chain(self._dominator, entry, end)))) for end in node.inputs)
+        first, second = (self._operand(chain(self._dominator, entry, end)) for end in node.inputs)
         upper = rounded_up(piece.largest[0] * second.upper + piece.largest[1] * first.upper, 4)
         rule = Bound(0.0, upper, "product rule", first.guarantee & second.guarantee)
         return _row(node.path or node.origin.name, "product", [rule], start)
@@ -131,9 +131,9 @@ class Bounder:
         bounds = [textbook, replace(whole, method="linear")]
         return _row(name, "residual (identity)", bounds, start, whole.lower, shortcut=shortcut, branch=branch)
 
-    def _operand(self, operand: Operand) -> Bound:
+    def _operand(self, nodes: Sequence[Node]) -> Bound:
         """The product along one operand, or 1 if it is the entry itself."""
-        rows = [self.row(node) for node in operand.nodes]
+        rows = [self.row(node) for node in nodes]
         if not rows:
             return Bound(1.0, 1.0, "identity")
         return product([Bound(0.0, row.upper, row.method, row.guarantee) for row in rows])

@@ -92,6 +92,33 @@ class Captured:
         result: Tensor = values[wanted]
         return result
 
+    def run_all(
+        self,
+        x: Tensor,
+        start: fx.Node,
+        wanted: fx.Node,
+        *,
+        batch_size: int = BATCH,
+        observe: Callable[[slice, fx.Node, Any], None] | None = None,
+    ) -> Tensor:
+        """The value of `wanted`, given that of `start` for any number of samples, batch by batch.
+
+        observe: called with samples, node and value.
+        """
+        size, rows = batch_size if self.rebatches else BATCH, []
+        for first in range(0, len(x), size):
+            batch = x[first : first + size]
+            span, count = slice(first, first + len(batch)), len(batch)
+            if count < BATCH and not self.rebatches:
+                batch = torch.cat([batch, batch[-1:].expand(BATCH - count, *batch.shape[1:])])
+
+            def tell(node: fx.Node, value: Any, span: slice = span, count: int = count) -> None:
+                if observe is not None and isinstance(value, Tensor):
+                    observe(span, node, value[:count])
+
+            rows.append(self.run({start: batch}, wanted, observe=tell)[:count])
+        return torch.cat(rows)
+
     def _needed(self, wanted: fx.Node, values: Mapping[fx.Node, Any]) -> set[fx.Node]:
         needed: set[fx.Node] = set()
         stack = [wanted]

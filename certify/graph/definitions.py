@@ -17,14 +17,14 @@ from torch._decomp import decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Names of operations that stay as they are, since they have a rule, or a reason for which they are refused.
-KEPT: set[str] = set()
+from robustres.certify.graph.registry import is_known
+
 DEEPEST = 8  # definitions within definitions
 LONGEST = 64  # steps of a recurrence or factors of a product that are written out
 
 
 def define(module: fx.GraphModule, source: str | None) -> None:
-    """Replace the operations on the input, the node `source`, that are not in KEPT by their definitions if any."""
+    """Replace the operations on the input, the node `source`, that are not registered by their definitions if any."""
     depth: dict[fx.Node, int] = {}
     depending = {node for node in module.graph.nodes if node.name == source}
     waiting = list(module.graph.nodes)
@@ -48,7 +48,7 @@ def _is_kept(node: fx.Node) -> bool:
     name = str(node.target).removeprefix("aten.")
     if name.split(".")[0] in DEFINITIONS:
         return False
-    return bool(KEPT & {name, name.split(".")[0]}) or torch.Tag.nondeterministic_seeded in node.target.tags
+    return is_known(name) or is_known(name.split(".")[0]) or torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _definition(node: fx.Node) -> fx.GraphModule | None:

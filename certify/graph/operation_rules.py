@@ -6,7 +6,7 @@ unknown operation is never assumed to have the constant 1.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,74 +15,16 @@ from torch import Tensor, fx
 
 from robustres.certify.graph.call import Call, Deferred, NotCoveredError, Parts, name_of, unbatched
 from robustres.certify.graph.capture import BATCH, Captured, call, device_of, is_random, operation_of, path_of
-from robustres.certify.graph.definitions import KEPT
 from robustres.certify.graph.network import Node, Source
+from robustres.certify.graph.registry import COMPLETIONS, POLE, REASONS, RULES, Rule
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import Refusal
-
-# Operations that have no rule: the reason why there is no bound, and the remedy.
-PRODUCT = "of two values that both depend on the input, which has no global bound (attention is such a product)"
-COMPARES = "whose answer is yes or no, so that what is chosen by it jumps or has no rule"
-GROWS = "whose slope grows without limit, so it has no global bound"
-STEEP = "whose slope grows without limit at the ends of its domain"
-JUMPS = "which jumps"
-POLE = "which has no bound near 0"
-REASONS: dict[str, str] = {
-    "scaled_dot_product_attention": PRODUCT,
-    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
-    **dict.fromkeys(("log_softmax", "_log_softmax"), "(leave it out: the answer with the largest value is the same)"),
-    **dict.fromkeys(
-        ("pow", "square", "float_power", "exp", "exp2", "expm1", "sinh", "cosh", "i0", "special_i1"), GROWS
-    ),
-    **dict.fromkeys(("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal"), POLE),
-    "log1p": "which has no bound near -1",
-    **dict.fromkeys(("lgamma", "digamma", "polygamma", "tan", "special_zeta"), "which has poles"),
-    **dict.fromkeys(("asin", "acos", "acosh", "atanh", "erfinv", "special_ndtri", "logit"), STEEP),
-    **dict.fromkeys(("round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide"), JUMPS),
-    **dict.fromkeys(("sign", "sgn", "heaviside", "argmax", "argmin", "argsort", "mode", "bucketize"), JUMPS),
-    **dict.fromkeys(("searchsorted", "histc", "atan2", "angle", "renorm", "max_unpool2d", "signbit"), JUMPS),
-}
 
 # Operations that draw random numbers with dropout only, in which case their rules refuse them.
 INERT = frozenset(
     {"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
     | {"scaled_dot_product_attention"}
 )
-
-Rule = Callable[[Call], "Node | Parts | Tensor"]
-RULES: dict[str, Rule] = {}
-KEPT.update(REASONS)
-
-# What an operation may be where its rule does not cover it, for example the last part of a scalar function that is
-# written out in several operations; None if it is not that. Those of an operation are tried in the order given.
-Completion = Callable[[fx.Node, Mapping[fx.Node, Any], Captured], "Node | None"]
-COMPLETIONS: dict[str, list[Completion]] = {}
-
-
-def rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, named with or without their overload: "relu", "add.Tensor"."""
-
-    def register(function: Rule) -> Rule:
-        for operation in operations:
-            if operation in RULES:
-                raise ValueError(f"{operation} has a rule already")
-            RULES[operation] = function
-        KEPT.update(operations)
-        return function
-
-    return register
-
-
-def completion(*operations: str) -> Callable[[Completion], Completion]:
-    """Register a completion for ATen operations, named without their overload."""
-
-    def register(function: Completion) -> Completion:
-        for operation in operations:
-            COMPLETIONS.setdefault(operation, []).append(function)
-        KEPT.update(operations)
-        return function
-
-    return register
 
 
 def build_network(captured: Captured) -> tuple[Node | None, tuple[Refusal, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustres.certify.graph.call import Call, NotCoveredError, Parts
 from robustres.certify.graph.network import Merge, Node, Opaque
-from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.registry import rule
 from robustres.certify.graph.rules_arithmetic import scaled_by_constant
 from robustres.certify.graph.statements import HasSortedGroups
 from robustres.certify.maps.activation import Activation, Parameter

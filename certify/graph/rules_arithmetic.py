@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.network import Merge, Node
-from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.registry import rule
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Identity, LinearMap, Scaled, Shape
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustres.certify.graph.by_trying import by_trying, matrix_of
 from robustres.certify.graph.call import Call, NotCoveredError, numbers
 from robustres.certify.graph.network import Node, Product
-from robustres.certify.graph.operation_rules import PRODUCT, rule
+from robustres.certify.graph.registry import PRODUCT, rule
 from robustres.certify.graph.rules_arithmetic import combination
 from robustres.certify.maps.convolution import Convolution, Padding, Transposed, along_axis, both_sides
 from robustres.certify.maps.coordinate_maps import Diagonal, Selection

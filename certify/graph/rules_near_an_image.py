@@ -10,7 +10,8 @@ from torch import fx
 from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Elementwise, Node, Product
-from robustres.certify.graph.operation_rules import REASONS, call_of, completion, rule
+from robustres.certify.graph.operation_rules import call_of
+from robustres.certify.graph.registry import REASONS, completion, rule
 from robustres.certify.graph.rules_arithmetic import combination, scaled_by_constant
 from robustres.certify.graph.rules_linear import product_of_states
 from robustres.certify.graph.rules_written import whole_power

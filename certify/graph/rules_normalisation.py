@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustres.certify.graph.call import Call, NotCoveredError
 from robustres.certify.graph.network import Node
-from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.registry import rule
 from robustres.certify.graph.rules_linear import batch_norm
 from robustres.certify.maps.lengths import Normalisation
 

@@ -8,7 +8,7 @@ from robustres.certify.graph.by_trying import by_trying
 from robustres.certify.graph.call import Call, NotCoveredError, numbers
 from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Node
-from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.registry import rule
 from robustres.certify.graph.rules_linear import image_of, reshaped
 from robustres.certify.maps.convolution import along_axis, average_pool
 from robustres.certify.maps.coordinate_maps import rearranged

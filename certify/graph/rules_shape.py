@@ -13,7 +13,7 @@ from robustres.certify.graph.by_trying import as_matrix
 from robustres.certify.graph.call import Call, NotCoveredError, Parts, unbatched
 from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Merge, Node
-from robustres.certify.graph.operation_rules import rule
+from robustres.certify.graph.registry import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT
 from robustres.certify.maps.coordinate_maps import rearranged
 
@@ -194,36 +194,14 @@ def chosen(call: Call) -> Any:
 
 
 @rule("cat", "concat", "concatenate", "stack")
-def concatenated(call: Call) -> Node:
-    """A concatenation of inputs: their squared distances add. Constants contribute nothing."""
-    operands, rank = list(call["tensors"]), len(call.out_shape) + 1
-    axis = int(call["dim"]) % rank - 1
+def concatenated(call: Call) -> Any:
+    """A concatenation of inputs: their squared distances add. Constants are put in as by any other move."""
+    axis = int(call["dim"]) % (len(call.out_shape) + 1) - 1
     if axis < 0:
         raise NotCoveredError("over the batch")
-    stacked = call.name == "stack"
-    inputs, places, start = [], [], 0
-    for operand in operands:
-        if isinstance(operand, Node):
-            shape = (*operand.shape[:axis], 1, *operand.shape[axis:]) if stacked else operand.shape
-            inputs.append(call.same(operand, shape) if stacked else operand)
-            places.append(torch.arange(start, start + shape[axis]))
-            start += shape[axis]
-        elif operand.numel():
-            length = 1 if stacked else operand.shape[axis + 1]
-            places.append(torch.full((length,), -1))
-    joined = inputs[0]
-    if len(inputs) > 1:
-        shape = (*call.out_shape[:axis], start, *call.out_shape[axis + 1 :])
-        joined = call.make(Merge("concatenation", axis), *inputs, shape=shape)
-    place = torch.cat(places)
-    if len(place) == start:
-        return joined
-    place = torch.where(place < 0, start, place).to(call.device)
-
-    def with_zeros(numbers: Tensor) -> Tensor:
-        zeros = numbers.new_full((*joined.shape[:axis], 1, *joined.shape[axis + 1 :]), -1)
-        return torch.cat([numbers, zeros], axis).index_select(axis, place)
-
-    constants = [operand for operand in operands if not isinstance(operand, Node)]
-    shift = math.sqrt(sum(call.size(constant) ** 2 for constant in constants)) * (1 + 1e-12)
-    return call.rearranged(joined, with_zeros, shift=shift)
+    inputs = [operand for operand in call["tensors"] if isinstance(operand, Node) or operand.numel()]
+    if not all(isinstance(operand, Node) for operand in inputs):
+        return moved(call)
+    if call.name == "stack":
+        inputs = [call.same(operand, (*operand.shape[:axis], 1, *operand.shape[axis:])) for operand in inputs]
+    return inputs[0] if len(inputs) == 1 else call.make(Merge("concatenation", axis), *inputs)

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, fx
 from robustres.certify.graph.call import Call, NotCoveredError, name_of
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node, Product
-from robustres.certify.graph.operation_rules import call_of, completion
+from robustres.certify.graph.operation_rules import call_of
+from robustres.certify.graph.registry import completion
 from robustres.certify.graph.rules_activation import ACTIVATIONS
 from robustres.certify.graph.rules_shape import SAME
 from robustres.certify.maps.activation import Activation, broadcast_size
@@ -31,8 +34,6 @@ from robustres.certify.maps.scalar_expression import (
 from robustres.certify.maps.smooth import RootOfSquare
 from robustres.certify.maps.written import Written
 
-COMPARISONS = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "lt": -1, "le": -1, "less": -1, "less_equal": -1}
-STRICT = frozenset({"gt", "greater", "lt", "less"})
 LARGEST_POWER = 8
 MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
 
@@ -44,7 +45,7 @@ class NotScalarError(Exception):
 def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Activation:
     """One function, or one for each set of constants that occurs among the coordinates."""
     which, places = _functions(origin, base, values)
-    read = [Written(_Reader(base, values, captured, place).read(origin)) for place in places]
+    read = [Written(_read(origin, base, values, captured, place)) for place in places]
     return read[0] if which is None else PerCoordinate(tuple(read), which)
 
 
@@ -98,79 +99,72 @@ def _is_constant(value: Any) -> bool:
     return isinstance(value, Tensor | int | float)
 
 
-class _Reader:
-    """Converts the operations between a value and a result computed from it to an expression.
+def _read(
+    origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured, place: int | None
+) -> Expression:
+    """The operations between a value and a result computed from it, as an expression.
 
     place: the coordinate whose constants are used, if they differ.
     """
+    shape = base.meta["val"].shape
+    known: dict[fx.Node, Any] = {base: Variable()}
 
-    def __init__(
-        self, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured, place: int | None = None
-    ) -> None:
-        self.base, self.values, self.captured, self.place = base, values, captured, place
-        self.known: dict[fx.Node, Expression] = {base: Variable()}
+    def read(node: fx.Node) -> Any:
+        if node not in known:
+            known[node] = values[node] if _is_constant(values.get(node)) else operation(node)
+        return known[node]
 
-    def read(self, node: Any) -> Expression:
-        """A node, or a constant, as an expression."""
-        if not isinstance(node, fx.Node):
-            return Constant(_number(node))
-        if node in self.known:
-            return self.known[node]
-        known = self.values.get(node)
-        if _is_constant(known):
-            if isinstance(known, Tensor) and known.numel() > 1 and self.place is not None:
-                known = known.expand(self.base.meta["val"].shape)[0].flatten()[self.place]
-            return Constant(_number(known))
-        value = node.meta["val"]
-        if not isinstance(value, Tensor) or value.shape != self.base.meta["val"].shape:
+    def operand(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.numel() > 1 and place is not None:
+            value = value.expand(shape)[0].flatten()[place]
+        return Constant(_number(value)) if _is_constant(value) else value
+
+    def operation(node: fx.Node) -> Expression:
+        value, name = node.meta["val"], name_of(node)
+        exact = isinstance(value, Tensor) and (value.dtype == torch.float64 or name in CONDITIONS)
+        if not exact or value.shape != shape:  # integers round, and booleans add differently
             raise NotScalarError
-        self.known[node] = found = self._operation(node)
-        return found
-
-    def _operation(self, node: fx.Node) -> Expression:
-        name = name_of(node)
-        if name in COMPARISONS or name == "logical_not":  # 1 or 0 in a product
-            return self.condition(node, Constant(1.0), Constant(0.0))
-        if node.meta["val"].dtype != torch.float64:  # integers round, and booleans add differently
-            raise NotScalarError
-        arguments = call_of(node, {parent: parent for parent in node.all_input_nodes}, self.captured).arguments
-        if name in SAME:
-            return self.read(next(value for value in arguments.values() if isinstance(value, fx.Node)))
+        call = call_of(node, {parent: read(parent) for parent in node.all_input_nodes}, captured)
         if name in READERS:
-            return READERS[name](self, arguments)
-        if name in ACTIVATIONS:
-            known = {parent: self.values[parent] for parent in node.all_input_nodes}
-            function = ACTIVATIONS[name](call_of(node, known, self.captured))
-            if broadcast_size(function.parameters):
-                raise NotScalarError
-            first = arguments.get("self", arguments.get("input"))
-            return Applied(function, self.read(first))
-        raise NotScalarError
+            return READERS[name](**{key: operand(given) for key, given in call.arguments.items()})
+        if name not in SCALAR:
+            raise NotScalarError
+        inner, *others = (given for given in call.arguments.values() if isinstance(given, Expression))
+        if name in SAME:
+            return inner
+        function = ACTIVATIONS[name](call)
+        if others or broadcast_size(function.parameters):
+            raise NotScalarError
+        return Applied(function, inner)
 
-    def condition(self, node: Any, above: Expression, below: Expression) -> Expression:
-        """A selection by comparing an affine function of the value, or its absolute value, with a number."""
-        name = name_of(node) if isinstance(node, fx.Node) else ""
-        if name == "logical_not":
-            return self.condition(node.args[0], below, above)
-        if name not in COMPARISONS:
-            raise NotScalarError
-        left, right = (self.read(side) for side in node.args[:2])
-        strict = name in STRICT
-        if COMPARISONS[name] < 0:
-            left, right = right, left
-        if isinstance(left, Constant):  # level > test: otherwise test >= level
-            left, right, above, below, strict = right, left, below, above, not strict
-        if not isinstance(right, Constant):
-            left, right = Total(left, Times(Constant(-1.0), right)), Constant(0.0)
-        folded = isinstance(left, Applied) and isinstance(left.function, Abs)
-        factor, shift = _affine(left.inner if isinstance(left, Applied) and folded else left)
-        level = Fraction(right.number)
-        if factor == 0 or (folded and level < 0):
-            raise NotScalarError
-        if folded:
-            places = sorted(((level - shift) / factor, (-level - shift) / factor))
-            return Chosen(tuple(places), True, strict, above, below)
-        return Chosen(((level - shift) / factor,), factor > 0, strict, above, below)
+    return read(origin)  # type: ignore[no-any-return]
+
+
+def _compared(larger: Expression, smaller: Expression, strict: bool) -> Expression:
+    """1 or 0, by comparing an affine function of the value, or its absolute value, with a number."""
+    swapped = isinstance(larger, Constant)  # level > test: otherwise test >= level
+    test, level, strict = (smaller, larger, not strict) if swapped else (larger, smaller, strict)
+    if not isinstance(level, Constant):
+        test, level = Total(test, Times(Constant(-1.0), level)), Constant(0.0)
+    ends = [Fraction(level.number)]
+    if isinstance(test, Applied) and isinstance(test.function, Abs):
+        test, ends = test.inner, [ends[0], -ends[0]]
+    factor, shift = _affine(test)
+    if factor == 0 or (len(ends) > 1 and ends[0] < 0):
+        raise NotScalarError
+    places = tuple(sorted((end - shift) / factor for end in ends))
+    found = Chosen(places, len(ends) > 1 or factor > 0, strict, Constant(1.0), Constant(0.0))
+    return _chosen(found, Constant(0.0), Constant(1.0)) if swapped else found
+
+
+def _chosen(condition: Any, above: Expression, below: Expression) -> Expression:
+    """`above` where the condition is 1, `below` where it is 0."""
+    match condition:
+        case Chosen(above=Constant(number=1.0), below=Constant(number=0.0)):
+            return replace(condition, above=above, below=below)
+        case Chosen(above=Constant(number=0.0), below=Constant(number=1.0)):
+            return replace(condition, above=below, below=above)
+    raise NotScalarError
 
 
 def _affine(expression: Expression) -> tuple[Fraction, Fraction]:
@@ -206,31 +200,18 @@ def _scaled(factor: float, inner: Expression) -> Expression:
     return inner if factor == 1 else Times(Constant(factor), inner)
 
 
-def _sum(sign: float, swapped: bool = False) -> Callable[[_Reader, Mapping[str, Any]], Expression]:
-    def read(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-        alpha = sign * _number(1 if arguments.get("alpha") is None else arguments["alpha"])
-        left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
-        if swapped:
-            left, right = right, left
-        return Total(left, _scaled(alpha, right))
-
-    return read
+def _sum(left: Expression, right: Expression, alpha: Constant | None, sign: float) -> Expression:
+    return Total(left, _scaled(sign * (1.0 if alpha is None else alpha.number), right))
 
 
-def _product(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-    return Times(reader.read(arguments["self"]), reader.read(arguments["other"]))
-
-
-def _quotient(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-    if arguments.get("rounding_mode") is not None:
+def _quotient(self: Expression, other: Expression, rounding_mode: str | None = None) -> Expression:
+    if rounding_mode is not None:
         raise NotScalarError
-    left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
-    return Times(left, Inverse(right))
+    return Times(self, Inverse(other))
 
 
-def _root(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+def _root(inner: Expression) -> Expression:
     """The square root; that of a square plus a constant is as steep as the length of a vector."""
-    inner = reader.read(arguments["self"])
     match inner:
         case (
             Total(left=Times(left=value, right=other), right=Constant(number=shift))
@@ -240,77 +221,65 @@ def _root(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
     return Applied(Power(0.5), inner)
 
 
-def _power(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-    exponent = _number(arguments["exponent"])
-    if exponent == 0.5:
-        return _root(reader, arguments)
-    if exponent < 0:
-        return Inverse(_power(reader, {**arguments, "exponent": -exponent}))
-    if exponent not in range(1, LARGEST_POWER + 1):
-        raise NotScalarError
-    base = reader.read(arguments["self"])
-    found = base
-    for _ in range(int(exponent) - 1):
-        found = Times(found, base)
-    return found
+def _power(base: Expression, exponent: Expression) -> Expression:
+    match exponent:
+        case Constant(number=0.5):
+            return _root(base)
+        case Constant(number=number) if number < 0:
+            return Inverse(_power(base, Constant(-number)))
+        case Constant(number=number) if number in range(1, LARGEST_POWER + 1):
+            return reduce(Times, [base] * int(number))
+    raise NotScalarError
 
 
-def _chosen(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-    above, below = reader.read(arguments["self"]), reader.read(arguments["other"])
-    return reader.condition(arguments["condition"], above, below)
-
-
-def _filled(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-    return reader.condition(arguments["mask"], reader.read(arguments["value"]), reader.read(arguments["self"]))
-
-
-def _sign(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
+def _sign(inner: Expression) -> Expression:
     """1, 0 at 0 alone, and -1."""
-    factor, shift = _affine(reader.read(arguments["self"]))
-    if factor == 0:
-        raise NotScalarError
-    zero, rising = (-shift / factor,), factor > 0
-    return Chosen(zero, rising, True, Constant(1.0), Chosen(zero, rising, False, Constant(0.0), Constant(-1.0)))
+    zero, one = Constant(0.0), Constant(1.0)
+    return _chosen(_compared(inner, zero, True), one, _chosen(_compared(inner, zero, False), zero, _scaled(-1.0, one)))
 
 
-def _extremum(largest: bool) -> Callable[[_Reader, Mapping[str, Any]], Expression]:
-    def read(reader: _Reader, arguments: Mapping[str, Any]) -> Expression:
-        left, right = reader.read(arguments["self"]), reader.read(arguments["other"])
-        if isinstance(left, Constant):
-            left, right = right, left
-        if isinstance(right, Constant):
-            return Applied(Clamp(right.number, math.inf) if largest else Clamp(-math.inf, right.number), left)
-        # max(a, b) = b + max(a - b, 0)
-        step = Applied(Clamp(0.0, math.inf) if largest else Clamp(-math.inf, 0.0), Total(left, _scaled(-1.0, right)))
-        return Total(right, step)
-
-    return read
+def _extremum(left: Expression, right: Expression, largest: bool) -> Expression:
+    if isinstance(left, Constant):
+        left, right = right, left
+    if isinstance(right, Constant):
+        return Applied(Clamp(right.number, math.inf) if largest else Clamp(-math.inf, right.number), left)
+    # max(a, b) = b + max(a - b, 0)
+    return Total(right, _extremum(Total(left, _scaled(-1.0, right)), Constant(0.0), largest))
 
 
-READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Expression]] = {
-    "add": _sum(1.0),
-    **dict.fromkeys(("sub", "subtract"), _sum(-1.0)),
-    "rsub": _sum(-1.0, swapped=True),
-    **dict.fromkeys(("mul", "multiply"), _product),
+# What each operation makes of its arguments, under their ATen names.
+READERS: dict[str, Callable[..., Expression]] = {
+    "add": lambda self, other, alpha=None: _sum(self, other, alpha, 1.0),
+    **dict.fromkeys(("sub", "subtract"), lambda self, other, alpha=None: _sum(self, other, alpha, -1.0)),
+    "rsub": lambda self, other, alpha=None: _sum(other, self, alpha, -1.0),
+    **dict.fromkeys(("mul", "multiply"), lambda self, other: Times(self, other)),
     **dict.fromkeys(("div", "divide", "true_divide"), _quotient),
-    **dict.fromkeys(("neg", "negative"), lambda reader, given: _scaled(-1.0, reader.read(given["self"]))),
-    "pow": _power,
-    "square": lambda reader, given: _power(reader, {**given, "exponent": 2}),
-    "reciprocal": lambda reader, given: Inverse(reader.read(given["self"])),
-    "sqrt": _root,
-    "rsqrt": lambda reader, given: Inverse(_root(reader, given)),
-    "log": lambda reader, given: Applied(Log(), reader.read(given["self"])),
-    "log1p": lambda reader, given: Applied(Log(), Total(Constant(1.0), reader.read(given["self"]))),
-    "exp": lambda reader, given: Applied(Exp(), reader.read(given["self"])),
-    "expm1": lambda reader, given: Total(Applied(Exp(), reader.read(given["self"])), Constant(-1.0)),
-    "where": _chosen,
-    "masked_fill": _filled,
-    **dict.fromkeys(("sign", "sgn"), _sign),
-    **dict.fromkeys(("maximum", "fmax"), _extremum(largest=True)),
-    **dict.fromkeys(("minimum", "fmin"), _extremum(largest=False)),
+    **dict.fromkeys(("neg", "negative"), lambda self: _scaled(-1.0, self)),
+    "pow": lambda self, exponent: _power(self, exponent),
+    "square": lambda self: Times(self, self),
+    "reciprocal": lambda self: Inverse(self),
+    "sqrt": lambda self: _root(self),
+    "rsqrt": lambda self: Inverse(_root(self)),
+    "log": lambda self: Applied(Log(), self),
+    "log1p": lambda self: Applied(Log(), Total(Constant(1.0), self)),
+    "exp": lambda self: Applied(Exp(), self),
+    "expm1": lambda self: Total(Applied(Exp(), self), Constant(-1.0)),
+    "where": lambda condition, self, other: _chosen(condition, self, other),
+    "masked_fill": lambda self, mask, value: _chosen(mask, value, self),
+    **dict.fromkeys(("sign", "sgn"), lambda self: _sign(self)),
+    **dict.fromkeys(("maximum", "fmax"), lambda self, other: _extremum(self, other, True)),
+    **dict.fromkeys(("minimum", "fmin"), lambda self, other: _extremum(self, other, False)),
 }
+CONDITIONS: dict[str, Callable[..., Expression]] = {
+    **dict.fromkeys(("gt", "greater"), lambda self, other: _compared(self, other, True)),
+    **dict.fromkeys(("ge", "greater_equal"), lambda self, other: _compared(self, other, False)),
+    **dict.fromkeys(("lt", "less"), lambda self, other: _compared(other, self, True)),
+    **dict.fromkeys(("le", "less_equal"), lambda self, other: _compared(other, self, False)),
+    "logical_not": lambda self: _chosen(self, Constant(0.0), Constant(1.0)),
+}
+READERS |= CONDITIONS
 # Operations that act on every coordinate separately.
-SCALAR = frozenset({*READERS, *COMPARISONS, "logical_not", *ACTIVATIONS, *SAME})
+SCALAR = frozenset({*READERS, *ACTIVATIONS, *SAME})
 
 
 @completion(*SCALAR)

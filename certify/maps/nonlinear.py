@@ -158,7 +158,7 @@ class MaxPool(_Comparing):
     @cached_property
     def bound(self) -> Bound:  # type: ignore[override]
         """sqrt(the largest number of windows that contain the same pixel)."""
-        overlap = math.prod(_most_windows(pixels) for pixels in self.windows)
+        overlap = math.prod(int(windows_per_pixel(pixels).max()) for pixels in self.windows)
         return Bound(0.0, rounded_up(math.sqrt(overlap), 1) if overlap != 1 else 1.0, "windows per pixel")
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -171,11 +171,10 @@ class MaxPool(_Comparing):
         return x
 
 
-def _most_windows(pixels: Tensor) -> int:
-    """The largest number of windows that contain the same pixel, each window counted once."""
-    members = [torch.unique(window[window >= 0]) for window in pixels]
-    used = torch.cat(members)
-    return int(torch.bincount(used).max()) if used.numel() else 0
+def windows_per_pixel(pixels: Tensor, side: int = 1) -> Tensor:
+    """(side,) or longer: the number of windows (out, taps) that contain each pixel, each window counted once."""
+    members = torch.cat([torch.unique(window[window >= 0]) for window in pixels])
+    return torch.bincount(members, minlength=side)
 
 
 @dataclass(frozen=True, eq=False)

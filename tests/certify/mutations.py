@@ -200,7 +200,7 @@ MUTATIONS: list[Mutation] = [
         "maps/nonlinear.py",
         ('bound = Bound(0.0, 0.5, "closed form")', 'bound = Bound(0.0, 0.4, "closed form")'),
         ("linf = 0.5", "linf = 0.4"),
-        ("overlap = math.prod(_most_windows(pixels) for pixels in self.windows)", "overlap = 1"),
+        ("overlap = math.prod(int(windows_per_pixel(pixels).max()) for pixels in self.windows)", "overlap = 1"),
     ),
     *_of(
         "maps/lengths.py",

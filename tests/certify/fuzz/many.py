@@ -15,7 +15,7 @@ from collections import Counter
 
 import torch
 
-from robustres.certify.graph.operation_rules import RULES
+from robustres.certify.graph.registry import RULES
 from tests.certify.fuzz.fast_export import one_table
 from tests.certify.fuzz.grammar import Recorded, drawn, numbers_of
 from tests.certify.fuzz.oracles import FoundError, check

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from robustres.certify import lipschitz
-from robustres.certify.graph.operation_rules import RULES
+from robustres.certify.graph.registry import RULES
 from tests.certify.fuzz.exact import ExactProgram, exceeds_l2, exceeds_linf
 from tests.certify.fuzz.fast_export import one_table
 from tests.certify.fuzz.grammar import Drawn, Recorded, drawn, numbers_of, programs, shrunk
