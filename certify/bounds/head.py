@@ -7,7 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import Composition, Dense, LinearMap
+from robustres.certify.maps.nonlinear import LogSoftmax
 from robustres.certify.maps.rounding import UNDERFLOW, product_error
 from robustres.certify.norms.linf_norm import linf_norm
 from robustres.certify.norms.spectral_norm import spectral_norm
@@ -16,6 +18,12 @@ from robustres.numerics import gamma, rounded_up
 
 MOST_ENTRIES = 2**24  # largest number of entries of a map that is written out, with one row per class
 MOST_KEPT = 2**24  # largest number of cached values for requested pairs
+
+
+def before_log_softmax(output: Node) -> Node:
+    """The logits of a network that ends in a logarithmic softmax, which leaves all of their differences as they are."""
+    ends = isinstance(output.piece, LogSoftmax) and len(output.shape) == 1
+    return output.inputs[0] if ends else output
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from robustres.certify.bounds.estimates import (
     estimate,
     start_images,
 )
-from robustres.certify.bounds.head import Head
+from robustres.certify.bounds.head import Head, before_log_softmax
 from robustres.certify.bounds.pieces import Bounder, unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
 from robustres.certify.bounds.unit_domain import on_unit_domain
@@ -148,11 +148,13 @@ def _bounded(
     }
     with torch.no_grad():
         pieces = {name: bounder.rows(output) for name, bounder in bounders.items()}
-        head = _head(output, bounders)
+        logits = before_log_softmax(output)
+        head = _head(logits, bounders)
     product = {name: multiplied([row for _, _, row in found]) for name, found in pieces.items()}
     eliminated = WholeNetwork(output, effort=settings["whole"])
     _complete(known, captured, eliminated, pieces[settings["norm"]], settings, generator, product["l2"][0])
-    analysis = Analysis(captured, network, output, bounders["l2"], eliminated)
+    pairs = eliminated if logits is output else WholeNetwork(logits, effort=settings["whole"])
+    analysis = Analysis(captured, network, output, bounders["l2"], pairs)
     report = _report(known, analysis, settings, pieces[settings["norm"]], product, head, perf_counter() - start)
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())

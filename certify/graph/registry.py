@@ -20,7 +20,6 @@ POLE = "which has no bound near 0"
 REASONS: dict[str, str] = {
     "scaled_dot_product_attention": PRODUCT,
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
-    **dict.fromkeys(("log_softmax", "_log_softmax"), "(leave it out: the answer with the largest value is the same)"),
     **dict.fromkeys(
         ("pow", "square", "float_power", "exp", "exp2", "expm1", "sinh", "cosh", "i0", "special_i1"), GROWS
     ),

@@ -18,7 +18,7 @@ from robustres.certify.graph.rules_written import whole_power
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.curves import Exp, Log, Power, Reciprocal
 from robustres.certify.maps.linear_map import Identity, Scaled
-from robustres.certify.maps.nonlinear import LogSumExp, Softmax
+from robustres.certify.maps.nonlinear import LogSoftmax, LogSumExp, Softmax
 
 CURVES: dict[str, Callable[[Call], Activation]] = {
     "exp": lambda call: Exp(),
@@ -62,9 +62,11 @@ def quotient(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
 
 @rule("log_softmax", "_log_softmax")
 def logarithms(call: Call) -> Node:
-    """x - log sum exp x."""
-    source = _near(call).node("self")
+    """x - log sum exp x: as one map, or near an image as a difference."""
+    source = call.node("self")
     (axis,) = call.axes(source, call["dim"])
+    if not call.captured.near_an_image:
+        return call.make(LogSoftmax(axis, source.shape[axis]), source)
     few = (*source.shape[:axis], 1, *source.shape[axis + 1 :])
     total = call.make(LogSumExp((axis,), source.shape[axis], True), source, shape=few)
     return combination(call, [(source, 1.0), (total, -1.0)])

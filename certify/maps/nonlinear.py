@@ -233,6 +233,45 @@ class LogSumExp(Computed):
         return relative_error_of_sums(self.length, dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class LogSoftmax(Computed):
+    """x - log sum exp x along one unbatched axis of n = `length` values, with the softmax p.
+
+    Its Jacobian J = I - 1 p^T is a projection, since p sums to 1, and so is 1 p^T; the two complement each other, so
+    their norms agree if n > 1: |J| = |1 p^T| = sqrt(n) |p| < sqrt(n), approached as p tends to one class. The absolute
+    row sums of J are 2 (1 - p_i) < 2, approached as well. For n = 1 it is 0.
+    """
+
+    along: int
+    length: int
+    kind = "nonlinear"
+    sorts = None
+
+    @property
+    def bound(self) -> Bound:
+        """sqrt(n)."""
+        return Bound(0.0, rounded_up(math.sqrt(self.length), 1) if self.length > 1 else 0.0, "closed form")
+
+    @property
+    def linf(self) -> float:
+        """2."""
+        return 2.0 if self.length > 1 else 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.log_softmax(x, dim=self.along + 1)
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The values at one end less the largest, or smallest, logarithm; never positive."""
+        total = LogSumExp((self.along,), self.length, keepdim=True)
+        low, high = total.values_on(lower, upper)
+        slack = WIDENING * torch.maximum(lower.abs(), upper.abs())
+        return lower - high - slack, (upper - low + slack).clamp_max(0)
+
+    def relative_error(self, dtype: torch.dtype) -> float | None:
+        """A few units for the exponentials, the logarithm and the difference, and the roundings of the sum."""
+        return relative_error_of_sums(self.length, dtype)
+
+
 class _Stated(Opaque):
     """A module whose statement is trusted; the shape is the one found during capture."""
 

@@ -200,6 +200,8 @@ MUTATIONS: list[Mutation] = [
         "maps/nonlinear.py",
         ('bound = Bound(0.0, 0.5, "closed form")', 'bound = Bound(0.0, 0.4, "closed form")'),
         ("linf = 0.5", "linf = 0.4"),
+        ("rounded_up(math.sqrt(self.length), 1) if self.length > 1 else 0.0", "1.0"),
+        ("return 2.0 if self.length > 1 else 0.0", "return 1.0"),
         ("overlap = math.prod(int(windows_per_pixel(pixels).max()) for pixels in self.windows)", "overlap = 1"),
     ),
     *_of(

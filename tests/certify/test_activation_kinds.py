@@ -16,6 +16,7 @@ from robustres.certify.maps.curves import Exp
 from robustres.certify.maps.lengths import Length, Normalisation
 from robustres.certify.maps.nonlinear import (
     Extremum,
+    LogSoftmax,
     LogSumExp,
     MaxPool,
     Opaque,
@@ -85,6 +86,7 @@ OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
     (MaxPool((torch.tensor([[-1, 0, 1], [1, 2, 3]]), torch.tensor([[0, 1]]))), (2, 4, 2)),
     (Softmax(0, 3), (3, 2)),
     (LogSumExp((0,), 3), (3, 2)),
+    *((LogSoftmax(0, 3), (3, 2)), (LogSoftmax(0, 1), (1, 2))),
     (Length((0,), 3), (3, 2)),
     (Length((0, 1), 6, 1.0, keepdim=True), (3, 2)),
     (Length((1,), 2, math.inf), (3, 2)),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustres.certify import lipschitz
+from robustres.certify import certify, lipschitz
 from robustres.certify.graph.capture import capture
 from robustres.certify.graph.network import Elementwise, Linear, Node, Source
 from robustres.certify.graph.operation_rules import build_network
@@ -297,12 +297,34 @@ def test_operations_without_a_global_bound_or_a_rule_are_refused_by_name(
     assert any(operation in refusal.operation for refusal in report.refused), report.refused
 
 
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_a_logarithmic_softmax_has_the_constant_that_is_approached(classes: int) -> None:
+    x = torch.zeros(1, classes, dtype=torch.float64)
+    x[0, 0] = 40.0
+    jacobian = torch.autograd.functional.jacobian(lambda v: F.log_softmax(v, 1), x).reshape(classes, classes)
+    softmax = Apply(lambda v: F.log_softmax(v, 1))
+    attained = {"l2": torch.linalg.matrix_norm(jacobian, 2), "linf": jacobian.abs().sum(1).max()}
+    for norm, value in attained.items():
+        upper = lipschitz(softmax, (classes,), norm=norm).upper  # type: ignore[arg-type]
+        assert float(value) <= upper + 1e-12 <= float(value) * (1 + 1e-9) + 2e-12
+
+
+def test_a_network_that_ends_in_a_logarithmic_softmax_has_the_radii_of_its_logits() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    images = torch.rand(5, 4)
+    softmax = nn.LogSoftmax(1)
+    for norm in ("l2", "linf"):
+        plain, found = (certify(model, images, norm=norm).radius for model in (body, nn.Sequential(body, softmax)))  # type: ignore[arg-type]
+        torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-12)
+        assert float(found.max()) > 0
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
         (nn.LayerNorm(3, eps=0.0), "layer_norm with eps of 0"),
         (nn.Softplus(threshold=1), "softplus with threshold 1, where its value jumps by 0.313"),
-        (nn.LogSoftmax(1), "log_softmax .*leave it out"),
         (nn.MaxPool2d((1, 2), 1, (0, 1), 2), "max_pool2d with a window that contains no pixel"),
     ],
 )
