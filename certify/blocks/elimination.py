@@ -56,6 +56,7 @@ def eliminate(
     slack: float = 0.0,
     space: Space | None = None,
     chosen: dict[Node, Tensor] | None = None,
+    inner: Mapping[Node, Tensor] | None = None,
 ) -> Eliminated | None:
     """Eliminate all nodes from the last to the first; None if no admissible multipliers are found for a layer.
 
@@ -63,6 +64,7 @@ def eliminate(
     order: `output.ordered()`, or the part of it from a node that all paths pass; its first node remains.
     rows: (R, outputs), the identity if omitted; in a separate space, (F, R, n). slack: of the output.
     chosen: the multipliers used for another part of the same batch; they are reused, and new ones are stored there.
+    inner: (R, n) rows of the changes of other nodes, which are added to `rows`; not in a separate space.
     """
     maps = [node.piece.map for node in order[1:] if isinstance(node.piece, Linear)]
     device = common_device(maps)
@@ -72,6 +74,10 @@ def eliminate(
         rows, space = start.to(device)[None], Space()
     assert rows is not None, "rows must be given for a separate space"
     front = Front(output, rows, repair or Repair(), space, slack, chosen)
+    for node, part in (inner or {}).items():
+        if node not in order:
+            raise ValueError("rows of a node that is not eliminated")
+        front.read(node, part.to(device, torch.float64)[None])
     with torch.no_grad():
         for node in reversed(order[1:]):
             if node not in front.rows:

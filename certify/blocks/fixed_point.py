@@ -67,13 +67,13 @@ def search(
     by less than this in `LOOK` steps.
     maps: used instead of the linear nodes' own maps, on values of type `dtype`, which may then be complex.
     """
-    found = _Iteration(order, layers, rows, box, copies, dtype, start, maps).run(steps, tolerance)
+    found = Iteration(order, layers, rows, box, copies, dtype, start, maps).run(steps, tolerance)
     if dtype == torch.float32 and not math.isfinite(found.value):  # out of float32's range
-        return _Iteration(order, layers, rows, box, copies, torch.float64, start, maps).run(steps, tolerance)
+        return Iteration(order, layers, rows, box, copies, torch.float64, start, maps).run(steps, tolerance)
     return found
 
 
-class _Iteration:
+class Iteration:
     """The state x, g and one sweep forward and backward."""
 
     def __init__(
@@ -116,18 +116,26 @@ class _Iteration:
         step = 0
         while True:
             step += 1
-            value, x_slope, slopes, sizes = self._sweep()
+            value, x_slope, slopes, sizes = self.sweep()
             done = step >= steps or not math.isfinite(value) or value == 0
             if step % LOOK == 0:
                 done |= tolerance > 0 and value <= last * (1 + tolerance)
                 last = value
             if done:
-                return self._found(value, x_slope, slopes, sizes, step)
-            over = OVER if step >= OVER_FROM else 0.0
-            self.x = self._onto_set((1 + over) * self._onto_set(x_slope) - over * self.x)
-            for node, slope in slopes.items():
-                layer = self.layers[node]
-                self.g[node] = _unit(layer, (1 + over) * _unit(layer, slope) - over * self.g[node])
+                return self.found(value, x_slope, slopes, sizes, step)
+            self.move(x_slope, slopes, OVER if step >= OVER_FROM else 0.0)
+
+    def move(self, x_slope: Tensor, slopes: Mapping[Node, Tensor], over: float) -> None:
+        """Set x and g to the directions of these derivatives, or beyond them by the share `over`."""
+        self.x = self._onto_set((1 + over) * self._onto_set(x_slope) - over * self.x)
+        for node, slope in slopes.items():
+            layer = self.layers[node]
+            self.g[node] = _unit(layer, (1 + over) * _unit(layer, slope) - over * self.g[node])
+
+    def output(self, values: Mapping[Node, Tensor]) -> Tensor:
+        """(r, R) what is to be bounded, of the values of all nodes."""
+        out = as_rows(values[self.order[-1]])
+        return out if self.rows is None else out @ self.rows.T
 
     def _onto_set(self, x: Tensor) -> Tensor:
         """Scale to total norm 1, or each coordinate, over the copies, to the half-width of the box."""
@@ -135,7 +143,7 @@ class _Iteration:
         placed: Tensor = x / length.clamp_min(TINY) * (1.0 if self.box is None else self.box)
         return placed
 
-    def _sweep(self) -> tuple[float, Tensor, dict[Node, Tensor], dict[Node, Tensor]]:
+    def sweep(self) -> tuple[float, Tensor, dict[Node, Tensor], dict[Node, Tensor]]:
         """The norm of the output, its derivatives with respect to x and to the term of each layer that g determines
         (times |z| and the width of the sector, the direction that g should have), and the norms (ties,) of each layer's
         input."""
@@ -167,8 +175,7 @@ class _Iteration:
                     else:
                         assert piece.axis is not None
                         values[node] = torch.cat(inputs, dim=1 + piece.axis)
-            out = as_rows(values[self.order[-1]])
-            size = (out if self.rows is None else out @ self.rows.T).norm()
+            size = self.output(values).norm()
             steered = list(answers)
             slopes = torch.autograd.grad(size, [x, *(answers[node] for node in steered)], materialize_grads=True)
         steer = dict(zip(steered, slopes[1:], strict=True))
@@ -176,7 +183,7 @@ class _Iteration:
             steer[node] = 2 * reach * steer[node]
         return float(size.detach()), slopes[0], steer, sizes
 
-    def _found(
+    def found(
         self, value: float, x_slope: Tensor, slopes: dict[Node, Tensor], sizes: dict[Node, Tensor], steps: int
     ) -> FixedPoint:
         """Multipliers from the derivatives, whose factor |z| is divided out by `sizes`."""

@@ -120,6 +120,10 @@ class Front:
         """Number of rows."""
         return next(iter(self.rows.values())).shape[1]
 
+    def read(self, node: Node, rows: Tensor) -> None:
+        """Let the cut begin with rows of the change of another node, too; (F, R, n)."""
+        self._add(node, rows)
+
     def _charge(self, node: Node, error: float) -> None:
         """The exact rows of a node lie within `error` of the stored ones, in the spectral norm of each matrix."""
         if error > 0:

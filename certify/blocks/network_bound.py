@@ -28,9 +28,10 @@ def proved_bound(
     rows: Tensor | None = None,
     box: Tensor | None = None,
     repair: Repair | None = None,
+    inner: Mapping[Node, Tensor] | None = None,
 ) -> float:
-    """The bound proved by the multipliers of a search; infinite if they prove none."""
-    first = first_layer(order, layers) if box is None else None
+    """The bound proved by the multipliers of a search; infinite if they prove none. inner: as in `eliminate`."""
+    first = first_layer(order, layers) if box is None and not inner else None
     after = None if first is None else eliminate(order[order.index(first) :], layers, point, rows=rows, repair=repair)
     if first is not None and after is not None:
         placed = on_device(layers[first], after.rows.device)
@@ -38,7 +39,7 @@ def proved_bound(
         square = first_layer_square(after, first, placed, point, repair or Repair())
         if math.isfinite(square):
             return rounded_up(math.sqrt(square), 8)
-    found = eliminate(order, layers, point, rows=rows, repair=repair)
+    found = eliminate(order, layers, point, rows=rows, repair=repair, inner=inner)
     if found is None:
         return math.inf
     least = 0.0 if repair is None else repair.loss

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.local.backward import Rows
-from robustres.certify.local.branch import branched
+from robustres.certify.local.branch import Tree, branched
 from robustres.certify.local.changes import Multipliers
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic
 from robustres.certify.local.intermediate import Bounds, Helped, OutOfTimeError, bounded, followed
@@ -22,6 +22,7 @@ from robustres.certify.local.margins import positive_within
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Question
 from robustres.certify.local.quadratic import Sectors, added, searched, sectors
+from robustres.certify.local.quadratic_branch import branched_quadratically
 from robustres.certify.local.relaxations import UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.certify.local.shared import SharedSearch
@@ -35,6 +36,9 @@ TOGETHER = 0.98
 CLEAR = 1e-5
 # Of the charge for the network's own rounding by linear bounds, what parts of a region are searched to spare.
 CHARGED = 1.1
+# Up to this share of the margin, a certificate of the whole region is branched on at once; beyond the second one, only
+# linear bounds are. In between, these come first, for this part of the time.
+NEAR, FAR, LINEAR_FIRST = 1.12, 1.6, 0.2
 
 Left = Callable[[], float]
 
@@ -198,26 +202,46 @@ class Attempt:
             self._look()
 
     def branch(self, seconds: float = math.inf) -> None:
-        """Branch and bound for the open rows, largest `least` first; it ends at the first row that it cannot prove."""
+        """Branch and bound for the open rows, largest `least` first; it ends at the first row that it cannot prove.
+
+        By linear bounds, and for rows that a quadratic certificate nearly proves by these instead.
+        """
         for row in reversed(self.open if self.bounds.lower else []):
             until = min(self.left(), seconds)
             if until <= 0:
                 return
-            begun = thread_time()
+            tree = self._branched(row, until)
+            self.least[row] = max(float(self.least[row]), tree.worst)
+            if not tree.closed:
+                return
+            self.trees[row] = tree.root
+
+    def _branched(self, row: int, seconds: float) -> Tree:
+        begun, one, limit = thread_time(), self.question.rows[row : row + 1], float(self.question.limits[row])
+        share = self.shares.get((row,), math.inf)
+
+        def left(part: float = 1.0) -> float:
+            return min(self.left(), part * seconds - (thread_time() - begun))
+
+        tree = None
+        if share > NEAR:
+            first = LINEAR_FIRST if share < FAR else 1.0
             with torch.no_grad():
                 tree = branched(
                     self.quick,
                     self.region,
                     self.bounds,
-                    self.question.rows[row : row + 1],
-                    float(self.question.limits[row]),
+                    one,
+                    limit,
                     margin=CLEAR * abs(float(self.margins[row])) + CHARGED * float(self.charge[row]),
-                    stop=lambda until=until, begun=begun: self.left() <= 0 or thread_time() - begun > until,  # type: ignore[misc]
+                    stop=lambda: left(first) <= 0,
                 )
-            self.least[row] = max(float(self.least[row]), tree.worst)
-            if not tree.closed:
-                return
-            self.trees[row] = tree.root
+        if tree is None or (not tree.closed and share < FAR and left() > 0):
+            start = self.points.get((row,))
+            tree = branched_quadratically(
+                self.made, self.question.region, self.bounds, one, limit, left=left, start=start
+            )  # fmt: skip
+        return tree
 
     def _grouped(self) -> list[Quadratic]:
         """Group certificates whose squared shares add up to less than 1, so that one proof serves all of a group.

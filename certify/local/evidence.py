@@ -25,7 +25,8 @@ class Branch:
     """A part of the region, proved by its own slopes and multipliers, or split in two parts that are.
 
     slopes: by activation (*shape), of the lines below. multipliers: of the splits on the way here, the latest of each
-    coordinate. value: what the search found. parts: below and above the point of `split`.
+    coordinate. value: what the search found. parts: below and above the point of `split`. point: of a quadratic
+    certificate of the part, None if it is to be proved by linear bounds.
     """
 
     value: float
@@ -33,6 +34,7 @@ class Branch:
     multipliers: Mapping[Split, float] = field(default_factory=dict)
     split: Split | None = None
     parts: tuple["Branch", "Branch"] | None = None
+    point: FixedPoint | None = None
 
     def leaves(self) -> Iterator[tuple["Branch", tuple[tuple[Split, bool], ...]]]:
         """Every part without a split, and the splits that lead to it, each with whether the part lies above the point.
@@ -74,7 +76,8 @@ class Evidence:
     @property
     def methods(self) -> str:
         """The methods that prove it, in words."""
-        words = ["quadratic"] if self.quadratics or self.shared else []
+        certified = any(leaf.point is not None for tree in self.trees.values() for leaf, _ in tree.leaves())
+        words = ["quadratic"] if self.quadratics or self.shared or certified else []
         if any(tree.split is not None for tree in self.trees.values()):
             words.append("branching")
         elif self.trees or self.helped:

@@ -9,12 +9,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from robustres.certify.graph.network import Node
 from robustres.certify.local.backward import Form, Rows, pulled_back
 from robustres.certify.local.changes import Changes
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic
 from robustres.certify.local.intermediate import Bounds, bounded, followed
 from robustres.certify.local.margins import positive_within
-from robustres.certify.local.parts import forms_of_leaves
+from robustres.certify.local.parts import Way, forms_of_leaves, multipliers_of, signs_of_parts, with_points
+from robustres.certify.local.pinned import arguments, narrowed, pinned
 from robustres.certify.local.program import Program
 from robustres.certify.local.quadratic import Sectors, proved_change, sectors
 from robustres.certify.local.relaxations import UnboundedError
@@ -154,10 +156,48 @@ def _by_tree(program: Program, question: Question, bounds: Bounds, row: int, tre
     """The smallest radius that any leaf proves; the leaves together cover the whole region."""
     radius = float(question.region.eps[0])
     waiting = tree.leaves()
-    while leaves := tuple(islice(waiting, LEAVES)):
-        form = forms_of_leaves(program, bounds, question.rows[row : row + 1], leaves, bounds.sizes())
-        form = beyond(form, question.limits[row : row + 1].expand(len(leaves)))
-        radius = min(radius, float(positive_within(form, question.region).min()))
-        if not radius > 0:
-            break
+    while radius > 0 and (leaves := tuple(islice(waiting, LEAVES))):
+        plain = [(leaf, way) for leaf, way in leaves if leaf.point is None]
+        if plain:
+            form = forms_of_leaves(program, bounds, question.rows[row : row + 1], plain, bounds.sizes())
+            form = beyond(form, question.limits[row : row + 1].expand(len(plain)))
+            radius = min(radius, float(positive_within(form, question.region).min()))
+        for leaf, way in leaves:
+            if leaf.point is not None and radius > 0:
+                radius = min(radius, _by_quadratic_leaf(program, question, bounds, row, leaf, way))
     return radius
+
+
+def _by_quadratic_leaf(program: Program, question: Question, bounds: Bounds, row: int, leaf: Branch, way: Way) -> float:
+    """The radius that the quadratic certificate of a leaf proves on its part of the region; as `_by_quadratics`."""
+    if question.region.norm == "l1" or not program.order:
+        return 0.0
+    return _radius(question.region, *margin_and_change(program, question, bounds, row, leaf, way))
+
+
+def margin_and_change(
+    program: Program, question: Question, bounds: Bounds, row: int, leaf: Branch, way: Way
+) -> tuple[float, float]:
+    """The margin of a row at the image and the largest change from it on a part of the region, by a certificate.
+
+    On the part, every activation that was split at its kink is linear. Both numbers are about the network with these
+    pieces (`pinned`), and about the row plus its multipliers times the constraints of the splits, none of which is
+    positive on the part.
+    """
+    assert leaf.point is not None
+    part, at_image = pinned(program, way), question.region.with_eps(0.0)
+    centre = bounded(part, at_image)
+    signs, points = signs_of_parts(program, [way], torch.float64)
+    multipliers: dict[int, Tensor] = {}
+    inner: dict[Node, Tensor] = {}
+    nodes = arguments(program)
+    for place, values in multipliers_of(program, [leaf], signs, torch.float64).items():
+        if place in nodes and nodes[place] not in inner:
+            multipliers[place], inner[nodes[place]] = values, values.flatten(1)
+    one = question.rows[row : row + 1]
+    owner = torch.zeros(1, dtype=torch.long, device=program.device)
+    rows = Rows(len(program.steps) - 1, one, owner, {}, multipliers)
+    form = with_points(pulled_back(part, rows, centre.lines, centre.sizes()), multipliers, points, charged=True)
+    margin = float(beyond(form, question.limits[row : row + 1]).minimum(at_image)[0])
+    slopes = sectors(part, narrowed(program, bounds, way), centre)
+    return margin, proved_change(part, slopes, one, question.region, leaf.point, inner)

@@ -95,10 +95,17 @@ def added(points: Sequence[FixedPoint], scales: Sequence[float]) -> FixedPoint:
     )
 
 
-def proved_change(program: Program, slopes: Sectors, rows: Tensor, region: Region, found: FixedPoint) -> float:
+def proved_change(
+    program: Program,
+    slopes: Sectors,
+    rows: Tensor,
+    region: Region,
+    found: FixedPoint,
+    inner: Mapping[Node, Tensor] | None = None,
+) -> float:
     """At or above |rows . change of the logits| on the region, for any multipliers; infinite if these prove nothing.
 
-    slopes: proved in float64.
+    slopes: proved in float64. inner: (R, n) rows of the changes of other nodes, which are added.
     """
     if region.norm == "l1":
         return math.inf
@@ -106,5 +113,5 @@ def proved_change(program: Program, slopes: Sectors, rows: Tensor, region: Regio
     if box is not None and found.weights is None:
         return math.inf
     layers = increments(program.order, slopes=slopes)
-    bound = proved_bound(program.order, layers, found, rows=rows, box=box, repair=REPAIR)
+    bound = proved_bound(program.order, layers, found, rows=rows, box=box, repair=REPAIR, inner=inner)
     return bound if box is not None else rounded_up(bound * float(region.eps[0]), 1)

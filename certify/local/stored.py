@@ -49,7 +49,7 @@ def certificate_bytes(certificate: Certificate, program: Program) -> bytes:
     for place, shared in certificate.evidence.shared.items():
         arrays |= {f"shared/{place}/{at}": _array(values) for at, values in shared.items()}
     for row, tree in certificate.evidence.trees.items():
-        arrays |= _prefixed(f"tree/{row}", _tree_arrays(tree))
+        arrays |= _prefixed(f"tree/{row}", _tree_arrays(tree, program))
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **cast(dict[str, Any], arrays))
     return content.getvalue()
@@ -136,31 +136,39 @@ def _helped(arrays: Arrays, program: Program, place: int) -> Helped:
 
 
 def _quadratic_arrays(quadratic: Quadratic, program: Program) -> Arrays:
+    arrays = {"rows": np.array(quadratic.rows), "scales": np.array(quadratic.scales)}
+    return arrays | _point_arrays(quadratic.point, program)
+
+
+def _quadratic(arrays: Arrays, program: Program) -> Quadratic:
+    rows, scales = tuple(arrays["rows"].tolist()), tuple(arrays["scales"].tolist())
+    _require(len(rows) == len(scales) > 0 and all(isinstance(row, int) for row in rows), "rows of a quadratic")
+    return Quadratic(rows, scales, _point(arrays, program))
+
+
+def _point_arrays(point: FixedPoint, program: Program) -> Arrays:
     number = {node: place for place, node in enumerate(program.order)}
-    point = quadratic.point
-    arrays = {"rows": np.array(quadratic.rows), "scales": np.array(quadratic.scales), "value": np.array(point.value)}
+    arrays: Arrays = {"value": np.array(point.value)}
     for name, values in (("multipliers", point.multipliers), ("sizes", point.sizes)):
         arrays |= {f"{name}/{number[node]}": _array(value) for node, value in values.items()}
     return arrays if point.weights is None else {**arrays, "weights": _array(point.weights)}
 
 
-def _quadratic(arrays: Arrays, program: Program) -> Quadratic:
+def _point(arrays: Arrays, program: Program) -> FixedPoint:
     by_node = {
         name: {program.order[_whole(place)]: _tensor(values, program) for place, values in _named(arrays, name)}
         for name in ("multipliers", "sizes")
     }
     weights = _tensor(arrays["weights"], program) if "weights" in arrays else None
     _require(weights is None or weights.numel() == math.prod(program.steps[0].shape), "weights of pixels")
-    point = FixedPoint(
+    return FixedPoint(
         float(arrays["value"]), by_node["multipliers"], by_node["sizes"], torch.empty(0), {}, weights
     )  # fmt: skip
-    rows, scales = tuple(arrays["rows"].tolist()), tuple(arrays["scales"].tolist())
-    _require(len(rows) == len(scales) > 0 and all(isinstance(row, int) for row in rows), "rows of a quadratic")
-    return Quadratic(rows, scales, point)
 
 
-def _tree_arrays(tree: Branch) -> Arrays:
-    """Every branch before its parts: its split, or that it is a leaf; then the slopes and multipliers of the leaves."""
+def _tree_arrays(tree: Branch, program: Program) -> Arrays:
+    """Every branch before its parts: its split, or that it is a leaf; then the slopes, multipliers and certificates of
+    the leaves."""
     branches = list(_in_order(tree))
     cuts = [
         (one.split.place, one.split.coordinate) if one.parts is not None and one.split else (-1, -1) for one in branches
@@ -181,6 +189,9 @@ def _tree_arrays(tree: Branch) -> Arrays:
     for place in leaves[0].slopes:
         if all(place in leaf.slopes for leaf in leaves):
             arrays[f"slopes/{place}"] = np.stack([_array(leaf.slopes[place]) for leaf in leaves])
+    for at, leaf in enumerate(leaves):
+        if leaf.point is not None:
+            arrays |= _prefixed(f"certificate/{at}", _point_arrays(leaf.point, program))
     return arrays
 
 
@@ -212,6 +223,9 @@ def _tree(arrays: Arrays, program: Program) -> Branch:
     for at, leaf in enumerate(leaves):
         leaf.slopes = {place: values[at] for place, values in slopes.items()}
         leaf.multipliers = multipliers[at]
+    for key, part in _parts(arrays, "certificate"):
+        _require(_whole(key) < len(leaves), "certificates of leaves")
+        leaves[_whole(key)].point = _point(part, program)
     return branches[0]
 
 
