@@ -11,17 +11,16 @@ is needed.
 Everything here is an estimate or a search. What the multipliers prove is determined by `elimination`.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from robustres.certify.blocks.increments import TINY, BoundedLayer, Increment, SectorLayer, squares
 from robustres.certify.graph.network import Linear, Merge, Node, Source
-from robustres.certify.maps.linear_map import LinearMap, as_rows, common_device
+from robustres.certify.maps.linear_map import as_rows, common_device, in_precision
 
 Maps = Mapping[Node, Callable[[Tensor], Tensor]]
 OVER = 0.8  # over-relaxation, applied from step OVER_FROM
@@ -216,21 +215,3 @@ def _unit(layer: Increment, g: Tensor) -> Tensor:
     sums = layer.over_ties(squares(g).sum(0))
     size = sums.clamp_min(TINY * TINY if sums.dtype == torch.float64 else TINY).sqrt()
     return g / size[layer.tie]
-
-
-def in_precision(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
-    """A copy of the map with tensors of another precision, for searches only, never for bounds."""
-    clone = copy.copy(map_)
-    for field in fields(map_):  # type: ignore[arg-type]
-        object.__setattr__(clone, field.name, _converted(getattr(map_, field.name), dtype))
-    return clone
-
-
-def _converted(value: object, dtype: torch.dtype) -> object:
-    if isinstance(value, Tensor):
-        return value.detach().to(dtype) if value.is_floating_point() else value
-    if isinstance(value, LinearMap):
-        return in_precision(value, dtype)
-    if isinstance(value, tuple | list) and any(isinstance(part, LinearMap) for part in value):
-        return tuple(_converted(part, dtype) for part in value)
-    return value

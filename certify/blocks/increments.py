@@ -156,11 +156,11 @@ def _increment(node: Node) -> Increment | None:
 def _sector_layer(slopes: Slopes, shape: Shape) -> SectorLayer:
     """Every position of every channel is one neuron; the sorted groups at each position share a multiplier."""
     channels = shape[0] if shape else 1
-    inner = sector(slopes, channels)
+    lower, upper, groups, mixing = sector(slopes, channels)
     positions = max(1, torch.Size(shape).numel() // channels)
-    tie = inner.tie[:, None] * positions + torch.arange(positions)
-    low, high = inner.lower.repeat_interleave(positions), inner.upper.repeat_interleave(positions)
-    return SectorLayer(low, high, tie.flatten(), int(tie.max()) + 1, shape, inner.mixing)
+    tie = groups[:, None] * positions + torch.arange(positions)
+    low, high = lower.repeat_interleave(positions), upper.repeat_interleave(positions)
+    return SectorLayer(low, high, tie.flatten(), int(tie.max()) + 1, shape, mixing)
 
 
 def _shared(layer: SectorLayer, sharing: Sharing) -> SectorLayer:

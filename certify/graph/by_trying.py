@@ -50,12 +50,6 @@ def _absolute(value: Any) -> Any:
     return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def as_matrix(call: Call, source: Node, image: Callable[[Tensor], Tensor], *, seen: int = 0) -> Node:
-    """The operation as the matrix of a linear map `image` of batches; seen: roundings of its entries."""
-    matrix = matrix_of(call, source, image)
-    return call.linear(source, Dense(matrix, source.shape, call.out_shape, seen=seen))
-
-
 def _by_sample(image: Callable[[Tensor], Tensor], shape: Shape, device: torch.device) -> bool:
     """Whether a linear map of a batch acts on every sample separately and equally, checked on a random batch."""
     sample = torch.randn(shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)

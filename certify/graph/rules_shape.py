@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from robustres.certify.graph.by_trying import as_matrix
+from robustres.certify.graph.by_trying import matrix_of
 from robustres.certify.graph.call import Call, NotCoveredError, Parts, unbatched
 from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Merge, Node
 from robustres.certify.graph.registry import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT
 from robustres.certify.maps.coordinate_maps import rearranged
+from robustres.certify.maps.linear_map import Dense
 
 SAME = (
     *("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "positive", "to", "_to_copy", "type_as"),
@@ -118,7 +119,8 @@ def put_together(call: Call) -> Node:
 
         if unbatched(image(nothing[state])) != call.out_shape:
             raise NotCoveredError("that mixes the samples of a batch")
-        images.append(as_matrix(call, state, image, seen=1 + math.prod(state.shape)))
+        matrix, seen = matrix_of(call, state, image), 1 + math.prod(state.shape)
+        images.append(call.linear(state, Dense(matrix, state.shape, call.out_shape, seen=seen)))
     total = images[0] if len(images) == 1 else call.make(Merge("sum"), *images)
     shift = float(call.evaluate(nothing).to(torch.float64).norm()) * (1 + 1e-12)
     if not math.isfinite(shift):

@@ -1,14 +1,12 @@
 """The network as bounds are propagated through it: affine maps with their constants, scalar activations, sums."""
 
-import copy
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from robustres.certify.maps.activation import Activation as ScalarFunction
-from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.certify.maps.linear_map import LinearMap, Shape, in_precision
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR
 
 
@@ -124,26 +122,8 @@ def converted(step: Step, dtype: torch.dtype) -> Step:
         return step
     return replace(
         step,
-        map=converted_map(step.map, dtype),
-        absolute=converted_map(step.absolute, dtype),
+        map=in_precision(step.map, dtype),
+        absolute=in_precision(step.absolute, dtype),
         constant=step.constant.to(dtype),
         constant_size=step.constant_size.to(dtype),
     )
-
-
-def converted_map(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
-    """A copy of the map whose tensors of floating-point numbers are in `dtype`."""
-    twin = copy.copy(map_)
-    for field in fields(map_):  # type: ignore[arg-type]
-        object.__setattr__(twin, field.name, _converted(getattr(map_, field.name), dtype))
-    return twin
-
-
-def _converted(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, LinearMap):
-        return converted_map(value, dtype)
-    if isinstance(value, list | tuple) and any(isinstance(part, LinearMap) for part in value):
-        return tuple(converted_map(part, dtype) for part in value)
-    return value

@@ -1,9 +1,10 @@
 """Linear maps between unbatched tensors in float64: the base class, matrices, and sums, compositions and multiples."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
 import torch
@@ -121,6 +122,24 @@ def _tensors(map_: LinearMap) -> Iterator[Tensor]:
                 yield part
             elif isinstance(part, LinearMap):
                 yield from _tensors(part)
+
+
+def in_precision(map_: LinearMap, dtype: torch.dtype) -> LinearMap:
+    """A copy of the map with tensors of another precision, for searches only, never for bounds."""
+    clone = copy.copy(map_)
+    for part in fields(map_):  # type: ignore[arg-type]
+        object.__setattr__(clone, part.name, _in_precision(getattr(map_, part.name), dtype))
+    return clone
+
+
+def _in_precision(value: object, dtype: torch.dtype) -> object:
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, LinearMap):
+        return in_precision(value, dtype)
+    if isinstance(value, tuple | list) and any(isinstance(part, LinearMap) for part in value):
+        return tuple(_in_precision(part, dtype) for part in value)
+    return value
 
 
 def unanswered(question: str, map_: LinearMap) -> TypeError:

@@ -41,14 +41,9 @@ class GroupSort:
 Slopes = tuple[float, float] | GroupSort
 
 
-@dataclass(frozen=True)
-class Sector:
-    """A hidden layer's inequalities: slopes (C,) after `mixing` (C, C or None for the identity), tie groups (C,)."""
-
-    lower: Tensor
-    upper: Tensor
-    tie: Tensor
-    mixing: Tensor | None = None
+# A hidden layer's inequalities: slopes (C,) from below and above, tie groups (C,), mixing of the channels (C, C),
+# which is None for the identity.
+Sector = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def sector(slopes: Slopes, channels: int) -> Sector:
@@ -60,7 +55,7 @@ def sector(slopes: Slopes, channels: int) -> Sector:
         raise InputError(f"slopes must be two finite numbers a <= b, got {slopes}")
     lower = torch.full((channels,), float(low), dtype=torch.float64)
     upper = torch.full((channels,), float(high), dtype=torch.float64)
-    return Sector(lower, upper, torch.arange(channels))
+    return lower, upper, torch.arange(channels), None
 
 
 def largest_slope(slopes: Slopes) -> float:
@@ -85,7 +80,7 @@ def _group_sort_sector(slopes: GroupSort, channels: int) -> Sector:
     lower[::size] = 1.0
     tie = torch.arange(channels) // size
     upper = torch.ones(channels, dtype=torch.float64)
-    return Sector(lower, upper, tie, mixing)
+    return lower, upper, tie, mixing
 
 
 def _basis_with_mean(size: int) -> Tensor:
