@@ -16,7 +16,7 @@ from time import thread_time
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.fixed_point import OVER, OVER_FROM, FixedPoint, Iteration, in_precision
+from robustres.certify.blocks.fixed_point import OVER, OVER_FROM, FixedPoint, Iteration
 from robustres.certify.blocks.increments import increments
 from robustres.certify.graph.network import Linear, Node
 from robustres.certify.local.branch import Tree
@@ -28,7 +28,7 @@ from robustres.certify.local.program import Program
 from robustres.certify.local.quadratic import sectors
 from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import Activation
-from robustres.certify.maps.linear_map import as_rows
+from robustres.certify.maps.linear_map import as_rows, in_precision
 
 COPIES = 16
 ROOT_STEPS, TRIAL_STEPS, STEPS = 30, 15, 25
