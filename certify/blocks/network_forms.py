@@ -31,10 +31,13 @@ FACTORISATIONS = 3  # of a first layer that is eliminated with the map before it
 COMPLEX = 4  # real products per complex product
 PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, regardless of its size
 # Repairs of the multipliers, from the gentlest to those that deep chains require, tried until the bound is close to the
-# reachable one. SURE nearly always succeeds and is used when a proof at all frequencies takes much of the effort.
+# reachable one. SURE nearly always succeeds and is used on tori when the effort does not allow a choice.
 REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
 SURE = Repair(5e-2, 1e-2)
 NEAR = 1 + 5e-3
+# On tori, each region has its own repair, chosen by trials at a few frequencies: their number, how many cost as much as
+# a proof, and the effort, in proofs, from which the other repairs are tried first.
+TRIALS, FEWEST_TRIALS, PER_PROOF, AMPLE = 16, 3, 12, 3.0
 COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multiplier per neuron or per channel
 
 
@@ -68,10 +71,12 @@ class Form:
             start=start,
         )  # fmt: skip
 
-    def prove(self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None) -> float:
-        """The bound that the multipliers prove."""
+    def prove(
+        self, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None, trials: int = 0
+    ) -> float:
+        """The bound that the multipliers prove. trials: on tori, the number of repairs tried for each region."""
         if self.torus is not None:
-            return torus_bound(self.torus, point, rows=rows, repair=repair)
+            return torus_bound(self.torus, point, rows=rows, repair=repair, trials=trials)
         return proved_bound(self.order, self.layers, point, rows=rows, repair=repair)
 
 
@@ -102,14 +107,26 @@ def proof_within(
     near: float = NEAR,
 ) -> tuple[float, float]:
     """The smallest bound that the multipliers prove with the repairs, which are tried until it is within a factor
-    `near` of the value reached, and the nominal seconds used. At least one repair is tried regardless of the effort."""
+    `near` of the value reached, and the nominal seconds used. At least one repair is tried regardless of the effort.
+    On tori, the repair of each region is then chosen at a few frequencies, or at once if the effort is scarce."""
     upper, spent = math.inf, 0.0
+    if form.torus is not None and effort < AMPLE * form.cost:
+        repairs = (SURE,) if _trials(form, effort) < FEWEST_TRIALS else ()
     for repair in repairs:
         upper = min(upper, form.prove(point, rows=rows, repair=repair))
         spent += form.cost
         if upper <= near * point.value or spent + form.cost > effort:
             break
+    trials = _trials(form, effort - spent)
+    if trials >= FEWEST_TRIALS and upper > near * point.value:
+        upper = min(upper, form.prove(point, rows=rows, repair=SURE, trials=trials))
+        spent += form.cost * (1 + trials / PER_PROOF)
     return upper, spent
+
+
+def _trials(form: Form, effort: float) -> int:
+    """The number of repairs of each region on a torus that the effort allows to compare, beside one proof."""
+    return 0 if form.torus is None else max(0, min(TRIALS, int(PER_PROOF * (effort / form.cost - 1))))
 
 
 def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:

@@ -19,6 +19,7 @@ from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Space, frobenius
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, spread
 from robustres.certify.blocks.network_bound import largest_square
+from robustres.certify.blocks.region_repair import best_repair, critical_frequencies
 from robustres.certify.blocks.torus_network import Region, TorusNetwork
 from robustres.certify.fourier.matrix_polynomial import MatrixPolynomial, polynomial
 from robustres.certify.fourier.torus import coarse_frequencies
@@ -28,6 +29,8 @@ from robustres.numerics import gamma, rounded_up
 
 PART_BYTES = 2e9  # memory of the matrices of the frequencies that are eliminated together
 BYTES = 16 * 8  # memory of an entry in all matrices that exist at the same time
+CRITICAL = 16  # repairs are compared at one in 16 frequencies
+SURER = (Repair(5e-2, 1e-2), Repair(0.1, 0.1))  # tried if the best at these frequencies fails at others
 LOSS = 1e-9  # relative loss that separates the error of the rows at frequency 0 from them
 
 
@@ -72,13 +75,19 @@ def _channels_first(values: Tensor, shape: Shape) -> Tensor:
 
 @torch.no_grad()
 def torus_bound(
-    network: TorusNetwork, point: FixedPoint, *, rows: Tensor | None = None, repair: Repair | None = None
+    network: TorusNetwork,
+    point: FixedPoint,
+    *,
+    rows: Tensor | None = None,
+    repair: Repair | None = None,
+    trials: int = 0,
 ) -> float:
     """Upper bound of the Lipschitz constant of rows . output, infinite if the multipliers prove none; its square is a
     product over the regions.
 
     network: result of `on_tori`. point: result of a search on its order and layers. rows: (R, outputs), by default all
-    outputs.
+    outputs. trials: number of repairs of which the best at a few frequencies is chosen for each region; the tail, and
+    with 0 all regions, use `repair`.
     """
     found = eliminate(network.tail, network.layers, point, rows=rows, repair=repair)
     if found is None:
@@ -96,7 +105,8 @@ def torus_bound(
         root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
         root = root.repeat_interleave(math.prod(region.multiplicity[region.order[0]]) if len(root) > 1 else 1)
         start = partial(_sums, found, network.tail[0].shape) if scale is None else partial(_diagonal, scale)
-        square *= region_square(region, network.layers, point, start, root=root, repair=repair)
+        prove = partial(region_square, region, network.layers, point, start, root=root)
+        square *= prove(repair=repair) if not trials else _least_square(region, point, prove, trials)
         square *= 1 + 2 * LOSS if scale is None else 1.0
         if below is not None and isinstance(joint, BoundedLayer):
             scale = below[0][:, None] * _roots_of_counts(joint, network.regions[place + 1]) * (joint.constant * UP)
@@ -111,20 +121,33 @@ def region_square(
     *,
     root: Tensor,
     repair: Repair | None,
+    frequencies: Tensor | None = None,
 ) -> float:
-    """Upper bound of |rows . change of the output|^2 / |change of the input / root|^2 over all frequencies,
-    infinite if the multipliers prove none. start: rows and slack of the output at given frequencies."""
+    """Upper bound of |rows . change of the output|^2 / |change of the input / root|^2 over the frequencies (F, 2), all
+    by default; infinite if the multipliers prove none. start: rows and slack of the output at given frequencies."""
     local = local_layers(region, layers)
     chosen: dict[Node, Tensor] = {}
     largest = 0.0
-    for frequencies in _parts(region):
-        space = Frequencies(region, frequencies)
+    for part_of_them in _parts(region) if frequencies is None else [frequencies]:
+        space = Frequencies(region, part_of_them)
         rows, slack = start(space)
         part = eliminate(region.order, local, point, rows=rows, slack=slack, repair=repair, space=space, chosen=chosen)
         if part is None:
             return math.inf
         largest = max(largest, part.factor * _relative(part.rows, part.slack, root))
     return largest * UP
+
+
+def _least_square(region: Region, point: FixedPoint, prove: Callable[..., float], trials: int) -> float:
+    """The square that the best of some repairs proves. prove: `region_square` without its repair."""
+    every = coarse_frequencies(region.torus)
+    some = critical_frequencies(region, point, max(1, len(every) // CRITICAL))
+    best = best_repair(lambda repair: prove(repair=repair, frequencies=some), trials)
+    for repair in (best, *(stronger for stronger in SURER if stronger.lift > best.lift)):
+        square = prove(repair=repair)
+        if math.isfinite(square):
+            return square
+    return math.inf
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.increments import BoundedLayer, Increment, increments
-from robustres.certify.blocks.network_forms import REPAIRS, SURE, Form, form_within, proof_within
+from robustres.certify.blocks.network_forms import REPAIRS, Form, form_within, proof_within
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.proof.bound import Guarantee
@@ -26,6 +26,7 @@ FIRST_TOLERANCE = 3e-5
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
 PAIR_ROUNDS, PAIR_CLOSE = 3, 1.03  # the search goes on while the proved bound exceeds the reachable one by more
+PAIR_PROOFS = 1.5  # what choosing the repairs on tori and a proof may cost at least, in proofs
 PAIR_GAIN = 1.01  # ratio of the known bound of a pair to the reachable one from which a proof pays
 
 
@@ -101,8 +102,7 @@ class WholeNetwork:
             if reachable >= known:
                 skipped = f"multipliers per {form.shares} cannot go below {reachable:.6g}"
                 break
-            scarce = form.shares == "channel" and spent + 3 * form.cost > self.effort
-            found, took = proof_within(form, point, self.effort - spent, repairs=(SURE,) if scarce else REPAIRS)
+            found, took = proof_within(form, point, self.effort - spent, repairs=REPAIRS)
             upper, spent = min(upper, found), spent + took
             if steps >= MOST_STEPS:
                 break
@@ -147,7 +147,7 @@ class WholeNetwork:
             point = self.form.search(rows=rows, steps=steps, tolerance=tolerance, start=point)
             if point.value * PAIR_GAIN > known:
                 return known
-            effort = steps * self.form.step  # more repairs if they are cheap
+            effort = max(steps * self.form.step, PAIR_PROOFS * self.form.cost)  # more repairs if they are cheap
             upper = min(upper, proof_within(self.form, point, effort, rows=rows, repairs=REPAIRS)[0])
             if upper <= PAIR_CLOSE * point.value:
                 break

@@ -452,6 +452,7 @@ MUTATIONS: list[Mutation] = [
         ("return [every[place::count] for place in range(count)]", "return [every[:1]]"),
         ("    scaled = rows * root\n", "    scaled = rows\n"),
         ("return 1 / root, root * UP", "return 0.9 / root, root * UP"),
+        ("        square = prove(repair=repair)\n", "        square = prove(repair=repair, frequencies=some)\n"),
     ),
     *_of("bounds/unit_domain.py", ("float(torch.maximum(low.abs(), high.abs()).max())", "float(low.abs().max())")),
     *_of(
