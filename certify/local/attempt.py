@@ -237,10 +237,7 @@ class Attempt:
                     stop=lambda: left(first) <= 0,
                 )
         if tree is None or (not tree.closed and share < FAR and left() > 0):
-            start = self.points.get((row,))
-            tree = branched_quadratically(
-                self.made, self.question.region, self.bounds, one, limit, left=left, start=start
-            )  # fmt: skip
+            tree = branched_quadratically(self.made, self.question.region, self.bounds, one, limit, left=left)
         return tree
 
     def _grouped(self) -> list[Quadratic]:

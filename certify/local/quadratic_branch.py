@@ -30,7 +30,7 @@ from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import Activation
 from robustres.certify.maps.linear_map import as_rows, in_precision
 
-COPIES = 16
+COPIES = 8
 ROOT_STEPS, TRIAL_STEPS, STEPS = 30, 15, 25
 CANDIDATES = 4
 # Steps of the fixed point between two of the multipliers, and after the last of them.
@@ -208,17 +208,15 @@ def branched_quadratically(
     limit: float,
     *,
     left: Callable[[], float],
-    start: FixedPoint | None = None,
     most: int = MOST,
 ) -> Tree:
     """Split the region (of one sample) until certificates prove that the row (1, outputs) exceeds its limit everywhere.
 
-    program: in float64. bounds: on the region, of a search. left: seconds until the search must end. start: the result
-    of a search for the whole region.
+    program: in float64. bounds: on the region, of a search. left: seconds until the search must end.
     """
     search = _Search(program, region, bounds, row, limit)
     with torch.no_grad():
-        root = search.leaf((), Branch(0.0, point=start), ROOT_STEPS)
+        root = search.leaf((), Branch(0.0), ROOT_STEPS)
         waiting: list[tuple[float, int, Branch, Way]] = [(root.value, next(search.count), root, ())]
         parts = 1
         while waiting[0][0] <= 0 and parts < most:
