@@ -223,8 +223,8 @@ def published(folder: Path | None, device: str) -> Iterator[Row]:
     """The networks of Pauli et al. (2024) whose weights are in the folder: our default bound beside the published one.
 
     The convolutions: 28x28 images, zero padding 1, LeakyReLU(0.01), global mean, one dense layer, as in the files. The
-    published figures of the two deeper ones lie below what any multipliers can achieve for these networks: their
-    setting differs.
+    published figures belong to another setting, most likely the convolutions from 16 to 16 channels alone
+    (docs/bounds.md).
     """
     if folder is None or not folder.is_dir():
         print("published networks skipped: no --published FOLDER was given")
