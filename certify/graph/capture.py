@@ -334,11 +334,11 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
 def _with_other_batches(captured: Captured, example: Tensor, answer: Tensor) -> tuple[bool, bool]:
     """Whether the graph runs with smaller and larger batches, and whether some value has another first axis.
 
-    Constants and slices may depend on the captured size.
+    Constants and slices may depend on the captured size, so values are also observed in a batch of that size.
     """
     moved: set[fx.Node] = set()
     alike = True
-    for rows in (torch.arange(2), torch.arange(2 * BATCH + 1) % BATCH):
+    for rows in (torch.arange(BATCH), torch.arange(2), torch.arange(2 * BATCH + 1) % BATCH):
 
         def observe(node: fx.Node, value: Any, count: int = len(rows)) -> None:
             parts = [part for part in tree_leaves(value) if isinstance(part, Tensor)]

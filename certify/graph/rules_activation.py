@@ -161,7 +161,9 @@ def extremum(call: Call) -> Node:
     return call.elementwise(inputs[0], Clamp(bound, math.inf) if largest else Clamp(-math.inf, bound))
 
 
-@rule("sort", "msort", "topk", "max.dim", "min.dim", "amax", "amin", "softmax", "_softmax", "logsumexp")
+@rule(
+    "sort", "msort", "topk", "max.dim", "min.dim", "amax", "amin", "softmax", "_softmax", "_safe_softmax", "logsumexp"
+)
 def along_axis(call: Call) -> Node:
     """A map on every slice along one or several axes."""
     source = call.node("self")
@@ -174,7 +176,7 @@ def along_axis(call: Call) -> Node:
         "topk": lambda: Sort(axes[0], bool(call["largest"]), int(call["k"])),
         **dict.fromkeys(("max", "amax"), lambda: Extremum(axes, largest=True, keepdim=keepdim)),
         **dict.fromkeys(("min", "amin"), lambda: Extremum(axes, largest=False, keepdim=keepdim)),
-        **dict.fromkeys(("softmax", "_softmax"), lambda: Softmax(axes[0], length)),
+        **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), lambda: Softmax(axes[0], length)),
         "logsumexp": lambda: LogSumExp(axes, length, keepdim),
     }
     return call.make(kinds[call.name](), source)

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental import proxy_tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustres.certify.graph.statements import HasLipschitzBound
 from robustres.certify.maps.linear_map import Shape
@@ -49,9 +50,10 @@ def exported(
     try:
         for path, child in stated.items():
             child.forward = _stated_forward(path, shapes)
-        return _by_export_or_fx(
-            _BySample(module) if by_sample else _Root(module), example, stated=tuple(stated.values())
-        )
+        if not by_sample:
+            return _by_export_or_fx(_Root(module), example, stated=tuple(stated.values()))
+        with _only_what_vmap_knows():
+            return _by_export_or_fx(_BySample(module), example, stated=tuple(stated.values()))
     finally:
         for child in stated.values():
             child.__dict__.pop("forward", None)
@@ -177,14 +179,26 @@ class _BySample(_Root):
     """The network on every sample as a batch of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        functorch: Any = torch._C._functorch
-        loops = functorch._is_vmap_fallback_enabled()
-        functorch._set_vmap_fallback_enabled(False)  # which runs one sample after another, with a warning
-        try:
-            answer: Tensor = torch.vmap(lambda sample: self.model(sample.unsqueeze(0)).squeeze(0))(x.clone())
-        finally:
-            functorch._set_vmap_fallback_enabled(loops)
+        answer: Tensor = torch.vmap(lambda sample: self.model(sample.unsqueeze(0)).squeeze(0))(x.clone())
         return answer
+
+
+@contextmanager
+def _only_what_vmap_knows() -> Iterator[None]:
+    """Keep torch from the kernels of attention and of whole layers, which have no rule for a batch of samples, and from
+    running one sample after another where there is none.
+    """
+    functorch: Any = torch._C._functorch
+    whole_layers: Any = torch.backends.mha
+    loops, fast = functorch._is_vmap_fallback_enabled(), whole_layers.get_fastpath_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    whole_layers.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        functorch._set_vmap_fallback_enabled(loops)
+        whole_layers.set_fastpath_enabled(fast)
 
 
 def first_line(error: BaseException) -> str:
