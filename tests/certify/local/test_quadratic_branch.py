@@ -192,6 +192,16 @@ def test_a_tree_with_certificates_is_the_same_after_storing() -> None:
     assert again.methods == certificate.methods == "local, quadratic and branching"
 
 
+@pytest.mark.parametrize(("runs", "proves"), [(None, True), (torch.float32, False)])
+def test_certificates_of_parts_are_about_the_exact_network_only(
+    runs: torch.dtype | None, proves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, question, _, found = split_question(3)
+    monkeypatch.setattr(proof, "margin_and_change", lambda *_: (1.0, 0.5))
+    program = local_program(SmallNet(3, inputs=6, width=8), (1, 2, 3), runs=runs)
+    assert bool(Proof.of(program, question, Evidence(trees=found)).whole.all()) is proves
+
+
 def strange() -> Iterator[object]:
     yield from (Relu(), Abs(), LeakyRelu(0.3), LeakyRelu(torch.tensor([0.1, 2.0, -1.0, 0.0])))
 
