@@ -64,6 +64,17 @@ def joint_value(block: ResidualBlock, *, effort: float, limit: float) -> float:
     return _OnTori(regions, layers, reduced, effort).bound(limit, block.cancelling(per_channel=True))
 
 
+def image_value(output: Node, *, effort: float, limit: float) -> tuple[float, float]:
+    """A bound of a network from images to images, with a multiplier per channel, infinite if none is found; and the
+    value that its search reached, which is about the smallest such bound on the same torus (NaN without a search).
+
+    effort, limit: as in `joint_value`. Raises NotLaidError if the network has no torus.
+    """
+    regions, layers = image_on_tori(output)
+    search = _OnTori(regions, layers, None, effort)
+    return search.bound(limit, None), search.reached
+
+
 def _dense_value(block: ResidualBlock, effort: float) -> float:
     form = plain_form(block.network().ordered())
     steps = max(1, min(DENSE_STEPS, int(effort / (2 * form.step))))
@@ -92,7 +103,7 @@ class _OnTori:
         self.proof = whole if reduced is None else glance_cost(reduced, count)
         affordable = int(ACTIVE_SHARE * self.effort / (FIRST_STEPS * self.each))
         self.active = ACTIVE if reduced is None else min(ACTIVE, max(LEAST_ACTIVE, affordable))
-        self.spent = 0.0
+        self.spent, self.reached = 0.0, math.nan
 
     def bound(self, limit: float, guess: Tensor | None) -> float:
         """The smallest bound below the limit, infinite if there is none. guess: multipliers of a single layer."""
@@ -106,6 +117,7 @@ class _OnTori:
         for turn in range(ROUNDS):
             steps = min(STEPS * 2**turn, int((self.effort - self.spent - self.proof) / self._step(len(active))))
             point = self._searched(region, active, max(steps, FIRST_STEPS), 0.0 if turn else TOLERANCE)
+            self.reached = point.value
             if not 0 < point.value < min(best, limit):
                 break
             value, missed = self._proved(region, point, limit)

@@ -15,7 +15,9 @@ import torch
 
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.increments import BoundedLayer, Increment, increments
+from robustres.certify.blocks.joint_search import image_value
 from robustres.certify.blocks.network_forms import REPAIRS, Form, form_within, proof_within
+from robustres.certify.blocks.torus_network import NotLaidError
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.proof.bound import Guarantee
@@ -57,6 +59,7 @@ class WholeNetwork:
         self.output, self.effort = output, effort
         self.guarantee = _guarantee(output.ordered())
         self._first_point: FixedPoint | None = None
+        self._maybe_images = False  # whether only the forms for one vector of outputs were refused
         self.pairs: dict[tuple[int, int], float] = {}
 
     @cached_property
@@ -71,7 +74,9 @@ class WholeNetwork:
         unbounded = [node.path or node.origin.name for node, layer in layers.items() if _unbounded(layer)]
         if unbounded:
             return None, f"no bound of {unbounded[0]} is known"
-        return form_within(self.output, self.effort, steps=FIRST_STEPS)
+        form, said = form_within(self.output, self.effort, steps=FIRST_STEPS)
+        self._maybe_images = form is None and len(self.output.shape) == 3
+        return form, said
 
     def obstacle(self) -> str:
         """The reason why the elimination is not run, or empty."""
@@ -89,8 +94,10 @@ class WholeNetwork:
         """The bound of all outputs together. known: another bound. attained: a lower estimate, for stopping early."""
         start = perf_counter()
         obstacle = self.obstacle()
-        if not obstacle and known <= attained * ATTAINED:
+        if (not obstacle or self._maybe_images) and known <= attained * ATTAINED:
             obstacle = "the product of the pieces is attained"
+        elif self._maybe_images:
+            return self._of_images(known, start)
         if obstacle:
             return WholeBound(skipped=obstacle, guarantee=self.guarantee)
         form = self.form
@@ -115,6 +122,15 @@ class WholeNetwork:
         if not math.isfinite(upper) and not skipped:
             skipped = "no admissible multipliers were found"
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, form.shares)
+
+    def _of_images(self, known: float, start: float) -> WholeBound:
+        """The bound if the output is an image: all frequencies of one torus matter, not only the sums of its channels."""
+        try:
+            upper, reachable = image_value(self.output, effort=self.effort, limit=known)
+        except NotLaidError as reason:
+            return WholeBound(skipped=f"{self.obstacle()}; as images: {reason}", guarantee=self.guarantee)
+        skipped = "" if math.isfinite(upper) else f"{self.obstacle()}; as images, nothing below {known:.6g} was found"
+        return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, "channel")
 
     def pair(self, i: int, j: int, *, known: float = math.inf) -> float:
         """A bound of the Lipschitz constant of output i minus output j, infinite if the network is not eliminated.

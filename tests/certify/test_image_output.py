@@ -1,0 +1,89 @@
+"""Bounds of whole networks whose output is an image: against Jacobians, and against a multiplier for every neuron."""
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.certify import lipschitz
+from robustres.certify.blocks.joint_search import image_value
+from robustres.certify.blocks.network_forms import REPAIRS, plain_form, proof_within
+from robustres.certify.graph.network import Node
+from robustres.models.constraints.activations import MaxMin
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Beside(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.tanh(self.wide(x)), self.narrow(x)], dim=1)
+
+
+def chain(channels: int, convolutions: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(convolutions):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+NETWORKS = {
+    "chain": lambda: chain(2, 3),
+    "residual": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), MaxMin(), Residual(4), nn.ReLU(), Residual(4)),
+    "stride": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.LeakyReLU(0.3), nn.Conv2d(4, 2, 3, padding=1)
+    ),
+    "upsampling": lambda: nn.Sequential(
+        nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 2, stride=2)
+    ),
+    "concatenation": lambda: nn.Sequential(Beside(2), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+    "pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)),
+}
+QUICK = ("chain", "stride", "upsampling")
+
+
+def largest_jacobian(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """The largest norm of a Jacobian at random inputs of several sizes."""
+    points = torch.randn(20, *shape, dtype=torch.float64) * torch.logspace(-1, 1, 20)[:, None, None, None]
+    jacobians = torch.vmap(torch.func.jacrev(lambda x: model(x[None]).flatten()))(points)
+    return float(torch.linalg.matrix_norm(jacobians.detach().reshape(20, -1, points[0].numel()), 2).max())
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
+def test_the_bound_lies_above_jacobians_and_what_a_multiplier_per_neuron_proves(name: str) -> None:
+    torch.manual_seed(1)
+    model = cast(nn.Module, NETWORKS[name]()).eval()
+    report = lipschitz(model, (2, 6, 6), joint=False, whole_effort=0.0)
+    assert report.analysis is not None
+    output: Node = report.analysis.output
+    bound, reached = image_value(output, effort=1.0, limit=float("inf"))
+    form = plain_form(output.ordered())
+    by_neuron, _ = proof_within(form, form.search(steps=200, tolerance=1e-5), 10.0, repairs=REPAIRS)
+    assert largest_jacobian(model.double(), (2, 6, 6)) <= bound
+    assert by_neuron * (1 - 1e-3) <= bound <= 1.01 * reached
+    assert bound < 1.4 * by_neuron
+
+
+def test_lipschitz_eliminates_a_network_with_large_images_as_output() -> None:
+    model = chain(4, 3).eval()
+    report = lipschitz(model, (4, 40, 40), whole_effort=0.4)
+    assert report.method == "layers eliminated"
+    assert report.whole.shares == "channel"
+    assert not report.whole.skipped
+    assert report.lower <= report.upper < 0.95 * lipschitz(model, (4, 40, 40), whole_effort=0.0, joint=False).upper
