@@ -124,7 +124,7 @@ class WholeNetwork:
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, form.shares)
 
     def _of_images(self, known: float, start: float) -> WholeBound:
-        """The bound if the output is an image: all frequencies of one torus matter, not only the sums of its channels."""
+        """The bound if the output is an image: all frequencies of a torus matter, not only sums of channels."""
         try:
             upper, reachable = image_value(self.output, effort=self.effort, limit=known)
         except NotLaidError as reason:
