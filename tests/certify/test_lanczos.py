@@ -71,6 +71,7 @@ def test_nobody_knows_the_random_start_beforehand_unless_a_generator_is_given() 
     map_ = Dense(torch.randn(60, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     assert len({lanczos_bound(map_, steps=4) for _ in range(3)}) > 1
     assert len({lanczos_bound(map_, steps=4, generator=torch.Generator().manual_seed(5)) for _ in range(3)}) == 1
+    torch.manual_seed(5)  # weights for which the iteration does not converge to the last bit
     module = torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
     network = torch.nn.Sequential(module, torch.nn.Flatten())
     uppers = []

@@ -19,6 +19,7 @@ from tests.certify.fuzz.productions import PRODUCTIONS
 # Registered operations that no production draws, each with the reason.
 NOT_DRAWN: dict[str, str] = {
     "cudnn_batch_norm": "runs on a GPU alone; its rule is that of batch_norm, which is drawn",
+    "_safe_softmax": "is what torch makes of softmax within attention, which tests/certify/local draws",
     "scaled_dot_product_attention": "has bounds near an image only, for which tests/certify/local draws it",
 }
 # torch warns about even kernels, which does not concern robustres.
