@@ -59,24 +59,26 @@ class WholeNetwork:
         self.output, self.effort = output, effort
         self.guarantee = _guarantee(output.ordered())
         self._first_point: FixedPoint | None = None
-        self._maybe_images = False  # whether only the forms for one vector of outputs were refused
         self.pairs: dict[tuple[int, int], float] = {}
+
+    @cached_property
+    def _hindrance(self) -> str:
+        """The reason why the network is not eliminated in any form, or empty."""
+        order = self.output.ordered()
+        if any(isinstance(node.piece, Product) for node in order):
+            return "it multiplies two values"
+        layers = increments(order)
+        if not layers:
+            return "the network is linear"
+        unbounded = [node.path or node.origin.name for node, layer in layers.items() if _unbounded(layer)]
+        return f"no bound of {unbounded[0]} is known" if unbounded else ""
 
     @cached_property
     def _choice(self) -> tuple[Form | None, str]:
         """The form in which the network is eliminated, or the reason why there is none."""
-        order = self.output.ordered()
-        if any(isinstance(node.piece, Product) for node in order):
-            return None, "it multiplies two values"
-        layers = increments(order)
-        if not layers:
-            return None, "the network is linear"
-        unbounded = [node.path or node.origin.name for node, layer in layers.items() if _unbounded(layer)]
-        if unbounded:
-            return None, f"no bound of {unbounded[0]} is known"
-        form, said = form_within(self.output, self.effort, steps=FIRST_STEPS)
-        self._maybe_images = form is None and len(self.output.shape) == 3
-        return form, said
+        if self._hindrance:
+            return None, self._hindrance
+        return form_within(self.output, self.effort, steps=FIRST_STEPS)
 
     def obstacle(self) -> str:
         """The reason why the elimination is not run, or empty."""
@@ -94,9 +96,10 @@ class WholeNetwork:
         """The bound of all outputs together. known: another bound. attained: a lower estimate, for stopping early."""
         start = perf_counter()
         obstacle = self.obstacle()
-        if (not obstacle or self._maybe_images) and known <= attained * ATTAINED:
-            obstacle = "the product of the pieces is attained"
-        elif self._maybe_images:
+        as_images = bool(obstacle) and not self._hindrance and len(self.output.shape) == 3
+        if (not obstacle or as_images) and known <= attained * ATTAINED:
+            return WholeBound(skipped="the product of the pieces is attained", guarantee=self.guarantee)
+        if as_images:
             return self._of_images(known, start)
         if obstacle:
             return WholeBound(skipped=obstacle, guarantee=self.guarantee)

@@ -221,9 +221,10 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
 
 def _traced(module: nn.Module, example: Tensor, answer: Tensor, *, opened: bool, by_sample: bool = False) -> Captured:
     captured = _folded(module, exported(module, example, opened=opened, by_sample=by_sample))
-    _compare(captured, example, answer)
-    rebatches, moves = _with_other_batches(captured, example, answer)
-    return replace(captured, rebatches=rebatches, moves_batch=moves)
+    moved: set[fx.Node] = set()
+    _compare(captured, example, answer, moved)
+    rebatches = _rebatches(captured, example, answer, moved)
+    return replace(captured, rebatches=rebatches, moves_batch=bool(moved))
 
 
 def _refuse_random(module: nn.Module, example: Tensor) -> None:
@@ -323,31 +324,38 @@ def operation_of(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _compare(captured: Captured, example: Tensor, answer: Tensor) -> None:
-    """Refuse a graph whose output differs from that of the model."""
+def _compare(captured: Captured, example: Tensor, answer: Tensor, moved: set[fx.Node]) -> None:
+    """Refuse a graph whose output differs from that of the model. moved: as in `_watching`."""
     for sample in (example, example.flip(0) - 0.5):
         expected = answer if sample is example else captured.module(sample.clone())
-        if not close(captured.run({captured.source: sample}, captured.output), expected, AGREEMENT):
+        found = captured.run({captured.source: sample}, captured.output, observe=_watching(moved, len(sample)))
+        if not close(found, expected, AGREEMENT):
             raise ModelError("the captured graph does not give the same output as the model; please report this model")
 
 
-def _with_other_batches(captured: Captured, example: Tensor, answer: Tensor) -> tuple[bool, bool]:
-    """Whether the graph runs with smaller and larger batches, and whether some value has another first axis.
+def _rebatches(captured: Captured, example: Tensor, answer: Tensor, moved: set[fx.Node]) -> bool:
+    """Whether the graph runs with smaller and larger batches. moved: as in `_watching`.
 
-    Constants and slices may depend on the captured size, so values are also observed in a batch of that size.
+    Constants and slices may depend on the captured size.
     """
-    moved: set[fx.Node] = set()
     alike = True
-    for rows in (torch.arange(BATCH), torch.arange(2), torch.arange(2 * BATCH + 1) % BATCH):
-
-        def observe(node: fx.Node, value: Any, count: int = len(rows)) -> None:
-            parts = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
-            moved.update(node for part in parts if not part.ndim or len(part) != count)
-
+    for rows in (torch.arange(2), torch.arange(2 * BATCH + 1) % BATCH):
+        watch = _watching(moved, len(rows))
         try:
-            found = captured.run({captured.source: example[rows]}, captured.output, observe=observe)
+            found = captured.run({captured.source: example[rows]}, captured.output, observe=watch)
         except Exception:  # any error of torch, for example for indices that exist only in the captured batch
             alike = False
         else:
             alike = alike and close(found, answer[rows], AGREEMENT)
-    return alike, bool(moved)
+    return alike
+
+
+def _watching(moved: set[fx.Node], count: int) -> Callable[[fx.Node, Any], None]:
+    """An observer of a batch of `count` samples that adds the nodes whose values have another first axis to `moved`."""
+
+    def observe(node: fx.Node, value: Any) -> None:
+        parts = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
+        if any(not part.ndim or len(part) != count for part in parts):
+            moved.add(node)
+
+    return observe

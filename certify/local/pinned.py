@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustres.certify.graph.network import Elementwise, Node
+from robustres.certify.graph.network import Node
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.parts import Way
 from robustres.certify.local.program import Program
@@ -97,29 +97,15 @@ def narrowed(program: Program, bounds: Bounds, way: Way) -> Bounds:
 
 def arguments(program: Program) -> dict[int, Node]:
     """By activation, the node of the simplified network that computes its argument."""
-    places: dict[object, int] = {
-        step.origin: place
-        for place, step in enumerate(program.steps)
-        if isinstance(step, Activation) and step.origin is not None
-    }
-    return {
-        places[node.origin]: node.inputs[0]
-        for node in program.order
-        if isinstance(node.piece, Elementwise) and node.origin in places
-    }
+    return {place: node.inputs[0] for node, place in program.scalar_nodes.items()}
 
 
 def kinked(program: Program) -> dict[Node, int]:
     """By node, the activations that a split at 0 makes linear."""
     found = {}
-    known = arguments(program)
-    for node in program.order:
-        for place, step in enumerate(program.steps):
-            if (
-                isinstance(step, Activation)
-                and place in known
-                and step.origin is node.origin
-                and pinnable(step.function)
-            ):
-                found[node] = place
+    for node, place in program.scalar_nodes.items():
+        step = program.steps[place]
+        assert isinstance(step, Activation)
+        if pinnable(step.function):
+            found[node] = place
     return found

@@ -72,6 +72,20 @@ class Program:
         """The places of the scalar functions, in order."""
         return [place for place, step in enumerate(self.steps) if isinstance(step, Activation)]
 
+    @cached_property
+    def scalar_nodes(self) -> dict[Node, int]:
+        """By elementwise node of `order`, the place of the same scalar function among the steps."""
+        places = {
+            step.origin: place
+            for place, step in enumerate(self.steps)
+            if isinstance(step, Activation) and step.origin is not None
+        }
+        return {
+            node: places[node.origin]
+            for node in self.order
+            if isinstance(node.piece, Elementwise) and node.origin in places
+        }
+
     def values(self, x: Tensor) -> list[Tensor]:
         """The value of every step at images (N, *shape)."""
         values: list[Tensor] = []

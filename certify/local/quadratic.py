@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.network_bound import proved_bound
-from robustres.certify.graph.network import Elementwise, Node
+from robustres.certify.graph.network import Node
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.program import Program
 from robustres.certify.local.secants import slopes_from
@@ -37,16 +37,9 @@ def sectors(program: Program, bounds: Bounds, centre: Bounds) -> Sectors:
 
     bounds: proved on the region, one sample. centre: proved at the image itself, so as wide as rounding makes it.
     """
-    places: dict[fx.Node, int] = {
-        step.origin: place
-        for place, step in enumerate(program.steps)
-        if isinstance(step, Activation) and step.origin is not None
-    }
     found: dict[Node, tuple[Tensor, Tensor]] = {}
-    for node in program.order:
-        if not isinstance(node.piece, Elementwise) or node.origin not in places:
-            continue
-        step = program.steps[places[node.origin]]
+    for node, place in program.scalar_nodes.items():
+        step = program.steps[place]
         assert isinstance(step, Activation)
         low, high = (side[step.source][0].to(torch.float64) for side in (centre.lower, centre.upper))
         lower, upper = (side[step.source][0] for side in (bounds.lower, bounds.upper))
