@@ -18,6 +18,7 @@ from robustres.certify.blocks.increments import BoundedLayer, Increment, increme
 from robustres.certify.blocks.joint_search import image_value
 from robustres.certify.blocks.network_forms import REPAIRS, Form, form_within, proof_within
 from robustres.certify.blocks.torus_network import NotLaidError
+from robustres.certify.graph.image_output import image_behind
 from robustres.certify.graph.network import Node, Product
 from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.proof.bound import Guarantee
@@ -96,11 +97,12 @@ class WholeNetwork:
         """The bound of all outputs together. known: another bound. attained: a lower estimate, for stopping early."""
         start = perf_counter()
         obstacle = self.obstacle()
-        as_images = bool(obstacle) and not self._hindrance and len(self.output.shape) == 3
-        if (not obstacle or as_images) and known <= attained * ATTAINED:
+        by_channel = bool(obstacle) or self.form.torus is not None
+        image = image_behind(self.output) if by_channel and not self._hindrance else None
+        if (not obstacle or image is not None) and known <= attained * ATTAINED:
             return WholeBound(skipped="the product of the pieces is attained", guarantee=self.guarantee)
-        if as_images:
-            return self._of_images(known, start)
+        if image is not None:
+            return self._of_image(image, known, start)
         if obstacle:
             return WholeBound(skipped=obstacle, guarantee=self.guarantee)
         form = self.form
@@ -126,13 +128,14 @@ class WholeNetwork:
             skipped = "no admissible multipliers were found"
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, form.shares)
 
-    def _of_images(self, known: float, start: float) -> WholeBound:
+    def _of_image(self, image: Node, known: float, start: float) -> WholeBound:
         """The bound if the output is an image: all frequencies of a torus matter, not only sums of channels."""
+        said = f"{self.obstacle()}; " if self.obstacle() else ""
         try:
-            upper, reachable = image_value(self.output, effort=self.effort, limit=known)
+            upper, reachable = image_value(image, effort=self.effort, limit=known)
         except NotLaidError as reason:
-            return WholeBound(skipped=f"{self.obstacle()}; as images: {reason}", guarantee=self.guarantee)
-        skipped = "" if math.isfinite(upper) else f"{self.obstacle()}; as images, nothing below {known:.6g} was found"
+            return WholeBound(skipped=f"{said}as images: {reason}", guarantee=self.guarantee)
+        skipped = "" if math.isfinite(upper) else f"{said}as images, nothing below {known:.6g} was found"
         return WholeBound(upper, reachable, skipped, self.guarantee, perf_counter() - start, "channel")
 
     def pair(self, i: int, j: int, *, known: float = math.inf) -> float:

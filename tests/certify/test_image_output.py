@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robustres.certify import lipschitz
 from robustres.certify.blocks.joint_search import image_value
 from robustres.certify.blocks.network_forms import REPAIRS, plain_form, proof_within
+from robustres.certify.graph.image_output import image_behind
 from robustres.models.constraints.activations import MaxMin
 from tests.certify.test_torus_network import attained, simplified
 
@@ -78,3 +79,45 @@ def test_lipschitz_eliminates_a_network_with_large_images_as_output() -> None:
     assert report.whole.shares == "channel"
     assert not report.whole.skipped
     assert report.lower <= report.upper < 0.95 * lipschitz(model, (4, 40, 40), whole_effort=0.0, joint=False).upper
+    assert lipschitz(nn.Sequential(model, nn.Flatten()), (4, 40, 40), whole_effort=0.4).upper == report.upper
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class Inside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 1:-1, 1:-1]
+
+
+REARRANGED = {
+    "flattened": [nn.Flatten()],
+    "flattened before an activation": [nn.Flatten(), nn.ReLU()],
+    "channels last": [ChannelsLast()],
+    "columns": [nn.ReLU(), ChannelsLast(), nn.ReLU(), nn.Flatten(1, 2)],
+    "finer": [nn.PixelShuffle(2)],
+}
+
+
+@pytest.mark.parametrize("name", REARRANGED)
+def test_an_output_that_is_an_image_in_another_arrangement_is_that_image(name: str) -> None:
+    output = simplified(nn.Sequential(chain(4, 2), *REARRANGED[name]).eval(), 4, 6, 6)
+    image = image_behind(output)
+    assert image is not None
+    assert image.shape == (4, 6, 6)
+    assert image_behind(image) is image
+    bound, _ = image_value(image, effort=0.2, limit=float("inf"))
+    assert attained(nn.Sequential(chain(4, 2), *REARRANGED[name], nn.Flatten()).double(), 4, 6, 6) <= bound
+
+
+@pytest.mark.parametrize("last", [nn.Upsample(scale_factor=2), Inside()])
+def test_copied_and_dropped_coordinates_are_no_rearrangement(last: nn.Module) -> None:
+    output = simplified(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), last).eval(), 2, 6, 6)
+    assert image_behind(output) is output
+
+
+def test_a_vector_is_no_image() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 8))
+    assert image_behind(simplified(model.eval(), 2, 6, 6)) is None
