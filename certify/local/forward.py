@@ -43,16 +43,17 @@ def introduced(
             return gamma(len(step.sources), runs) * added * ROOM
         case Activation():
             function, unit = step.function, UNIT_ROUNDOFF[runs]
-            error = function.relative_error(runs)
-            if error is None:
+            own = function.rounding(runs)
+            if own is None:
                 raise PrecisionError(
                     f"no bound is known on the rounding of {type(function).__name__} in {runs}; certify in "
                     "torch.float64"
                 )
-            if error == 0 and function.jump == 0:
+            if own.relative == 0 and own.lost == 0 and function.jump == 0:
                 return None
             largest = torch.maximum(values[0].abs(), values[1].abs())
-            return ((error + unit) * (function.constant * size(step.source) + largest) + function.jump + lost) * ROOM
+            added = function.constant * size(step.source) + largest
+            return ((own.relative + unit) * added + function.jump + own.lost + lost) * ROOM
     raise PrecisionError(
         f"no bound is known on the rounding of {type(step).__name__} in {runs}; certify in torch.float64"
     )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from robustres.certify.local.steps import (
     Step,
     Total,
 )
-from robustres.numerics import gamma
+from robustres.certify.maps.interval import Interval, affine_interval
 
 # Bytes of one chunk of rows at the widest step; a few chunks are in memory at a time.
 CHUNK = 4 * 2**20
@@ -140,26 +141,27 @@ def _interval(place: int, step: Step, program: Program, region: Region, bounds: 
             return region.bounds
         case Affine():
             low, high = bounds.lower[step.source], bounds.upper[step.source]
-            centre, radius = step.map(low / 2 + high / 2) + step.constant, step.absolute(high / 2 - low / 2)
+            found, size = affine_interval(
+                step.map,
+                step.absolute,
+                step.constant,
+                step.constant_size,
+                step.roundings if proves else None,
+                low,
+                high,
+            )
             if proves:
-                size = step.absolute(torch.maximum(low.abs(), high.abs())) + step.constant_size
-                bounds.affine[place] = size * (1 + 1e-6)
-                radius = radius + 4 * gamma(step.charged + 8) * bounds.affine[place]
-            return centre - radius, centre + radius
-        case Activation() | Product():
-            bounds.lines[place] = found = relaxation(step, bounds.lower, bounds.upper)
+                bounds.affine[place] = size
             return found.low, found.high
+        case Activation() | Product():
+            bounds.lines[place] = lines = relaxation(step, bounds.lower, bounds.upper)
+            return lines.low, lines.high
         case Known():
             low, high = bounds.lower[step.source], bounds.upper[step.source]
             return low.clamp_min(step.low), high.clamp_max(step.high)
         case Total():
-            low = sum((bounds.lower[source] for source in step.sources[1:]), bounds.lower[step.sources[0]])
-            high = sum((bounds.upper[source] for source in step.sources[1:]), bounds.upper[step.sources[0]])
-            if proves:
-                sizes = [torch.maximum(bounds.lower[s].abs(), bounds.upper[s].abs()) for s in step.sources]
-                room = 2 * gamma(len(sizes)) * sum(sizes[1:], sizes[0])
-                low, high = low - room, high + room
-            return low, high
+            total = reduce(Interval.__add__, (Interval(bounds.lower[s], bounds.upper[s]) for s in step.sources))
+            return total.low, total.high
         case Concatenation():
             lows, highs = ([side[source] for source in step.sources] for side in (bounds.lower, bounds.upper))
             return torch.cat(lows, dim=step.axis + 1), torch.cat(highs, dim=step.axis + 1)

@@ -17,6 +17,7 @@ from robustres.certify.local.program import Program
 from robustres.certify.local.steps import Activation
 from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.activation import Parameter, PiecewiseLinear
+from robustres.certify.proof.rounding import Rounding, least
 from robustres.numerics import UNIT_ROUNDOFF
 
 
@@ -41,10 +42,12 @@ class Pinned(PiecewiseLinear):
         left, right = (torch.as_tensor(piece).to(x) for piece in self.pieces)
         return torch.where(x > 0, right * x, left * x)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """One product, of a slope that may be rounded itself."""
-        error = self.whole.relative_error(dtype)
-        return None if error is None else max(error, 3 * UNIT_ROUNDOFF[dtype])
+        own = self.whole.rounding(dtype)
+        return own and replace(
+            own, relative=max(own.relative, 3 * UNIT_ROUNDOFF[dtype]), lost=max(own.lost, least(dtype))
+        )
 
 
 def pinnable(function: ScalarFunction) -> bool:

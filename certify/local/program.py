@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.graph import network
+from robustres.certify.graph.added import ROUNDINGS, Added
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source, forward_roundings
 from robustres.certify.graph.simplify import simplified
@@ -43,8 +44,6 @@ from robustres.certify.maps.nonlinear import Extremum, MaxPool, Sort
 from robustres.certify.maps.piecewise_linear import Relu
 from robustres.errors import ModelError, PrecisionError, Refusal, UnsupportedOperationError
 
-# Roundings of an operation that adds a constant, beyond those of its map: batch normalisation has six.
-OWN = 8
 BLOCK = 256  # columns of a matrix of products at a time
 
 
@@ -191,8 +190,7 @@ class _Builder:
         self.captured, self.exact = captured, exact
         self.order = output.ordered()
         self.consumers = Counter(parent for node in self.order for parent in node.inputs)
-        self.last = {node.origin: node for node in self.order}  # of several nodes of one operation, the outermost
-        self.shifted = {node.origin for node in self.order if isinstance(node.piece, Linear) and node.piece.shift != 0}
+        self.added = Added(captured, self.order)
         self.place: dict[Node, int] = {}
         self.excess: dict[tuple[int, int], int] = {}  # by two places, that of the positive part of their difference
         self.steps = Steps(device_of(captured.module))
@@ -250,28 +248,16 @@ class _Builder:
         return steps.put(Total((kept, steps.plain(self.excess[first, second], Scaled(sign, Identity(shape)))), shape))
 
     def _affine(self, node: Node, piece: Linear, source: int) -> int:
-        constant, size = self._constant(node, piece)
-        before, map_, roundings = self.steps[source], piece.map, OWN
+        known = self.added.by(node)
+        if known is None:
+            raise NotImplementedError("adds a constant between operations that are not linear")
+        (constant, size), before, map_, roundings = known, self.steps[source], piece.map, ROUNDINGS
         if self.exact and isinstance(before, Affine) and self.consumers[node.inputs[0]] == 1:
             constant = piece.map(before.constant[None])[0] + constant
             size = piece.map.absolute()(before.constant_size[None])[0] + size
             roundings += before.roundings + piece.map.roundings + 1
             source, map_ = before.source, folding.composed([before.map, piece.map])
         return self.steps.put(affine(source, map_, constant, size, roundings, forward=forward_roundings(node)))
-
-    def _constant(self, node: Node, piece: Linear) -> tuple[Tensor, Tensor]:
-        """What the node adds, and at or above the size of what that was computed from."""
-        shape, device = node.shape, device_of(self.captured.module)
-        # The whole of an operation's constant is added at its end.
-        if self.last[node.origin] is not node or node.origin not in self.shifted:
-            zero = torch.zeros(shape, dtype=torch.float64, device=device)
-            return zero, zero
-        parent = node.inputs[0]
-        while parent.origin is node.origin:
-            parent = parent.inputs[0]
-        nothing = torch.zeros(BATCH, *parent.shape, dtype=torch.float64, device=device)
-        answer = self.captured.run({parent.origin: nothing}, node.origin)[0]
-        return answer.clone(), answer.abs() + piece.largest
 
 
 def _without_unused(steps: Sequence[Step], output: int) -> list[Step]:

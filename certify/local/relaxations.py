@@ -17,12 +17,13 @@ from torch import Tensor
 
 from robustres.certify.local.planes import Planes, planes
 from robustres.certify.local.steps import Activation, Product
-from robustres.certify.maps.activation import FUNCTION_UNITS, TINY, Curve, PiecewiseLinear, Smooth, broadcast_size
+from robustres.certify.maps.activation import TINY, Curve, PiecewiseLinear, Smooth, broadcast_size
 from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.curves import Square
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.smooth import Cos, Sin
 from robustres.certify.maps.written import Written
+from robustres.certify.proof.rounding import FUNCTION_UNITS
 from robustres.numerics import UNIT_ROUNDOFF
 
 CELLS = 24
@@ -94,7 +95,7 @@ def loose(step: Activation | Product, lower: Tensor, upper: Tensor) -> Tensor:
 
 def checked(function: ScalarFunction) -> ScalarFunction:
     """The function itself; NotImplementedError where it has no lines or nothing is known of its computed values."""
-    if function.relative_error(torch.float64) is None:
+    if function.rounding(torch.float64) is None:
         raise NotImplementedError("has no known accuracy")
     point = torch.zeros(1, *broadcast_size(function.parameters), dtype=torch.float64)
     relaxed(function, point + 1, point + 2)
@@ -166,7 +167,7 @@ def curved(function: Curve, lower: Tensor, upper: Tensor) -> Lines:
 
 def piecewise_linear(function: PiecewiseLinear, lower: Tensor, upper: Tensor) -> Lines:
     """Lines of a continuous function of several linear pieces."""
-    kinks, pieces, units = function.kinks, function.pieces, _units(function)
+    (units, lost), kinks, pieces = _units(function, lower), function.kinks, function.pieces
     places = [torch.as_tensor(kink, dtype=lower.dtype, device=lower.device).expand_as(lower) for kink in kinks]
     inside = [torch.minimum(torch.maximum(place, lower), upper) for place in places]
     points = [lower, *inside, upper]
@@ -177,7 +178,7 @@ def piecewise_linear(function: PiecewiseLinear, lower: Tensor, upper: Tensor) ->
 
     def extremes(slope: Tensor) -> tuple[Tensor, Tensor]:
         gaps = torch.stack([value - slope * point for point, value in zip(points, values, strict=True)])
-        room = units * (size + slope.abs() * torch.maximum(lower.abs(), upper.abs()))
+        room = units * (size + slope.abs() * torch.maximum(lower.abs(), upper.abs())) + lost
         return gaps.amin(0) - room, gaps.amax(0) + room
 
     # A line of the one piece that [lower, upper] lies on is exact; its slope is taken as it is, without rounding.
@@ -186,7 +187,7 @@ def piecewise_linear(function: PiecewiseLinear, lower: Tensor, upper: Tensor) ->
     found = _best([chord, *slopes], extremes, lower, upper, only=torch.stack(only).any(0))
     low, high = torch.stack(values).amin(0), torch.stack(values).amax(0)
     through = (places[0] == 0) & (function(torch.zeros_like(lower)) == 0)
-    return _with_free_slopes(found, through, slopes, low - units * size, high + units * size)
+    return _with_free_slopes(found, through, slopes, low - units * size - lost, high + units * size + lost)
 
 
 def _with_free_slopes(found: Lines, through: Tensor, slopes: list[Tensor], low: Tensor, high: Tensor) -> Lines:
@@ -217,7 +218,8 @@ def by_cells(
     share = torch.arange(CELLS + 1).to(lower).reshape(-1, *[1] * lower.ndim)
     points = torch.minimum(lower + share * ((upper - lower) / CELLS), upper)
     points[-1] = upper
-    values, units = function(points), _units(function)
+    (units, lost), values = _units(function, points), function(points)
+    lost += 2 * function.jump
     size = values.abs().amax(0) + torch.maximum(lower.abs(), upper.abs())
     flat, steep = slopes_on(points[:-1], points[1:])
     spans = points[1:] - points[:-1]
@@ -233,7 +235,7 @@ def by_cells(
         bend = down * up * spans
         bottom = torch.where(turning, (up * left - down * right + bend) / across, left.minimum(right))
         top = torch.where(turning, (up * right - down * left - bend) / across, left.maximum(right))
-        room = units * (1 + slope.abs()) * size + 2 * function.jump
+        room = units * (1 + slope.abs()) * size + lost
         return bottom.amin(0) - room, top.amax(0) + room
 
     found = _best(candidates, extremes, lower, upper, only=torch.zeros_like(lower, dtype=torch.bool))
@@ -241,10 +243,12 @@ def by_cells(
     return _replaced(found, low=low, high=high, loose=upper > lower)
 
 
-def _units(function: ScalarFunction) -> float:
-    """Relative to the sizes of all terms: the roundings of an offset, and how far computed values may be off."""
-    error = function.relative_error(torch.float64)
-    return UNITS + 4 * (1 + function.constant) * (math.inf if error is None else error)
+def _units(function: ScalarFunction, points: Tensor) -> tuple[float, float]:
+    """Relative to the sizes of all terms, and beside: the roundings of an offset and of the values at some points."""
+    own = function.rounding(torch.float64)
+    if own is None or bool((points.abs() > own.reach).any()):
+        return math.inf, math.inf
+    return UNITS + 4 * (1 + function.constant) * own.relative, 4 * own.lost
 
 
 def _chord(points: list[Tensor], values: list[Tensor]) -> Tensor:

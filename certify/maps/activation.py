@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustres.numerics import UNIT_ROUNDOFF
+from robustres.certify.proof.rounding import Rounding, few_units
 
 Parameter = float | Tensor
 
-# Assumed error of elementary functions: no vendor proves their accuracy, but all are within a few units. In float32,
-# torch's own on a CPU are within 3 units of relative_error everywhere that a test looks.
-FUNCTION_UNITS = 64
 # Beyond this distance no derivative of a smooth kind changes, and none of them overflows.
 FAR = 1e100
 # Bound on the error of computed derivatives and values, relative to the steepest slope and to their operands.
@@ -48,8 +45,8 @@ class Activation(ABC):
         """
 
     @abstractmethod
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Bound on the error of torch's computation in `dtype`, relative to constant |x| + |f(x)|, or None."""
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """Bound on the error of torch's computation in `dtype`; None if nothing is known."""
 
     @property
     @abstractmethod
@@ -87,7 +84,13 @@ class Activation(ABC):
         top = torch.where(turning, (high * right - low * left - low * high * width) / span, left.maximum(right))
         size = torch.maximum(torch.maximum(left.abs(), right.abs()), torch.maximum(low.abs(), high.abs()) * width)
         slack = WIDENING * size + self.jump
-        return bottom - slack, top + slack
+        if (own := self.rounding(torch.float64)) is None:
+            return torch.full_like(bottom, -math.inf), torch.full_like(top, math.inf)
+        far = torch.maximum(lower.abs(), upper.abs())
+        slack = slack + own.relative * (self.constant * far + torch.maximum(left.abs(), right.abs())) + own.lost
+        return torch.where(far > own.reach, -math.inf, bottom - slack), torch.where(
+            far > own.reach, math.inf, top + slack
+        )
 
 
 class PiecewiseLinear(Activation):
@@ -144,6 +147,7 @@ class Smooth(Activation):
     def turns(self) -> tuple[tuple[float, float, float], ...]:
         """Intervals [from, to] with a local extremum or a jump of the derivative, and its value rounded outwards."""
 
+    products: float = 1.0  # whose loss by underflow may add up in a value
     fades: bool = False  # whether the derivative is even and |y f'(y)| decreases for |y| >= 2
 
     @property
@@ -176,9 +180,9 @@ class Smooth(Activation):
         slack = WIDENING * self.constant
         return (low - slack).clamp(*self.slopes), (high + slack).clamp(*self.slopes)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """A few units, by assumption."""
-        return FUNCTION_UNITS * UNIT_ROUNDOFF[dtype]
+        return few_units(dtype, lost=self.products)
 
 
 class Curve(Activation):
@@ -205,9 +209,9 @@ class Curve(Activation):
         low, high = torch.where(low >= 0, least.clamp_min(0), least), torch.where(high <= 0, most.clamp_max(0), most)
         return torch.where(known, low, -math.inf), torch.where(known, high, math.inf)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """A few units in float64, relative to |f(x)| alone."""
-        return FUNCTION_UNITS * 2.0**-53 if dtype == torch.float64 else None
+        return few_units(dtype) if dtype == torch.float64 else None
 
 
 def broadcast_size(parameters: tuple[Parameter, ...]) -> tuple[int, ...]:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from robustres.certify.maps.activation import WIDENING
+from robustres.certify.maps.linear_map import LinearMap
+from robustres.certify.maps.rounding import ALGORITHM_FACTOR
+from robustres.numerics import gamma
 
 TINY = 5e-324
 
@@ -64,6 +67,29 @@ class Interval:
     def largest(self) -> Tensor:
         """The largest absolute value."""
         return torch.maximum(self.low.abs(), self.high.abs())
+
+
+def affine_interval(
+    map_: LinearMap,
+    absolute: LinearMap,
+    constant: Tensor,
+    constant_size: Tensor,
+    roundings: int | None,
+    low: Tensor,
+    high: Tensor,
+) -> tuple[Interval, Tensor]:
+    """map_(x) + constant for finite low <= x <= high (N, *shape), and at or above the size of all that is added up.
+
+    absolute: at or above the absolute values of the exact map's entries. constant_size: at or above everything that was
+    added up to the constant. roundings: of a coordinate of the product and of the constant; with None nothing is
+    charged, for a search.
+    """
+    centre, radius = map_(low / 2 + high / 2) + constant, absolute(high / 2 - low / 2)
+    if roundings is None:
+        return Interval(centre - radius, centre + radius), radius
+    size = (absolute(torch.maximum(low.abs(), high.abs())) + constant_size) * (1 + 1e-6)
+    radius = radius + 4 * gamma(ALGORITHM_FACTOR * roundings + 8) * size
+    return Interval(centre - radius, centre + radius), size
 
 
 def everything(like: Tensor) -> Interval:

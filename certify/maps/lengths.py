@@ -1,15 +1,16 @@
 """Norms of groups of values, and normalisation by them, with their Lipschitz constants."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robustres.certify.maps.activation import WIDENING, Parameter
 from robustres.certify.maps.linear_map import Shape
-from robustres.certify.maps.nonlinear import Computed, Opaque, relative_error_of_sums
+from robustres.certify.maps.nonlinear import Computed, Opaque, rounding_of_sums
 from robustres.certify.proof.bound import Bound
+from robustres.certify.proof.rounding import Rounding
 from robustres.numerics import rounded_up
 
 
@@ -49,9 +50,12 @@ class Length(Computed):
         slack = WIDENING * self.length
         return low * (1 - slack), high * (1 + slack)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """A few units for products and root, and the roundings of the sum."""
-        return relative_error_of_sums(self.length, dtype)
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """A few units for products and root, and the roundings of the sum; squares may be lost or too large."""
+        own = rounding_of_sums(self.length, dtype)
+        if own is None or self.order != 2:
+            return own
+        return replace(own, lost=math.sqrt(own.lost), reach=math.sqrt(torch.finfo(dtype).max) / 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,14 @@ class Normalisation(Opaque):
         largest = math.inf
         return torch.full_like(lower, -largest), torch.full_like(upper, largest)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps)."""
-        error = relative_error_of_sums(self.group, dtype)
-        return None if error is None else 8 * error
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps).
+
+        A loss d in z changes z / s by d / sqrt(eps), one in s^2 by at most sqrt(n) d / (2 eps).
+        """
+        own = rounding_of_sums(self.group, dtype)
+        if own is None:
+            return None
+        steep = 1 / math.sqrt(self.eps) + math.sqrt(self.group) / self.eps
+        reach = math.sqrt(torch.finfo(dtype).max) / 4
+        return Rounding(8 * own.relative, 2 * own.lost * (1 + self.scale * (1 + steep)), reach)

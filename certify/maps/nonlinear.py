@@ -11,11 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import FUNCTION_UNITS, WIDENING
+from robustres.certify.maps.activation import WIDENING
 from robustres.certify.maps.linear_map import Shape
 from robustres.certify.maps.sector import GroupSort
 from robustres.certify.maps.sorting import in_groups, out_of_groups
 from robustres.certify.proof.bound import Bound
+from robustres.certify.proof.rounding import FUNCTION_UNITS, Rounding, least
 from robustres.numerics import UNIT_ROUNDOFF, rounded_up
 
 # Assumed error in float64, relative to its values, of a module that states its own bound.
@@ -54,8 +55,8 @@ class Opaque(ABC):
         """For each output coordinate, an interval that contains it for inputs (N, *shape) in [lower, upper]."""
 
     @abstractmethod
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Bound on the error of torch's computation in `dtype`, relative to constant |x| + |f(x)|, or None."""
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """Bound on the error of torch's computation in `dtype`; None if nothing is known."""
 
 
 class Computed(Opaque):
@@ -69,9 +70,11 @@ class Computed(Opaque):
         return tuple(self(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
 
 
-def relative_error_of_sums(length: int, dtype: torch.dtype) -> float | None:
+def rounding_of_sums(length: int, dtype: torch.dtype) -> Rounding | None:
     """A few units for elementary functions and the roundings of a sum of `length` terms, in float64 only."""
-    return (FUNCTION_UNITS + length) * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else None
+    if dtype != torch.float64:
+        return None
+    return Rounding((FUNCTION_UNITS + length) * UNIT_ROUNDOFF[dtype], (2 + length) * least(dtype))
 
 
 class _Comparing(Computed):
@@ -86,9 +89,9 @@ class _Comparing(Computed):
         """Its values at the two ends."""
         return self(lower), self(upper)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """None is made."""
-        return 0.0
+        return Rounding(0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,9 +202,9 @@ class Softmax(Opaque):
         """The outputs lie in [0, 1]; each is smallest if its input is small and all others are large."""
         return torch.zeros_like(lower), torch.ones_like(upper)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """A few units for the exponentials, and the roundings of their sum."""
-        return relative_error_of_sums(self.length, dtype)
+        return rounding_of_sums(self.length, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,9 +231,9 @@ class LogSumExp(Computed):
         slack = WIDENING * self.length * (1 + torch.maximum(low.abs(), high.abs()))
         return low - slack, high + slack
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """A few units for the exponentials, and the roundings of their sum."""
-        return relative_error_of_sums(self.length, dtype)
+        return rounding_of_sums(self.length, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,9 +270,9 @@ class LogSoftmax(Computed):
         slack = WIDENING * torch.maximum(lower.abs(), upper.abs())
         return lower - high - slack, (upper - low + slack).clamp_max(0)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """A few units for the exponentials, the logarithm and the difference, and the roundings of the sum."""
-        return relative_error_of_sums(self.length, dtype)
+        return rounding_of_sums(self.length, dtype)
 
 
 class _Stated(Opaque):
@@ -299,9 +302,9 @@ class Stated(_Stated):
     def out_shape(self, shape: Shape) -> Shape:
         return self.met_shape
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """An allowance in float64 only."""
-        return STATED_RELATIVE if dtype == torch.float64 else None
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """An allowance in float64 only, with a root of what underflows."""
+        return Rounding(STATED_RELATIVE, math.sqrt(least(dtype))) if dtype == torch.float64 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,6 +328,6 @@ class StatedSort(_Stated):
         ends = low.amin(2, keepdim=True).expand_as(low), high.amax(2, keepdim=True).expand_as(high)
         return out_of_groups(ends[0], self.groups), out_of_groups(ends[1], self.groups)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """None is made."""
-        return 0.0
+        return Rounding(0.0, 0.0)

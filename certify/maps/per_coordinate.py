@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.maps.activation import Activation, Parameter
+from robustres.certify.proof.rounding import Rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,13 @@ class PerCoordinate(Activation):
         low, high = zip(*(function.slopes_on(lower, upper) for function in self.functions), strict=True)
         return self._chosen(low), self._chosen(high)
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        errors = [function.relative_error(dtype) for function in self.functions]
-        known = [error for error in errors if error is not None]
-        return max(known) if len(known) == len(errors) else None
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        each = [function.rounding(dtype) for function in self.functions]
+        known = [one for one in each if one is not None]
+        if len(known) < len(each):
+            return None
+        relative, lost = max(one.relative for one in known), max(one.lost for one in known)
+        return Rounding(relative, lost, min(one.reach for one in known))
 
     @property
     def jump(self) -> float:

@@ -7,21 +7,22 @@ import torch
 from torch import Tensor
 
 from robustres.certify.maps.activation import Parameter, PiecewiseLinear
+from robustres.certify.proof.rounding import Rounding, few_units, least
 from robustres.numerics import UNIT_ROUNDOFF
 
 
 class _Exact(PiecewiseLinear):
     """Computed by comparisons, copies and sign changes, without any rounding."""
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        return 0.0
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        return Rounding(0.0, 0.0)
 
 
 class _OneProduct(PiecewiseLinear):
-    """One product, or one sum and one product, per coordinate; the parameter itself may be rounded to the data type."""
+    """At most one sum and one product per coordinate; the parameter itself may be rounded to the data type."""
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        return 3 * UNIT_ROUNDOFF[dtype]
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        return Rounding(3 * UNIT_ROUNDOFF[dtype], least(dtype))
 
 
 class Relu(_Exact):
@@ -35,7 +36,7 @@ class Relu(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
-class Clamp(_Exact):
+class Clamp(_OneProduct):
     """min(max(x, low), high): relu6, hardtanh, clamp, the maximum or minimum of a value and a constant, threshold.
 
     low, high: numbers or tensors, infinite for no limit; if low > high, the value is `high` everywhere.
@@ -48,6 +49,12 @@ class Clamp(_Exact):
     def __call__(self, x: Tensor) -> Tensor:
         bounds = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (self.low, self.high))
         return torch.clamp(x, *bounds)
+
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """None is made, unless a limit is rounded."""
+        limits = [torch.as_tensor(limit, dtype=torch.float64) for limit in (self.low, self.high)]
+        exact = all(torch.equal(limit, limit.to(dtype).to(torch.float64)) for limit in limits)
+        return Rounding(0.0, 0.0) if exact else super().rounding(dtype)
 
     @property
     def kinks(self) -> tuple[Parameter, ...]:
@@ -108,6 +115,6 @@ class Hardsigmoid(PiecewiseLinear):
         low, high = super().slopes_on(lower, upper)
         return torch.where(low > 0, low * (1 - 2**-50), low), high
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """x + 3 is rounded relative to 3 + |x|, which is at most 18 (|x| / 6 + value)."""
-        return 64 * UNIT_ROUNDOFF[dtype]
+        return few_units(dtype)

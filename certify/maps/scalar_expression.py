@@ -17,11 +17,15 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import Activation
+from robustres.certify.maps.activation import Activation, Curve
 from robustres.certify.maps.curves import Power
 from robustres.certify.maps.interval import Interval, everything, widened
 from robustres.certify.maps.piecewise_linear import Abs, Clamp
 from robustres.certify.maps.smooth import RootOfSquare, Softplus
+from robustres.certify.proof.rounding import FUNCTION_UNITS, least
+from robustres.numerics import UNIT_ROUNDOFF
+
+UNITS, LOST = FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64], least(torch.float64)  # of one operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,13 @@ class Expression(ABC):
     def jet(self, x: Interval) -> Jet:
         """Enclosures on the cells x."""
 
+    @abstractmethod
+    def error(self, x: Interval) -> Tensor:
+        """Bound on the errors of the values that float64 computes on finite cells x; NaN or infinite if none is known.
+
+        Of conditions that are decided by computed values, see `Written.gaps`.
+        """
+
     @property
     def parts(self) -> "tuple[Expression, ...]":
         """The subexpressions."""
@@ -68,6 +79,9 @@ class Variable(Expression):
         one = Interval.of(1.0, x.low)
         return Jet(x, one, x, one, one)
 
+    def error(self, x: Interval) -> Tensor:
+        return torch.zeros_like(x.low)
+
 
 @dataclass(frozen=True, eq=False)
 class Constant(Expression):
@@ -81,6 +95,9 @@ class Constant(Expression):
     def jet(self, x: Interval) -> Jet:
         value, zero = Interval.of(self.number, x.low), Interval.of(0.0, x.low)
         return Jet(value, zero, zero, value.over(x), zero)
+
+    def error(self, x: Interval) -> Tensor:
+        return torch.full_like(x.low, UNITS * abs(self.number))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +117,10 @@ class Total(Expression):
         # If both have one sign, a weighted mean of the two.
         elasticity = a.elasticity.hull(b.elasticity).where(same, everything(x.low))
         return _jet(x, value, a.slope + b.slope, moment, a.ratio + b.ratio, elasticity)
+
+    def error(self, x: Interval) -> Tensor:
+        (a, off), (b, other) = ((part.jet(x).value.largest(), part.error(x)) for part in (self.left, self.right))
+        return off + other + UNITS * (a + off + b + other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +143,10 @@ class Times(Expression):
         ratio = (a.ratio * b.value).meet(a.value * b.ratio).where(away, everything(x.low))
         return _jet(x, a.value * b.value, first + second, moment, ratio, a.elasticity + b.elasticity)
 
+    def error(self, x: Interval) -> Tensor:
+        (a, off), (b, other) = ((part.jet(x).value.largest(), part.error(x)) for part in (self.left, self.right))
+        return a * other + off * b + off * other + UNITS * (a + off) * (b + other) + LOST
+
 
 @dataclass(frozen=True, eq=False)
 class Inverse(Expression):
@@ -136,6 +161,11 @@ class Inverse(Expression):
         a = self.inner.jet(x)
         value, elasticity = a.value.reciprocal(), -a.elasticity
         return _jet(x, value, -(a.slope * (value * value)), elasticity * value, value.over(x), elasticity)
+
+    def error(self, x: Interval) -> Tensor:
+        value, off = self.inner.jet(x).value, self.inner.error(x)
+        near = torch.maximum(value.low, -value.high) - off  # from 0 to the computed divisor
+        return torch.where(near > 0, off / near / near + UNITS / near + LOST, math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +183,8 @@ class Applied(Expression):
         slopes = Interval(*self.function.slopes_on(a.value.low, a.value.high))
         value = _range(self.function, a.value, slopes)
         own = slopes * a.value
-        right = self.function.far_moment(a.value.low.clamp_min(0))[1]
-        left = self.function.far_moment((-a.value.high).clamp_min(0))[0]
-        zero = torch.zeros_like(x.low)
-        own = own.meet(Interval(-right, right)).where(a.value.low > 0, own)
-        own = own.meet(Interval(-left, left)).where(a.value.high < 0, own)
+        far, zero = _far_moment(self.function, a.value), torch.zeros_like(x.low)
+        own = own.meet(Interval(-far, far)).where(far.isfinite(), own)
         signed = (a.value.low > 0) | (a.value.high < 0)
         moment = slopes * a.moment
         moment = moment.meet(own * a.elasticity).where(signed, moment)
@@ -172,6 +199,25 @@ class Applied(Expression):
         if isinstance(self.function, Abs):
             elasticity = a.elasticity.where(signed, elasticity)
         return _jet(x, value, slopes * a.slope, moment, value.over(x), elasticity)
+
+    def error(self, x: Interval) -> Tensor:
+        function, value, off = self.function, self.inner.jet(x).value, self.inner.error(x)
+        own = function.rounding(torch.float64)
+        if own is None:
+            return torch.full_like(x.low, math.inf)
+        wide = Interval(value.low - off, value.high + off)
+        slopes = Interval(*function.slopes_on(wide.low, wide.high))
+        values = _range(function, wide, slopes)
+        spread = torch.fmin(slopes.largest() * off, values.high - values.low)
+        if isinstance(function, Power) and 0 < function.exponent < 1:  # |a^p - b^p| <= |a - b|^p
+            spread = torch.fmin(spread, off**function.exponent).where(value.low >= 0, spread)
+        spread, size = torch.where(off > 0, spread, 0.0), value.largest() + off
+        everywhere = Interval(*(torch.full_like(x.low, slope) for slope in function.slopes))
+        most = _range(function, everything(x.low), everywhere).largest()
+        added = values.largest()
+        if not isinstance(function, Curve):  # saturated values are accurate relative to themselves and their moments
+            added = added + torch.fmin(torch.fmin(function.constant * size, most), _far_moment(function, wide))
+        return torch.where(size > own.reach, math.inf, spread + own.relative * added + own.lost + function.jump)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,19 +249,26 @@ class Chosen(Expression):
         over, under = (x > last_down, x < up) if self.strict else (x >= last_up, x <= down)
         return over | under if len(self.places) > 1 else over if self.rising else under
 
+    def _sides(self, x: Interval) -> tuple[Tensor, Tensor]:
+        """The cells on which `above` alone, or `below` alone, is chosen."""
+        (down, up), (last_down, last_up) = around(self.places[0]), around(self.places[-1])
+        right, left = x.low >= last_up, x.high <= down
+        if len(self.places) > 1:
+            return right | left, (x.low >= up) & (x.high <= last_down)
+        return (right, left) if self.rising else (left, right)
+
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
         return torch.where(self._holds(decide), self.above.at(x, decide), self.below.at(x, decide))
 
     def jet(self, x: Interval) -> Jet:
-        a, b = self.above.jet(x), self.below.jet(x)
-        (down, up), (last_down, last_up) = around(self.places[0]), around(self.places[-1])
-        right, left = x.low >= last_up, x.high <= down
-        if len(self.places) > 1:
-            over, under = right | left, (x.low >= up) & (x.high <= last_down)
-        else:
-            over, under = (right, left) if self.rising else (left, right)
+        (a, b), (over, under) = (self.above.jet(x), self.below.jet(x)), self._sides(x)
         pairs = ((getattr(a, field.name), getattr(b, field.name)) for field in fields(Jet))
         return Jet(*(left.where(over, right.where(under, left.hull(right))) for left, right in pairs))
+
+    def error(self, x: Interval) -> Tensor:
+        above, below = self.above.error(x), self.below.error(x)
+        over, under = self._sides(x)
+        return torch.where(over, above, torch.where(under, below, torch.maximum(above, below)))
 
 
 def around(place: Fraction) -> tuple[float, float]:
@@ -228,6 +281,13 @@ def around(place: Fraction) -> tuple[float, float]:
     if Fraction(near) == place:
         return near, near
     return (near, math.nextafter(near, math.inf)) if Fraction(near) < place else (math.nextafter(near, -math.inf), near)
+
+
+def _far_moment(function: Activation, inner: Interval) -> Tensor:
+    """Upper bound on |y f'(y)| on an interval far from 0; infinite if nothing is known."""
+    right = function.far_moment(inner.low.clamp_min(0))[1]
+    left = function.far_moment((-inner.high).clamp_min(0))[0]
+    return torch.where(inner.low > 0, right, torch.where(inner.high < 0, left, math.inf))
 
 
 def _range(function: Activation, inner: Interval, slopes: Interval) -> Interval:

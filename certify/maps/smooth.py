@@ -13,6 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from robustres.certify.maps.activation import Activation, Smooth
+from robustres.certify.proof.rounding import FUNCTION_UNITS, Rounding, few_units, least
+from robustres.numerics import UNIT_ROUNDOFF
 
 Slopes = tuple[float, float]
 Turns = tuple[tuple[float, float, float], ...]
@@ -131,6 +133,11 @@ class RootOfSquare(Smooth):
         """It increases, to -1 and 1 at infinity."""
         return torch.where(x == 0, 0.0, x / self(x))
 
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """The network adds up squares, which may be lost or too large."""
+        reach = math.sqrt(torch.finfo(dtype).max) / 4
+        return Rounding(FUNCTION_UNITS * UNIT_ROUNDOFF[dtype], math.sqrt(least(dtype)), reach)
+
 
 class LogSigmoid(Smooth):
     """log(sigmoid(x))."""
@@ -218,6 +225,11 @@ class Softplus(Smooth):
     slopes = (0.0, 1.0)
 
     @property
+    def products(self) -> float:  # type: ignore[override]
+        """A loss before the division by beta is enlarged by it."""
+        return 2 + 2 / self.beta
+
+    @property
     def jump(self) -> float:
         """log(1 + exp(-threshold)) / beta, rounded up."""
         return 1.01 * math.exp(-self.threshold) / self.beta
@@ -242,6 +254,11 @@ class Elu(Smooth):
     alpha: float
     scale: float = 1.0
     input_scale: float = 1.0
+
+    @property
+    def products(self) -> float:  # type: ignore[override]
+        """A loss of the exponential's argument or value is enlarged by the factors behind it."""
+        return 2 + 2 * abs(self.scale) * (1 + abs(self.alpha))
 
     @property
     def _left(self) -> float:
@@ -300,7 +317,9 @@ class _Periodic(Activation):
             low, high = torch.where(met, low.clamp_max(slope), low), torch.where(met, high.clamp_min(slope), high)
         return low.clamp(-1, 1), high.clamp(-1, 1)
 
-    relative_error = Smooth.relative_error
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """A few units, by assumption."""
+        return few_units(dtype)
 
 
 class Sin(_Periodic):

@@ -8,17 +8,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robustres.certify.maps.activation import FUNCTION_UNITS, Activation
+from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.interval import Interval
 from robustres.certify.maps.scalar_expression import Expression, around
-from robustres.numerics import UNIT_ROUNDOFF
+from robustres.certify.proof.rounding import Rounding
+from robustres.numerics import UNIT_ROUNDOFF, rounded_up
 
 CELLS = 48  # bisections of the cells in which the steepest slope may lie
 TOLERANCE = 1e-6  # of the slopes, absolute and relative
 PARTS = 32  # of an interval on which slopes are requested
 TOGETHER = 2**20  # coordinates of all parts that are enclosed at once
 FARTHEST = 2.0**20
-REACH = 2.0**10
+EDGES = [2.0**k for k in (*range(-8, 12), *range(12, 41, 2))]  # of the cells on which rounding is bounded
 # Tolerated jump due to rounded constants, relative to the largest values and moments at the point.
 GAP = 8 * UNIT_ROUNDOFF[torch.float64]
 
@@ -115,26 +116,30 @@ class Written(Activation):
         slope, (least, most) = self.expression.jet(Interval(lower, upper)).slope, self.slopes
         return slope.low.clamp(least, most), slope.high.clamp(least, most)
 
-    @cached_property
+    @property
     def jump(self) -> float:
-        """Bound on rounding near 0, where it is not relative to the value."""
-        return self._rounding(1.0) + self.gaps
+        """The largest gap that is tolerated."""
+        return self.gaps
 
-    def relative_error(self, dtype: torch.dtype) -> float | None:
-        """Relative to the largest |x| times the slopes that it encounters."""
-        total = self._error
-        return total if dtype == torch.float64 and math.isfinite(total) and math.isfinite(self.jump) else None
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """What every operation adds, enlarged by those behind it; in float64 only."""
+        return self._rounding if dtype == torch.float64 else None
 
     @cached_property
-    def _error(self) -> float:
-        least = 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64]
-        return max(least, self._rounding(REACH) / REACH) / min(1.0, max(self.constant, 1e-6))
-
-    def _rounding(self, reach: float) -> float:
-        """For every operation, a few units of the largest value that it encounters for |x| <= reach."""
-        ends = torch.tensor([-reach], dtype=torch.float64), torch.tensor([reach], dtype=torch.float64)
-        largest = sum(value for value, _ in _largest(self.expression, Interval(*ends)))
-        return 16 * FUNCTION_UNITS * UNIT_ROUNDOFF[torch.float64] * largest
+    def _rounding(self) -> Rounding | None:
+        edges = [-edge for edge in EDGES[::-1]] + [0.0, *EDGES]
+        inside = {end for place in self.expression.breaks() for end in around(place) if abs(end) < EDGES[-1]}
+        low, high = torch.tensor(sorted({*edges, *inside}), dtype=torch.float64).unfold(0, 2, 1).unbind(1)
+        error, near = self.expression.error(Interval(low, high)), torch.maximum(low, -high).clamp_min(0)
+        reach = float(torch.where(error.isfinite(), EDGES[-1], near).min())
+        error, near = (side[near < reach] for side in (error, near))
+        if not reach > 1 or not math.isfinite(self.constant):
+            return None
+        lost = float(error[near < 1].max())
+        relative = float((error / near)[near >= 1].max())
+        if not self.constant:
+            return Rounding(0.0, float(error.max()), reach)
+        return Rounding(rounded_up(relative / self.constant, 4), lost, reach)
 
 
 def _largest(expression: Expression, cell: Interval) -> Iterator[tuple[float, float]]:

@@ -115,7 +115,9 @@ class Deviation:
             return torch.zeros_like(self.ball), entries[node]
         if node not in known:
             inputs = [self._fold(parent, entries, known) for parent in node.inputs]
-            known[node] = self._step(node, inputs)
+            error, size = self._step(node, inputs)
+            # Sums and products are at most as large as the sizes; beyond this they may overflow.
+            known[node] = torch.where(size > torch.finfo(self.dtype).max / 4, math.inf, error), size
         return known[node]
 
     def _step(self, node: Node, inputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -137,31 +139,28 @@ class Deviation:
                 return errors.sum(0) + u * len(inputs) * size, size
             return errors.norm(dim=0), size
         if isinstance(piece, Elementwise):
-            return self._elementwise(piece, node, errors[0], sizes[0])
+            return self._nonlinear(node, piece.function, piece.constant, errors[0], sizes[0])
         assert isinstance(piece, Opaque)
-        constant = piece.bound.upper
-        size = constant * sizes[0] + self.sizes[node.origin]
-        return constant * errors[0] + self._relative(node, piece) * size, size
+        return self._nonlinear(node, piece, piece.bound.upper, errors[0], sizes[0])
 
-    def _elementwise(self, piece: Elementwise, node: Node, error: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        after = piece.constant * (size + error) + self.sizes[node.origin]
-        jumps = piece.function.jump * math.sqrt(math.prod(node.shape))
-        jumps += self._underflow * math.sqrt(math.prod(node.shape))
-        return piece.constant * error + self._relative(node, piece.function) * after + jumps, after
+    def _nonlinear(
+        self, node: Node, kind: Activation | Opaque, constant: float, error: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        own = kind.rounding(self.dtype)
+        if own is None:
+            raise PrecisionError(
+                f"no deviation bound covers {type(kind).__name__} at {node.path or 'the top of the network'} in "
+                f"{self.dtype}; certify in torch.float64"
+            )
+        after = constant * (size + error) + self.sizes[node.origin]
+        lost = own.lost + self._underflow + (kind.jump if isinstance(kind, Activation) else 0.0)
+        introduced = own.relative * after + lost * math.sqrt(math.prod(node.shape))
+        return torch.where(size + error > own.reach, math.inf, constant * error + introduced), after
 
     @property
     def _underflow(self) -> float:
         """Largest loss of a product near the smallest numbers, including flushing of subnormal numbers to zero."""
         return 4 * torch.finfo(self.dtype).tiny
-
-    def _relative(self, node: Node, kind: Activation | Opaque) -> float:
-        found = kind.relative_error(self.dtype)
-        if found is None:
-            raise PrecisionError(
-                f"no deviation bound covers {type(kind).__name__} at {node.path or 'the top of the network'} in "
-                f"{self.dtype}; certify in torch.float64"
-            )
-        return found
 
     def _kappa(self, node: Node) -> float:
         factor = ALGORITHM_FACTOR if self.dtype == torch.float64 else 1

@@ -298,3 +298,28 @@ def test_the_rounding_of_a_shift_after_the_last_piece_is_subtracted(before: nn.M
     inside = (near - x).norm(dim=1) <= found.radius
     assert int(inside.sum()) > 1000
     assert torch.equal(Shifted()(near).argmax(1)[inside], found.prediction[inside])
+
+
+def test_squares_that_overflow_within_the_ball_are_not_certified() -> None:
+    class Long(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            length = 1e-160 * (1e160 * x.flatten(1)).norm(dim=1, keepdim=True)
+            return torch.cat([1 - length, 0 * length - 5], 1)
+
+    x = torch.full((1, 1, 1, 2), 1e-9, dtype=torch.float64)
+    found = certify(Long(), x)
+    assert Long()(x).isfinite().all()
+    assert Long()(x + 1e-3).argmax(1).item() == 1 != found.prediction.item()
+    assert found.radius.item() < 1e-3
+
+
+def test_squares_that_underflow_are_charged() -> None:
+    class Short(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            length = 1e160 * (1e-160 * x.flatten(1)).norm(dim=1, keepdim=True)
+            return torch.cat([length, 0 * length + 1e-3], 1)
+
+    x = torch.tensor([1e-2, 1e8], dtype=torch.float64).reshape(2, 1, 1, 1).expand(2, 1, 1, 2)
+    assert Short()(x)[0, 0] == 0  # in exact arithmetic 1e-2, above the other number
+    radius = certify(Short(), x).radius
+    assert radius[0] == 0 < radius[1]

@@ -10,7 +10,12 @@ from robustres.certify import certify, lipschitz
 from robustres.certify.blocks.fixed_point import search
 from robustres.certify.blocks.torus_bound import torus_bound
 from robustres.certify.blocks.torus_network import on_tori
-from robustres.errors import InputError, UnsupportedOperationError
+from robustres.certify.bounds.unit_domain import on_unit_domain
+from robustres.certify.graph.network import Elementwise, Product
+from robustres.certify.graph.reading import read_network
+from robustres.errors import InputError, RobustresError, UnsupportedOperationError
+from tests.certify.fuzz.fast_export import one_table
+from tests.certify.fuzz.grammar import Recorded, drawn, numbers_of
 
 
 class Gated(nn.Module):
@@ -170,3 +175,46 @@ def test_products_in_the_definition_of_an_operation_are_bounded_on_the_domain(
         lipschitz(Apply(function), (4,))
     report = lipschitz(Apply(function), (4,), domain="unit")
     assert steepest(Apply(function), (4,)) <= report.upper < float("inf")
+
+
+def boxes_hold(model: nn.Module, shape: tuple[int, ...]) -> bool | None:
+    """Whether the slopes and factors of every value at many images, corners among them, are as stated; None if refused
+    or unbounded."""
+    try:
+        captured, network = read_network(model, shape, on_unit_domain=True)
+    except RobustresError:
+        return None
+    images = torch.rand(24, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images[::2] = images[::2].round()
+    values: dict[object, list[Tensor]] = {captured.source: [images]}
+    with torch.no_grad():
+        captured.run_all(
+            images,
+            captured.source,
+            captured.output,
+            observe=lambda _, node, value: values.setdefault(node, []).append(value),
+        )
+    bounded, found = on_unit_domain(network, captured), []
+    for node in bounded.ordered():
+        if any(parent.origin is node.origin or parent.origin not in values for parent in node.inputs):
+            continue
+        inputs = [torch.cat(values[parent.origin]).reshape(len(images), *parent.shape) for parent in node.inputs]
+        if isinstance(node.piece, Product):
+            largest = node.piece.largest
+            found += [bool((value.abs() <= most).all()) for value, most in zip(inputs, largest, strict=True)]
+        if isinstance(node.piece, Elementwise) and node.piece.each is not None:
+            low, high = (side.expand(inputs[0].shape[1:]) for side in node.piece.each)
+            change, width = node.piece.function(inputs[0]).diff(dim=0), inputs[0].diff(dim=0)
+            room = 1e-9 * (1 + inputs[0].abs()[1:] + inputs[0].abs()[:-1])
+            ends = torch.stack([low * width, high * width])
+            found.append(bool(((change >= ends.amin(0) - room) & (change <= ends.amax(0) + room)).all()))
+    return all(found) if found else None
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 200), marks=pytest.mark.slow)])
+def test_slopes_and_factors_on_the_domain_hold_for_drawn_programs(seeds: range) -> None:
+    with one_table():
+        outcomes = [boxes_hold(*drawn(Recorded(numbers_of(seed)))) for seed in seeds]
+    assert all(outcome is not False for outcome in outcomes), outcomes
+    assert sum(outcome is True for outcome in outcomes) >= len(seeds) / 4

@@ -12,6 +12,7 @@ from robustres.certify import certify, lipschitz
 from robustres.certify.graph.capture import capture
 from robustres.certify.graph.network import Elementwise
 from robustres.certify.graph.operation_rules import build_network
+from robustres.certify.graph.reading import read_network
 from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
 from robustres.certify.maps.written import Written
 
@@ -159,3 +160,15 @@ def test_a_hand_written_activation_is_certified_with_its_rounding_errors() -> No
     ours, theirs = certify(model, x), certify(plain, x)
     assert torch.equal(ours.prediction, theirs.prediction)
     torch.testing.assert_close(ours.radius, theirs.radius, rtol=1e-4, atol=1e-9)
+
+
+def test_rounding_that_later_operations_enlarge_is_charged() -> None:
+    function = Apply(lambda x: torch.where(x > 0, ((x * 1e-10 + 1) - 1) * 1e5 * 1e5, 0.1 * x))
+    captured, network = read_network(nn.Sequential(nn.Flatten(), function), (1, 1, 3))
+    (written,) = (node.piece.function for node in network.ordered() if isinstance(node.piece, Elementwise))
+    x = torch.rand(3, 1, 1, 3, dtype=torch.float64) * torch.tensor([1.0, 30.0, 1e4]).reshape(3, 1, 1, 1)
+    error = (captured.run({captured.source: x}, captured.output) - x.flatten(1)).abs()
+    own = written.rounding(torch.float64)
+    assert own is not None
+    assert float(error.max()) > 1e-9
+    assert bool((error <= own.relative * (written.constant + 1) * x.flatten(1) + own.lost).all())

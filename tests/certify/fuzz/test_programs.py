@@ -88,7 +88,7 @@ def test_no_drawn_program_breaks_a_law(program: Drawn) -> None:
     check(*program)
 
 
-@pytest.mark.parametrize("seed", [*range(14), 63086])  # the last: a deviation of equal values, 0 or 1e-17
+@pytest.mark.parametrize("seed", [*range(14), 63086, 64033])  # the last: deviations that are rounding alone
 def test_no_program_of_a_seed_breaks_a_law(seed: int) -> None:
     check_seed(seed)
 

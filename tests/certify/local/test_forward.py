@@ -203,14 +203,15 @@ def test_elementary_functions_in_float32_are_far_more_accurate_than_assumed(
     assert bool(((computed(x).double() - exact).abs() <= allowed).all())
     alone = torch.cat([computed(part) for part in x[::400].split(1)])
     assert bool(((alone.double() - exact[::400]).abs() <= allowed[::400]).all())
-    error_bound = kind.relative_error(torch.float32)
-    assert error_bound is not None
-    assert error_bound >= 64 * 2.0**-24
+    own = kind.rounding(torch.float32)
+    assert own is not None
+    assert own.relative >= 64 * 2.0**-24
 
 
 def test_what_has_no_bound_in_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Sigmoid, "relative_error", lambda _, dtype: None if dtype == torch.float32 else 1e-14)
+        known = Sigmoid().rounding(torch.float64)
+        patched.setattr(Sigmoid, "rounding", lambda _, dtype: None if dtype == torch.float32 else known)
         smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2))
         with pytest.raises(PrecisionError, match="no bound is known on the rounding of Sigmoid"):
             LocalCertificate(dtype=torch.float32)(smooth, torch.rand(1, 1, 2, 2))
