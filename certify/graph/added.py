@@ -12,6 +12,8 @@ from torch import Tensor, fx
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of
 from robustres.certify.graph.network import Elementwise, Linear, Node, Opaque
+from robustres.certify.maps.lengths import Length, Normalisation
+from robustres.certify.maps.nonlinear import Extremum, MaxPool, Running, Sort
 
 ROUNDINGS = 8  # that an added constant may have seen; batch normalisation has six
 
@@ -65,4 +67,6 @@ def _keeps_zero(node: Node) -> bool:
     """Whether the node's value is 0 where its inputs are."""
     if isinstance(node.piece, Elementwise):
         return not bool(node.piece.function(torch.zeros(node.shape, dtype=torch.float64)).any())
-    return not isinstance(node.piece, Opaque) and not _shift(node)
+    if isinstance(node.piece, Opaque):
+        return isinstance(node.piece, Sort | Extremum | Running | MaxPool | Length | Normalisation)
+    return not _shift(node)
