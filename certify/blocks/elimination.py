@@ -84,7 +84,8 @@ def eliminate(
                 continue
             if not _step(front, node, layers, point):
                 return None
-            front.compress()
+            if set(front.rows) != {first}:
+                front.compress()
     if first not in front.rows:
         return Eliminated(rows.new_zeros(len(rows), 1, math.prod(space.shape(first))), 0.0, 1.0)
     return Eliminated(front.rows[first], front.slack[first], front.factor)

@@ -19,13 +19,12 @@ from robustres.certify.graph.network import Merge, Node
 from robustres.certify.maps.linear_map import LinearMap, Shape
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.proof.cholesky_proof import definiteness_slack
-from robustres.certify.proof.largest_singular_value import frobenius_norms, largest_eigenvalue, real_parts
+from robustres.certify.proof.largest_singular_value import frobenius_norms, gram, largest_eigenvalue, real_parts
 from robustres.numerics import gamma
 
 UNIT = 2.0**-53
 FLOOR = 1e-250  # slack added everywhere, far above the underflow errors of products
 UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
-GRAM_BLOCK = 256  # columns of a block of a Gram matrix, of which one triangle is computed
 PULLED_ENTRIES = 2**17  # entries of the rows that a map is applied to at once, which then stay in the cache
 MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the certainly admissible multipliers
 
@@ -79,19 +78,6 @@ def adjoint_rows(map_: LinearMap, rows: Tensor) -> Tensor:
         part = rows[start : start + step]
         image[start : start + step] = map_.adjoint(part.reshape(-1, *map_.out_shape)).reshape(len(part), -1)
     return image
-
-
-def gram(rows: Tensor) -> Tensor:
-    """rows^H rows (F, n, n) of rows (F, R, n); of two blocks that mirror each other, one is computed."""
-    width = rows.shape[-1]
-    if width < 2 * GRAM_BLOCK:
-        return rows.mH @ rows
-    product = rows.new_empty(len(rows), width, width)
-    for start in range(0, width, GRAM_BLOCK):
-        stop = start + GRAM_BLOCK
-        product[:, start:stop, start:] = rows[:, :, start:stop].mH @ rows[:, :, start:]
-        product[:, stop:, start:stop] = product[:, start:stop, stop:].mH
-    return product
 
 
 class Front:

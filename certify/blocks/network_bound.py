@@ -12,7 +12,7 @@ from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Node
-from robustres.certify.proof.largest_singular_value import largest_norm, proved_top
+from robustres.certify.proof.largest_singular_value import gram, largest_norm, proved_top
 from robustres.numerics import gamma, rounded_up
 
 EXACT_SIDE = 256  # up to this size the largest eigenvalue is computed, beyond it is estimated by Lanczos steps
@@ -82,14 +82,14 @@ def largest_square(rows: Tensor, least: float = 0.0) -> float:
         norm = largest_norm(rows)
         return norm * norm * (1 + gamma(4))
     (matrix,) = rows
-    gram = matrix @ matrix.mH if len(matrix) <= matrix.shape[1] else matrix.mH @ matrix
+    product = gram((matrix.mH if len(matrix) <= matrix.shape[1] else matrix)[None])[0]
     norm = float(matrix.norm()) * (1 + gamma(2 * matrix.numel() + 8))
     square = norm * norm
     if square == 0 or not math.isfinite(square):
         return 0.0 if square == 0 else math.inf
     error = gamma(4 * (max(matrix.shape) + 2)) * square
-    if len(gram) <= EXACT_SIDE:
-        top = float(torch.linalg.eigvalsh(gram)[-1])
-        return max(top, 0.0) + gamma(40 * len(gram)) * square + error
+    if len(product) <= EXACT_SIDE:
+        top = float(torch.linalg.eigvalsh(product)[-1])
+        return max(top, 0.0) + gamma(40 * len(product)) * square + error
     margins = [excess for excess in EXCESSES if excess >= least]
-    return min(square, proved_top(gram, error, margins=margins, steps=LANCZOS_STEPS) * (1 + gamma(4)))
+    return min(square, proved_top(product, error, margins=margins, steps=LANCZOS_STEPS) * (1 + gamma(4)))

@@ -223,12 +223,12 @@ def _followed(
             rows = free if fresh else rows + free
         live |= joined
         width = sum(live.values())
-        if rows > width:
+        if rows > width and set(live) != {order[0]}:
             operations += GRAM * rows * width * width + width**3 / 3
             rows, widest = width, max(widest, width)
     width = live.get(order[0], 0)
     side = min(rows, width)
-    operations += 2.0 * side * side * max(rows, width) + side**3
+    operations += GRAM * side * side * max(rows, width) + side**3
     widest = max(widest, side)
     return operations, widest
 

@@ -11,6 +11,7 @@ from robustres.certify.proof.cholesky_proof import definiteness_slack, proved_de
 from robustres.numerics import gamma, rounded_up
 
 ALWAYS_EXACT = 4  # matrices up to this size are all decomposed
+GRAM_BLOCK = 256  # columns of a block of a Gram matrix, of which one triangle is computed
 SAMPLED = 32  # number of matrices among which the first candidate for the largest eigenvalue is chosen
 
 MatrixMethod = Literal["cholesky", "svd"]
@@ -51,6 +52,19 @@ def frobenius_norms(matrices: Tensor) -> Tensor:
     return norms
 
 
+def gram(rows: Tensor) -> Tensor:
+    """rows^H rows (F, n, n) of rows (F, R, n); of two blocks that mirror each other, one is computed."""
+    width = rows.shape[-1]
+    if width < 2 * GRAM_BLOCK:
+        return rows.mH @ rows
+    product = rows.new_empty(len(rows), width, width)
+    for start in range(0, width, GRAM_BLOCK):
+        stop = start + GRAM_BLOCK
+        product[:, start:stop, start:] = rows[:, :, start:stop].mH @ rows[:, :, start:]
+        product[:, stop:, start:stop] = product[:, start:stop, stop:].mH
+    return product
+
+
 def _gram_error(matrices: Tensor) -> float:
     """Bound on the error of the largest eigenvalue of the computed Gram matrix."""
     frobenius = float(frobenius_norms(matrices).max())
@@ -71,7 +85,7 @@ def _by_svd(matrices: Tensor) -> float:
 
 
 def _by_dismissal(matrices: Tensor) -> float:
-    grams = matrices @ matrices.mH if matrices.shape[-2] <= matrices.shape[-1] else matrices.mH @ matrices
+    grams = gram(matrices.mH if matrices.shape[-2] <= matrices.shape[-1] else matrices)
     return rounded_up(math.sqrt(largest_eigenvalue(grams, error=_gram_error(matrices))), 8)
 
 

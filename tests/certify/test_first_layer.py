@@ -12,11 +12,12 @@ from robustres.certify.blocks import first_layer
 from robustres.certify.blocks.elimination import eliminate
 from robustres.certify.blocks.first_layer import first_layer_square
 from robustres.certify.blocks.fixed_point import search
-from robustres.certify.blocks.front import Repair, gram
+from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import SectorLayer, increments
 from robustres.certify.blocks.network_bound import l2_bound
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.nonlinear import Opaque
+from robustres.certify.proof.largest_singular_value import gram
 
 
 def network(model: nn.Module, *shape: int) -> Node:
