@@ -32,6 +32,7 @@ from robustres.certify.blocks.increments import Increment, SectorLayer
 from robustres.certify.graph.network import Linear, Node, Source
 from robustres.certify.maps.linear_map import LinearMap
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
+from robustres.certify.proof.largest_singular_value import gram
 from robustres.numerics import gamma
 
 NARROW = 256  # neurons up to which the eigenvalues at the input cost nothing
