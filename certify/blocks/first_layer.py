@@ -26,7 +26,6 @@ from robustres.certify.blocks.front import (
     candidates,
     diagonal_of,
     frobenius,
-    gram,
 )
 from robustres.certify.blocks.increments import Increment, SectorLayer
 from robustres.certify.graph.network import Linear, Node, Source
