@@ -13,6 +13,8 @@ for the *stored* numbers G_n, slack_n and factor. Each step replaces the last no
   side is |B d|^2 + 2 v^T K d - v^T P v. Let L L^T be the computed factor of P minus a shift, X the computed L^-1 K.
   The shift is chosen so that P - L L^T >= rho by Rump's theorem, and |L X - K| <= r by the error bound of triangular
   systems, hence the maximum over v is at most |B d|^2 + |X d|^2 + r^2 |d|^2 / rho: rows [B; X], and slack again.
+- A sum of rows of nodes that enter the cut later, s = sum_k M_k d_k, is a node of its own until all are taken off:
+  G_k <- G_k + G_s M_k, while s means the sum of the rest from then on.
 - |w| <= c |z| (pooling, modules that state a bound): the same with t (c^2 |z|^2 - |w|^2) >= 0.
 
 The multipliers may therefore come from any source: if they are not admissible, the factorisation fails. Slack is of the
@@ -32,7 +34,7 @@ from torch import Tensor
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import Front, Repair, Space
 from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, on_device
-from robustres.certify.graph.network import Linear, Merge, Node
+from robustres.certify.graph.network import Linear, Merge, Node, Source
 from robustres.certify.maps.linear_map import common_device
 
 
@@ -56,7 +58,7 @@ def eliminate(
     slack: float = 0.0,
     space: Space | None = None,
     chosen: dict[Node, Tensor] | None = None,
-    inner: Mapping[Node, Tensor] | None = None,
+    inner: Sequence[tuple[Node, Tensor]] = (),
 ) -> Eliminated | None:
     """Eliminate all nodes from the last to the first; None if no admissible multipliers are found for a layer.
 
@@ -64,7 +66,7 @@ def eliminate(
     order: `output.ordered()`, or the part of it from a node that all paths pass; its first node remains.
     rows: (R, outputs), the identity if omitted; in a separate space, (F, R, n). slack: of the output.
     chosen: the multipliers used for another part of the same batch; they are reused, and new ones are stored there.
-    inner: (R, n) rows of the changes of other nodes, which are added to `rows`; not in a separate space.
+    inner: nodes and (R, n) rows of their changes, which are added to `rows`; not in a separate space.
     """
     maps = [node.piece.map for node in order[1:] if isinstance(node.piece, Linear)]
     device = common_device(maps)
@@ -74,12 +76,24 @@ def eliminate(
         rows, space = start.to(device)[None], Space()
     assert rows is not None, "rows must be given for a separate space"
     front = Front(output, rows, repair or Repair(), space, slack, chosen)
-    for node, part in (inner or {}).items():
-        if node not in order:
-            raise ValueError("rows of a node that is not eliminated")
-        front.read(node, part.to(device, torch.float64)[None])
+    if any(node not in order for node, _ in inner):
+        raise ValueError("rows of a node that is not eliminated")
+    waiting: dict[Node, list[Tensor]] = {}
+    for node, part in inner:
+        waiting.setdefault(node, []).append(part.to(device, torch.float64))
+    # The sum of all inner rows times their changes is one more node, of which each part is taken off in its turn.
+    total = Node(Source(), (), (rows.shape[1],), "", first.origin)
     with torch.no_grad():
-        for node in reversed(order[1:]):
+        if waiting:
+            front.open(total)
+        for node in reversed(order):
+            if waiting:
+                for part in waiting.pop(node, []):
+                    front.take(total, node, part)
+                if not waiting:
+                    front.close(total)
+            if node is first:
+                break
             if node not in front.rows:
                 continue
             if not _step(front, node, layers, point):

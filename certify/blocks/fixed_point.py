@@ -13,7 +13,7 @@ Everything here is an estimate or a search. What the multipliers prove is determ
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class FixedPoint:
     multipliers, sizes: for every nonlinear node, the multiplier (ties,) of each tie and the norm of its z.
     change, directions: x (r, *in_shape), and g (r, N) of every nonlinear node, from which a search can be continued.
     weights: (n,) of the input's coordinates, for a box: sum weights change^2 replaces |change|^2. None for l2.
+    tangents: (R, N) by activation, what the rows give up of its distance from its tangents (`local.tangents`).
     """
 
     value: float
@@ -44,6 +45,7 @@ class FixedPoint:
     directions: Mapping[Node, Tensor]
     weights: Tensor | None = None
     steps: int = 0
+    tangents: Mapping[Node, Tensor] = field(default_factory=dict)
 
 
 def search(
@@ -138,7 +140,7 @@ class Iteration:
 
     def _onto_set(self, x: Tensor) -> Tensor:
         """Scale to total norm 1, or each coordinate, over the copies, to the half-width of the box."""
-        length = x.norm() if self.box is None else x.norm(dim=0, keepdim=True)
+        length = x.norm() if self.box is None else squares(x).sum(0, keepdim=True).sqrt()
         placed: Tensor = x / length.clamp_min(TINY) * (1.0 if self.box is None else self.box)
         return placed
 
@@ -169,11 +171,7 @@ class Iteration:
                     values[node] = rows.reshape(-1, *node.shape)
                 else:
                     assert isinstance(piece, Merge)
-                    if piece.kind == "sum":
-                        values[node] = torch.stack(inputs).sum(0)
-                    else:
-                        assert piece.axis is not None
-                        values[node] = torch.cat(inputs, dim=1 + piece.axis)
+                    values[node] = merged(piece, inputs)
             size = self.output(values).norm()
             steered = list(answers)
             slopes = torch.autograd.grad(size, [x, *(answers[node] for node in steered)], materialize_grads=True)
@@ -204,6 +202,14 @@ class Iteration:
             weights = value * length / self.box.to(torch.float64).flatten().clamp_min(TINY)
         directions = {node: g.detach() for node, g in self.g.items()}
         return FixedPoint(value, multipliers, reaches, self.x.detach(), directions, weights, steps)
+
+
+def merged(piece: Merge, inputs: Sequence[Tensor]) -> Tensor:
+    """(r, ...) the sum of values, or all of them side by side."""
+    if piece.kind == "sum":
+        return torch.stack(list(inputs)).sum(0)
+    assert piece.axis is not None
+    return torch.cat(list(inputs), dim=1 + piece.axis)
 
 
 def _unit(layer: Increment, g: Tensor) -> Tensor:

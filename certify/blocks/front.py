@@ -25,6 +25,7 @@ from robustres.numerics import gamma
 UNIT = 2.0**-53
 FLOOR = 1e-250  # slack added everywhere, far above the underflow errors of products
 UP = 1 + 2.0**-40  # covers the rounding of the few scalar operations that make a slack
+SHARES = 16.0  # how slack is distributed
 PULLED_ENTRIES = 2**17  # entries of the rows that a map is applied to at once, which then stay in the cache
 MIXTURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the certainly admissible multipliers
 
@@ -106,9 +107,25 @@ class Front:
         """Number of rows."""
         return next(iter(self.rows.values())).shape[1]
 
-    def read(self, node: Node, rows: Tensor) -> None:
-        """Let the cut begin with rows of the change of another node, too; (F, R, n)."""
-        self._add(node, rows)
+    def open(self, total: Node) -> None:
+        """Let the cut begin with one more value for each row, which is added to it."""
+        (rows,) = self.rows.values()
+        self._add(total, torch.eye(self.count, dtype=rows.dtype, device=rows.device).expand(len(rows), -1, -1))
+
+    def take(self, total: Node, node: Node, part: Tensor) -> None:
+        """These values are part (R, n) times the change of a node plus the rest, which is what `total` means from now
+        on.
+
+        |a + b|^2 <= (1 + SHARES) |a|^2 + (1 + 1 / SHARES) |b|^2 distributes the slack.
+        """
+        rows, slack, size = self.rows[total], self.slack[total], frobenius(part)
+        self.slack[total] = slack * (1 + 1 / SHARES) * UP
+        error = gamma(4 * (len(part) + 2)) * frobenius(rows) * size * UP
+        self._add(node, rows @ part, error=error, slack=slack * (1 + SHARES) * size * size * UP)
+
+    def close(self, total: Node) -> None:
+        """Nothing is left of these values."""
+        del self.rows[total], self.slack[total]
 
     def _charge(self, node: Node, error: float) -> None:
         """The exact rows of a node lie within `error` of the stored ones, in the spectral norm of each matrix."""

@@ -28,7 +28,7 @@ def proved_bound(
     rows: Tensor | None = None,
     box: Tensor | None = None,
     repair: Repair | None = None,
-    inner: Mapping[Node, Tensor] | None = None,
+    inner: Sequence[tuple[Node, Tensor]] = (),
 ) -> float:
     """The bound proved by the multipliers of a search; infinite if they prove none. inner: as in `eliminate`."""
     first = first_layer(order, layers) if box is None and not inner else None

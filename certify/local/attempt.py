@@ -27,6 +27,7 @@ from robustres.certify.local.relaxations import UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.certify.local.shared import SharedSearch
 from robustres.certify.local.sharpen import sharpened
+from robustres.certify.local.tangents import tangents
 
 # The change that a quadratic certificate proves is about a thousandth above the value that its search reached.
 SHARE = 1.002
@@ -75,6 +76,7 @@ class Attempt:
             self.centre: Bounds = Bounds()
             with suppress(UnboundedError):
                 self.centre = bounded(self.made, self.question.region.with_eps(0.0), rows=False)
+            self.tangents = tangents(self.made, self.centre) if self.centre.lower else {}
             values = self.made.values(self.question.region.centre)[-1][0]
             self.margins: Tensor = self.question.rows @ values - self.question.limits
             self.least = torch.full_like(self.margins, -math.inf)
@@ -174,7 +176,7 @@ class Attempt:
         eps = float(region.eps[0])
         start = self.points.get(rows, self.starts.get(rows))
         together = self.question.rows[list(rows)] * self._scales(rows)[:, None]
-        point = searched(self.made, slopes, together, region, start=start)
+        point = searched(self.made, slopes, together, region, known=self.tangents, start=start)
         share = SHARE * point.value * (eps if region.norm == "l2" else 1.0)
         self.starts[rows] = point
         if share < self.shares.get(rows, math.inf):
@@ -263,5 +265,5 @@ class Attempt:
 
     def _quadratic_of(self, group: list[tuple[int, ...]]) -> Quadratic:
         rows = tuple(row for one in group for row in one)
-        point = added([self.points[one] for one in group], [1.0] * len(group))
+        point = added([self.points[one] for one in group], [len(one) for one in group])
         return Quadratic(rows, tuple(self._scales(rows).tolist()), point)

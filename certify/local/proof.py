@@ -21,6 +21,7 @@ from robustres.certify.local.program import Program
 from robustres.certify.local.quadratic import Sectors, proved_change, sectors
 from robustres.certify.local.relaxations import UnboundedError
 from robustres.certify.local.sets import Region
+from robustres.certify.local.tangents import Tangents, tangents
 from robustres.numerics import gamma, rounded_down, rounded_up
 
 LEAVES = 32  # at a time
@@ -127,16 +128,18 @@ def _by_quadratics(
     program: Program, question: Question, centre: Bounds, slopes: Sectors, quadratics: Sequence[Quadratic]
 ) -> Tensor:
     """(R,) the radii that they prove; outside l2, the whole radius or 0."""
-    margins = _margins(program, question, centre)
+    margins, known = _margins(program, question, centre), tangents(program, centre)
     radii = torch.zeros_like(question.limits)
     for quadratic in quadratics:
-        for row, change in _changes(program, question, slopes, quadratic).items():
+        for row, change in _changes(program, question, slopes, quadratic, known).items():
             radii[row] = max(float(radii[row]), _radius(question.region, margins[row], change))
     return radii
 
 
-def _changes(program: Program, question: Question, slopes: Sectors, quadratic: Quadratic) -> dict[int, float]:
-    """At or above the change of each row of the certificate.
+def _changes(
+    program: Program, question: Question, slopes: Sectors, quadratic: Quadratic, known: Tangents
+) -> dict[int, float]:
+    """At or above the decrease of each row of the certificate.
 
     A bound of the sum of the squares of the rows, each times its scale, bounds each row. The products with the scales
     must be exact, which is certain if the rows contain small integers.
@@ -148,7 +151,7 @@ def _changes(program: Program, question: Question, slopes: Sectors, quadratic: Q
     if len(scales) != len(quadratic.rows) or not sound or (not exact and scales != [1.0]):
         return {}
     together = rows * torch.tensor(scales, dtype=torch.float64, device=rows.device)[:, None]
-    change = proved_change(program, slopes, together, question.region, quadratic.point)
+    change = proved_change(program, slopes, together, question.region, quadratic.point, known=known)
     return {row: rounded_up(change / scale, 1) for row, scale in zip(quadratic.rows, scales, strict=True)}
 
 
@@ -178,7 +181,7 @@ def _by_quadratic_leaf(program: Program, question: Question, bounds: Bounds, row
 def margin_and_change(
     program: Program, question: Question, bounds: Bounds, row: int, leaf: Branch, way: Way
 ) -> tuple[float, float]:
-    """The margin of a row at the image and the largest change from it on a part of the region, by a certificate.
+    """The margin of a row at the image and the largest decrease from it on a part of the region, by a certificate.
 
     On the part, every activation that was split at its kink is linear. Both numbers are about the network with these
     pieces (`pinned`), and about the row plus its multipliers times the constraints of the splits, none of which is
@@ -189,7 +192,7 @@ def margin_and_change(
     centre = bounded(part, at_image)
     signs, points = signs_of_parts(program, [way], torch.float64)
     multipliers: dict[int, Tensor] = {}
-    inner: dict[Node, Tensor] = {}
+    inner: dict[Node, Tensor] = {}  # by the argument of the activation that was split
     nodes = arguments(program)
     for place, values in multipliers_of(program, [leaf], signs, torch.float64).items():
         if place in nodes and nodes[place] not in inner:
@@ -200,4 +203,5 @@ def margin_and_change(
     form = with_points(pulled_back(part, rows, centre.lines, centre.sizes()), multipliers, points, charged=True)
     margin = float(beyond(form, question.limits[row : row + 1]).minimum(at_image)[0])
     slopes = sectors(part, narrowed(program, bounds, way), centre)
-    return margin, proved_change(part, slopes, one, question.region, leaf.point, inner)
+    known = tangents(part, centre)
+    return margin, proved_change(part, slopes, one, question.region, leaf.point, [*inner.items()], known)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.fixed_point import FixedPoint, search
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import increments
 from robustres.certify.blocks.network_bound import proved_bound
@@ -23,9 +23,10 @@ from robustres.certify.local.program import Program
 from robustres.certify.local.secants import slopes_from
 from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import Activation
+from robustres.certify.local.tangents import OneSided, Tangents, given_up
 from robustres.numerics import rounded_up
 
-COPIES, STEPS = 16, 120
+COPIES, STEPS, TOLERANCE = 16, 80, 3e-4
 # A search ends about a thousandth above the best value; giving up a hundredth of that shortens the proof to a third.
 REPAIR = Repair(loss=1e-5, spare=1e-6, main=1e-4)
 
@@ -54,6 +55,7 @@ def searched(
     rows: Tensor,
     region: Region,
     *,
+    known: Tangents | None = None,
     start: FixedPoint | None = None,
     steps: int = STEPS,
 ) -> FixedPoint:
@@ -63,28 +65,35 @@ def searched(
     """
     box = half_widths(region) if region.norm == "linf" else None
     layers = increments(program.order, slopes=slopes)
-    return search(
-        program.order, layers, rows=rows, box=box, copies=COPIES, steps=steps, dtype=torch.float32, start=start
-    )
+    for dtype in (torch.float32, torch.float64):  # the latter if the former's range does not suffice
+        iteration = OneSided(program.order, layers, rows, box, COPIES, dtype, start, None)
+        iteration.begin(known or {}, {} if start is None else start.tangents)
+        found = iteration.adjusted(steps, TOLERANCE)
+        if math.isfinite(found.value):
+            break
+    return found
 
 
-def added(points: Sequence[FixedPoint], scales: Sequence[float]) -> FixedPoint:
-    """One point for several rows, each times its scale: inequalities with these multipliers add up, so the square of
-    its value is at most the sum of theirs."""
+def added(points: Sequence[FixedPoint], counts: Sequence[int]) -> FixedPoint:
+    """One point for the rows of all, each of `counts` rows: inequalities with these multipliers add up, so the square
+    of its value is at most the sum of theirs."""
     first = points[0]
-    squares = [scale * scale for scale in scales]
-    shares = list(zip(squares, points, strict=True))
+    tangents = {}
+    for node in {node: None for point in points for node in point.tangents}:
+        width = next(point.tangents[node].shape[1] for point in points if node in point.tangents)
+        parts = zip(points, counts, strict=True)
+        tangents[node] = torch.cat([point.tangents.get(node, torch.zeros(n, width)) for point, n in parts])
     return replace(
         first,
-        value=math.sqrt(sum(square * point.value**2 for square, point in shares)),
+        value=math.sqrt(sum(point.value**2 for point in points)),
         multipliers={
-            node: torch.stack([square * point.multipliers[node] for square, point in shares]).sum(0)
-            for node in first.multipliers
+            node: torch.stack([point.multipliers[node] for point in points]).sum(0) for node in first.multipliers
         },
         sizes={node: torch.stack([point.sizes[node] for point in points]).amax(0) for node in first.sizes},
         weights=None
         if first.weights is None
-        else torch.stack([square * point.weights for square, point in shares if point.weights is not None]).sum(0),
+        else torch.stack([point.weights for point in points if point.weights is not None]).sum(0),
+        tangents=tangents,
     )
 
 
@@ -94,11 +103,13 @@ def proved_change(
     rows: Tensor,
     region: Region,
     found: FixedPoint,
-    inner: Mapping[Node, Tensor] | None = None,
+    inner: Sequence[tuple[Node, Tensor]] = (),
+    known: Tangents | None = None,
 ) -> float:
     """At or above |rows . change of the logits| on the region, for any multipliers; infinite if these prove nothing.
 
-    slopes: proved in float64. inner: (R, n) rows of the changes of other nodes, which are added.
+    slopes: proved in float64. inner: (R, n) rows of the changes of other nodes, which are added. known: proved
+    tangents, of whose distances the rows give up what the search found; then only the rows' decrease is bounded.
     """
     if region.norm == "l1":
         return math.inf
@@ -106,5 +117,6 @@ def proved_change(
     if box is not None and found.weights is None:
         return math.inf
     layers = increments(program.order, slopes=slopes)
+    inner = [*inner, *given_up(known or {}, found.tangents, len(rows))]
     bound = proved_bound(program.order, layers, found, rows=rows, box=box, repair=REPAIR, inner=inner)
     return bound if box is not None else rounded_up(bound * float(region.eps[0]), 1)

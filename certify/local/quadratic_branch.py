@@ -16,7 +16,7 @@ from time import thread_time
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.fixed_point import OVER, OVER_FROM, FixedPoint, Iteration
+from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.increments import increments
 from robustres.certify.graph.network import Linear, Node
 from robustres.certify.local.branch import Tree
@@ -28,14 +28,14 @@ from robustres.certify.local.program import Program
 from robustres.certify.local.quadratic import sectors
 from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import Activation
+from robustres.certify.local.tangents import BEFORE, OneSided, tangents
 from robustres.certify.maps.linear_map import as_rows, in_precision
 
 COPIES = 8
-ROOT_STEPS, TRIAL_STEPS, STEPS = 30, 15, 25
-CANDIDATES = 4
-# Steps of the fixed point between two of the multipliers, and after the last of them.
-EVERY, REST = 3, 4
-# First step of a multiplier, relative to the ratio of the row's and its constraint's changes; its growth and its fall.
+ROOT_STEPS, TRIAL_STEPS, STEPS = 40, 10, 15
+CANDIDATES = 2
+# First step of a constraint's multiplier, relative to the ratio of the row's and its constraint's changes; its growth
+# and its fall.
 FIRST, GROWTH, FALL = 0.1, 1.3, 0.4
 # The change that a certificate proves is about a thousandth above the value that its search reached.
 SHARE = 1.003
@@ -71,7 +71,7 @@ class _Held:
         self.multipliers = torch.where(self.signs > 0, moved.clamp_min(0), moved.clamp_max(0))
 
 
-class _PartIteration(Iteration):
+class _PartIteration(OneSided):
     """The fixed point for a row of the output and of the arguments that constraints hold."""
 
     held: Sequence[_Held] = ()
@@ -86,7 +86,8 @@ class _PartIteration(Iteration):
         return out
 
     def adjust(self, value: float) -> None:
-        """Move the multipliers of all constraints."""
+        """Move the multipliers of all constraints, too."""
+        super().adjust(value)
         for one, z in zip(self.held, self.read, strict=True):
             pull = (z.detach() * self.out).sum(dim=0) / max(value, 1e-30)
             one.move(pull, z.detach().norm(dim=0).clamp_min(1e-9), value)
@@ -122,21 +123,14 @@ class _Search:
     def leaf(self, way: Way, start: Branch, steps: int) -> Branch:
         """A certificate for a part, from where the search of another one ended."""
         iteration, margin = self._iteration(way, start)
-        begun, step = thread_time(), 0
-        while True:
-            step += 1
-            value, x_slope, slopes, sizes = iteration.sweep()
-            if step >= steps or not value > 0:
-                break
-            iteration.move(x_slope, slopes, OVER if start.point is not None or step >= OVER_FROM else 0.0)
-            if step % EVERY == 0 and step < steps - REST:
-                iteration.adjust(value)
-        self.seconds, self.steps = self.seconds + thread_time() - begun, self.steps + step
+        begun = thread_time()
+        point = iteration.adjusted(steps, 0.0, before=1 if start.point is not None else BEFORE)
+        self.seconds, self.steps = self.seconds + thread_time() - begun, self.steps + point.steps
         multipliers: dict[Split, float] = {}
         for splits, one in zip(_latest(way).values(), iteration.held, strict=True):
             multipliers |= dict(zip((split for split, _ in splits.values()), one.multipliers.tolist(), strict=True))
-        left = margin + iteration.shift - SHARE * self.scale * value
-        return Branch(left, {}, multipliers, point=iteration.found(value, x_slope, slopes, sizes, step))
+        left = margin + iteration.shift - SHARE * self.scale * point.value
+        return Branch(left, {}, multipliers, point=point)
 
     def _iteration(self, way: Way, start: Branch) -> tuple[_PartIteration, float]:
         """The fixed point of a part, and the margin at its centre."""
@@ -148,6 +142,7 @@ class _Search:
         made = _PartIteration(
             self.program.order, layers, self.row, self.box, COPIES, torch.float32, start.point, self.maps
         )
+        made.begin(tangents(part, centre), {} if start.point is None else start.point.tangents)
         made.held = [self._held(place, splits, start, centre) for place, splits in _latest(way).items()]
         middle = (centre.lower[-1][0] + centre.upper[-1][0]) / 2
         return made, float((self.row @ middle)[0]) - self.limit
@@ -163,13 +158,20 @@ class _Search:
         return _Held(self.arguments[place], coordinates, given, signs, beyond)
 
     def candidates(self, way: Way, branch: Branch) -> list[Split]:
-        """The splits at the kinks whose inequalities allow the row to change most."""
+        """The splits at the kinks that cost the row most on the image's side of the kink.
+
+        There the activation becomes its tangent: by the derivative of the row's largest change with respect to the
+        activation's answer, times its distance from the tangent.
+        """
         iteration, _ = self._iteration(way, branch)
         slopes = iteration.sweep()[2]
-        nodes = [node for node in slopes if self.kinks.get(node) is not None]
+        nodes = [node for node in iteration.distances if self.kinks.get(node) is not None]
         if not nodes:
             return []
-        sizes = [slopes[node].norm(dim=0) for node in nodes]
+        sizes = []
+        for node in nodes:
+            cost = (slopes[node] * iteration.distances[node]).sum(dim=0) / iteration.half[node][1].clamp_min(1e-9)
+            sizes.append(torch.where(iteration.signs[node] != 0, cost, 0.0))
         starts = list(itertools.accumulate(map(len, sizes), initial=0))
         top = torch.cat(sizes).topk(min(CANDIDATES, starts[-1]))
         found = []

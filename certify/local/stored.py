@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustres.certify.blocks.fixed_point import FixedPoint
+from robustres.certify.graph.network import Node
 from robustres.certify.local.certificate import Certificate
 from robustres.certify.local.evidence import Branch, Evidence, Quadratic, Split
 from robustres.certify.local.intermediate import Helped
@@ -149,21 +150,24 @@ def _quadratic(arrays: Arrays, program: Program) -> Quadratic:
 def _point_arrays(point: FixedPoint, program: Program) -> Arrays:
     number = {node: place for place, node in enumerate(program.order)}
     arrays: Arrays = {"value": np.array(point.value)}
-    for name, values in (("multipliers", point.multipliers), ("sizes", point.sizes)):
+    for name, values in _by_node(point):
         arrays |= {f"{name}/{number[node]}": _array(value) for node, value in values.items()}
     return arrays if point.weights is None else {**arrays, "weights": _array(point.weights)}
+
+
+def _by_node(point: FixedPoint) -> list[tuple[str, Mapping[Node, Tensor]]]:
+    return [("multipliers", point.multipliers), ("sizes", point.sizes), ("tangents", point.tangents)]
 
 
 def _point(arrays: Arrays, program: Program) -> FixedPoint:
     by_node = {
         name: {program.order[_whole(place)]: _tensor(values, program) for place, values in _named(arrays, name)}
-        for name in ("multipliers", "sizes")
+        for name in ("multipliers", "sizes", "tangents")
     }
     weights = _tensor(arrays["weights"], program) if "weights" in arrays else None
     _require(weights is None or weights.numel() == math.prod(program.steps[0].shape), "weights of pixels")
-    return FixedPoint(
-        float(arrays["value"]), by_node["multipliers"], by_node["sizes"], torch.empty(0), {}, weights
-    )  # fmt: skip
+    multipliers, sizes, tangents = by_node.values()
+    return FixedPoint(float(arrays["value"]), multipliers, sizes, torch.empty(0), {}, weights, tangents=tangents)
 
 
 def _tree_arrays(tree: Branch, program: Program) -> Arrays:
