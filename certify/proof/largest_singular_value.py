@@ -12,6 +12,8 @@ from robustres.numerics import gamma, rounded_up
 
 ALWAYS_EXACT = 4  # matrices up to this size are all decomposed
 GRAM_BLOCK = 256  # columns of a block of a Gram matrix, of which one triangle is computed
+WIDE = 1024  # from this size on the largest eigenvalue of a single matrix is proved from its Ritz value
+WIDE_STEPS, WIDE_MARGINS = 40, (1e-6, 1e-5, 1e-4, 1e-3)
 SAMPLED = 32  # number of matrices among which the first candidate for the largest eigenvalue is chosen
 
 MatrixMethod = Literal["cholesky", "svd"]
@@ -78,6 +80,13 @@ def _top_eigenvalue(hermitian: Tensor) -> float:
     return float((values + gamma(40 * hermitian.shape[-1]) * frobenius).max())
 
 
+def _top_of_one(hermitian: Tensor, error: float) -> float:
+    """Upper bound on the largest eigenvalue of every matrix within `error` of one (n, n)."""
+    wide = len(hermitian) >= WIDE
+    proved = proved_top(hermitian, error, margins=WIDE_MARGINS, steps=WIDE_STEPS) if wide else math.inf
+    return proved if math.isfinite(proved) else _top_eigenvalue(hermitian[None]) + 4 * error
+
+
 def _by_svd(matrices: Tensor) -> float:
     values = torch.linalg.svdvals(matrices)[..., 0]
     error = gamma(40 * max(matrices.shape[-2:])) * float(frobenius_norms(matrices).max())
@@ -110,7 +119,7 @@ def largest_eigenvalue(
     while len(open_):
         best = stride * int(rayleigh_quotients(open_[::stride]).argmax())
         stride = 1
-        accepted = max(accepted, (_top_eigenvalue(open_[best : best + 1]) + 4 * error) * tolerance)
+        accepted = max(accepted, _top_of_one(open_[best], error) * tolerance)
         if accepted > stop_above:
             return math.inf
         dismissed = proved_below(open_, accepted, error)

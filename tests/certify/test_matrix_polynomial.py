@@ -16,6 +16,7 @@ from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Sum
 from robustres.certify.norms.frequency_norm import gram_bound, narrow_polynomial
+from robustres.certify.proof import largest_singular_value
 from robustres.certify.proof.largest_singular_value import largest_eigenvalue
 from tests.certify.strategies import convolutions
 
@@ -112,6 +113,16 @@ def test_the_largest_eigenvalue_of_a_batch_is_never_missed() -> None:
     assert largest_eigenvalue(hermitian, at_least=2 * exact) == 2 * exact
     assert largest_eigenvalue(hermitian, stop_above=0.9 * exact) == float("inf")
     assert largest_eigenvalue(torch.zeros(3, 6, 6, dtype=torch.float64)) == 0
+
+
+def test_the_largest_eigenvalue_of_wide_matrices_is_proved_from_a_ritz_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(largest_singular_value, "WIDE", 100)
+    factors = normal(3, 150, 150)
+    hermitian = factors @ factors.mT
+    exact = float(torch.linalg.eigvalsh(hermitian).max())
+    assert float(largest_singular_value.ritz_values(hermitian, steps=largest_singular_value.WIDE_STEPS).max()) < exact
+    assert exact <= largest_eigenvalue(hermitian) <= exact * (1 + 1e-3)
+    assert exact + 0.1 <= largest_eigenvalue(hermitian, error=0.1) <= (exact + 0.5) * (1 + 1e-3)
 
 
 def test_the_channels_of_groups_keep_their_positions_in_sums_with_other_maps() -> None:
