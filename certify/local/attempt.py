@@ -121,6 +121,7 @@ class Attempt:
             if not changes.ended and len(rows):
                 place, margins = len(self.made.steps) - 1, self.margins[rows]
                 targets = changes.targets(place, rows=self.question.rows[rows].to(self.quick.dtype))
+                targets = changes.sided(targets, 1.0)
                 change = changes.bound(targets, search.chosen(changes, place, targets, margins)).to(margins)
                 shares = (1 + CLEAR) * change / margins
                 self.least[rows] = torch.maximum(self.least[rows], margins * (1 - shares))

@@ -11,20 +11,24 @@ If q is positive definite, this is an ellipsoid that contains every change, and 
 sqrt(c q^-1 c). This takes one factorisation per layer and one triangular solve for each of its neurons. The bound holds
 for any multipliers t; `shared` chooses them. In `quadratic`, every row has its own multipliers and its own elimination.
 
+An activation on one side of its tangent at the image (`tangents`) is written with the slope a of the tangent. D may
+then be negative, and D v is its distance from the tangent, whose sign is known. Rows give up all of their coefficients
+of v that this makes harmless (`sided`): others for their decrease than for their increase.
+
 Every rounding is charged. After x is eliminated, S = I - (H + H^T) / 2 - r X X^T r / 4 remains of q in the coordinates
 r v with r = sqrt(t); X and r^-1 H r contain the coefficients of d with respect to x and v.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robustres.certify.blocks.increments import SectorLayer
 from robustres.certify.local.program import BLOCK, Program, lower_products
-from robustres.certify.local.secants import slopes_from
+from robustres.certify.local.secants import slopes_from, tangent_at
 from robustres.certify.local.sets import Region, half_widths
 from robustres.certify.local.steps import (
     Activation,
@@ -102,6 +106,7 @@ class Changes:
             and self.inputs * math.prod(program.steps[1].shape) <= STORED
         )
         self.free: dict[int, Tensor] = {}  # by activation, the coordinates with an entry of v
+        self.sign = like.new_zeros(0)  # of v times its coefficient, in truth: 1 or -1, 0 if it is not known
         self.reach = like.new_zeros(0)  # largest change of each argument, relative to the radius
         self.image = like.new_zeros(0, self.inputs)  # the rows X
         self.hidden = like.new_zeros(0, 0)  # the coefficients of v in these rows
@@ -153,7 +158,7 @@ class Changes:
     def _activation(self, place: int, step: Activation, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
         low, high = (side[step.source][0] for side in self.centre)
         slopes = slopes_from(step.function, low, high, *(side[step.source][0] for side in bounds))
-        self._sector(place, step.source, slopes, bounds)
+        self._sector(place, step.source, slopes, bounds, tangent_at(step.function, low, high))
 
     def _product(self, place: int, step: Product, bounds: tuple[list[Tensor], list[Tensor]]) -> None:
         """a b - a0 b0 = a0 (b - b0) + b (a - a0): linear in the change of b, and of the slope b in that of a."""
@@ -173,24 +178,35 @@ class Changes:
         self.errors[place] = off.reshape(step.shape)
 
     def _sector(
-        self, place: int, source: int, slopes: tuple[Tensor, Tensor], bounds: tuple[list[Tensor], list[Tensor]]
+        self,
+        place: int,
+        source: int,
+        slopes: tuple[Tensor, Tensor],
+        bounds: tuple[list[Tensor], list[Tensor]],
+        tangent: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Arguments whose slope is unknown become rows; their entries of v become coordinates of all later steps."""
         step, (flat, steep) = self.program.steps[place], slopes
         low, high = (side[source][0] for side in self.centre)
         nothing = torch.zeros(flat.numel(), dtype=torch.long)
         layer = SectorLayer(flat.flatten(), steep.flatten(), nothing, 1, step.shape)
-        slope, width = (side.to(self.reach) for side in (layer.lower, layer.width))
+        slope, width, sign = layer.lower, layer.width, torch.zeros_like(layer.lower)
+        if tangent is not None:
+            touching, side = (one.flatten() for one in tangent)
+            turned = touching == layer.upper
+            slope, width = torch.where(turned, layer.upper, slope), torch.where(turned, -width, width)
+            sign = torch.where(touching == slope, side * width.sign(), sign)
+        slope, width = slope.to(self.reach), width.to(self.reach)
         if not bool(torch.isfinite(width).all()):
             self.ended = True
             return
-        self._compress(place, source, ((slope != 0) | (width > 0)).nonzero().flatten())
+        self._compress(place, source, ((slope != 0) | (width != 0)).nonzero().flatten())
         before, error = self.values[source].flatten(1), self.errors[source].flatten()
-        free = (width > 0).nonzero().flatten()
+        free = (width != 0).nonzero().flatten()
         if (self.inputs + len(self.reach) + len(free)) ** 2 > MOST:
             self.ended = True
             return
-        self.free[place] = free
+        self.free[place], self.sign = free, torch.cat([self.sign, sign.to(self.reach)[free]])
         self._rows(before[:, free], self._products(source, free))
         self.row_error = math.hypot(self.row_error, _norm(error[free])) * UP
         reach = torch.maximum(bounds[1][source][0] - low, high - bounds[0][source][0]).flatten()[free]
@@ -273,16 +289,21 @@ class Changes:
         multipliers = self.choice(self, place, targets)
         if multipliers is None:
             return None
-        change = self.bound(targets, multipliers)
+        fall, rise = (self.bound(self.sided(targets, side), multipliers) for side in (1.0, -1.0))
         low, high = (side[place][0].flatten()[coordinates] for side in self.centre)
         inf = torch.full_like(low, math.inf)
-        return torch.nextafter(low - change, -inf), torch.nextafter(high + change, inf)
+        return torch.nextafter(low - fall, -inf), torch.nextafter(high + rise, inf)
 
-    def changed(self, place: int, rows: Tensor) -> Tensor | None:
-        """(R,) at or above the absolute change of rows (R, n) of a step, with the multipliers of `choice`."""
+    def sided(self, targets: Targets, side: float) -> Targets:
+        """Rows that never exceed the given ones (side 1), or never lie below them (side -1)."""
+        spare = targets.hidden * (self.sign * side)[:, None] > 0
+        return replace(targets, hidden=torch.where(spare, 0.0, targets.hidden))
+
+    def decrease(self, place: int, rows: Tensor) -> Tensor | None:
+        """(R,) at or above the decrease of rows (R, n) of a step, with the multipliers of `choice`."""
         if self.ended:
             return None
-        targets = self.targets(place, rows=rows)
+        targets = self.sided(self.targets(place, rows=rows), 1.0)
         multipliers = self.choice(self, place, targets)
         return None if multipliers is None else self.bound(targets, multipliers)
 

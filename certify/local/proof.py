@@ -99,7 +99,7 @@ def _radii(program: Program, question: Question, evidence: Evidence) -> Tensor:
 
 def _by_ellipsoid(program: Program, question: Question, centre: Bounds, changes: Changes) -> Tensor:
     """(R,) the radii that the changes of the output prove, for all rows; as `_by_quadratics`."""
-    change = changes.changed(len(program.steps) - 1, question.rows)
+    change = changes.decrease(len(program.steps) - 1, question.rows)
     radii = torch.zeros_like(question.limits)
     if change is not None:
         margins = _margins(program, question, centre)

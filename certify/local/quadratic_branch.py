@@ -41,8 +41,8 @@ FIRST, GROWTH, FALL = 0.1, 1.3, 0.4
 SHARE = 1.003
 # A part counts as closed beyond this share of what its parent lacks.
 ENOUGH = 0.2
-# The proof of a part takes about as long as this many steps; most of that is left over at the end of the search anyway.
-PROOF = 20
+# The proof of a part takes about as long as this many steps; some of that is left over at the end of the search anyway.
+PROOF = 40
 MOST = 1000  # parts
 
 

@@ -41,6 +41,19 @@ def _(function: PiecewiseLinear, lower: Tensor, low: Tensor, high: Tensor, upper
     return first, torch.maximum(first, last)
 
 
+def tangent_at(function: ScalarFunction, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Slopes of tangents at the centre, in [low, high], and on which side of them a function of two pieces lies.
+
+    1 above, -1 below, 0 where that is not certain or the function linear. None for other functions.
+    """
+    if not isinstance(function, PiecewiseLinear) or len(function.pieces) != 2:
+        return None
+    kink, left, right = (torch.as_tensor(one).to(low) for one in (*function.kinks, *function.pieces))
+    slope = torch.where(low >= kink, right, left).expand_as(low)
+    known = (low >= kink) | (high <= kink)
+    return slope, torch.where(known, (right - left).sign(), 0.0)
+
+
 def _slope(function: ScalarFunction, start: Tensor, end: Tensor) -> Tensor:
     width = end - start
     return (function(end) - function(start)) / torch.where(width == 0, torch.ones_like(width), width)

@@ -18,6 +18,7 @@ STEPS, LAST_STEPS = 3, 8
 FIRST = 0.25  # initial share of the largest multipliers that are admissible for each neuron alone
 POWER, LEAST_POWER = 0.7, 0.1
 USUAL = 3.0  # added to both sums, relative to the mean, so that multipliers of unimportant neurons stay
+NAMES = ("image", "hidden", "error", "inner")
 ROWS = 192  # number of rows for which the multipliers of a layer are found
 HALVINGS, SMALLER = 16, 0.4
 SHARP = 4.0  # exponent that weights the worst rows of the output
@@ -35,12 +36,14 @@ class SharedSearch:
     latest: Multipliers = field(default_factory=dict)
 
     def __call__(self, changes: Changes, place: int, targets: Targets) -> Multipliers:
-        """Multipliers for intervals: all rows have the same weight, relative to their possible change."""
-        count = targets.image.shape[1]
-        if count > ROWS:
-            picked = torch.linspace(0, count - 1, ROWS, device=targets.image.device).long()
-            image, hidden, inner = (side[:, picked] for side in (targets.image, targets.hidden, targets.inner))
-            targets = Targets(image, hidden, targets.error[picked], inner)
+        """Multipliers for intervals: all rows have the same weight, relative to their possible change; of every other
+        one the lower bound counts."""
+        count, parts = targets.image.shape[1], []
+        picked = torch.linspace(0, count - 1, min(count, ROWS), device=targets.image.device).long()
+        for side, some in ((1.0, picked[::2]), (-1.0, picked[1::2])):
+            image, hidden, inner = (one[:, some] for one in (targets.image, targets.hidden, targets.inner))
+            parts.append(changes.sided(Targets(image, hidden, targets.error[some], inner), side))
+        targets = Targets(*(torch.cat([getattr(one, name) for one in parts], dim=-1) for name in NAMES))
         return self.chosen(changes, place, targets, None, STEPS)
 
     def chosen(

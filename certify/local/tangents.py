@@ -20,8 +20,8 @@ from robustres.certify.blocks.increments import BoundedLayer, SectorLayer
 from robustres.certify.graph.network import Merge, Node, Source
 from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.program import Program
+from robustres.certify.local.secants import tangent_at
 from robustres.certify.local.steps import Activation
-from robustres.certify.maps.activation import PiecewiseLinear
 from robustres.certify.maps.linear_map import as_rows
 
 # Steps of the fixed point before the first of the multipliers, between two of them, and after the last one.
@@ -54,13 +54,12 @@ def tangents(program: Program, centre: Bounds) -> dict[Node, Tangent]:
     for node, place in program.scalar_nodes.items():
         step = program.steps[place]
         assert isinstance(step, Activation)
-        if not isinstance(step.function, PiecewiseLinear) or len(step.function.pieces) != 2:
-            continue
         low, high = (side[step.source][0].to(torch.float64) for side in (centre.lower, centre.upper))
-        kink, left, right = (torch.as_tensor(one).to(low) for one in (*step.function.kinks, *step.function.pieces))
-        slope = torch.where(low >= kink, right, left).expand(step.shape)
-        known = ((low >= kink) | (high <= kink)) & (slope == slope.float())
-        sign = torch.where(known, (right - left).sign(), 0.0)
+        tangent = tangent_at(step.function, low, high)
+        if tangent is None:
+            continue
+        slope, sign = tangent
+        sign = torch.where(slope == slope.float(), sign, 0.0)
         found[node] = Tangent(node.inputs[0], slope.flatten(), sign.flatten())
     return found
 

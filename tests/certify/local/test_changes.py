@@ -18,7 +18,7 @@ from robustres.certify.local.intermediate import Bounds, bounded, followed
 from robustres.certify.local.local_radii import local_program
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Proof, Question
-from robustres.certify.local.secants import slopes_from
+from robustres.certify.local.secants import slopes_from, tangent_at
 from robustres.certify.local.sets import Region
 from robustres.certify.local.shared import SharedSearch
 from robustres.certify.local.steps import Affine
@@ -43,10 +43,10 @@ def followed_to_the_end(made: Program, region: Region, choice: Callable[..., Mul
 
 
 def reached(made: Program, region: Region, seed: int) -> Tensor:
-    """(R,) the largest changes of the rows that random points see."""
+    """(R,) the largest decreases of the rows that random points see."""
     points = inside(region, 500, torch.Generator().manual_seed(seed))
     values = made.values(torch.cat([region.centre, points]))[-1]
-    return ((values[1:] - values[:1]) @ ROWS.T).abs().amax(0)
+    return ((values[:1] - values[1:]) @ ROWS.T).amax(0)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_ellipsoid_holds_every_sampled_change_for_any_multipliers(name: str,
     ((question, _),) = questions(made, norm, 7)
     most, last = reached(made, question.region, 7), len(made.steps) - 1
     changes = followed_to_the_end(made, question.region, SharedSearch())
-    best = changes.changed(last, ROWS)
+    best = changes.decrease(last, ROWS)
     assert best is not None
     assert bool((most <= best).all())
     generator = torch.Generator().manual_seed(0)
@@ -81,9 +81,9 @@ def test_the_search_is_not_far_above_what_points_reach(name: str) -> None:
         ((question, _),) = questions(made, "l2", seed)
         region = question.region.with_eps(0.05)
         changes = followed_to_the_end(made, region, SharedSearch())
-        bound = changes.changed(len(made.steps) - 1, ROWS)
+        bound = changes.decrease(len(made.steps) - 1, ROWS)
         assert bound is not None
-        assert bool((bound <= 3 * reached(made, region, seed) + 1e-9).all())
+        assert bool((bound <= 4 * reached(made, region, seed) + 1e-9).all())
 
 
 def test_one_neuron_at_its_kink_changes_by_exactly_what_the_ellipsoid_allows() -> None:
@@ -95,7 +95,7 @@ def test_one_neuron_at_its_kink_changes_by_exactly_what_the_ellipsoid_allows() -
     region = Region.ball(torch.full((1, 4), 0.5, dtype=torch.float64), eps, "l2")
     best = torch.tensor([2 / float(weight.square().sum())], dtype=torch.float64)
     changes = followed_to_the_end(made, region, lambda now, *_: dict.fromkeys(now.free, best))
-    bound = changes.changed(len(made.steps) - 1, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    bound = changes.decrease(len(made.steps) - 1, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     exact = eps * float(weight.norm())
     assert bound is not None
     assert exact <= float(bound) <= exact * (1 + 1e-4)
@@ -113,7 +113,7 @@ def test_the_change_of_a_product_is_bounded_closely() -> None:
     made, eps = local_program(Times(), (2,)), 0.2
     region = Region.ball(torch.tensor([[0.5, 0.4]], dtype=torch.float64), eps, "l2")
     changes = followed_to_the_end(made, region, SharedSearch())
-    bound = changes.changed(len(made.steps) - 1, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    bound = changes.decrease(len(made.steps) - 1, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     angle = torch.linspace(0, 2 * math.pi, 10_001, dtype=torch.float64)
     points = region.centre + eps * torch.stack([angle.cos(), angle.sin()], dim=1)
     most = float((points.prod(dim=1) - region.centre.prod()).abs().max())
@@ -133,7 +133,7 @@ def test_wrong_slopes_would_prove_what_is_false(monkeypatch: pytest.MonkeyPatch)
         for seed in range(6):
             made, _ = drawn("absolute value", seed)
             ((question, _),) = questions(made, "l2", seed)
-            bound = followed_to_the_end(made, question.region, SharedSearch()).changed(len(made.steps) - 1, ROWS)
+            bound = followed_to_the_end(made, question.region, SharedSearch()).decrease(len(made.steps) - 1, ROWS)
             assert bound is not None
             worst = max(worst, float((reached(made, question.region, seed) / bound).max()))
         return worst
@@ -141,6 +141,34 @@ def test_wrong_slopes_would_prove_what_is_false(monkeypatch: pytest.MonkeyPatch)
     assert excess() <= 1
     monkeypatch.setattr(changes_module, "slopes_from", narrow)
     assert excess() > 1
+
+
+@pytest.mark.parametrize(("bias", "last"), [(-0.01, -1.0), (-0.01, 1.0), (0.01, -1.0), (0.01, 1.0)])
+def test_one_neuron_near_its_kink_and_the_sides_of_its_tangent(
+    bias: float, last: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decrease of relu(w x) and of -relu(w x), where convexity rules one of the slopes out or not."""
+    weight, eps = torch.tensor([[3.0, -1.0, -1.0, -1.0]], dtype=torch.float64), 0.1
+    net = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2, bias=False)).double()
+    net[0].weight.data, net[0].bias.data = weight, torch.tensor([bias], dtype=torch.float64)
+    net[2].weight.data = torch.tensor([[last], [0.0]], dtype=torch.float64)
+    made, far = local_program(net, (4,)), eps * float(weight.norm())
+    region = Region.ball(torch.full((1, 4), 0.5, dtype=torch.float64), eps, "l2")
+    exact = max(bias, 0.0) if last > 0 else far + min(bias, 0.0)
+
+    def proved() -> float:
+        bound = followed_to_the_end(made, region, SharedSearch()).decrease(3, ROWS[:1, :2])
+        assert bound is not None
+        return float(bound)
+
+    linear = 0.0 if bias < 0 else far  # of the tangent; the rest is what the activation adds
+    assert exact <= proved()
+    if last > 0:
+        assert proved() <= 1.2 * linear + 1e-9
+    honest = tangent_at
+    monkeypatch.setattr(changes_module, "tangent_at", lambda *given: (lambda one: (one[0], -one[1]))(honest(*given)))
+    if last < 0 and bias < 0:
+        assert proved() < exact
 
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS)[::4])
@@ -268,7 +296,7 @@ class Side(nn.Module):
 def test_what_is_read_beside_the_first_activation_still_changes(whole: bool) -> None:
     made = local_program(Side(whole), SHAPE)
     region = Region.ball(torch.full((1, *SHAPE), 0.5, dtype=torch.float64), 0.4, "l2")
-    bound = followed_to_the_end(made, region, SharedSearch()).changed(len(made.steps) - 1, ROWS)
+    bound = followed_to_the_end(made, region, SharedSearch()).decrease(len(made.steps) - 1, ROWS)
     assert bound is not None
     assert bool((reached(made, region, 3) <= bound).all())
 
