@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from robustres.certify.graph.capture import BATCH, Captured, device_of
 from robustres.certify.graph.network import Elementwise, Linear, Node, Opaque
-from robustres.certify.maps.lengths import Length, Normalisation
+from robustres.certify.maps.lengths import Length, Normalisation, Radial
 from robustres.certify.maps.nonlinear import Extremum, MaxPool, Running, Sort
 
 ROUNDINGS = 8  # that an added constant may have seen; batch normalisation has six
@@ -68,5 +68,5 @@ def _keeps_zero(node: Node) -> bool:
     if isinstance(node.piece, Elementwise):
         return not bool(node.piece.function(torch.zeros(node.shape, dtype=torch.float64)).any())
     if isinstance(node.piece, Opaque):
-        return isinstance(node.piece, Sort | Extremum | Running | MaxPool | Length | Normalisation)
+        return isinstance(node.piece, Sort | Extremum | Running | MaxPool | Length | Normalisation | Radial)
     return not _shift(node)

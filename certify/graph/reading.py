@@ -12,6 +12,7 @@ from robustres.certify.graph import (  # noqa: F401
     rules_near_an_image,
     rules_normalisation,
     rules_pooling,
+    rules_radial,
     rules_shape,
     rules_written,
 )

@@ -196,7 +196,9 @@ def interpolated_order_statistic(call: Call) -> Node:
     source, q = call.node("self"), call.constant("q")
     (axis,) = call.axes(source, call["dim"])
     length = source.shape[axis]
-    place = float(q) * (length - 1)  # refused if there are several
+    if isinstance(q, Tensor) and q.numel() != 1:
+        raise NotCoveredError("with several q at once; stack the quantiles of each")
+    place = float(q) * (length - 1)
     share = {"lower": 0.0, "higher": 1.0, "midpoint": 0.5, "nearest": round(place % 1), "linear": place % 1}
     weights = torch.zeros(1, length, dtype=torch.float64, device=call.device)
     below, step = math.floor(place), share[call["interpolation"]] if place % 1 else 0.0

@@ -45,8 +45,8 @@ class NotScalarError(Exception):
 def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Activation:
     """One function, or one for each set of constants that occurs among the coordinates."""
     which, places = _functions(origin, base, values)
-    read = [Written(_read(origin, base, values, captured, place)) for place in places]
-    return read[0] if which is None else PerCoordinate(tuple(read), which)
+    found = [Written(read(origin, base, values, captured, place)) for place in places]
+    return found[0] if which is None else PerCoordinate(tuple(found), which)
 
 
 def _functions(
@@ -59,7 +59,7 @@ def _functions(
             value = values.get(parent)
             if isinstance(value, Tensor) and not bool((value == value.flatten()[:1]).all()):
                 constants[parent] = value.to(torch.float64)
-            elif parent is not base and not _is_constant(value):
+            elif parent is not base and not is_constant(value):
                 stack.append(parent)
     if not constants:
         return None, (None,)
@@ -89,42 +89,48 @@ def _base(origin: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node:
         if name_of(last) not in SCALAR:
             raise NotScalarError
         frontier.remove(last)
-        frontier |= {parent for parent in last.all_input_nodes if not _is_constant(values.get(parent))}
+        frontier |= {parent for parent in last.all_input_nodes if not is_constant(values.get(parent))}
         if not frontier:
             raise NotScalarError
     return frontier.pop()
 
 
-def _is_constant(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
+    """Whether a value of the graph does not depend on the input."""
     return isinstance(value, Tensor | int | float)
 
 
-def _read(
-    origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured, place: int | None
+def read(
+    origin: fx.Node,
+    base: fx.Node,
+    values: Mapping[fx.Node, Any],
+    captured: Captured,
+    place: int | None = None,
+    start: Expression = Variable(),  # noqa: B008
 ) -> Expression:
     """The operations between a value and a result computed from it, as an expression.
 
-    place: the coordinate whose constants are used, if they differ.
+    place: the coordinate whose constants are used, if they differ. start: the value itself.
     """
     shape = base.meta["val"].shape
-    known: dict[fx.Node, Any] = {base: Variable()}
+    known: dict[fx.Node, Any] = {base: start}
 
-    def read(node: fx.Node) -> Any:
+    def part_of(node: fx.Node) -> Any:
         if node not in known:
-            known[node] = values[node] if _is_constant(values.get(node)) else operation(node)
+            known[node] = values[node] if is_constant(values.get(node)) else operation(node)
         return known[node]
 
     def operand(value: Any) -> Any:
         if isinstance(value, Tensor) and value.numel() > 1 and place is not None:
             value = value.expand(shape)[0].flatten()[place]
-        return Constant(_number(value)) if _is_constant(value) else value
+        return Constant(_number(value)) if is_constant(value) else value
 
     def operation(node: fx.Node) -> Expression:
         value, name = node.meta["val"], name_of(node)
         exact = isinstance(value, Tensor) and (value.dtype == torch.float64 or name in CONDITIONS)
         if not exact or value.shape != shape:  # integers round, and booleans add differently
             raise NotScalarError
-        call = call_of(node, {parent: read(parent) for parent in node.all_input_nodes}, captured)
+        call = call_of(node, {parent: part_of(parent) for parent in node.all_input_nodes}, captured)
         if name in READERS:
             return READERS[name](**{key: operand(given) for key, given in call.arguments.items()})
         if name not in SCALAR:
@@ -137,7 +143,7 @@ def _read(
             raise NotScalarError
         return Applied(function, inner)
 
-    return read(origin)  # type: ignore[no-any-return]
+    return part_of(origin)  # type: ignore[no-any-return]
 
 
 def _compared(larger: Expression, smaller: Expression, strict: bool) -> Expression:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from robustres.certify.maps.activation import WIDENING, Parameter
 from robustres.certify.maps.linear_map import Shape
 from robustres.certify.maps.nonlinear import Computed, Opaque, rounding_of_sums
+from robustres.certify.maps.scalar_expression import Expression, Times, Variable
+from robustres.certify.maps.written import Written
 from robustres.certify.proof.bound import Bound
 from robustres.certify.proof.rounding import Rounding
 from robustres.numerics import rounded_up
@@ -115,3 +118,59 @@ class Normalisation(Opaque):
         steep = 1 / math.sqrt(self.eps) + math.sqrt(self.group) / self.eps
         reach = math.sqrt(torch.finfo(dtype).max) / 4
         return Rounding(8 * own.relative, 2 * own.lost * (1 + self.scale * (1 + steep)), reach)
+
+
+@dataclass(frozen=True, eq=False)
+class Radial(Computed):
+    """z s(|z|) for every group z of `length` values along unbatched axes, |z| its l2 norm.
+
+    Let f(r) = r s(r). Along z the Jacobian is f'(r), across it s(r) = f(r) / r, which is a mean of f' over [0, r]. So
+    its norm is at most the largest |f'|. In linf it is at most sqrt(n) times as large.
+
+    factor: s, of the absolute value of its variable.
+    """
+
+    axes: tuple[int, ...]
+    length: int
+    factor: Expression
+    kind = "normalisation"
+    sorts = None
+
+    @cached_property
+    def profile(self) -> Written:
+        """f. Raises ValueError if it jumps."""
+        return Written(Times(Variable(), self.factor))
+
+    @cached_property
+    def bound(self) -> Bound:
+        """The largest |f'|."""
+        return Bound(0.0, self.profile.constant, "largest slope along and across")
+
+    @property
+    def linf(self) -> float:
+        """sqrt(n) times the bound."""
+        return rounded_up(math.sqrt(self.length) * self.bound.upper, 2)
+
+    def _radius(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.linalg.vector_norm(x, dim=[axis + 1 for axis in self.axes], keepdim=True)
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        radius = self._radius(x)
+        return x * self.factor.at(radius, radius)
+
+    def values_on(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """No value is larger than |f| of the length."""
+        farthest = self._radius(torch.maximum(lower.abs(), upper.abs())) * (1 + WIDENING * self.length)
+        low, high = self.profile.values_on(torch.zeros_like(farthest), farthest)
+        most = torch.maximum(low.abs(), high.abs()).expand_as(lower)
+        return -most, most
+
+    def rounding(self, dtype: torch.dtype) -> Rounding | None:
+        """That of f, and twice its slope times that of |z|, whose squares may be lost or too large."""
+        sums, own = rounding_of_sums(self.length, dtype), self.profile.rounding(dtype)
+        if sums is None or own is None:
+            return None
+        lost = own.lost + sums.lost + 2 * self.bound.upper * math.sqrt(sums.lost)
+        reach = min(own.reach, math.sqrt(torch.finfo(dtype).max) / 4)
+        return Rounding(own.relative + 4 * sums.relative, lost, reach)

@@ -194,6 +194,9 @@ class Applied(Expression):
         positive = isinstance(self.function, Clamp) and self.function.low > 0
         if positive or isinstance(self.function, RootOfSquare):  # y g'(y) / g(y) is 0 or 1, or y^2 / (y^2 + shift)
             elasticity = Interval(zero, zero + 1) * a.elasticity
+        if isinstance(self.function, Clamp):  # the identity between its limits
+            inside = (a.value.low >= self.function.low) & (a.value.high <= self.function.high)
+            elasticity = a.elasticity.where(inside, elasticity)
         if isinstance(self.function, Power):
             elasticity = Interval.of(self.function.exponent, x.low) * a.elasticity
         if isinstance(self.function, Abs):
@@ -306,7 +309,7 @@ def _range(function: Activation, inner: Interval, slopes: Interval) -> Interval:
 
 def _jet(x: Interval, value: Interval, slope: Interval, moment: Interval, ratio: Interval, elasticity: Interval) -> Jet:
     """Each field intersected with the consequences of the others."""
-    moment = moment.meet(x * slope)
+    moment = moment.meet(x * slope).meet(value * elasticity)
     return Jet(
         value,
         slope.meet(moment.over(x)),

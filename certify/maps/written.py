@@ -63,11 +63,11 @@ class Written(Activation):
 
     def _steepest(self, sign: float) -> float:
         """Upper bound on sign f'."""
-        powers = [2.0**k for k in range(-6, 13)]
+        powers = [2.0**k for k in range(-60, 13)]
         edges = sorted({-math.inf, *(-power for power in powers), 0.0, *powers, math.inf})
         edges = sorted({*edges, *(end for place in self.expression.breaks() for end in around(place))})
         cells = Interval(torch.tensor(edges[:-1], dtype=torch.float64), torch.tensor(edges[1:], dtype=torch.float64))
-        attained = settled = -math.inf
+        attained, settled, size = -math.inf, -math.inf, 0.0  # size: of slopes of either sign
         for _ in range(CELLS):
             middle = torch.where(
                 torch.isfinite(cells.low) & torch.isfinite(cells.high),
@@ -81,7 +81,8 @@ class Written(Activation):
             attained = max(
                 attained, float(point[point.isfinite()].max()) if bool(point.isfinite().any()) else -math.inf
             )
-            allowed = attained + TOLERANCE * (1 + abs(attained)) if math.isfinite(attained) else -math.inf
+            size = max(size, float(torch.maximum(low, -high)[len(middle) :].nan_to_num(0, 0, 0).max()))
+            allowed = attained + TOLERANCE * (1 + max(size, abs(attained))) if math.isfinite(attained) else -math.inf
             small = (middle == cells.low) | (middle == cells.high) | (middle.abs() > FARTHEST)
             done = (upper <= allowed) | small
             settled = max(settled, float(upper[done].max()) if bool(done.any()) else -math.inf)

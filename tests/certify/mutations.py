@@ -81,6 +81,7 @@ NEAREST = {
     ),
     "bounds/unit_domain": ("test_unit_domain",),
     "graph/added": ("test_unit_domain",),
+    "graph/rules_radial": ("test_written_out",),
     "maps/interval": ("test_unit_domain", "local/test_charges", "local/test_local_radii"),
     "proof/rounding": ("test_activation_kinds",),
     "bounds/whole_network": ("test_whole_network",),
@@ -216,6 +217,8 @@ MUTATIONS: list[Mutation] = [
         ("rounded_up(math.sqrt(self.length), 1) if self.order == 1 else 1.0", "1.0"),
         ("self(torch.maximum(lower, -upper).clamp_min(0))", "self(upper)"),
         ("lost=math.sqrt(own.lost)", "lost=own.lost"),
+        ("rounded_up(math.sqrt(self.length) * self.bound.upper, 2)", "self.bound.upper"),
+        ("most = torch.maximum(low.abs(), high.abs()).expand_as(lower)", "most = low.abs().expand_as(lower)"),
     ),
     *_of(
         "maps/linear_map.py",
@@ -461,6 +464,11 @@ MUTATIONS: list[Mutation] = [
         ("    scaled = rows * root\n", "    scaled = rows\n"),
         ("return 1 / root, root * UP", "return 0.9 / root, root * UP"),
         ("        square = prove(repair=repair)\n", "        square = prove(repair=repair, frequencies=some)\n"),
+    ),
+    *_of(
+        "graph/rules_radial.py",
+        ("if _measured(node, values, captured) is value:", "if _measured(node, values, captured) is not None:"),
+        ("Times(Constant(1 / math.sqrt(count)), start)", "start"),
     ),
     *_of("graph/added.py", ("return answer.clone(), answer", "return 0 * answer, answer")),
     *_of(

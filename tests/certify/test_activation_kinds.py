@@ -15,7 +15,7 @@ from robustres.certify.graph.network import Elementwise, Merge
 from robustres.certify.maps import curves, lengths, nonlinear, per_coordinate, piecewise_linear, smooth
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.curves import Exp
-from robustres.certify.maps.lengths import Length, Normalisation
+from robustres.certify.maps.lengths import Length, Normalisation, Radial
 from robustres.certify.maps.nonlinear import (
     Extremum,
     LogSoftmax,
@@ -30,6 +30,7 @@ from robustres.certify.maps.nonlinear import (
 )
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, Hardsigmoid, LeakyRelu, Relu, Softshrink
+from robustres.certify.maps.scalar_expression import Applied, Inverse, Variable
 from robustres.certify.maps.sector import GroupSort
 from robustres.certify.maps.smooth import (
     Asinh,
@@ -77,6 +78,9 @@ ACTIVATIONS: list[Activation] = [
     PerCoordinate((Relu(), Tanh(), LeakyRelu(-0.3)), torch.tensor([1, 0, 2])),
     *(Softplus(2.0, 20.0), Elu(1.0), Elu(0.7), Elu(1.8), Elu(1.67, 1.05), Elu(0.5, 1.0, 2.0), Elu(-0.3), Elu(0.0)),
 ]
+AT_MOST_ONE = Inverse(
+    Applied(Clamp(0.5, math.inf), Applied(Abs(), Variable()))
+)  # over the length, if that is above 1/2
 OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
     (Sort(0), (4, 2)),
     (Sort(1, descending=True, count=2), (3, 4)),
@@ -94,6 +98,7 @@ OPAQUE: list[tuple[Opaque, tuple[int, ...]]] = [
     (Length((0, 1), 6, 1.0, keepdim=True), (3, 2)),
     (Length((1,), 2, math.inf), (3, 2)),
     (Normalisation(1e-2, 1.0, 3, centred=True), (3,)),
+    *((Radial((0,), 3, AT_MOST_ONE), (3, 2)), (Radial((0, 1), 6, AT_MOST_ONE), (3, 2))),
     (Stated(Bound(0.0, 2.0, "word"), (2,)), (3,)),
     (StatedSort(GroupSort(2)), (4,)),
 ]
@@ -231,6 +236,10 @@ EXACT: dict[str, tuple[Opaque, Callable[[list[Any]], list[Any]], Callable[[Tenso
     ),
     "l1": (
         Length((0,), 3, 1.0), lambda x: [sum(abs(value) for value in x)], lambda x: x.norm(1, dim=1, keepdim=True)
+    ),
+    "normalize": (
+        Radial((0,), 3, AT_MOST_ONE), lambda x: [v / max(mpmath.sqrt(sum(w**2 for w in x)), 0.5) for v in x],
+        lambda x: torch.nn.functional.normalize(x, eps=0.5),
     ),
     "layer_norm": (
         Normalisation(1e-2, 1.0, 3, centred=True),

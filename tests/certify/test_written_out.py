@@ -172,3 +172,53 @@ def test_rounding_that_later_operations_enlarge_is_charged() -> None:
     assert own is not None
     assert float(error.max()) > 1e-9
     assert bool((error <= own.relative * (written.constant + 1) * x.flatten(1) + own.lost).all())
+
+
+RADIAL: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "F.normalize": (lambda x: F.normalize(x, eps=1e-2), 100.0),
+    "length and eps": (lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-2), 100.0),
+    "clamped length": (lambda x: x / x.norm(dim=1, keepdim=True).clamp_min(1e-2), 100.0),
+    "variance": (lambda x: centred(x) / torch.sqrt(x.var(1, keepdim=True, unbiased=False) + 1e-4), 100.0),
+    "squares": (lambda x: centred(x) * torch.rsqrt(centred(x).pow(2).mean(1, keepdim=True) + 1e-4), 100.0),
+    "deviation": (lambda x: centred(x) / (x.std(1, keepdim=True) + 1e-2), 100.0),
+    "RMS": (lambda x: x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-4), 100.0),
+    "tanh of the length": (lambda x: x * torch.tanh(3 * x.norm(dim=1, keepdim=True)), 1.19968),
+    "sum of squares": (lambda x: x / (x.square().sum(1, keepdim=True) + 1e-4).sqrt(), 100.0),
+}
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", RADIAL)
+def test_a_value_over_a_function_of_its_own_length_has_the_steepest_slope_along_or_across(name: str) -> None:
+    function, constant = RADIAL[name]
+    report = lipschitz(Apply(function), (5,), lower_steps=0)
+    assert report.l2_upper == pytest.approx(constant, rel=1e-5)
+    attained = 0.0
+    directions = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for x in F.normalize(directions) * torch.logspace(-5, 1, 60, dtype=torch.float64)[:, None]:
+        jacobian = torch.autograd.functional.jacobian(lambda z: function(z[None])[0], x)
+        attained = max(attained, float(torch.linalg.matrix_norm(jacobian, 2)))
+        assert float(jacobian.abs().sum(1).max()) <= report.linf_upper
+    assert 0.97 * constant <= attained <= report.l2_upper
+
+
+def test_a_length_of_another_value_or_without_a_floor_has_no_bound() -> None:
+    for function in (
+        lambda x: x / (2 * x).norm(dim=1, keepdim=True),
+        lambda x: x / (x[:, :1].norm(dim=1, keepdim=True) + 1),
+        lambda x: x / (x + 1).norm(dim=1, keepdim=True).clamp_min(1.0),
+        lambda x: x * x.norm(dim=1, keepdim=True),
+    ):
+        assert lipschitz(Apply(function), (3,), refuse="record", lower_steps=0).refused
+
+
+@pytest.mark.parametrize("name", ["exp2", "log2", "log10"])
+def test_exponentials_and_logarithms_of_other_bases_are_read_by_their_definitions(name: str) -> None:
+    function = getattr(torch, name)
+    report = lipschitz(Apply(lambda x: function(x.clamp(1, 2))), (3,), lower_steps=0)
+    slopes = {"exp2": 4 * math.log(2), "log2": 1 / math.log(2), "log10": 1 / math.log(10)}
+    assert report.upper == pytest.approx(slopes[name], rel=1e-5)
+    assert report.upper >= slopes[name]

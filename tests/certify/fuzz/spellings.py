@@ -242,13 +242,17 @@ def normalised_otherwise(d: Draft) -> None:
     shape = d.shape(v)
     last = list(shape[-d.number(1, len(shape)) :])
     gamma, channels = d.constant(last), d.constant((shape[0],))
-    eps = d.one_of(1e-5, 1.0, 1e-12, 1e3)
+    eps, axis = d.one_of(1e-5, 1.0, 1e-12, 1e3), d.axis(v)
+    centred = d.one_of(v, f"({v} - {v}.mean({axis}, keepdim=True))")
     groups = d.one_of(*(k for k in (1, 2, 3, shape[0]) if shape[0] % k == 0))
     pixels = math.prod(shape[1:])
     variance = f"({channels}.abs() + 1e-3)"
     d.write(
         d.one_of(
             f"F.layer_norm({v}, {last}, {gamma}, {gamma}, {eps})",
+            f"F.normalize({centred}, dim={axis}, eps={eps})",
+            f"(lambda z: z / (z.square().mean({axis}, keepdim=True) + {eps}).sqrt())({centred})",
+            f"(lambda z: z * torch.rsqrt(z.var({axis}, correction=0, keepdim=True) + {eps}))({centred})",
             f"aten.native_layer_norm({v}, {last}, {gamma}, None, {eps})[0]",
             f"F.group_norm({v}, {groups}, {channels}, {channels}, {eps})",
             f"aten.native_group_norm({v}, {channels}, None, len(x), {shape[0]}, {pixels}, {groups}, {eps})[0]",
