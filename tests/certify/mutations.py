@@ -342,7 +342,6 @@ MUTATIONS: list[Mutation] = [
             "own[0, torch.arange(len(free)), free] = 0.9 * t",
         ),
         ("self.factor *= (1 + self.repair.loss) * UP", "self.factor *= 1"),
-        ("product[:, stop:, start:stop] = ", "product[:, stop:, start:stop] = 0.9 * "),
         ("image[start : start + step] = map_", "image[start : start + step] = 0.9 * map_"),
         ("(self.slack[node] + error * error / self.repair.loss) * UP", "self.slack[node]"),
     ),
@@ -469,6 +468,10 @@ MUTATIONS: list[Mutation] = [
         "graph/rules_radial.py",
         ("if _measured(node, values, captured) is value:", "if _measured(node, values, captured) is not None:"),
         ("Times(Constant(1 / math.sqrt(count)), start)", "start"),
+    ),
+    *_of(
+        "proof/largest_singular_value.py",
+        ("product[:, stop:, start:stop] = ", "product[:, stop:, start:stop] = 0.9 * "),
     ),
     *_of("graph/added.py", ("return answer.clone(), answer", "return 0 * answer, answer")),
     *_of(
