@@ -1,5 +1,6 @@
 """Radii: closed forms, both norms, rounding, and inputs on which certificates often fail."""
 
+import copy
 import math
 from typing import Any
 
@@ -323,3 +324,40 @@ def test_squares_that_underflow_are_charged() -> None:
     assert Short()(x)[0, 0] == 0  # in exact arithmetic 1e-2, above the other number
     radius = certify(Short(), x).radius
     assert radius[0] == 0 < radius[1]
+
+
+def charged(model: nn.Module, x: Tensor) -> Tensor:
+    """(N,) the bound on the rounding of the logits in float32."""
+    analysis = lipschitz(model, tuple(x.shape[1:]), lower_steps=0, joint=False).analysis
+    assert analysis is not None
+    _, sizes = analysis.measured(x.double(), batch_size=len(x))
+    return Deviation(analysis, sizes, torch.zeros(len(x), dtype=torch.float64), torch.float32).at_output()
+
+
+def test_the_rounding_of_a_large_added_constant_is_charged() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        model[1].bias.fill_(1e6)  # type: ignore[operator, union-attr]
+    x = torch.rand(8, 1, 2, 2)
+    bound = charged(model, x)
+    with torch.no_grad():
+        observed = (model(x).double() - copy.deepcopy(model).double()(x.double())).norm(dim=1)
+    assert float(observed.max()) > 1e-3
+    assert bool((observed <= bound).all())
+
+
+def test_the_rounding_of_both_branches_of_a_sum_is_charged() -> None:
+    class Branches(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [torch.relu(layer(x.flatten(1))) for layer in self.layers]
+            return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    x = torch.rand(8, 1, 2, 2)
+    alone = charged(Branches(first), x) + charged(Branches(second), x)
+    assert bool((charged(Branches(first, second), x) >= alone * (1 - 1e-9)).all())
