@@ -9,15 +9,16 @@ from torch import Tensor
 
 from robustres.certify.local import proof, quadratic_branch
 from robustres.certify.local.certificate import Certificate, margins_question
-from robustres.certify.local.evidence import Branch, Evidence
+from robustres.certify.local.evidence import Branch, Evidence, Split
 from robustres.certify.local.intermediate import bounded
 from robustres.certify.local.local_radii import local_program
 from robustres.certify.local.parts import Way
-from robustres.certify.local.pinned import Pinned, pinnable, pinned
+from robustres.certify.local.pinned import Pinned, narrowed, pinnable, pinned
 from robustres.certify.local.program import Program
 from robustres.certify.local.proof import Proof, Question, margin_and_change
 from robustres.certify.local.quadratic import proved_change
 from robustres.certify.local.quadratic_branch import branched_quadratically
+from robustres.certify.local.steps import Activation
 from robustres.certify.local.stored import certificate_bytes, read_certificate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp, LeakyRelu, Relu
 from robustres.certify.maps.smooth import Sigmoid
@@ -219,6 +220,19 @@ def test_a_pinned_function_agrees_on_its_side_and_is_linear(function: Relu | Lea
     assert torch.allclose((twin(z) + twin(-z))[:, held], torch.zeros(9, 3, dtype=torch.float64), atol=1e-15)
     flat, steep = twin.slopes_on(-torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
     assert torch.equal(flat[held], steep[held])
+
+
+def test_only_splits_at_the_kink_are_pinned_and_intervals_end_at_the_split() -> None:
+    made, question, _ = drawn_question("relu", "linf", 0)
+    (place, *_), bounds = made.activations, bounded(made, question.region)
+    step = made.steps[place]
+    assert isinstance(step, Activation)
+    low, high = (float(side[step.source].flatten()[0]) for side in (bounds.lower, bounds.upper))
+    split = Split(place, 0, low / 2 + high / 2)
+    for above, ends in ((False, (low, split.point)), (True, (split.point, high))):
+        part = narrowed(made, bounds, [(split, above)])
+        assert tuple(float(side[step.source].flatten()[0]) for side in (part.lower, part.upper)) == ends
+        assert pinned(made, [(split, above)]).steps[place] is step
 
 
 def test_only_two_lines_through_the_origin_are_pinned() -> None:
