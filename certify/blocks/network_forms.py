@@ -131,20 +131,26 @@ def _trials(form: Form, effort: float) -> int:
 
 def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
     """The first form, or None, for which the effort allows `steps` steps of the search and one proof, and the reason
-    why the tightest form is not used."""
+    why the tightest form is not used. On tori, narrower regions whose repairs can be compared come before wider ones
+    whose repairs cannot."""
     plain = plain_form(output.ordered())
     said = plain.obstacle or _unaffordable(plain, effort, steps)
     if not said:
         return plain, ""
+    untried: Form | None = None  # the first form for which the repairs of each region cannot be compared
     for widest in COUPLED:
         try:
             form = torus_form(on_tori(output, widest=widest))
         except NotLaidError as reason:
-            return None, f"{said}; not laid on tori: {reason}"
+            if untried is None:
+                return None, f"{said}; not laid on tori: {reason}"
+            break
         on_torus = form.obstacle or _unaffordable(form, effort, steps)
-        if not on_torus:
+        if not on_torus and _trials(form, effort - steps * form.step) >= FEWEST_TRIALS:
             return form, said
-    return None, f"{said}; on tori, {on_torus}"
+        if not on_torus and untried is None:
+            untried = form
+    return (untried, said) if untried is not None else (None, f"{said}; on tori, {on_torus}")
 
 
 def _unaffordable(form: Form, effort: float, steps: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustres.certify.blocks import region_repair, torus_bound
+from robustres.certify.blocks import network_forms, region_repair, torus_bound
 from robustres.certify.blocks.fixed_point import search
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.network_forms import SURE, proof_within, torus_form
@@ -108,3 +108,24 @@ def test_the_effort_decides_how_the_repairs_are_chosen(
     else:
         assert repairs == [*others, SURE]
         assert trials == [0, 0, 16]
+
+
+def test_narrower_regions_whose_repairs_can_be_compared_come_before_wider_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    output = simplified(Stages(nn.ReLU(), False).double().eval(), 2, 8, 8)
+    wide, narrow = (torus_form(on_tori(output, widest=widest)) for widest in (1000, 4))
+    assert len(narrow.order) > len(wide.order)
+    narrow_cost, wide_cost = 1.0, 4.0
+    costs = {len(narrow.order): narrow_cost, len(wide.order): wide_cost}
+    monkeypatch.setattr(network_forms, "torus_cost", lambda torus: costs[len(torus.order)])
+    monkeypatch.setattr(network_forms, "COUPLED", (1000, 4))
+    monkeypatch.setattr(network_forms, "WIDEST", 1)
+
+    def chosen(effort: float) -> int:
+        form, _ = network_forms.form_within(output, effort + 10 * wide.step, steps=10)
+        assert form is not None
+        return len(form.order)
+
+    assert chosen(1.1 * wide_cost) == len(narrow.order)
+    assert chosen(2.0 * wide_cost) == len(wide.order)
+    assert chosen(1.1 * narrow_cost) == len(narrow.order)
