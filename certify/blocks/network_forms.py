@@ -38,6 +38,7 @@ NEAR = 1 + 5e-3
 # On tori, each region has its own repair, chosen by trials at a few frequencies: their number, how many cost as much as
 # a proof, and the effort, in proofs, from which the other repairs are tried first.
 TRIALS, FEWEST_TRIALS, PER_PROOF, AMPLE = 16, 3, 12, 3.0
+ENOUGH_TRIALS = 8  # for regions wider than others that the effort allows
 COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multiplier per neuron or per channel
 
 
@@ -131,13 +132,13 @@ def _trials(form: Form, effort: float) -> int:
 
 def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
     """The first form, or None, for which the effort allows `steps` steps of the search and one proof, and the reason
-    why the tightest form is not used. On tori, narrower regions whose repairs can be compared come before wider ones
-    whose repairs cannot."""
+    why the tightest form is not used. On tori, narrower regions for which enough repairs can be compared come before
+    wider ones for which they cannot."""
     plain = plain_form(output.ordered())
     said = plain.obstacle or _unaffordable(plain, effort, steps)
     if not said:
         return plain, ""
-    untried: Form | None = None  # the first form for which the repairs of each region cannot be compared
+    untried: Form | None = None  # the first form for which too few repairs of each region can be compared
     for widest in COUPLED:
         try:
             form = torus_form(on_tori(output, widest=widest))
@@ -146,7 +147,7 @@ def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None
                 return None, f"{said}; not laid on tori: {reason}"
             break
         on_torus = form.obstacle or _unaffordable(form, effort, steps)
-        if not on_torus and _trials(form, effort - steps * form.step) >= FEWEST_TRIALS:
+        if not on_torus and _trials(form, effort - steps * form.step) >= ENOUGH_TRIALS:
             return form, said
         if not on_torus and untried is None:
             untried = form
