@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustres.certify.local.steps import Activation, Affine, Concatenation, Input, Step, Total
+from robustres.certify.proof.rounding import least
 from robustres.errors import PrecisionError
 from robustres.numerics import UNIT_ROUNDOFF, gamma
 
@@ -25,7 +26,7 @@ def introduced(
     lower, upper: of every step before, as computed. values: of the step's exact answers to these. PrecisionError if
     nothing is known of how it is computed in the type `runs`.
     """
-    lost = 4 * torch.finfo(runs).tiny
+    lost = least(runs)
 
     def size(place: int) -> Tensor:
         return torch.maximum(lower[place].abs(), upper[place].abs())

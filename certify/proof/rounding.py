@@ -26,7 +26,7 @@ class Rounding:
 
 
 def least(dtype: torch.dtype) -> float:
-    """Above the largest loss of one product, or of one number, near the smallest numbers."""
+    """Above the largest loss of one product, or of one number, near the smallest numbers, flushing to zero included."""
     return 4 * torch.finfo(dtype).tiny
 
 

@@ -28,6 +28,7 @@ from robustres.certify.graph.network import (
 )
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
+from robustres.certify.proof.rounding import least
 from robustres.errors import PrecisionError
 from robustres.numerics import UNIT_ROUNDOFF, gamma
 
@@ -127,11 +128,11 @@ class Deviation:
         if isinstance(piece, Linear):
             steep = absolute_norm(piece.map)
             size = steep * (sizes[0] + errors[0]) + piece.shift
-            lost = self._underflow * piece.map.forward_roundings * (math.sqrt(math.prod(node.shape)) + size)
+            lost = least(self.dtype) * piece.map.forward_roundings * (math.sqrt(math.prod(node.shape)) + size)
             return steep * errors[0] + self._kappa(node) * size + lost, size
         if isinstance(piece, Product):
             size = piece.largest[0] * sizes[1] + self.sizes[node.origin] + _product_error(piece, errors)
-            rounding = 2 * u * size + self._underflow * math.sqrt(math.prod(node.shape))
+            rounding = 2 * u * size + least(self.dtype) * math.sqrt(math.prod(node.shape))
             return _product_error(piece, errors) + rounding, size
         if isinstance(piece, Merge):
             size = sizes.sum(0) + errors.sum(0) if piece.kind == "sum" else sizes.norm(dim=0)
@@ -153,14 +154,9 @@ class Deviation:
                 f"{self.dtype}; certify in torch.float64"
             )
         after = constant * (size + error) + self.sizes[node.origin]
-        lost = own.lost + self._underflow + (kind.jump if isinstance(kind, Activation) else 0.0)
+        lost = own.lost + least(self.dtype) + (kind.jump if isinstance(kind, Activation) else 0.0)
         introduced = own.relative * after + lost * math.sqrt(math.prod(node.shape))
         return torch.where(size + error > own.reach, math.inf, constant * error + introduced), after
-
-    @property
-    def _underflow(self) -> float:
-        """Largest loss of a product near the smallest numbers, including flushing of subnormal numbers to zero."""
-        return 4 * torch.finfo(self.dtype).tiny
 
     def _kappa(self, node: Node) -> float:
         factor = ALGORITHM_FACTOR if self.dtype == torch.float64 else 1
