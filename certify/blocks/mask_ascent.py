@@ -14,17 +14,17 @@ from robustres.certify.norms.power_iteration import uniform_on_sphere
 from robustres.certify.proof.bound import Estimate
 from robustres.numerics import gamma
 
+OPERATIONS = 1e10  # floating-point operations of all steps together, about
 
-def affordable_steps(block: ResidualBlock, *, operations: float = 1e10) -> int:
-    """Number of steps for a given number of floating-point operations, between 10 and 480."""
+
+def affordable_steps(block: ResidualBlock) -> int:
+    """Number of steps of an ascent of this block, between 10 and 480."""
     maps = (block.shortcut, *block.layers)
     each = sum(2 * map_.roundings * max(map_.in_size, map_.out_size) for map_ in maps)
-    return max(10, min(480, int(operations / max(each, 1))))
+    return max(10, min(480, int(OPERATIONS / max(each, 1))))
 
 
-def mask_ascent(
-    block: ResidualBlock, *, steps: int = 30, restarts: int = 3, generator: torch.Generator | None = None
-) -> Estimate:
+def mask_ascent(block: ResidualBlock, *, steps: int = 30, restarts: int = 3) -> Estimate:
     """Lower estimate of the norm of S + V D W over diagonal D with freely chosen slopes in [a, b].
 
     No bound that uses only the weights and the slopes can be smaller, since some biases attain this norm; the network
@@ -32,7 +32,7 @@ def mask_ascent(
     and sets every slope to the end of [a, b] that increases |output|. For sorted groups D permutes each group; the step
     sorts it in the order of the gradient (rearrangement inequality).
     """
-    source = torch.Generator().manual_seed(0) if generator is None else generator
+    source = torch.Generator().manual_seed(0)
     best = 0.0
     with torch.no_grad():
         for restart in range(restarts):

@@ -70,12 +70,10 @@ class Embedding:
     points: tuple[int, int]
     exact: tuple[bool, bool]
 
-    def tori(self, *, enlargements: int = 1, phases: Sequence[Fraction] = (Fraction(0), HALF)) -> list[Torus]:
-        """The smallest torus and those up to `enlargements` points larger, each with every combination of phases."""
+    def tori(self) -> list[Torus]:
+        """The smallest torus and those one point larger, without a twist and with a half one, along each axis."""
         axes = [
-            [(n, Fraction(0))]
-            if exact
-            else [(n + extra, phase) for extra in range(enlargements + 1) for phase in phases]
+            [(n, Fraction(0))] if exact else [(n + extra, phase) for extra in (0, 1) for phase in (Fraction(0), HALF)]
             for n, exact in zip(self.points, self.exact, strict=True)
         ]
         return [Torus((n, m), (p, q)) for n, p in axes[0] for m, q in axes[1]]

@@ -188,10 +188,10 @@ class Call:
             raise NotCoveredError("that lays the batch beside another axis")
         return self.rearranged(source, lambda numbers: numbers.expand(self.out_shape))
 
-    def rearranged(self, source: Node, move: Callable[[Tensor], Tensor], *, shift: float = 0.0) -> Node:
+    def rearranged(self, source: Node, move: Callable[[Tensor], Tensor]) -> Node:
         """The coordinates of `source`, moved as `move` does with their numbers (*source.shape); -1 is a zero."""
         numbers = move(torch.arange(math.prod(source.shape), device=self.device).reshape(source.shape))
-        return self.linear(source, rearranged(numbers, source.shape), shift=shift)
+        return self.linear(source, rearranged(numbers, source.shape))
 
     def axes(self, source: Node, given: int | Sequence[int] | None) -> tuple[int, ...]:
         """The unbatched axes of `source` given as axes of the batch; refused if these include the batch itself."""

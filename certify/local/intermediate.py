@@ -78,7 +78,6 @@ def bounded(
     program: Program,
     region: Region,
     *,
-    within: Bounds | None = None,
     rows: bool = True,
     helped: Mapping[int, Helped] | None = None,
     changes: Changes | None = None,
@@ -86,10 +85,9 @@ def bounded(
 ) -> Bounds:
     """Bounds of every step on the region, in the program's precision; in float64 all roundings are charged.
 
-    within: other bounds that hold on the region; the tighter ones are kept. rows: whether to use backward rows at all.
-    helped, changes: for a region of one sample. changes: as `followed` returns them; they narrow intervals before rows
-    do, which are then used only where a few of them gain enough. Raises UnboundedError if a step
-    has no finite bounds, OutOfTimeError if no seconds are `left` while rows remain.
+    rows: whether to use backward rows at all. helped, changes: for a region of one sample. changes: as `followed`
+    returns them; they narrow intervals before rows do, which are then used only where a few of them gain enough. Raises
+    UnboundedError if a step has no finite bounds, OutOfTimeError if no seconds are `left` while rows remain.
     """
     bounds = Bounds()
     region = region.to(program.dtype)
@@ -100,8 +98,6 @@ def bounded(
             noise = introduced(step, bounds.lower, bounds.upper, (lower, upper), program.runs)
             if noise is not None:
                 bounds.noise[place], lower, upper = noise, lower - noise, upper + noise
-        if within is not None:
-            lower, upper = torch.maximum(lower, within.lower[place]), torch.minimum(upper, within.upper[place])
         bounds.lower.append(lower)
         bounds.upper.append(upper)
         if changes is not None:

@@ -10,8 +10,10 @@ RISE, STEEP = 3.5, 6.0
 # How close to where a margin is expected to be lost the next attempt is made; how far one step may go.
 AIM, FARTHEST = 0.99, math.log(2.5)
 NEGLIGIBLE = 1e-9
-# So many attempts are made until one proves something, whatever they take.
-FIRST = 3
+# So many attempts are made until one proves something, whatever they take; so many in all. A radius within a factor of
+# 1 + TOLERANCE of the largest possible one is not improved.
+FIRST, ATTEMPTS = 3, 16
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,6 @@ def largest_radius(
     *,
     start: float,
     limit: float = math.inf,
-    tolerance: float = 0.02,
-    attempts: int = 16,
     deadline: float = math.inf,
 ) -> list[Outcome]:
     """The attempts on the way to the largest radius.
@@ -45,7 +45,7 @@ def largest_radius(
     best = Outcome(0.0, math.inf, 0.0)
     tried: list[Outcome] = []
     eps = min(start, limit)
-    for _ in range(attempts):
+    for _ in range(ATTEMPTS):
         begun = thread_time()
         found = attempt(eps)
         took = thread_time() - begun
@@ -54,9 +54,9 @@ def largest_radius(
         above = min([limit, *(one.eps for one in tried if not one.share < 1)])
         crossing = _crossing(tried)
         late = thread_time() + took > deadline and (best.radius > 0 or len(tried) >= FIRST)
-        if late or best.radius * (1 + tolerance) >= min(above, crossing):
+        if late or best.radius * (1 + TOLERANCE) >= min(above, crossing):
             break
-        eps = min(max(AIM * crossing, best.radius * (1 + tolerance / 2)), above / (1 + tolerance / 2))
+        eps = min(max(AIM * crossing, best.radius * (1 + TOLERANCE / 2)), above / (1 + TOLERANCE / 2))
         if any(one.eps == above and not math.isfinite(one.share) for one in tried):  # how far beyond is not known
             eps = min(eps, math.sqrt(above * max(best.radius, above * math.exp(-2 * FARTHEST))))
     return tried

@@ -135,12 +135,12 @@ def proved_below(hermitian: Tensor, value: float, error: float) -> Tensor:
     return proved_definite(shifted, error=error + 4 * 2.0**-53 * value)
 
 
-def rayleigh_quotients(grams: Tensor, *, steps: int = 8) -> Tensor:
+def rayleigh_quotients(grams: Tensor) -> Tensor:
     """(F,): cheap lower estimates of the largest eigenvalues, by power iteration from the largest column."""
     quotient = grams.new_zeros(len(grams), dtype=torch.float64)
     column = grams.diagonal(dim1=-2, dim2=-1).real.argmax(-1)
     vector = grams.gather(-1, column[:, None, None].expand(-1, grams.shape[-2], 1))
-    for _ in range(steps):
+    for _ in range(8):
         vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp_min(1e-300)
         image = grams @ vector
         quotient = (vector.conj() * image).sum((-2, -1)).real

@@ -1,9 +1,12 @@
 """Random small maps for property-based tests."""
 
+from fractions import Fraction
+
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from robustres.certify.fourier.torus import Embedding, Torus
 from robustres.certify.maps.convolution import Convolution
 from robustres.errors import InputError
 
@@ -25,3 +28,13 @@ def convolutions(draw: st.DrawFn, *, circular: bool = False, most_groups: int = 
         assume(False)
     assume(not wraps or all(max(pads) <= side for pads, side in zip(padding, image, strict=True)))
     return map_
+
+
+def every_torus(embedding: Embedding) -> list[Torus]:
+    """The smallest torus, those up to two points larger, and on each side no twist, a half one and a third."""
+    phases = (Fraction(0), Fraction(1, 2), Fraction(1, 3))
+    axes = [
+        [(points, Fraction(0))] if exact else [(points + more, phase) for more in range(3) for phase in phases]
+        for points, exact in zip(embedding.points, embedding.exact, strict=True)
+    ]
+    return [Torus((rows, columns), (one, other)) for rows, one in axes[0] for columns, other in axes[1]]

@@ -11,16 +11,14 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial, polynomial
-from robustres.certify.fourier.torus import HALF, Torus, coarse_frequencies, embed
+from robustres.certify.fourier.torus import Torus, coarse_frequencies, embed
 from robustres.certify.maps.convolution import Convolution, Transposed
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Composition, Identity, LinearMap, Scaled, Sum
 from robustres.certify.norms.frequency_norm import gram_bound, narrow_polynomial
 from robustres.certify.proof import largest_singular_value
 from robustres.certify.proof.largest_singular_value import largest_eigenvalue
-from tests.certify.strategies import convolutions
-
-PHASES = (Fraction(0), HALF, Fraction(1, 3))
+from tests.certify.strategies import convolutions, every_torus
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -57,7 +55,7 @@ def test_the_largest_value_at_the_frequencies_is_the_norm_on_the_torus(map_: Con
     factor = narrow_polynomial(map_, embedding)
     gram = HermitianPolynomial.gram(factor)
     exact = float(torch.linalg.svdvals(map_.dense())[0])
-    for torus in embedding.tori(phases=PHASES)[::4]:
+    for torus in every_torus(embedding)[::4]:
         truth = float(torch.linalg.svdvals(on_torus(map_, torus, embedding.multiplicity))[0])
         frequencies = coarse_frequencies(torus)
         for found in (whole, factor):
@@ -88,7 +86,7 @@ def test_every_kind_is_bounded_on_every_torus_from_above(name: str) -> None:
     assert embedding is not None
     exact = float(torch.linalg.svdvals(map_.dense())[0])
     factor = narrow_polynomial(map_, embedding)
-    for torus in embedding.tori(phases=PHASES)[::2]:
+    for torus in every_torus(embedding)[::2]:
         assert exact <= gram_bound(HermitianPolynomial.gram(factor), torus) <= 1.5 * exact
 
 
@@ -97,7 +95,7 @@ def test_values_are_differentiable_in_the_weights() -> None:
     map_ = Convolution(weight, (2, 5, 5), padding=1)
     embedding = embed(map_)
     assert embedding is not None
-    torus = Torus(embedding.points, (PHASES[2], PHASES[2]))  # every frequency, including both of each conjugate pair
+    torus = Torus(embedding.points, (Fraction(1, 3), Fraction(1, 3)))  # every frequency, conjugate ones too
     values = polynomial(map_, embedding.multiplicity)[0].at(torus, coarse_frequencies(torus))
     (gradient,) = torch.autograd.grad(values.abs().square().sum(), weight)
     torch.testing.assert_close(gradient, 2 * len(values) * weight.detach(), rtol=1e-9, atol=1e-9)

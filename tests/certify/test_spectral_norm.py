@@ -1,14 +1,13 @@
 """Bounds on norms against dense singular values, and known failures of certificates."""
 
 import math
-from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings
 
 from robustres.certify.fourier.matrix_polynomial import HermitianPolynomial
-from robustres.certify.fourier.torus import HALF, embed
+from robustres.certify.fourier.torus import embed
 from robustres.certify.maps.convolution import Convolution, Transposed, average_pool, separable
 from robustres.certify.maps.coordinate_maps import Diagonal
 from robustres.certify.maps.linear_map import Composition, Dense, Identity, LinearMap, Scaled, Sum
@@ -17,9 +16,7 @@ from robustres.certify.norms.spectral_norm import product_bound, spectral_norm
 from robustres.certify.norms.structural_norm import is_small
 from robustres.certify.proof.bound import Bound, Guarantee
 from robustres.errors import InputError
-from tests.certify.strategies import convolutions
-
-PHASES = (Fraction(0), HALF, Fraction(1, 3))
+from tests.certify.strategies import convolutions, every_torus
 
 
 def truth(map_: LinearMap) -> float:
@@ -97,7 +94,7 @@ def test_known_hard_cases_are_bounded_by_every_method(name: str) -> None:
     embedding = embed(map_)
     if embedding is not None:
         gram = HermitianPolynomial.gram(narrow_polynomial(map_, embedding))
-        for torus in embedding.tori(enlargements=2, phases=PHASES):
+        for torus in every_torus(embedding):
             assert exact <= gram_bound(gram, torus) * (1 + 1e-14)
 
 
