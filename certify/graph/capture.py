@@ -351,11 +351,13 @@ def _rebatches(captured: Captured, example: Tensor, answer: Tensor, moved: set[f
 
 
 def _watching(moved: set[fx.Node], count: int) -> Callable[[fx.Node, Any], None]:
-    """An observer of a batch of `count` samples that adds the nodes whose values have another first axis to `moved`."""
+    """An observer of a batch of `count` samples that adds the nodes whose values have another first axis to `moved`.
+
+    Of several results at once each one that is read is a node of its own.
+    """
 
     def observe(node: fx.Node, value: Any) -> None:
-        parts = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
-        if any(not part.ndim or len(part) != count for part in parts):
+        if isinstance(value, Tensor) and (not value.ndim or len(value) != count):
             moved.add(node)
 
     return observe

@@ -347,3 +347,16 @@ def test_everything_after_an_operation_that_moves_the_batch_is_checked_too() -> 
     listed = " ".join(map(str, report.refused))
     assert "attention is such a product" in listed
     assert {refusal.path for refusal in report.refused} == {"attention"}
+
+
+def test_results_that_nobody_reads_do_not_count_as_a_moved_batch() -> None:
+    """Batch normalisation and pooling after an in-place change give empty tensors or places beside their result."""
+    parts = (
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    assert not capture(nn.Sequential(*parts).eval(), (2, 6, 6)).moves_batch
