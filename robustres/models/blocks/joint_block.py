@@ -66,7 +66,7 @@ class JointBlock(nn.Module):
         layers = tuple(Convolution(layer.weight, shape, padding=padding) for layer in (self.inner, self.outer))
         embedding = embed(layers[0])  # both have kernels of one size
         assert embedding is not None
-        (torus, *_), every = embedding.tori(enlargements=0), (1, 1)
+        (torus, *_), every = embedding.tori(), (1, 1)
         frequencies = coarse_frequencies(torus).to(self.log_t.device)
         inner, outer = (polynomial(layer, every)[0].at(torus, frequencies) for layer in layers)
         for _ in range(100):
