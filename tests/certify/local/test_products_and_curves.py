@@ -1,5 +1,6 @@
 """Products, squares, roots, quotients, softmax and normalisation: planes and lines on dense grids, and radii."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -16,8 +17,9 @@ from robustres.certify.local.planes import Planes, planes
 from robustres.certify.local.relaxations import Lines, UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.certify.local.steps import Known
-from robustres.certify.maps.activation import Curve
+from robustres.certify.maps.activation import Curve, PiecewiseLinear
 from robustres.certify.maps.curves import Exp, Log, Power, Reciprocal, Square
+from robustres.certify.maps.piecewise_linear import Abs, Clamp, LeakyRelu, Relu, Softshrink
 from tests.certify.local.drawn import OPERATIONS, drawn, inside, onto
 
 F = nn.functional
@@ -68,6 +70,26 @@ def holds(found: Lines, function: Curve, lower: Tensor, upper: Tensor) -> bool:
     below = found.lower_slope * z + found.lower_offset <= value + room
     above = found.upper_slope * z + found.upper_offset >= value - room
     return bool((below & above & (found.low <= value) & (value <= found.high)).all())
+
+
+PIECES: tuple[PiecewiseLinear, ...] = (
+    Relu(), Abs(), LeakyRelu(0.3), LeakyRelu(1.0), LeakyRelu(2.0), LeakyRelu(-0.5), Softshrink(0.4), Clamp(-0.3, 0.8),
+    Clamp(0.0, math.inf), Clamp(-math.inf, 0.0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", PIECES, ids=str)
+def test_lines_and_free_slopes_of_pieces_hold_between_all_bounds(function: PiecewiseLinear) -> None:
+    """Kinks that are convex, concave (a slope above 1 on the left) or neither; every slope that is said to be free."""
+    lower, upper = intervals(300, positive=False)
+    found = relaxations.relaxed(function, lower, upper)
+    z = lower + (upper - lower) * torch.linspace(0, 1, 41, dtype=torch.float64)[:, None]
+    z = torch.cat((z, z.new_zeros(1, z.shape[1]).clamp(lower, upper)))
+    value, room = function(z), 1e-15 * (1 + z.abs())
+    for slope in (found.lower_slope, found.flattest, found.steepest):
+        assert bool((slope * z + found.lower_offset <= value + room).all())
+    assert bool((value <= found.upper_slope * z + found.upper_offset + room).all())
+    assert bool((found.low <= value).all() and (value <= found.high).all())
 
 
 @pytest.mark.parametrize("function", CURVES, ids=repr)
