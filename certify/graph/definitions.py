@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from robustres.certify.graph.registry import is_known
+from robustres.certify.graph.single_function import AGREEMENT, close
 
 DEEPEST = 8  # definitions within definitions
 LONGEST = 64  # steps of a recurrence or factors of a product that are written out
@@ -63,24 +64,25 @@ def _definition(node: fx.Node) -> fx.GraphModule | None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: known[argument])
         return function(*args, **kwargs)
 
-    examples = [torch.zeros(tuple(of.meta["val"].shape), dtype=of.meta["val"].dtype) for of in inputs]
+    examples = [_example(of.meta["val"], place) for place, of in enumerate(inputs)]
     try:
-        graph = make_fx(applied, decomposition_table=table, tracing_mode="fake")(*examples)
+        # Without in-place changes: one of a part of a value would otherwise be lost with the name of that part.
+        graph = make_fx(torch.func.functionalize(applied), decomposition_table=table, tracing_mode="fake")(*examples)
     except Exception:  # any error of torch in the definition leaves the operation as it is
         return None
     steps = [step for step in graph.graph.nodes if step.op == "call_function"]
-    for step in steps:
-        step.target = _not_in_place(step.target)
     same = any(step.target is op for step in steps)
-    return None if same or not all(map(_is_usable, steps)) or not _same_form(node, graph) else graph
+    if same or not all(map(_is_usable, steps)) or not _same_form(node, graph):
+        return None
+    return graph if _same_values(op, node, inputs, examples, graph) else None
 
 
-def _not_in_place(op: Any) -> Any:
-    """The operation without its in-place change; what follows in a traced graph uses its output anyway."""
-    if not isinstance(op, torch._ops.OpOverload) or not op._schema.is_mutable:
-        return op
-    plain = getattr(torch.ops.aten, op.overloadpacket.__name__.removesuffix("_"), None)
-    return getattr(plain, op._overloadname, op)
+def _example(like: Tensor, seed: int) -> Tensor:
+    """Random numbers in the form of a value; zeros for integers, which may be indices."""
+    generator = torch.Generator().manual_seed(seed)
+    random = like.is_floating_point()
+    shape = tuple(like.shape)
+    return torch.randn(shape, generator=generator, dtype=like.dtype) if random else torch.zeros(shape, dtype=like.dtype)
 
 
 def _is_usable(step: fx.Node) -> bool:
@@ -92,10 +94,27 @@ def _is_usable(step: fx.Node) -> bool:
 
 
 def _same_form(node: fx.Node, graph: fx.GraphModule) -> bool:
-    """Whether the definition gives the captured shapes."""
+    """Whether the definition gives values of the captured shapes and types."""
     found = [step.meta["val"] for step in tree_leaves(_answer(graph)) if isinstance(step, fx.Node)]
     wanted = [value for value in tree_leaves(node.meta["val"]) if isinstance(value, Tensor)]
-    return [value.shape for value in found] == [value.shape for value in wanted]
+    return [(value.shape, value.dtype) for value in found] == [(value.shape, value.dtype) for value in wanted]
+
+
+def _same_values(
+    op: Any, node: fx.Node, inputs: Sequence[fx.Node], examples: Sequence[Tensor], graph: fx.GraphModule
+) -> bool:
+    """Whether the definition and the operation itself give the same values for the examples."""
+    known = dict(zip(inputs, examples, strict=True))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: known[argument])
+    try:
+        with torch.no_grad():
+            wanted, found = tree_leaves(op(*args, **kwargs)), tree_leaves(graph(*examples))
+    except Exception:  # any error of torch for these values, for example outside the domain of the operation
+        return False
+    return all(
+        close(left, right, AGREEMENT) if isinstance(left, Tensor) else left == right
+        for left, right in zip(wanted, found, strict=True)
+    )
 
 
 def _answer(graph: fx.GraphModule) -> Any:
@@ -186,7 +205,8 @@ def _power(x: Tensor, exponent: Any) -> Any:
 
 
 def _products(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    """Cumulative products."""
+    """Cumulative products, in the type `dtype` if one is given."""
+    x = x if dtype is None else x.to(dtype)
     parts = [x.select(dim, 0)]
     for place in range(1, min(x.shape[dim], LONGEST)):
         parts.append(parts[-1] * x.select(dim, place))
@@ -194,7 +214,7 @@ def _products(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
 
 
 def _product(x: Tensor, dim: int, keepdim: bool = False, dtype: Any = None) -> Tensor:
-    part = _products(x, dim).select(dim, x.shape[dim] - 1)
+    part = _products(x, dim, dtype).select(dim, x.shape[dim] - 1)
     return part.unsqueeze(dim) if keepdim else part
 
 
