@@ -12,7 +12,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice, frozen
 PLAIN_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 # Types compared by identity, since they are never copied.
 SHARED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, torch._ops.OpOverload)
-# Ignored attributes: the mode of a module, and what a traced module stores beside its code.
+# Ignored attributes of modules: the mode of a module, and what a traced module stores beside its code.
 IGNORED = frozenset({"training", "_graph", "_tracer_cls", "_tracer_extras", "_graphmodule_cls_name"})
 
 
@@ -42,20 +42,31 @@ def _parts(one: Any, other: Any) -> list[tuple[Any, Any]] | None:
     traced = isinstance(one, fx.GraphModule) and isinstance(other, fx.GraphModule)  # each has its own class
     if isinstance(one, SHARED) or (type(one) is not type(other) and not traced):
         return None
-    if isinstance(one, PLAIN + PLAIN_TORCH):
+    if type(one) in PLAIN or isinstance(one, PLAIN_TORCH):
         return [] if one == other or (isinstance(one, float) and math.isnan(one) and math.isnan(other)) else None
-    if isinstance(one, list | tuple):
+    if type(one) in (list, tuple):
         return list(zip(one, other, strict=True)) if len(one) == len(other) else None
-    if isinstance(one, dict):
+    if type(one) is dict:
         return [(one[key], other[key]) for key in one] if list(one) == list(other) else None
     if isinstance(one, types.MethodType):
         return [(one.__func__, other.__func__), (one.__self__, other.__self__)]
     if isinstance(one, fx.GraphModule) and one.code != other.code:
         return None
-    if isinstance(one, nn.Module) or hasattr(one, "__dict__"):
-        kept, others = ({k: v for k, v in vars(x).items() if k not in IGNORED} for x in (one, other))
-        return [(kept, others)]
-    return None
+    if isinstance(one, nn.Module):
+        return [tuple({k: v for k, v in vars(x).items() if k not in IGNORED} for x in (one, other))]
+    states = copied_state(one), copied_state(other)
+    return None if None in states else [states]
+
+
+def copied_state(value: Any) -> list[Any] | None:
+    """The whole state of an object as for a copy of it, also what is in no dictionary; None if it cannot be given."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # any error of an object that cannot be copied
+        return None
+    if isinstance(reduced, str):  # the name of an object that is never copied
+        return None
+    return [*reduced[:3], *(None if part is None else list(part) for part in reduced[3:5])]
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:

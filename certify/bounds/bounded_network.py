@@ -11,10 +11,12 @@ from torch import Tensor, fx, nn
 from robustres.certify.bounds.alike import alike
 from robustres.certify.bounds.bound_cache import network_key
 from robustres.certify.bounds.pieces import Bounder
+from robustres.certify.bounds.surroundings import Surroundings
 from robustres.certify.bounds.whole_network import WholeNetwork
 from robustres.certify.graph.capture import BATCH, Captured, capture, float64_copy
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.single_function import AGREEMENT, close
+from robustres.certify.graph.tracing import outermost_stated
 from robustres.certify.maps.linear_map import as_rows
 from robustres.errors import InputError, RobustresError
 from robustres.guard import random_state_kept
@@ -29,6 +31,7 @@ ANOTHER = (
 class Analysis:
     """captured: the graph in float64. network: its output as a network of pieces, as captured. output: the same
     simplified. bounder: bounds of the simplified network's pieces in l2. whole: the elimination of its layers.
+    surroundings: what the module's code could read elsewhere when it was captured.
     """
 
     captured: Captured
@@ -36,22 +39,23 @@ class Analysis:
     output: Node
     bounder: Bounder
     whole: WholeNetwork
+    surroundings: Surroundings
     _compared: list[weakref.ref[nn.Module]] = field(init=False, default_factory=list)
     _measured: list[tuple[Tensor, Tensor, dict[fx.Node, Tensor]]] = field(init=False, default_factory=list)
 
     def require_same_model(self, model: nn.Module, x: Tensor) -> None:
         """Raise InputError if the model is not the analysed one: other weights, another graph, or other outputs.
 
-        The contents of the model are compared first. If some of them differ or cannot be compared, the model is
-        captured again and must have the same graph. Then its outputs are compared, since it may use values from
-        elsewhere: the first time for some of the images x (N, ...) and for random inputs of several sizes and their
+        The contents of the model are compared first, and what its code can read elsewhere. If some of it differs or
+        cannot be compared, the model is captured again and must have the same graph. Then its outputs are compared,
+        for what that may have missed: the first time for some of the images x (N, ...) and for random inputs of several sizes and their
         negatives, with and without gradients enabled, later for images only.
         """
         module = self.captured.module
-        if not alike(module, model):
+        if not (alike(module, model) and self.surroundings.same_for(model)):
             module = float64_copy(model)
             self._require_same_weights(module)
-            if not alike(module, self.captured.module):
+            if not (alike(module, self.captured.module) and self.surroundings.same_for(module)):
                 self._require_same_graph(model)
         known = bool(self._compared) and self._compared[0]() is model
         generator = torch.Generator().manual_seed(len(x))
@@ -86,6 +90,10 @@ class Analysis:
             raise InputError(ANOTHER) from error
         if network_key(captured, (), {}) != network_key(self.captured, (), {}):
             raise InputError(ANOTHER)
+        for path, part in outermost_stated(captured.module).items():  # of which the graph contains nothing else
+            known = self.captured.module.get_submodule(path)
+            if not alike(known, part) or not Surroundings(known).same_for(part):
+                raise InputError(ANOTHER)
 
     def measured(self, x: Tensor, *, batch_size: int) -> tuple[Tensor, dict[fx.Node, Tensor]]:
         """The float64 logits of x (N, ...), and the l2 norm (N,) of every node's value for every sample, on the CPU.

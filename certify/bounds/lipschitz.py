@@ -26,6 +26,7 @@ from robustres.certify.bounds.estimates import (
 from robustres.certify.bounds.head import Head, before_log_softmax
 from robustres.certify.bounds.pieces import Bounder, unique_names
 from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied, with_lower
+from robustres.certify.bounds.surroundings import Surroundings
 from robustres.certify.bounds.unit_domain import on_unit_domain
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
 from robustres.certify.graph.capture import Captured, device_of, refusing_what_fails
@@ -154,7 +155,7 @@ def _bounded(
     eliminated = WholeNetwork(output, effort=settings["whole"])
     _complete(known, captured, eliminated, pieces[settings["norm"]], settings, generator, product["l2"][0])
     pairs = eliminated if logits is output else WholeNetwork(logits, effort=settings["whole"])
-    analysis = Analysis(captured, network, output, bounders["l2"], pairs)
+    analysis = Analysis(captured, network, output, bounders["l2"], pairs, Surroundings(captured.module))
     report = _report(known, analysis, settings, pieces[settings["norm"]], product, head, perf_counter() - start)
     if store is not None and key is not None and not remembered:
         store.save(key, known.to_text())
