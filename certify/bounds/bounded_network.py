@@ -48,8 +48,8 @@ class Analysis:
 
         The contents of the model are compared first, and what its code can read elsewhere. If some of it differs or
         cannot be compared, the model is captured again and must have the same graph. Then its outputs are compared,
-        for what that may have missed: the first time for some of the images x (N, ...) and for random inputs of several sizes and their
-        negatives, with and without gradients enabled, later for images only.
+        for what that may have missed: the first time for some of the images x (N, ...) and for random inputs of
+        several sizes and their negatives, with and without gradients enabled, later for images only.
         """
         module = self.captured.module
         if not (alike(module, model) and self.surroundings.same_for(model)):

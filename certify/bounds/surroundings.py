@@ -144,7 +144,9 @@ def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """The names of globals that the code reads, and all names in it."""
     read = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inner = [_names_of(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    return frozenset(read.union(*(one for one, _ in inner))), frozenset(code.co_names).union(*(all_ for _, all_ in inner))
+    return frozenset(read.union(*(one for one, _ in inner))), frozenset(code.co_names).union(
+        *(all_ for _, all_ in inner)
+    )
 
 
 def _contents(tensor: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
 from typing import Any
@@ -33,8 +33,12 @@ from robustres.certify.maps.scalar_expression import (
 )
 from robustres.certify.maps.smooth import RootOfSquare
 from robustres.certify.maps.written import Written
+from robustres.certify.proof.rounding import least
 
 LARGEST_POWER = 8
+MOST_MOVED = 16  # units of rounding of a place by which a computed decision may be taken elsewhere
+MOST_CANCELLED = 2**20  # how much smaller a factor may be than the sum of its terms
+LARGEST_TERM, LEAST_PLACE = 10**100, Fraction(1, 10**200)  # of what is compared
 MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
 
 
@@ -155,11 +159,13 @@ def _compared(larger: Expression, smaller: Expression, strict: bool) -> Expressi
     ends = [Fraction(level.number)]
     if isinstance(test, Applied) and isinstance(test.function, Abs):
         test, ends = test.inner, [ends[0], -ends[0]]
-    factor, shift = _affine(test)
-    if factor == 0 or (len(ends) > 1 and ends[0] < 0):
+    compared = _affine(test)
+    if compared.factor == 0 or (len(ends) > 1 and ends[0] < 0):
         raise NotScalarError
-    places = tuple(sorted((end - shift) / factor for end in ends))
-    found = Chosen(places, len(ends) > 1 or factor > 0, strict, Constant(1.0), Constant(0.0))
+    places = tuple(sorted((end - compared.shift) / compared.factor for end in ends))
+    if not all(map(compared.is_decided_at, places)):
+        raise NotScalarError
+    found = Chosen(places, len(ends) > 1 or compared.factor > 0, strict, Constant(1.0), Constant(0.0))
     return _chosen(found, Constant(0.0), Constant(1.0)) if swapped else found
 
 
@@ -173,22 +179,50 @@ def _chosen(condition: Any, above: Expression, below: Expression) -> Expression:
     raise NotScalarError
 
 
-def _affine(expression: Expression) -> tuple[Fraction, Fraction]:
-    """(a, b) of a x + b, exactly."""
+@dataclass(frozen=True)
+class Affine:
+    """factor x + shift, exactly; the sums of the absolute values of the terms; what underflow adds to its value."""
+
+    factor: Fraction
+    shift: Fraction
+    factors: Fraction
+    shifts: Fraction
+    lost: Fraction
+    operations: int
+
+    def is_decided_at(self, place: Fraction) -> bool:
+        """Whether a sign that is computed in float64 changes within a few units of rounding of the exact place, which
+        is what `Written.gaps` allows for: its terms do not cancel, overflow or underflow.
+        """
+        moved = self.operations * (self.factors * abs(place) + self.shifts)
+        extreme = max(self.factors, self.shifts, abs(place)) > LARGEST_TERM or abs(self.factor) * LARGEST_TERM < 1
+        small = self.lost <= LEAST_PLACE * abs(self.factor)
+        far = self.operations * self.factors <= MOST_CANCELLED * abs(self.factor)
+        return moved <= MOST_MOVED * abs(place * self.factor) and far and small and not extreme
+
+
+def _affine(expression: Expression) -> Affine:
+    zero, lost = Fraction(0), Fraction(least(torch.float64))
     match expression:
         case Variable():
-            return Fraction(1), Fraction(0)
+            return Affine(Fraction(1), zero, Fraction(1), zero, zero, 0)
         case Constant():
-            return Fraction(0), Fraction(expression.number)
+            number = Fraction(expression.number)
+            return Affine(zero, number, zero, abs(number), zero, 0)
         case Inverse(inner=Constant(number=number)) if number:
-            return Fraction(0), 1 / Fraction(number)
+            return Affine(zero, 1 / Fraction(number), zero, 1 / abs(Fraction(number)), lost, 1)
         case Total():
-            (a, b), (c, d) = _affine(expression.left), _affine(expression.right)
-            return a + c, b + d
+            a, b = _affine(expression.left), _affine(expression.right)
+            sums = (a.factor + b.factor, a.shift + b.shift, a.factors + b.factors, a.shifts + b.shifts)
+            return Affine(*sums, a.lost + b.lost, a.operations + b.operations + 1)
         case Times():
-            (a, b), (c, d) = _affine(expression.left), _affine(expression.right)
-            if a == 0 or c == 0:
-                return a * d + b * c, b * d
+            a, b = _affine(expression.left), _affine(expression.right)
+            a, b = (a, b) if b.factors == 0 else (b, a)
+            if b.factors == 0:
+                factors, shifts = a.factors * b.shifts, a.shifts * b.shifts
+                added = a.lost * b.shifts + (a.shifts + a.factors) * b.lost + lost
+                terms = (a.factor * b.shift, a.shift * b.shift, factors, shifts)
+                return Affine(*terms, added, a.operations + b.operations + (abs(b.shift) != 1))
     raise NotScalarError
 
 

@@ -1,7 +1,6 @@
 """Scalar expressions as activations: steepest slopes by bisection of the real line, and a check for jumps."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.interval import Interval
-from robustres.certify.maps.scalar_expression import Expression, around
+from robustres.certify.maps.scalar_expression import Applied, Expression, Inverse, Times, around
 from robustres.certify.proof.rounding import Rounding
 from robustres.numerics import UNIT_ROUNDOFF, rounded_up
 
@@ -20,7 +19,7 @@ PARTS = 32  # of an interval on which slopes are requested
 TOGETHER = 2**20  # coordinates of all parts that are enclosed at once
 FARTHEST = 2.0**20
 EDGES = [2.0**k for k in (*range(-8, 12), *range(12, 41, 2))]  # of the cells on which rounding is bounded
-# Tolerated jump due to rounded constants, relative to the largest values and moments at the point.
+# Tolerated jump due to rounded constants: a relative change of all values of which the function is computed.
 GAP = 8 * UNIT_ROUNDOFF[torch.float64]
 
 
@@ -47,7 +46,7 @@ class Written(Activation):
             x = torch.tensor([float(place)], dtype=torch.float64)
             values = torch.cat([self.expression.at(x, decide) for decide in (before, place, after)])
             down, up = (torch.tensor([end], dtype=torch.float64) for end in around(place))
-            allowed = GAP * sum(value + moment for value, moment in _largest(self.expression, Interval(down, up)))
+            allowed = GAP * _moved(self.expression, Interval(down, up))
             if not float(values.max() - values.min()) <= allowed < math.inf:
                 raise ValueError(f"it jumps between {values.min():.6g} and {values.max():.6g} at {float(place):.6g}")
             total += 2 * allowed
@@ -143,9 +142,23 @@ class Written(Activation):
         return Rounding(rounded_up(relative / self.constant, 4), lost, reach)
 
 
-def _largest(expression: Expression, cell: Interval) -> Iterator[tuple[float, float]]:
-    """The largest absolute value, and the largest moment, of every part on a cell."""
+def _moved(expression: Expression, cell: Interval, weight: float = 1.0) -> float:
+    """How much the value moves, to first order, per relative change of all constants, intermediate values and places.
+
+    weight: the same per change of this part.
+    """
     jet = expression.jet(cell)
-    yield float(jet.value.largest()), float(jet.moment.largest())
-    for part in expression.parts:
-        yield from _largest(part, cell)
+    weights = [weight] * len(expression.parts)
+    if isinstance(expression, Times):
+        left, right = (part.jet(cell).value for part in expression.parts)
+        weights = [weight * float(right.largest()), weight * float(left.largest())]
+    elif isinstance(expression, Inverse):
+        weights = [weight * float(jet.value.largest()) ** 2]
+    elif isinstance(expression, Applied):
+        inner = expression.inner.jet(cell).value
+        slopes = Interval(*expression.function.slopes_on(inner.low, inner.high))
+        weights = [weight * float(slopes.largest())]
+    own = weight * (float(jet.value.largest()) + float(jet.moment.largest())) if weight else 0.0
+    return own + math.fsum(
+        _moved(part, cell, each) for part, each in zip(expression.parts, weights, strict=True) if each
+    )

@@ -124,6 +124,8 @@ def test_functions_that_jump_or_have_no_finite_slope_are_refused(
         lambda x: x + 5 * (1 - torch.sign(x) * torch.sign(x)),
         lambda x: torch.where(x > 0, x, x + 1e-13),
         lambda x: x + 1e-13 * torch.sign(x),
+        lambda x: torch.where(x > 0, x, x - 1e-20),
+        lambda x: torch.sign(x) * (x.abs() + 1e-300),
         lambda x: torch.where(x > 1e8, x, x + 1e-6),
         lambda x: x * (x > 1),
         lambda x: x.masked_fill(x < 1, 0.0),
@@ -135,9 +137,24 @@ def test_a_jump_is_found_however_narrow_or_small(function: Callable[[Tensor], Te
 
 
 @pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.where(x * 1e-320 > 0, 5e3 * x, x),  # decided at 2.5e-4, with a radius beside it
+        lambda x: torch.where((x + 1e16) - 1e16 > 0, 5 * x, x),
+        lambda x: torch.where(1e16 * x + 1 > 1e16 * x - x, 5 * x + 4, x),
+        lambda x: torch.where((1e17 * x + x) - 1e17 * x > 0, x, 5 * x),
+        lambda x: torch.where(x * 1e-300 * 1e300 > 0, 5 * x, x),
+    ],
+)
+def test_a_decision_that_rounding_moves_is_not_taken_for_the_exact_one(function: Callable[[Tensor], Tensor]) -> None:
+    assert lipschitz(Apply(function), (3,), refuse="record", lower_steps=0).upper == math.inf
+
+
+@pytest.mark.parametrize(
     ("function", "constant"),
     [
         (lambda x: x * (x > 0), 1.0),
+        (lambda x: torch.where(x - 0.1 > 0.2, 1e6 * (x - 0.1 - 0.2), 0 * x), 1e6),
         (lambda x: x * (x > 0) + 0.1 * x * (x <= 0), 1.1),
         (lambda x: x.masked_fill(x < 0, 0.0), 1.0),
         (lambda x: torch.where(x.abs() < 1, 0.5 * x * x, x.abs() - 0.5), 1.0),
