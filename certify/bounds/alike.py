@@ -53,7 +53,8 @@ def _parts(one: Any, other: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(one, fx.GraphModule) and one.code != other.code:
         return None
     if isinstance(one, nn.Module):
-        return [tuple({k: v for k, v in vars(x).items() if k not in IGNORED} for x in (one, other))]
+        kept, others = ({k: v for k, v in vars(x).items() if k not in IGNORED} for x in (one, other))
+        return [(kept, others)]
     states = copied_state(one), copied_state(other)
     return None if None in states else [states]
 

@@ -152,7 +152,7 @@ def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
 def _contents(tensor: Tensor) -> str:
     """The values of a tensor, or its identity if they cannot be read."""
     try:
-        held = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        held = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     except Exception:  # any error of torch: sparse, quantised or without values
         return f"tensor {id(tensor)}"
     return f"tensor {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(held).hexdigest()}"
