@@ -25,6 +25,7 @@ from robustres.certify.local.sets import Region
 from robustres.certify.local.steps import Activation
 from robustres.certify.maps.activation import Activation as ScalarFunction
 from robustres.certify.maps.activation import PiecewiseLinear
+from robustres.certify.maps.linear_map import as_rows
 
 BATCH, CANDIDATES = 32, 3
 ROOT_STEPS, STEPS, RATE = 20, 12, 0.1
@@ -239,7 +240,7 @@ def _scores(
     gap = (lines.upper_slope - lines.lower_slope) * point + lines.upper_offset - lines.lower_offset
     able = lines.loose & (point > lower) & (point < upper)
     cost = row.abs() * gap.clamp_min(0) * torch.where(row > 0, 0.5, 1.0)
-    return torch.where(able, cost, 0.0).flatten(1), point.flatten(1)
+    return as_rows(torch.where(able, cost, 0.0)), as_rows(point)
 
 
 def cut(function: ScalarFunction, lower: Tensor, upper: Tensor) -> Tensor:

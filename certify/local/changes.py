@@ -41,6 +41,7 @@ from robustres.certify.local.steps import (
     Total,
     sources_of,
 )
+from robustres.certify.maps.linear_map import as_rows
 from robustres.certify.proof.cholesky_proof import definiteness_slack
 from robustres.numerics import gamma
 
@@ -165,14 +166,14 @@ class Changes:
         first, second = step.sources
         low, high = (side[first][0].flatten() for side in self.centre)
         middle, half = (low / 2 + high / 2).to(self.reach), ((high / 2 - low / 2) * UP).to(self.reach)
-        values, error = self.values[second].flatten(1), self.errors[second].flatten()
+        values, error = as_rows(self.values[second]), self.errors[second].flatten()
         lengths = _lengths(values)
         off = (middle.abs() + half) * error + (half + gamma(4) * middle.abs()) * lengths
         linear = values * middle
         self._sector(place, first, (bounds[0][second][0], bounds[1][second][0]), bounds)
         if self.ended:
             return
-        whole = self.values[place].flatten(1)
+        whole = as_rows(self.values[place])
         whole[: len(linear)] += linear
         off = (self.errors[place].flatten() + off + gamma(2) * _lengths(whole)) * UP + TINY
         self.errors[place] = off.reshape(step.shape)
@@ -201,7 +202,7 @@ class Changes:
             self.ended = True
             return
         self._compress(place, source, ((slope != 0) | (width != 0)).nonzero().flatten())
-        before, error = self.values[source].flatten(1), self.errors[source].flatten()
+        before, error = as_rows(self.values[source]), self.errors[source].flatten()
         free = (width != 0).nonzero().flatten()
         if (self.inputs + len(self.reach) + len(free)) ** 2 > MOST:
             self.ended = True
@@ -235,7 +236,7 @@ class Changes:
         if source == 1 and self.first and values[0].numel() < self.inputs:
             gram = self.program.first_products[active][:, active]
         else:
-            gram = lower_products(values.flatten(1)[:, active].to(torch.float64))
+            gram = lower_products(as_rows(values)[:, active].to(torch.float64))
         size = math.sqrt(float(gram.trace()) * (1 + gamma(4 * (self.inputs + len(active))))) * UP
         off = _norm(self.errors[source].flatten()[active])
         charge = gamma(4 * (self.inputs + 16)) * size * size + (2 * size + off) * off
@@ -255,7 +256,7 @@ class Changes:
             at, coordinates, inner = self.latest
             if at == place and len(inner) == len(self.image) and bool(torch.isin(free, coordinates).all()):
                 return inner[:, torch.searchsorted(coordinates, free)]
-        return self.image @ self.values[place].flatten(1)[: self.inputs, free]
+        return self.image @ as_rows(self.values[place])[: self.inputs, free]
 
     def _rows(self, columns: Tensor, side: Tensor) -> None:
         image, old, new = columns[: self.inputs].T.contiguous(), len(self.reach), columns.shape[1]
@@ -268,7 +269,7 @@ class Changes:
 
     def targets(self, place: int, *, rows: Tensor | None = None, coordinates: Tensor | None = None) -> Targets:
         """Rows (R, n) of the values of a step, or single coordinates (R,) of it in ascending order."""
-        values, error = self.values[place].flatten(1), self.errors[place].flatten()
+        values, error = as_rows(self.values[place]), self.errors[place].flatten()
         if coordinates is not None:
             picked, off = values[:, coordinates], error[coordinates]
         else:

@@ -25,6 +25,7 @@ from robustres.certify.local.steps import (
     Total,
 )
 from robustres.certify.maps.interval import Interval, affine_interval
+from robustres.certify.maps.linear_map import as_rows
 
 # Bytes of one chunk of rows at the widest step; a few chunks are in memory at a time.
 CHUNK = 4 * 2**20
@@ -207,7 +208,7 @@ def _tighten(
     """
     lower, upper = bounds.lower[place], bounds.upper[place]
     for sign in (1.0, -1.0):
-        mask = loose_for(readers, lower, upper).flatten(1).clone()
+        mask = as_rows(loose_for(readers, lower, upper)).clone()
         found = []
         if helped is not None:
             mine = helped.signs == sign
@@ -217,7 +218,7 @@ def _tighten(
             found.append((pairs, extremes(place, pairs, sign, program, region, bounds, slopes, left=left)))
         wanted = mask.nonzero()
         found.append((wanted, extremes(place, wanted, sign, program, region, bounds, left=left)))
-        side = (lower if sign > 0 else upper).flatten(1).clone()
+        side = as_rows(lower if sign > 0 else upper).clone()
         for at, values in found:
             here = side[at[:, 0], at[:, 1]]
             side[at[:, 0], at[:, 1]] = torch.maximum(here, values) if sign > 0 else torch.minimum(here, -values)

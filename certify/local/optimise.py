@@ -10,6 +10,7 @@ from robustres.certify.local.backward import Form, Rows, pulled_back
 from robustres.certify.local.program import Program
 from robustres.certify.local.relaxations import Lines, Relaxation
 from robustres.certify.local.sets import Region
+from robustres.certify.maps.linear_map import as_rows
 
 DECAYS = (0.9, 0.999)
 
@@ -97,7 +98,7 @@ def minimum(
     value = replace(form, owner=torch.zeros_like(form.owner)).minimum(region, close=close)
     for place, values in multipliers.items():
         if place in points and bool(points[place].any()):
-            value = value - (values * points[place]).flatten(1).sum(dim=1)
+            value = value - as_rows(values * points[place]).sum(dim=1)
     return value
 
 

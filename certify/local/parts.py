@@ -13,6 +13,7 @@ from robustres.certify.local.intermediate import Bounds
 from robustres.certify.local.program import Program
 from robustres.certify.local.relaxations import Lines, Relaxation, lines
 from robustres.certify.local.steps import Activation
+from robustres.certify.maps.linear_map import as_rows
 from robustres.numerics import gamma
 
 Way = Sequence[tuple[Split, bool]]
@@ -44,7 +45,7 @@ def lines_of_parts(program: Program, bounds: Bounds, ways: Sequence[Way]) -> dic
         number = [kinds[coordinate][interval] for (_, coordinate), interval in intervals.items()]
         sides = []
         for whole_side, end, narrower in ((bounds.lower, 0, torch.maximum), (bounds.upper, 1, torch.minimum)):
-            flat = whole_side[step.source].flatten(1).expand(max(number) + 1, -1).clone()
+            flat = as_rows(whole_side[step.source]).expand(max(number) + 1, -1).clone()
             rows = torch.tensor(number, device=flat.device)
             columns = torch.tensor([coordinate for _, coordinate in intervals], device=flat.device)
             ends = torch.tensor([interval[end] for interval in intervals.values()], dtype=torch.float64).to(flat)
@@ -55,8 +56,8 @@ def lines_of_parts(program: Program, bounds: Bounds, ways: Sequence[Way]) -> dic
         parts = torch.tensor([at for at, _ in intervals], device=rows.device)
         made = {}
         for field in fields(Lines):
-            values = getattr(whole, field.name).flatten(1).expand(len(ways), -1).clone()
-            values[parts, columns] = getattr(several, field.name).flatten(1)[rows, columns]
+            values = as_rows(getattr(whole, field.name)).expand(len(ways), -1).clone()
+            values[parts, columns] = as_rows(getattr(several, field.name))[rows, columns]
             made[field.name] = values.reshape(-1, *step.shape)
         found[place] = Lines(**made)
     return found
@@ -108,7 +109,7 @@ def multipliers_of(
 def with_points(form: Form, multipliers: Mapping[int, Tensor], points: Mapping[int, Tensor], *, charged: bool) -> Form:
     """The form after each multiplier's own constant: multiplier times (argument - point) is never positive."""
     for place, values in multipliers.items():
-        terms = (values * points[place]).flatten(1).to(form.constant.dtype)
+        terms = as_rows(values * points[place]).to(form.constant.dtype)
         shift, size = terms.sum(dim=1), terms.abs().sum(dim=1)
         charge = form.charge + (
             gamma(terms.shape[1] + 4) * (size + form.constant.abs() + shift.abs()) if charged else 0

@@ -22,6 +22,7 @@ from robustres.certify.local.quadratic import Sectors, proved_change, sectors
 from robustres.certify.local.relaxations import UnboundedError
 from robustres.certify.local.sets import Region
 from robustres.certify.local.tangents import Tangents, tangents
+from robustres.certify.maps.linear_map import as_rows
 from robustres.numerics import gamma, rounded_down, rounded_up
 
 LEAVES = 32  # at a time
@@ -196,7 +197,7 @@ def margin_and_change(
     nodes = arguments(program)
     for place, values in multipliers_of(program, [leaf], signs, torch.float64).items():
         if place in nodes and nodes[place] not in inner:
-            multipliers[place], inner[nodes[place]] = values, values.flatten(1)
+            multipliers[place], inner[nodes[place]] = values, as_rows(values)
     one = question.rows[row : row + 1]
     owner = torch.zeros(1, dtype=torch.long, device=program.device)
     rows = Rows(len(program.steps) - 1, one, owner, {}, multipliers)

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from robustres.certify.maps.linear_map import as_rows
 from robustres.errors import InputError
 from robustres.numerics import gamma
 from robustres.threat import Norm
@@ -162,5 +163,5 @@ def _within_l1(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
 
 def weighed(rows: Tensor, values: Tensor, owner: Tensor) -> Tensor:
     """(R,) the products of rows (R, ...) with their owners' values (N, ...)."""
-    rows, values = rows.flatten(1), values.flatten(1)
+    rows, values = as_rows(rows), as_rows(values)
     return rows @ values[0] if len(values) == 1 else (rows * values[owner]).sum(dim=1)

@@ -19,6 +19,7 @@ from robustres.certify.local.program import Program, copies
 from robustres.certify.local.relaxations import relaxation
 from robustres.certify.local.sets import Region
 from robustres.certify.local.steps import Activation, Product, sources_of
+from robustres.certify.maps.linear_map import as_rows
 
 CHOSEN, STEPS, RATE = 256, 8, 0.25
 CHUNK = 128  # rows at a time
@@ -58,7 +59,7 @@ def sharpened(
 def _tighten(program: Program, bounds: Bounds, place: int, helped: Helped, values: Tensor) -> None:
     for sign, sides in ((1.0, bounds.lower), (-1.0, bounds.upper)):
         mine = helped.signs == sign
-        at, side = helped.coordinates[mine], sides[place].flatten(1).clone()
+        at, side = helped.coordinates[mine], as_rows(sides[place]).clone()
         found = sign * values[mine]
         side[0, at] = torch.maximum(side[0, at], found) if sign > 0 else torch.minimum(side[0, at], found)
         sides[place] = side.reshape_as(sides[place])
@@ -85,7 +86,9 @@ def _influential(
             if isinstance(step, Activation | Product):
                 current[place] = relaxation(step, lower, upper)
             elif copies(step):
-                lower[place], upper[place] = (step.map(side[step.source]) for side in (lower, upper))
+                low, high = (step.map(side[step.source]) for side in (lower, upper))
+                if low.requires_grad or place not in readers:
+                    lower[place], upper[place] = low, high
         form = pulled_back(program, rows, current)
         least = replace(form, owner=torch.zeros_like(form.owner)).minimum(region, close=False).sum()
         ends = [side[place] for place in readers for side in (lower, upper)]

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.bounds.report import LipschitzReport
-from robustres.certify.graph.capture import capture, device_of
+from robustres.certify.graph.capture import Captured, capture, device_of
 from robustres.certify.local.local_radii import LocalRadius, each_local_radius, program_of
 from robustres.certify.local.program import Program
 from robustres.certify.maps.nonlinear import Stated, StatedSort
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.radii.forward_rounding import require_covered_float32
 from robustres.certify.radii.radius_column import NETWORK, RadiusColumn
-from robustres.errors import InputError
+from robustres.errors import InputError, Refusal, UnsupportedOperationError
 from robustres.threat import Norm
 
 # A search may reach slightly beyond a known adversarial example, so that a wrong proof would be detected.
@@ -76,6 +76,7 @@ class LocalCertificate:
             captured = capture(model, tuple(x.shape[1:]), opened=True)
         else:
             captured = analysis.captured
+        require_classes(captured)
         if self.dtype == torch.float32:
             require_covered_float32(captured, x)
         made = program_of(captured, runs=self.dtype if self.dtype == torch.float32 else None)
@@ -107,3 +108,11 @@ class LocalCertificate:
             norm=self.norm,
             guarantee=Guarantee(),
         )
+
+
+def require_classes(captured: Captured) -> None:
+    """Refuse a network whose answer for a sample is not a choice between two or more classes."""
+    shape = tuple(captured.output.meta["val"].shape[1:])
+    if len(shape) != 1 or shape[0] < 2:
+        what = f"an answer of shape {shape} for each sample, which is not a choice between two or more classes"
+        raise UnsupportedOperationError([Refusal("", what)])

@@ -15,9 +15,9 @@ from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of, refusing_what_fails
 from robustres.certify.proof.bound import Guarantee, all_hold
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
-from robustres.certify.radii.local_certificate import LocalCertificate
+from robustres.certify.radii.local_certificate import LocalCertificate, require_classes
 from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
-from robustres.errors import InputError, Refusal, UnsupportedOperationError
+from robustres.errors import InputError, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
 
@@ -91,11 +91,7 @@ def certify(
         raise InputError(
             f"the report is for inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
         )
-    classes = math.prod(analysis.output.shape)
-    if len(analysis.output.shape) != 1 or classes < 2:
-        shape = analysis.output.shape
-        what = f"an answer of shape {shape} for each sample, which is not a choice between two or more classes"
-        raise UnsupportedOperationError([Refusal("", what)])
+    require_classes(analysis.captured)
     if dtype == torch.float32:
         require_covered_float32(analysis.captured, x)
     with refusing_what_fails("computing radii"):
@@ -139,8 +135,9 @@ def _local(
     model: nn.Module, x: Tensor, norm: Norm, report: LipschitzReport | None, dtype: torch.dtype, seconds: float
 ) -> Certificates:
     column = LocalCertificate(norm, seconds, report, dtype=dtype)(model, x)
+    numbers = next((value for value in model.parameters() if value.is_floating_point()), x)
     with torch.no_grad(), evaluation_mode(model), random_state_kept():
-        top = model(x.to(device_of(model))).to("cpu", torch.float64).topk(2, dim=1).values
+        top = model(x.to(device_of(model), numbers.dtype)).to("cpu", torch.float64).topk(2, dim=1).values
     margin = top[:, 0] - top[:, 1]
     return Certificates(column.radius, column.prediction, margin, norm, column.source, column.guarantee)
 
