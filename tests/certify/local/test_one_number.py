@@ -29,7 +29,7 @@ class Numbers(nn.Module):
         lambda h: torch.stack([h[:, 0].relu() * h[:, 1], torch.sigmoid(h[:, 1])], 1),
         lambda h: torch.stack([h.norm(dim=1), h[:, 0].abs()], 1),
         lambda h: torch.stack([(h[:, 0].abs() * 2 - 0.1).relu() + h[:, 1], h[:, 1] + 0.1], 1),
-        lambda h: torch.softmax(20 * h, 1) * h[:, :1].relu(),  # a value that copies another, and is read twice
+        lambda h: torch.softmax(20 * h, 1) * (0.5 - h[:, :1]).relu(),  # a value that copies another, and is read twice
     ],
 )
 def test_balls_contain_no_other_answer(function: Callable[[Tensor], Tensor], norm: str) -> None:
