@@ -15,7 +15,7 @@ from robustres.certify.audits.claimed_constants import Claim, claims_of, without
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport
-from robustres.certify.graph.capture import device_of, float64_copy, refusing_what_fails
+from robustres.certify.graph.capture import device_of, float64_copy, refusing_what_fails, require_shape
 from robustres.certify.lower.ascent import Search, strongest_witness
 from robustres.certify.lower.jacobian import norms, scaled, unit
 from robustres.certify.lower.witness import Measured, Witness
@@ -103,10 +103,11 @@ def audit(
         raise InputError(f"tolerance must be a finite number of at least 0, got {tolerance:g}")
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
+    input_shape = require_shape(input_shape)
     searched, tell = search or Search(), progress or _silent
     with refusing_what_fails("auditing it"):
         module = without_statements(float64_copy(model))
-        starts = _starts(tuple(input_shape), images, restarts, searched.seed).to(device_of(module))
+        starts = _starts(input_shape, images, restarts, searched.seed).to(device_of(module))
         settings = {"effort": effort, "seconds": seconds, "delta": delta, "progress": partial(tell, "blocks")}
         claims, rows = claims_of(model, module, starts, claimed), list[AuditRow]()
         for claim in claims:

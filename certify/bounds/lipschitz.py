@@ -29,7 +29,7 @@ from robustres.certify.bounds.report import PRODUCT, LipschitzReport, multiplied
 from robustres.certify.bounds.surroundings import Surroundings
 from robustres.certify.bounds.unit_domain import on_unit_domain
 from robustres.certify.bounds.whole_network import METHOD, WholeBound, WholeNetwork
-from robustres.certify.graph.capture import Captured, device_of, refusing_what_fails
+from robustres.certify.graph.capture import Captured, device_of, refusing_what_fails, require_shape
 from robustres.certify.graph.network import Linear, Node
 from robustres.certify.graph.reading import read_network
 from robustres.certify.graph.simplify import simplified
@@ -99,7 +99,7 @@ def lipschitz(
     _require_known(norm, domain, refuse)
     require_certifiable_arithmetic(device_of(model))
     start = perf_counter()
-    input_shape = tuple(input_shape)
+    input_shape = require_shape(input_shape)
     starts = start_images(_fitting(images, input_shape))
     settings: dict[str, Any] = {
         "norm": norm, "joint": joint, "effort": effort, "seconds": seconds, "delta": delta,

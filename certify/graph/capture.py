@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerErr
 from robustres.certify.graph.statements import HasNoCertificate
 from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
-from robustres.errors import ModelError, Refusal, RobustresError, UnsupportedOperationError
+from robustres.errors import InputError, ModelError, Refusal, RobustresError, UnsupportedOperationError
 from robustres.guard import random_state_kept, without_guards
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
@@ -188,6 +189,17 @@ def device_of(module: nn.Module) -> torch.device:
     """The device of the module's tensors; the CPU if it has none."""
     tensors = (*module.parameters(), *module.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def require_shape(given: Any) -> Shape:
+    """The shape of one input; InputError if it is not a sequence of positive integers."""
+    try:
+        shape = tuple(index(side) for side in given)
+    except TypeError:
+        shape = (0,)
+    if min(shape, default=1) < 1:
+        raise InputError(f"input_shape must be the sides of one input, such as (3, 32, 32), got {given!r}")
+    return shape
 
 
 def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Captured:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from robustres.certify.graph.capture import float64_copy
+from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerError, close
 from robustres.certify.lower.jacobian import norms
 from robustres.errors import ModelError
 from robustres.numerics import gamma
@@ -40,7 +41,8 @@ class Measured:
     float32, where the unit roundoff is 2^29 times larger: a margin of 1000 over proportionality. This allowance is
     measured; no certificate depends on it.
 
-    Raises ModelError if the module computes in a narrower type internally, regardless of the type of its input.
+    Raises ModelError if the module computes in a narrower type internally, regardless of the type of its input, or is
+    not a function of it.
     """
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
@@ -50,6 +52,10 @@ class Measured:
             answer = self._wide(example.clone())
         if not isinstance(answer, Tensor):
             raise ModelError(f"an audited module must return one tensor, got {type(answer).__name__}")
+        with torch.no_grad():
+            again = self._wide(example.clone())
+        if not close(answer, again, AGREEMENT):
+            raise ChangingAnswerError("the module's answer changes from call to call, so that it has no constant")
         if seen.narrow:
             raise ModelError(
                 f"the module computes {', '.join(sorted(seen.narrow))} in a type narrower than float64 although its "
@@ -89,7 +95,8 @@ def as_witness(function: Measured, x: Tensor, other: Tensor) -> Witness:
 
 
 class _TypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects the operations whose results are floating-point numbers narrower than float64."""
+    """Collects the operations that compute numbers narrower than float64 from values of other types, unlike those that
+    create or pass on constants in a narrower type."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -97,7 +104,12 @@ class _TypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64:
-                self.narrow.add(str(func))
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if any(map(_is_narrow, tree_leaves(result))) and not all(map(_is_narrow, given)):
+            self.narrow.add(str(func))
         return result
+
+
+def _is_narrow(value: Any) -> bool:
+    """Whether this is a tensor of floating-point numbers narrower than float64."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64

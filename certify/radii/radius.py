@@ -147,8 +147,9 @@ def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:
         raise InputError(f"norm must be l2 or linf, got {norm!r}")
     if dtype not in (torch.float64, torch.float32):
         raise InputError(f"certification runs in torch.float64 or torch.float32, got {dtype}")
-    if not x.is_floating_point() or x.ndim < 2:
-        raise InputError(f"x must be a batch of floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+    if not x.is_floating_point() or x.ndim < 2 or not len(x) or x.layout != torch.strided:
+        kind = x.dtype if x.layout == torch.strided else f"{x.layout} {x.dtype}"
+        raise InputError(f"x must be a dense batch of floating-point images (N, C, H, W), got {kind} {tuple(x.shape)}")
     require_certifiable_arithmetic(x.device)
 
 

@@ -1,6 +1,8 @@
 """Audits of layers that are wrong by construction, of correct layers, and of claims that stay open."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from robustres.certify import certify, lipschitz
 from robustres.certify.audits.audit import AuditReport, AuditRow, audit
 from robustres.certify.lower.ascent import Search, strongest_witness
 from robustres.certify.lower.witness import Measured, safe_ratios
@@ -282,3 +285,38 @@ def test_images_must_fit_and_layers_must_be_called() -> None:
 
     with pytest.raises(InputError, match="'spare' is never called"):
         quick_audit(Spare(), (4,), {"spare": 1.0})
+
+
+class Scaled(nn.Module):
+    """A layer times a constant that is created in float32 at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * torch.tensor([2.0, 1.0, 1.0]) + torch.zeros(3)
+
+
+def test_a_constant_that_is_created_in_float32_is_no_cast() -> None:
+    assert audit(Scaled(), (3,), claimed=1e-3, restarts=1).verdict == "refuted"
+    assert audit(Scaled(), (3,), claimed=9.0, restarts=1).verdict == "proven"
+
+
+def test_a_random_module_has_no_constant_to_refute() -> None:
+    class Random(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.rand(1, dtype=x.dtype)
+
+    with pytest.raises(ModelError, match="changes from call to call"):
+        audit(Random(3, 3), (3,), claimed=100.0, restarts=1)
+
+
+@pytest.mark.parametrize("shape", [None, 4, "4", (-1,), (4.0,), (4, 0)])
+def test_something_else_than_a_shape_is_refused_as_such(shape: Any) -> None:
+    for call in (lipschitz, partial(audit, claimed=1.0)):
+        with pytest.raises(InputError, match="input_shape must be the sides of one input"):
+            call(nn.Linear(4, 3), shape)
+    for images in (torch.rand(0, 4), torch.rand(2, 4).to_sparse()):
+        with pytest.raises(InputError, match="dense batch"):
+            certify(nn.Linear(4, 3), images)

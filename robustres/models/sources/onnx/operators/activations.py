@@ -119,10 +119,12 @@ def thresholded_relu(call: Call) -> Tensor:
 
 @operator("Shrink", 9)
 def shrink(call: Call) -> Tensor:
-    """x + bias below -lambd, x - bias above lambd, 0 between."""
+    """x + bias below -lambd, else x - bias above lambd, else 0."""
     x, bias, lambd = call.tensor(0), call.attribute("bias", 0.0), call.attribute("lambd", 0.5)
     below = torch.mul(torch.lt(x, -lambd), torch.add(x, bias))
-    return torch.add(below, torch.mul(torch.gt(x, lambd), torch.sub(x, bias)))
+    last = -lambd  # if lambd is negative, the first condition holds up to -lambd
+    above = torch.gt(x, lambd) if lambd >= 0 else torch.ge(x, last)
+    return torch.add(below, torch.mul(above, torch.sub(x, bias)))
 
 
 @operator("Clip", 6, 11, 12, 13)

@@ -54,6 +54,10 @@ def bordered(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: floa
         side = x.shape[axis]
         if not isinstance(side, int):
             raise ModelError("pads the batch axis")
+        if mode == "wrap" and min(pairs[axis]) < 0:  # what is left is repeated
+            x = torch.narrow(x, axis, cut := max(-pairs[axis][0], 0), side - cut - max(-pairs[axis][1], 0))
+            pairs = [*pairs[:axis], (max(pairs[axis][0], 0), max(pairs[axis][1], 0)), *pairs[axis + 1 :]]
+            side = int(x.shape[axis])
         places = torch.arange(-pairs[axis][0], side + pairs[axis][1])
         x = torch.index_select(x, axis, PLACES[mode](places, side).to(device_of(x)))
     return x

@@ -50,6 +50,13 @@ REDUCTIONS: tuple[tuple[str, tuple[int, ...], Reduction], ...] = (
     ("ReduceLogSumExp", (1, 11, 13, 18), lambda x, axes, keep: torch.logsumexp(x, axes, keepdim=keep)),
     ("ReduceSumSquare", (1, 11, 13, 18), lambda x, axes, keep: _sum(torch.mul(x, x), axes, keep)),
 )
+# What is left of a reduction of each number alone.
+OF_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "ReduceL1": torch.abs,
+    "ReduceL2": torch.abs,
+    "ReduceLogSum": torch.log,
+    "ReduceSumSquare": torch.square,
+}
 
 
 def _reduced(name: str, function: Reduction) -> Callable[[Call], Tensor]:
@@ -62,7 +69,7 @@ def _reduced(name: str, function: Reduction) -> Callable[[Call], Tensor]:
         else:
             given = call.static_ints(1, "axes") if call.given(1) else None
         if not given and call.version >= from_input and call.attribute("noop_with_empty_axes", 0):
-            return x
+            return OF_ONE.get(name, torch.clone)(x)
         axes = tuple(dict.fromkeys(call.axis(axis, x.ndim) for axis in given or range(x.ndim)))
         if x.ndim and any(x.shape[axis] == 0 for axis in axes) and name in {"ReduceMax", "ReduceMin"}:
             raise ModelError("takes the maximum or minimum of no numbers")
