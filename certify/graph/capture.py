@@ -155,6 +155,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
     derived = [value for part in model.modules() for value in tree_leaves(_plain_attributes(part)) if _derived(value)]
     try:
         module = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+        _with_own_eps(module)
         module = without_guards(module).to(torch.float64).eval()
         _without_hooks_that_derive(module)
     except Exception as error:
@@ -164,6 +165,18 @@ def float64_copy(model: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
+
+
+def _with_own_eps(module: nn.Module) -> None:
+    """Write out the default eps of RMS normalisation, which depends on the type of the numbers, as it is before a cast."""
+    for part in module.modules():
+        if isinstance(part, nn.RMSNorm) and part.eps is None:
+            part.eps = torch.finfo(_type_of(part) or _type_of(module) or torch.get_default_dtype()).eps
+
+
+def _type_of(module: nn.Module) -> torch.dtype | None:
+    """The type of the module's first floating-point parameter; None if it has none."""
+    return next((value.dtype for value in module.parameters() if value.is_floating_point()), None)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
@@ -224,11 +237,21 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
             _refuse_random(module, example)
             raise
         captured = _traced(module, example, answer, opened=opened)
+        if _type_of(model) not in (None, torch.float64):
+            _refuse_eps_of_another_type(captured)
         if captured.moves_batch:
             with suppress(RobustresError):
                 vectorised = _traced(module, example, answer, opened=opened, by_sample=True)
                 captured = captured if vectorised.moves_batch else vectorised
         return captured
+
+
+def _refuse_eps_of_another_type(captured: Captured) -> None:
+    """Refuse functions whose default eps in float64 is another one than in the type of the model."""
+    for node in captured.nodes:
+        if node.target is torch.ops.aten.rms_norm.default and len(node.args) < 4:
+            what = f"{operation_of(node)} with eps=None, which is another number in float64 than in the model; give eps"
+            raise UnsupportedOperationError([Refusal(path_of(node), what)])
 
 
 def _traced(module: nn.Module, example: Tensor, answer: Tensor, *, opened: bool, by_sample: bool = False) -> Captured:
