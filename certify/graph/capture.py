@@ -168,7 +168,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
 
 
 def _with_own_eps(module: nn.Module) -> None:
-    """Write out the default eps of RMS normalisation, which depends on the type of the numbers, as it is before a cast."""
+    """Write out the default eps of RMS normalisation, which depends on the type of the numbers, before a cast."""
     for part in module.modules():
         if isinstance(part, nn.RMSNorm) and part.eps is None:
             part.eps = torch.finfo(_type_of(part) or _type_of(module) or torch.get_default_dtype()).eps

@@ -46,3 +46,12 @@ def test_a_product_in_another_type_rounds(name: str) -> None:
 
 def test_a_product_in_the_type_of_the_network_is_bounded() -> None:
     assert lipschitz(Hidden("exact prod"), (1,)).upper == pytest.approx(6.0)
+
+
+def test_an_operation_whose_definition_has_no_shapes_is_refused_by_its_own_name() -> None:
+    class Solved(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.solve(self.weight, x[:, :, None])[:, :, 0]
+
+    with pytest.raises(UnsupportedOperationError, match="aten.linalg_solve"):
+        lipschitz(Solved(3, 3), (3,))
