@@ -89,7 +89,10 @@ def _is_usable(step: fx.Node) -> bool:
     """Whether it is an ATen operation that changes none of its arguments, or an output of one."""
     op = step.target
     return op is operator.getitem or (
-        isinstance(op, torch._ops.OpOverload) and op.namespace == "aten" and not op._schema.is_mutable and "val" in step.meta
+        isinstance(op, torch._ops.OpOverload)
+        and op.namespace == "aten"
+        and not op._schema.is_mutable
+        and "val" in step.meta
     )
 
 

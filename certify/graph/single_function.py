@@ -1,5 +1,7 @@
 """Check that a module is a function of single samples: in every call, with and without gradients, in any batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from robustres.errors import ModelError, RobustresError
 LARGER, LARGEST = 2**15, 257
 # By how much a counter of the module is advanced.
 AHEAD = (1, 10, 1000, 1_000_000)
+LONGEST = 2000  # elements by which a list is extended
 AGREEMENT = 1e-9
 
 
@@ -23,9 +26,9 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
     Raises ModelError if the module does not run, does not return one row per sample, or gives a different output when
     called again, later, with gradients, or with other samples in the batch.
     """
-    counted = _numbers(module)
     try:
         answer = module(example.clone())
+        counted = _numbers(module)
         if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
             raise ModelError(
                 f"the model must return one tensor with one row per sample, got {_described(answer)}; wrap it so that "
@@ -49,6 +52,7 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
             "the model gives different answers when gradients are enabled; make its answer the same both ways"
         )
     _require_uncounted(module, example, answer, counted)
+    _require_constant_buffers(module, example)
     return answer
 
 
@@ -76,29 +80,72 @@ def _with_gradients(module: nn.Module, example: Tensor) -> list[Tensor]:
         return [module(x).detach() for x in inputs]
 
 
-def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
-    """The plain numbers among the attributes of the module and its parts."""
-    return {
-        (part, name): value
-        for part in module.modules()
-        for name, value in vars(part).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+Container = dict[Any, Any] | list[Any]
+Counted = list[tuple[Container, Any, float]]
 
 
-def _require_uncounted(
-    module: nn.Module, example: Tensor, answer: Tensor, counted: dict[tuple[nn.Module, str], float]
-) -> None:
-    """Raise ModelError if the output depends on a number that the module changes when it runs."""
-    changed = [(part, name, value) for (part, name), value in counted.items() if vars(part).get(name) != value]
+def _numbers(module: nn.Module) -> Counted:
+    """The plain numbers among the attributes of the module and its parts, also within lists and tables, as (container,
+    key, number); the key None stands for the length of a list.
+    """
+    found: Counted = []
+    stack: list[Any] = [vars(part) for part in module.modules()]
+    met: set[int] = set()
+    container: Container
+    while stack:
+        container = stack.pop()
+        if id(container) in met:
+            continue
+        met.add(id(container))
+        if isinstance(container, list):
+            found.append((container, None, len(container)))
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            if isinstance(value, dict | list):
+                stack.append(value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                found.append((container, key, value))
+    return found
+
+
+def _set(container: Container, key: Any, value: float) -> None:
+    if key is not None:
+        container[key] = value
+    elif isinstance(container, list) and container:
+        del container[int(value) :]
+        container.extend(container[-1:] * min(int(value) - len(container), LONGEST))
+
+
+def _require_uncounted(module: nn.Module, example: Tensor, answer: Tensor, counted: Counted) -> None:
+    """Raise ModelError if the output depends on a number that the module changes when it runs.
+
+    counted: the numbers after its first run, with all that this has stored for later ones.
+    """
+    before = {(id(container), key): value for container, key, value in counted}
+    changed = [
+        (container, key, value)
+        for container, key, value in _numbers(module)
+        if before.get((id(container), key), value) != value
+    ]
     for ahead in AHEAD if changed else ():
-        for part, name, value in changed:
-            setattr(part, name, value + ahead)
+        for container, key, value in changed:
+            _set(container, key, value + ahead)
         if not close(answer, module(example.clone()), AGREEMENT):
-            names = ", ".join(name for _, name, _ in changed)
+            names = ", ".join("the length of a list" if key is None else str(key) for _, key, _ in changed)
             raise ModelError(f"the model's answer depends on a counter ({names}), so it is not a function of its input")
-    for part, name, value in changed:
-        setattr(part, name, value)
+    for container, key, value in changed:
+        _set(container, key, value)
+
+
+def _require_constant_buffers(module: nn.Module, example: Tensor) -> None:
+    """Raise ModelError if the module still changes its buffers after it has run several times."""
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module(example.clone())
+    if any(name in kept and not _equal(buffer, kept[name]) for name, buffer in module.named_buffers()):
+        raise ModelError("the model changes its own buffers when it answers, so it is not a function of its input")
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and bool(((left == right) | ((left != left) & (right != right))).all())
 
 
 def close(left: Tensor, right: Tensor, tolerance: float) -> bool:

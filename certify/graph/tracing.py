@@ -9,7 +9,7 @@ recorded; this stops at any access to the value of an input.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any
 from unittest import mock
@@ -84,8 +84,21 @@ def _by_export_or_fx(
 
 def _recorded(root: nn.Module, example: Tensor) -> fx.GraphModule:
     """The operations that the module runs on the example; values independent of it are constants up to this size."""
-    with mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 4096):
+    with mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 4096), _without_views_of_other_libraries():
         return proxy_tensor.make_fx(root)(example)
+
+
+@contextmanager
+def _without_views_of_other_libraries() -> Iterator[None]:
+    """Keep the module from reading values through NumPy and the like, which leaves no operation to record."""
+
+    def refuse(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("values of tensors are read by another library than torch")
+
+    with ExitStack() as stack:
+        for name in ("numpy", "__array__", "__dlpack__"):
+            stack.enter_context(mock.patch.object(Tensor, name, refuse))
+        yield
 
 
 def _exported(root: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -53,5 +53,5 @@ def test_an_operation_whose_definition_has_no_shapes_is_refused_by_its_own_name(
         def forward(self, x: Tensor) -> Tensor:
             return torch.linalg.solve(self.weight, x[:, :, None])[:, :, 0]
 
-    with pytest.raises(UnsupportedOperationError, match="aten.linalg_solve"):
+    with pytest.raises(UnsupportedOperationError, match="linalg_solve"):
         lipschitz(Solved(3, 3), (3,))

@@ -1,0 +1,67 @@
+"""Models that are not functions of their input, or hide it from the capture, are refused; caches are not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustres.certify import lipschitz
+from robustres.errors import ModelError, UnsupportedOperationError
+
+
+class Keeping(nn.Module):
+    """A layer and places where something can be kept between calls."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.table, self.function = nn.Linear(4, 3), dict[str, Any](), function
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def in_a_table(model: Any, x: Tensor) -> Tensor:
+    model.table["n"] = model.table.get("n", 0) + 1
+    return model.layer(x) * (1 if model.table["n"] < 60 else 50)  # type: ignore[no-any-return]
+
+
+def in_a_list(model: Any, x: Tensor) -> Tensor:
+    model.table.setdefault("seen", []).append(1)
+    return model.layer(x) * (1 if len(model.table["seen"]) < 60 else 50)  # type: ignore[no-any-return]
+
+
+def in_a_buffer(model: Any, x: Tensor) -> Tensor:
+    model.calls += 1
+    return model.layer(x) * (1 if model.calls[0] < 1000 else 50)  # type: ignore[no-any-return]
+
+
+def by_numpy(model: Any, x: Tensor) -> Tensor:
+    far = (x.detach().numpy() > 1e5).any(1, keepdims=True)
+    return model.layer(x) * torch.from_numpy(far * 49.0 + 1)  # type: ignore[no-any-return]
+
+
+def cached(model: Any, x: Tensor) -> Tensor:
+    model.table.setdefault(len(x), 2.0)
+    return model.layer(x) * model.table[len(x)]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"), [(in_a_table, "counter"), (in_a_list, "counter"), (in_a_buffer, "its own buffers")]
+)
+def test_calls_that_are_counted_anywhere_are_noticed(function: Callable[[Any, Tensor], Tensor], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        lipschitz(Keeping(function), (4,))
+
+
+def test_values_that_are_read_through_numpy_are_no_constants() -> None:
+    with pytest.raises(UnsupportedOperationError, match="cannot be a graph"):
+        lipschitz(Keeping(by_numpy), (4,))
+
+
+def test_values_that_are_kept_for_later_calls_are_allowed() -> None:
+    model = Keeping(cached)
+    norm = float(torch.linalg.matrix_norm(model.layer.weight.detach().double(), 2))
+    assert lipschitz(model, (4,)).upper == pytest.approx(2 * norm)
