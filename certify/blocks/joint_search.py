@@ -11,11 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from robustres.certify.blocks.cost import region_cost
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.frequency_search import critical, entries, search_at
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import Increment
-from robustres.certify.blocks.network_forms import REPAIRS, plain_form, proof_within, region_cost
+from robustres.certify.blocks.network_forms import REPAIRS, plain_form, proof_within
 from robustres.certify.blocks.reduced_block import ReducedBlock, reduced_block
 from robustres.certify.blocks.reduced_proof import glance_cost, proved_square
 from robustres.certify.blocks.residual_block import ResidualBlock

@@ -5,31 +5,24 @@ with a multiplier for every channel, a network of convolutions is block-diagonal
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robustres.certify.blocks.first_layer import first_layer
+from robustres.certify.blocks.cost import WIDEST, elimination_cost, step_cost, torus_cost
 from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.front import Repair
-from robustres.certify.blocks.increments import Increment, SectorLayer, increments
+from robustres.certify.blocks.increments import Increment, increments
 from robustres.certify.blocks.network_bound import proved_bound
-from robustres.certify.blocks.torus_bound import local_layers, torus_bound
-from robustres.certify.blocks.torus_network import NotLaidError, Region, TorusNetwork, on_tori
-from robustres.certify.fourier.torus import coarse_frequencies
-from robustres.certify.graph.network import Linear, Node
+from robustres.certify.blocks.torus_bound import torus_bound
+from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
+from robustres.certify.graph.network import Node
 
-WIDEST = 6144  # coordinates of a layer eliminated at once: six matrices of that size take 2 GiB
 COUPLED = (1024, 512, 256, 128, 64)  # the same at each frequency, in the order of the attempts
 SINGLE_PRECISION = 3000  # number of neurons above which the search runs in float32
-NOMINAL = 2e10  # operations per second of the nominal core
-GRAM = 1.25  # operations per entry of rows and column of a Gram matrix, of which one triangle is computed
-FACTORISATIONS = 3  # of a first layer that is eliminated with the map before it, and their copies
-COMPLEX = 4  # real products per complex product
-PER_NODE = 1.5e-4  # nominal seconds of a sweep of the search at each node, regardless of its size
 # Repairs of the multipliers, from the gentlest to those that deep chains require, tried until the bound is close to the
 # reachable one. SURE nearly always succeeds and is used on tori when the effort does not allow a choice.
 REPAIRS = (Repair(1e-6), Repair(1e-4), Repair(1e-2), Repair(5e-2, 1e-4), Repair(1e-3, 1e-2), Repair(1e-2, 1e-3))
@@ -40,6 +33,7 @@ NEAR = 1 + 5e-3
 TRIALS, FEWEST_TRIALS, PER_PROOF, AMPLE = 16, 3, 12, 3.0
 ENOUGH_TRIALS = 8  # for regions wider than others that the effort allows
 COPIES, COPIES_SHARED = 16, 4  # copies of the input in the search, with a multiplier per neuron or per channel
+FIRST_STEPS, FIRST_STEPS_SHARED = 200, 100  # of the search, the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +44,7 @@ class Form:
     step: nominal seconds of one sweep of the search. obstacle: the reason why the network cannot be eliminated, or
     empty. shares: the unit that has its own multiplier. worth: the relative gain for which the whole effort pays, and a
     part of it for a smaller one; larger where the search converges to fewer digits. copies, dtype: of the search.
+    first: steps of the first search, fewer on tori, where multipliers are refined region by region.
     """
 
     order: Sequence[Node]
@@ -61,6 +56,7 @@ class Form:
     worth: float = 1e-5
     copies: int = COPIES
     dtype: torch.dtype = torch.float64
+    first: int = FIRST_STEPS
     torus: TorusNetwork | None = None
 
     def search(
@@ -95,7 +91,19 @@ def torus_form(torus: TorusNetwork) -> Form:
     """The network on tori, with a multiplier for every channel."""
     cost, step = torus_cost(torus), step_cost(torus.order, COPIES_SHARED)
     obstacle = "" if math.isfinite(cost) else "the layers after the last image are too wide"
-    return Form(torus.order, torus.layers, cost, step, obstacle, "channel", 1.2e-2, COPIES_SHARED, torch.float32, torus)
+    return Form(
+        torus.order,
+        torus.layers,
+        cost,
+        step,
+        obstacle,
+        "channel",
+        1.2e-2,
+        COPIES_SHARED,
+        torch.float32,
+        FIRST_STEPS_SHARED,
+        torus,
+    )
 
 
 def proof_within(
@@ -130,12 +138,12 @@ def _trials(form: Form, effort: float) -> int:
     return 0 if form.torus is None else max(0, min(TRIALS, int(PER_PROOF * (effort / form.cost - 1))))
 
 
-def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None, str]:
-    """The first form, or None, for which the effort allows `steps` steps of the search and one proof, and the reason
+def form_within(output: Node, effort: float) -> tuple[Form | None, str]:
+    """The first form, or None, for which the effort allows the first search and one proof, and the reason
     why the tightest form is not used. On tori, narrower regions for which enough repairs can be compared come before
     wider ones for which they cannot."""
     plain = plain_form(output.ordered())
-    said = plain.obstacle or _unaffordable(plain, effort, steps)
+    said = plain.obstacle or _unaffordable(plain, effort)
     if not said:
         return plain, ""
     untried: Form | None = None  # the first form for which too few repairs of each region can be compared
@@ -146,102 +154,16 @@ def form_within(output: Node, effort: float, *, steps: int) -> tuple[Form | None
             if untried is None:
                 return None, f"{said}; not laid on tori: {reason}"
             break
-        on_torus = form.obstacle or _unaffordable(form, effort, steps)
-        if not on_torus and _trials(form, effort - steps * form.step) >= ENOUGH_TRIALS:
+        on_torus = form.obstacle or _unaffordable(form, effort)
+        if not on_torus and _trials(form, effort - form.first * form.step) >= ENOUGH_TRIALS:
             return form, said
         if not on_torus and untried is None:
             untried = form
     return (untried, said) if untried is not None else (None, f"{said}; on tori, {on_torus}")
 
 
-def _unaffordable(form: Form, effort: float, steps: int) -> str:
-    needed = form.cost + steps * form.step
+def _unaffordable(form: Form, effort: float) -> str:
+    needed = form.cost + form.first * form.step
     if needed <= effort:
         return ""
     return f"it takes about {needed:.1f} s of a nominal core, the effort allows {effort:.1f}"
-
-
-def elimination_cost(order: Sequence[Node], layers: Mapping[Node, Increment]) -> tuple[float, int]:
-    """Nominal seconds of one elimination and its proof, and the size of the largest matrix that is factorised."""
-    output, first = order[-1], first_layer(order, layers)
-    kept = order if first is None else order[order.index(first) - 1 :]
-    operations, widest = _followed(
-        kept, layers, math.prod(output.shape), lambda node: math.prod(node.shape), ends=first is not None
-    )
-    if first is not None and isinstance(order[1].piece, Linear):
-        map_, free = order[1].piece.map, math.prod(first.shape)
-        operations += FACTORISATIONS * free**3 / 3 + 2.0 * free * (map_.out_size + map_.in_size) * map_.roundings
-    return operations / NOMINAL + PER_NODE * len(order), widest
-
-
-def torus_cost(network: TorusNetwork) -> float:
-    """Nominal seconds of one elimination of all regions and its proof."""
-    seconds, widest = elimination_cost(network.tail, network.layers)
-    if widest > WIDEST:
-        return math.inf
-    rows = math.prod(network.tail[-1].shape)
-    for place, region in enumerate(network.regions):
-        seconds += region_cost(region, network.layers, rows=0 if place or not network.constant else rows)
-    return seconds
-
-
-def region_cost(region: Region, layers: Mapping[Node, Increment], *, rows: int = 0) -> float:
-    """Nominal seconds of one elimination of a region and its proof. rows: as many as its output has where 0."""
-    count = len(coarse_frequencies(region.torus))
-    size = region.channels
-    operations, _ = _followed(
-        region.order, local_layers(region, layers), rows or size(region.order[-1]), size, plain=False
-    )
-    return COMPLEX * count * operations / NOMINAL + PER_NODE * len(region.order) * (1 + count / 64)
-
-
-def _followed(
-    order: Sequence[Node],
-    layers: Mapping[Node, Increment],
-    rows: int,
-    size: Callable[[Node], int],
-    *,
-    plain: bool = True,
-    ends: bool = False,
-) -> tuple[float, int]:
-    """The cut as in `Front`, with sizes instead of matrices: the number of real or complex operations, and the size of
-    the largest matrix that is factorised. ends: with the factorisation of the second node."""
-    operations, widest = 0.0, 0
-    live = {order[-1]: size(order[-1])}
-    for node in reversed(order[1:]):
-        if node not in live:
-            continue
-        own = live.pop(node)
-        layer = layers.get(node)
-        joined = {parent: size(parent) for parent in node.inputs if parent not in live}
-        if isinstance(node.piece, Linear) and layer is None:
-            operations += 2.0 * rows * own * (node.piece.map.roundings if plain else size(node.inputs[0]))
-        if layer is not None:
-            free = int((layer.upper > layer.lower).sum()) if isinstance(layer, SectorLayer) else own
-            fresh = not live and isinstance(layer, SectorLayer) and not bool(layer.lower.any())
-            live |= joined
-            width = sum(live.values())
-            products = 0.0 if fresh else 2.0 * free * rows * width
-            operations += GRAM * free * free * rows + free**3 / 3
-            widest = max(widest, free)
-            if ends and node is order[1]:
-                return operations, widest
-            operations += products + free * free * width
-            rows = free if fresh else rows + free
-        live |= joined
-        width = sum(live.values())
-        if rows > width and set(live) != {order[0]}:
-            operations += GRAM * rows * width * width + width**3 / 3
-            rows, widest = width, max(widest, width)
-    width = live.get(order[0], 0)
-    side = min(rows, width)
-    operations += GRAM * side * side * max(rows, width) + side**3
-    widest = max(widest, side)
-    return operations, widest
-
-
-def step_cost(order: Sequence[Node], copies: int) -> float:
-    """Nominal seconds of a sweep of the search, forward and backward."""
-    maps = [node.piece.map for node in order if isinstance(node.piece, Linear)]
-    products = sum(map_.out_size * map_.roundings for map_ in maps)
-    return PER_NODE * len(order) + 3.0 * copies * products / NOMINAL

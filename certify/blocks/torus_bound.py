@@ -8,69 +8,36 @@ proved with the region above the cut.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from robustres.certify.blocks.cost import region_cost
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import UNIT, UP, Pulled, Repair, Space, frobenius
-from robustres.certify.blocks.increments import BoundedLayer, Increment, SectorLayer, spread
+from robustres.certify.blocks.frequencies import Frequencies, local_layers
+from robustres.certify.blocks.frequency_search import refined, refinement_cost
+from robustres.certify.blocks.front import UNIT, UP, Repair, frobenius
+from robustres.certify.blocks.increments import BoundedLayer, Increment
 from robustres.certify.blocks.network_bound import largest_square
-from robustres.certify.blocks.region_repair import best_repair, critical_frequencies
+from robustres.certify.blocks.region_repair import START, best_repair, critical_frequencies
 from robustres.certify.blocks.torus_network import Region, TorusNetwork
-from robustres.certify.fourier.matrix_polynomial import MatrixPolynomial, polynomial
 from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Node
-from robustres.certify.maps.linear_map import LinearMap, Shape
+from robustres.certify.maps.linear_map import Shape
 from robustres.numerics import gamma, rounded_up
 
 PART_BYTES = 2e9  # memory of the matrices of the frequencies that are eliminated together
 BYTES = 16 * 8  # memory of an entry in all matrices that exist at the same time
 CRITICAL = 16  # repairs are compared at one in 16 frequencies
 SURER = (Repair(5e-2, 1e-2), Repair(0.1, 0.1))  # tried if the best at these frequencies fails at others
+FAR = 1.03  # factor of the reached value from which a region's multipliers are refined at critical frequencies
+REFINEMENT = 0.25  # what the refinement may cost at most, in proofs of the region
 LOSS = 1e-9  # relative loss that separates the error of the rows at frequency 0 from them
 
 
-@dataclass(frozen=True, eq=False)
-class Frequencies(Space):
-    """Rows at the coarse frequencies (F, 2) of a region's torus. A node's coordinates are its channels and residues."""
-
-    region: Region
-    frequencies: Tensor
-
-    def shape(self, node: Node) -> Shape:
-        """(C, r_1, r_2) for a multiplicity (r_1, r_2)."""
-        return (node.shape[0], *self.region.multiplicity[node])
-
-    def polynomial(self, node: Node, map_: LinearMap) -> MatrixPolynomial:
-        """The polynomial of a linear node's map, residues before channels."""
-        return polynomial(map_, self.region.multiplicity[node.inputs[0]])[0]
-
-    def values(self, node: Node, found: MatrixPolynomial) -> Tensor:
-        """The complex values (F, m, n) of a polynomial, channels first."""
-        values = found.at(self.region.torus, self.frequencies)
-        return _channels_first(_channels_first(values, self.shape(node)).mT, self.shape(node.inputs[0])).mT
-
-    def pull(self, node: Node, map_: LinearMap, rows: Tensor) -> Pulled:
-        """Multiply by the values of the map's polynomial."""
-        found = self.polynomial(node, map_)
-        image = rows @ self.values(node, found).to(rows.dtype)
-        across, down = (float(found.magnitude.sum(axis).max()) for axis in (-1, -2))
-        steep = math.sqrt(across) * math.sqrt(down) * (1 + gamma(sum(found.magnitude.shape) + 8))
-        roundings = found.wave_roundings + 8 + 5 * sum(found.magnitude.shape)
-        return Pulled(image, gamma(roundings) * steep * UP, steep)
-
-
 Start = Callable[[Frequencies], tuple[Tensor, float]]
-
-
-def _channels_first(values: Tensor, shape: Shape) -> Tensor:
-    """(F, r_1 r_2 C, n) as (F, C r_1 r_2, n)."""
-    channels, residues = shape[0], math.prod(shape[1:])
-    return values.reshape(len(values), residues, channels, -1).transpose(1, 2).reshape(values.shape)
 
 
 @torch.no_grad()
@@ -105,8 +72,11 @@ def torus_bound(
         root = torch.ones(1, dtype=torch.float64) if below is None else below[1]
         root = root.repeat_interleave(math.prod(region.multiplicity[region.order[0]]) if len(root) > 1 else 1)
         start = partial(_sums, found, network.tail[0].shape) if scale is None else partial(_diagonal, scale)
-        prove = partial(region_square, region, network.layers, point, start, root=root)
-        square *= prove(repair=repair) if not trials else _least_square(region, point, prove, trials)
+        if trials:
+            reached = 1.0 if place + 1 < len(network.regions) else point.value
+            square *= _least_square(region, network.layers, point, start, root, trials, reached**2)
+        else:
+            square *= region_square(region, network.layers, point, start, root=root, repair=repair)
         square *= 1 + 2 * LOSS if scale is None else 1.0
         if below is not None and isinstance(joint, BoundedLayer):
             scale = below[0][:, None] * _roots_of_counts(joint, network.regions[place + 1]) * (joint.constant * UP)
@@ -138,16 +108,40 @@ def region_square(
     return largest * UP
 
 
-def _least_square(region: Region, point: FixedPoint, prove: Callable[..., float], trials: int) -> float:
-    """The square that the best of some repairs proves. prove: `region_square` without its repair."""
+def _least_square(
+    region: Region,
+    layers: Mapping[Node, Increment],
+    point: FixedPoint,
+    start: Start,
+    root: Tensor,
+    trials: int,
+    reached: float,
+) -> float:
+    """The square that the best of some repairs proves, if necessary of multipliers that are refined for this region.
+
+    reached: about the smallest such square, by the search of the whole network.
+    """
     every = coarse_frequencies(region.torus)
     some = critical_frequencies(region, point, max(1, len(every) // CRITICAL))
-    best = best_repair(lambda repair: prove(repair=repair, frequencies=some), trials)
-    for repair in (best, *(stronger for stronger in SURER if stronger.lift > best.lift)):
-        square = prove(repair=repair)
-        if math.isfinite(square):
-            return square
-    return math.inf
+
+    def square_of(multipliers: FixedPoint, repair: Repair) -> float:
+        return region_square(region, layers, multipliers, start, root=root, repair=repair, frequencies=some)
+
+    def proved(multipliers: FixedPoint) -> float:
+        best = best_repair(partial(square_of, multipliers), trials)
+        for repair in (best, *(stronger for stronger in SURER if stronger.lift > best.lift)):
+            square = region_square(region, layers, multipliers, start, root=root, repair=repair)
+            if math.isfinite(square):
+                return square
+        return math.inf
+
+    affordable = int(min(len(every), REFINEMENT * region_cost(region, layers) / refinement_cost(region)))
+    near = square_of(point, START) if affordable else 0.0
+    if near <= FAR * FAR * reached:
+        return proved(point)
+    finer = refined(region, layers, point, start, root, critical_frequencies(region, point, affordable))
+    least = math.inf if finer is None else proved(finer)
+    return least if least <= near else min(least, proved(point))
 
 
 @torch.no_grad()
@@ -215,13 +209,3 @@ def _sums(found: Eliminated, shape: Shape, space: Frequencies) -> tuple[Tensor, 
     start[~space.frequencies.any(1)] = at_zero.to(start.dtype)
     off += 8 * UNIT * frobenius(at_zero)
     return start, (found.slack + off * off / LOSS) * UP
-
-
-def local_layers(region: Region, layers: Mapping[Node, Increment]) -> dict[Node, Increment]:
-    """The layers of a region at one frequency."""
-    found: dict[Node, Increment] = {}
-    for node in region.order:
-        layer = layers.get(node)
-        if isinstance(layer, SectorLayer):
-            found[node] = spread(layer, (node.shape[0], *region.multiplicity[node]))
-    return found

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustres.at_hand import images_tensor
+from robustres.certify.blocks.cost import step_cost
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
-from robustres.certify.blocks.network_forms import step_cost
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bound_cache import BoundMemory, Known, network_key
 from robustres.certify.bounds.bounded_network import Analysis

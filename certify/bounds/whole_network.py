@@ -24,7 +24,7 @@ from robustres.certify.maps.nonlinear import Opaque
 from robustres.certify.proof.bound import Guarantee
 
 METHOD = "layers eliminated"
-FIRST_STEPS, MOST_STEPS = 200, 1600
+MOST_STEPS = 1600
 FIRST_TOLERANCE = 3e-5
 ATTAINED = 1 + 1e-3  # ratio of bound to estimate below which no better bound is sought
 PAIR_STEPS, PAIR_TOLERANCE = 60, 3e-5
@@ -79,7 +79,7 @@ class WholeNetwork:
         """The form in which the network is eliminated, or the reason why there is none."""
         if self._hindrance:
             return None, self._hindrance
-        return form_within(self.output, self.effort, steps=FIRST_STEPS)
+        return form_within(self.output, self.effort)
 
     def obstacle(self) -> str:
         """The reason why the elimination is not run, or empty."""
@@ -107,7 +107,7 @@ class WholeNetwork:
             return WholeBound(skipped=obstacle, guarantee=self.guarantee)
         form = self.form
         upper, reachable, skipped = math.inf, math.nan, ""
-        spent, steps, tolerance, point = 0.0, FIRST_STEPS, FIRST_TOLERANCE, self._first()
+        spent, steps, tolerance, point = 0.0, form.first, FIRST_TOLERANCE, self._first()
         while True:
             spent += point.steps * form.step
             reachable = point.value
@@ -178,7 +178,7 @@ class WholeNetwork:
     def _first(self) -> FixedPoint:
         """The multipliers of all outputs after the first steps."""
         if self._first_point is None:
-            self._first_point = self.form.search(steps=FIRST_STEPS, tolerance=FIRST_TOLERANCE)
+            self._first_point = self.form.search(steps=self.form.first, tolerance=FIRST_TOLERANCE)
         return self._first_point
 
 

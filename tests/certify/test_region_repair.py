@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustres.certify.blocks import network_forms, region_repair, torus_bound
-from robustres.certify.blocks.fixed_point import search
+from robustres.certify.blocks.fixed_point import FixedPoint, search
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.network_forms import SURE, proof_within, torus_form
 from robustres.certify.blocks.torus_network import on_tori
@@ -122,10 +122,45 @@ def test_narrower_regions_whose_repairs_can_be_compared_come_before_wider_ones(m
     monkeypatch.setattr(network_forms, "WIDEST", 1)
 
     def chosen(effort: float) -> int:
-        form, _ = network_forms.form_within(output, effort + 10 * wide.step, steps=10)
+        form, _ = network_forms.form_within(output, effort + wide.first * wide.step)
         assert form is not None
         return len(form.order)
 
     assert chosen(1.1 * wide_cost) == len(narrow.order)
     assert chosen(2.0 * wide_cost) == len(wide.order)
     assert chosen(1.1 * narrow_cost) == len(narrow.order)
+
+
+@pytest.mark.parametrize(("channels", "widest"), [(24, 1000), (48, 64)])
+def test_multipliers_refined_at_critical_frequencies_prove_more(
+    channels: int, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search with two copies does not determine the multipliers of the last channels, whose mean all outputs use."""
+    torch.manual_seed(0)
+    model = Stages(nn.ReLU(), False, channels)
+    model.head = nn.Linear(channels, channels)
+    network = on_tori(simplified(model.double().eval(), 2, 8, 8), widest=widest)
+    point = search(network.order, network.layers, copies=2, steps=60)
+    monkeypatch.setattr(torus_bound, "REFINEMENT", 0.0)
+    coarse = torus_bound.torus_bound(network, point, trials=8)
+    monkeypatch.setattr(torus_bound, "REFINEMENT", math.inf)
+    fine = torus_bound.torus_bound(network, point, trials=8)
+    assert attained(model, 2, 8, 8) <= fine
+    assert point.value * (1 - 1e-6) <= fine <= point.value * (1 + 0.3 * (coarse / point.value - 1))
+
+
+def test_refined_multipliers_that_prove_less_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Stages(nn.ReLU(), False, 24)
+    model.head = nn.Linear(24, 24)
+    network = on_tori(simplified(model.double().eval(), 2, 8, 8), widest=1000)
+    point = search(network.order, network.layers, copies=2, steps=60)
+
+    def doubled(*_: object) -> FixedPoint:
+        return replace(point, multipliers={node: 4 * value for node, value in point.multipliers.items()})
+
+    monkeypatch.setattr(torus_bound, "refined", doubled)
+    monkeypatch.setattr(torus_bound, "REFINEMENT", math.inf)
+    found = torus_bound.torus_bound(network, point, trials=8)
+    monkeypatch.setattr(torus_bound, "REFINEMENT", 0.0)
+    assert found == torus_bound.torus_bound(network, point, trials=8)
