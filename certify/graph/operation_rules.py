@@ -90,7 +90,7 @@ def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
             and part.dtype != torch.float64
             and (part.is_floating_point() or any(part is one for one in first))
         ):
-            raise NotCoveredError(f"in {part.dtype}, which rounds")
+            raise NotCoveredError("with complex numbers" if part.is_complex() else f"in {part.dtype}, which rounds")
 
 
 def is_scalar(origin: fx.Node) -> bool:

@@ -360,3 +360,8 @@ def test_results_that_nobody_reads_do_not_count_as_a_moved_batch() -> None:
         nn.Linear(16, 3),
     )
     assert not capture(nn.Sequential(*parts).eval(), (2, 6, 6)).moves_batch
+
+
+def test_complex_numbers_are_refused_for_what_they_are() -> None:
+    _, refused = build_network(capture(Apply(lambda x: (x * 1j).abs()), (4,)))
+    assert any("complex numbers" in refusal.operation for refusal in refused), refused

@@ -1,6 +1,7 @@
 """One entry for every source of models."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class LoadedModel:
 
 
 def load_model(
-    spec: str | nn.Module,
+    spec: str | os.PathLike[str] | nn.Module,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -70,7 +71,7 @@ def load_model(
     module, source = (
         (logits_only(spec), type(spec).__name__)
         if isinstance(spec, nn.Module)
-        else (_read(spec, download, input_shape), spec)
+        else (_read(os.fspath(spec), download, input_shape), os.fspath(spec))
     )
     note = note_of(module)
     module = materialise(module)
