@@ -8,7 +8,7 @@ proved with the region above the cut.
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -124,6 +124,7 @@ def _least_square(
     every = coarse_frequencies(region.torus)
     some = critical_frequencies(region, point, max(1, len(every) // CRITICAL))
 
+    @cache
     def square_of(multipliers: FixedPoint, repair: Repair) -> float:
         return region_square(region, layers, multipliers, start, root=root, repair=repair, frequencies=some)
 
