@@ -8,6 +8,7 @@ proved with the region above the cut.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -31,7 +32,10 @@ from robustres.numerics import gamma, rounded_up
 PART_BYTES = 2e9  # memory of the matrices of the frequencies that are eliminated together
 BYTES = 16 * 8  # memory of an entry in all matrices that exist at the same time
 CRITICAL = 16  # repairs are compared at one in 16 frequencies
-SURER = (Repair(5e-2, 1e-2), Repair(0.1, 0.1))  # tried if the best at these frequencies fails at others
+# Tried, after one that mixes more, if the best repair at these frequencies fails at others, or proves a value that is
+# larger there by a factor AGAIN.
+SURER = (Repair(5e-2, 1e-2), Repair(0.1, 0.1))
+MIXED, AGAIN = 8.0, 1.1
 FAR = 1.03  # factor of the reached value from which a region's multipliers are refined at critical frequencies
 REFINEMENT = 0.25  # what the refinement may cost at most, in proofs of the region
 LOSS = 1e-9  # relative loss that separates the error of the rows at frequency 0 from them
@@ -129,12 +133,14 @@ def _least_square(
         return region_square(region, layers, multipliers, start, root=root, repair=repair, frequencies=some)
 
     def proved(multipliers: FixedPoint) -> float:
-        best = best_repair(partial(square_of, multipliers), trials)
-        for repair in (best, *(stronger for stronger in SURER if stronger.lift > best.lift)):
-            square = region_square(region, layers, multipliers, start, root=root, repair=repair)
-            if math.isfinite(square):
-                return square
-        return math.inf
+        best, least = best_repair(partial(square_of, multipliers), trials), math.inf
+        expected = square_of(multipliers, best)
+        mixed = replace(best, share=min(1.0, MIXED * best.share))
+        for repair in (best, mixed, *(stronger for stronger in SURER if stronger.lift > best.lift)):
+            least = min(least, region_square(region, layers, multipliers, start, root=root, repair=repair))
+            if least <= AGAIN * AGAIN * expected:
+                break
+        return least
 
     affordable = int(min(len(every), REFINEMENT * region_cost(region, layers) / refinement_cost(region)))
     near = square_of(point, START) if affordable else 0.0

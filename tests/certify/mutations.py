@@ -463,8 +463,8 @@ MUTATIONS: list[Mutation] = [
         ("    scaled = rows * root\n", "    scaled = rows\n"),
         ("return 1 / root, root * UP", "return 0.9 / root, root * UP"),
         (
-            "            square = region_square(region, layers, multipliers, start, root=root, repair=repair)\n",
-            "            square = square_of(multipliers, repair)\n",
+            "least = min(least, region_square(region, layers, multipliers, start, root=root, repair=repair))",
+            "least = min(least, square_of(multipliers, repair))",
         ),
     ),
     *_of(

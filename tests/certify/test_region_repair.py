@@ -78,7 +78,11 @@ def test_the_chosen_repair_is_proved_at_all_frequencies(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torus_bound, "critical_frequencies", last)
     monkeypatch.setattr(torus_bound, "best_repair", fixed)
-    assert torus_bound.torus_bound(network, point, trials=5) == torus_bound.torus_bound(network, point, repair=repair)
+    found = torus_bound.torus_bound(network, point, trials=5)
+    others = (replace(repair, share=torus_bound.MIXED * repair.share), *torus_bound.SURER)
+    proved = [torus_bound.torus_bound(network, point, repair=one) for one in (repair, *others)]
+    assert found in proved
+    assert found <= proved[0]  # a repair that proves much more at all frequencies than at one is not the last
 
 
 @pytest.mark.parametrize(("proofs", "expected"), [(1.1, "sure"), (2.0, "trials"), (20.0, "both")])
