@@ -24,6 +24,8 @@ def averaged(call: Call) -> Node:
     if call.name == "avg_pool1d":
         kernel, stride, padding = [1, kernel[1]], [1, *stride[1:]], [0, *(padding[1:] or [0])]
     image, divisor = image_of(source.shape), call.arguments.get("divisor_override")
+    if any(size > side + 2 * pad for size, side, pad in zip(kernel, image[1:], padding or (0, 0), strict=True)):
+        return along_each_axis(call)  # with `ceil_mode`, a window may be larger than the padded image
     inner = average_pool(
         image, kernel, stride if len(stride) == 2 else None, padding or 0, divisor=divisor, device=call.device
     )

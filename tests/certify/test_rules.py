@@ -365,3 +365,13 @@ def test_results_that_nobody_reads_do_not_count_as_a_moved_batch() -> None:
 def test_complex_numbers_are_refused_for_what_they_are() -> None:
     _, refused = build_network(capture(Apply(lambda x: (x * 1j).abs()), (4,)))
     assert any("complex numbers" in refusal.operation for refusal in refused), refused
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_average_pooling_over_windows_larger_than_the_image(include: bool) -> None:
+    pooled = lambda x: F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=include)  # noqa: E731
+    x = torch.zeros(1, 2, 3, 1, dtype=torch.float64)
+    exact = torch.autograd.functional.jacobian(pooled, x).reshape(-1, 6)
+    output = network(pooled, (2, 3, 1))
+    assert isinstance(output.piece, Linear)
+    torch.testing.assert_close(output.piece.map.dense(), exact)
