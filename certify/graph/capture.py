@@ -23,6 +23,7 @@ from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import InputError, ModelError, Refusal, RobustresError, UnsupportedOperationError
 from robustres.guard import random_state_kept, without_guards
+from robustres.precision import floating_types
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
@@ -169,14 +170,10 @@ def float64_copy(model: nn.Module) -> nn.Module:
 
 def _with_own_eps(module: nn.Module) -> None:
     """Write out the default eps of RMS normalisation, which depends on the type of the numbers, before a cast."""
+    own = floating_types(module)
     for part in module.modules():
         if isinstance(part, nn.RMSNorm) and part.eps is None:
-            part.eps = torch.finfo(_type_of(part) or _type_of(module) or torch.get_default_dtype()).eps
-
-
-def _type_of(module: nn.Module) -> torch.dtype | None:
-    """The type of the module's first floating-point parameter; None if it has none."""
-    return next((value.dtype for value in module.parameters() if value.is_floating_point()), None)
+            part.eps = torch.finfo((*floating_types(part), *own, torch.get_default_dtype())[0]).eps
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
@@ -237,7 +234,7 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
             _refuse_random(module, example)
             raise
         captured = _traced(module, example, answer, opened=opened)
-        if _type_of(model) not in (None, torch.float64):
+        if floating_types(model)[:1] not in ((), (torch.float64,)):
             _refuse_eps_of_another_type(captured)
         if captured.moves_batch:
             with suppress(RobustresError):

@@ -38,3 +38,18 @@ def test_the_function_asks_for_an_eps_unless_the_model_is_in_float64() -> None:
     with pytest.raises(UnsupportedOperationError, match="give eps"):
         lipschitz(Functional(4, 3), (4,))
     assert lipschitz(Functional(4, 3).double(), (4,)).upper > 1e7
+
+
+class Buffered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.eye(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(F.linear(x, self.weight), (3,))  # type: ignore[arg-type]
+
+
+def test_a_model_that_keeps_its_weights_in_buffers_has_a_type_too() -> None:
+    with pytest.raises(UnsupportedOperationError, match="give eps"):
+        lipschitz(Buffered(), (4,))
+    assert lipschitz(Buffered().double(), (4,)).upper > 1e7
