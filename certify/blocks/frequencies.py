@@ -1,7 +1,7 @@
 """Rows and maps at the coarse frequencies of a region's torus, where a node's coordinates are channels and residues."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,6 +43,10 @@ class Frequencies(Space):
         steep = math.sqrt(across) * math.sqrt(down) * (1 + gamma(sum(found.magnitude.shape) + 8))
         roundings = found.wave_roundings + 8 + 5 * sum(found.magnitude.shape)
         return Pulled(image, gamma(roundings) * steep * UP, steep)
+
+
+# Rows (F, R, n) of a region's output at given frequencies, and their slack.
+Start = Callable[[Frequencies], tuple[Tensor, float]]
 
 
 def _channels_first(values: Tensor, shape: Shape) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustres.certify.blocks.cost import COMPLEX, NOMINAL, PER_NODE
 from robustres.certify.blocks.fixed_point import FixedPoint, search
-from robustres.certify.blocks.frequencies import Frequencies
+from robustres.certify.blocks.frequencies import Frequencies, Start
 from robustres.certify.blocks.increments import Increment, SectorLayer, spread
 from robustres.certify.blocks.torus_network import Region
 from robustres.certify.graph.network import Linear, Node, Source
@@ -78,7 +78,7 @@ def refined(
     region: Region,
     layers: Mapping[Node, Increment],
     point: FixedPoint,
-    start: Callable[[Frequencies], tuple[Tensor, float]],
+    start: Start,
     root: Tensor,
     frequencies: Tensor,
 ) -> FixedPoint | None:

@@ -92,18 +92,9 @@ def torus_form(torus: TorusNetwork) -> Form:
     cost, step = torus_cost(torus), step_cost(torus.order, COPIES_SHARED)
     obstacle = "" if math.isfinite(cost) else "the layers after the last image are too wide"
     return Form(
-        torus.order,
-        torus.layers,
-        cost,
-        step,
-        obstacle,
-        "channel",
-        1.2e-2,
-        COPIES_SHARED,
-        torch.float32,
-        FIRST_STEPS_SHARED,
-        torus,
-    )
+        torus.order, torus.layers, cost, step, obstacle, shares="channel", worth=1.2e-2, copies=COPIES_SHARED,
+        dtype=torch.float32, first=FIRST_STEPS_SHARED, torus=torus,
+    )  # fmt: skip
 
 
 def proof_within(

@@ -7,7 +7,7 @@ proved with the region above the cut.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from robustres.certify.blocks.cost import region_cost
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.frequencies import Frequencies, local_layers
+from robustres.certify.blocks.frequencies import Frequencies, Start, local_layers
 from robustres.certify.blocks.frequency_search import refined, refinement_cost
 from robustres.certify.blocks.front import UNIT, UP, Repair, frobenius
 from robustres.certify.blocks.increments import BoundedLayer, Increment
@@ -39,9 +39,6 @@ MIXED, AGAIN = 8.0, 1.1
 FAR = 1.03  # factor of the reached value from which a region's multipliers are refined at critical frequencies
 REFINEMENT = 0.25  # what the refinement may cost at most, in proofs of the region
 LOSS = 1e-9  # relative loss that separates the error of the rows at frequency 0 from them
-
-
-Start = Callable[[Frequencies], tuple[Tensor, float]]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_o
 from robustres.errors import InputError, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
+from robustres.precision import taking
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +136,9 @@ def _local(
     model: nn.Module, x: Tensor, norm: Norm, report: LipschitzReport | None, dtype: torch.dtype, seconds: float
 ) -> Certificates:
     column = LocalCertificate(norm, seconds, report, dtype=dtype)(model, x)
-    numbers = next((value for value in model.parameters() if value.is_floating_point()), x)
+    images = x.to(device_of(model))
     with torch.no_grad(), evaluation_mode(model), random_state_kept():
-        top = model(x.to(device_of(model), numbers.dtype)).to("cpu", torch.float64).topk(2, dim=1).values
+        top = taking(model, images)(images).to("cpu", torch.float64).topk(2, dim=1).values
     margin = top[:, 0] - top[:, 1]
     return Certificates(column.radius, column.prediction, margin, norm, column.source, column.guarantee)
 
