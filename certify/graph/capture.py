@@ -65,6 +65,13 @@ class Captured:
         """The operations in whose place their definitions stand, which round otherwise."""
         return sorted({str(node.meta["defined"]) for node in self.nodes if "defined" in node.meta})
 
+    @property
+    def resized(self) -> list[str]:
+        """The operations whose weights torch computes from positions, in the type of the values: in float32, those of
+        an image of n pixels are off by some n units, zeros among them."""
+        names = {str(node.target) for node in self.nodes}
+        return sorted(name for name in names if "upsample" in name and ("linear" in name or "cubic" in name))
+
     def run(
         self,
         known: Mapping[fx.Node, Tensor],

@@ -110,14 +110,16 @@ class Normalisation(Opaque):
     def rounding(self, dtype: torch.dtype) -> Rounding | None:
         """Mean, variance and quotient: every sum has `group` terms, cancellation is relative to |x| / sqrt(eps).
 
-        A loss d in z changes z / s by d / sqrt(eps), one in s^2 by at most sqrt(n) d / (2 eps).
+        A loss d in z changes z / s by d / sqrt(eps), one in s^2 by at most sqrt(n) d / (2 eps). The variance may be
+        the mean square less the square of the mean, each relative to |x|^2 / n (torch: images stored channels last).
         """
         own = rounding_of_sums(self.group, dtype)
         if own is None:
             return None
         steep = 1 / math.sqrt(self.eps) + math.sqrt(self.group) / self.eps
         reach = math.sqrt(torch.finfo(dtype).max) / 4
-        return Rounding(8 * own.relative, 2 * own.lost * (1 + self.scale * (1 + steep)), reach)
+        square = 2 * own.relative * self.scale / (math.sqrt(self.group) * self.eps) if self.centred else 0.0
+        return Rounding(8 * own.relative, 2 * own.lost * (1 + self.scale * (1 + steep)), reach, square)
 
 
 @dataclass(frozen=True, eq=False)

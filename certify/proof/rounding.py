@@ -14,7 +14,8 @@ FUNCTION_UNITS = 64
 
 @dataclass(frozen=True)
 class Rounding:
-    """The error at an argument x is at most relative (constant |x| + |f(x)|), in l2, plus `lost` at each coordinate.
+    """The error at an argument x is at most relative (constant |x| + |f(x)|) + square |x|^2, in l2, plus `lost` at each
+    coordinate.
 
     lost: what underflow may add, flushing of subnormal numbers to zero included. reach: larger arguments may overflow
     on the way, so nothing is known there; in l2.
@@ -23,6 +24,7 @@ class Rounding:
     relative: float
     lost: float
     reach: float = math.inf
+    square: float = 0.0
 
 
 def least(dtype: torch.dtype) -> float:

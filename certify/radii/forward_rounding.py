@@ -155,7 +155,8 @@ class Deviation:
             )
         after = constant * (size + error) + self.sizes[node.origin]
         lost = own.lost + least(self.dtype) + (kind.jump if isinstance(kind, Activation) else 0.0)
-        introduced = own.relative * after + lost * math.sqrt(math.prod(node.shape))
+        squared = own.square * (size + error).square()
+        introduced = own.relative * after + squared + lost * math.sqrt(math.prod(node.shape))
         return torch.where(size + error > own.reach, math.inf, constant * error + introduced), after
 
     def _kappa(self, node: Node) -> float:
@@ -180,6 +181,8 @@ def require_covered_float32(captured: Captured, x: Tensor) -> None:
          "parametrisation); make them plain weights first (torch.nn.utils.parametrize.remove_parametrizations)"),
         (x.dtype != torch.float32, f"a float32 certificate requires float32 images, got {x.dtype}; convert them first"),
         (captured.defined, f"no bound is known on the rounding of {', '.join(captured.defined)}, known by definition"),
+        (captured.resized, f"no bound is known on the rounding of {', '.join(captured.resized)}, whose weights torch "
+         "computes in float32"),
         (rounded, "the network has weights that float32 would round; convert it with model.float()"),
         (products != "highest", f"products in float32 may be rounded to fewer digits ({products}); set "
          "torch.set_float32_matmul_precision('highest')"),

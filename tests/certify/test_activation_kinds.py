@@ -271,7 +271,21 @@ def test_the_rounding_of_an_opaque_map_is_as_stated_at_numbers_of_every_size(nam
                 continue
             error = mpmath.sqrt(sum((one - mpmath.mpf(other)) ** 2 for one, other in zip(true, answer, strict=True)))
             room = kind.bound.upper * size + mpmath.sqrt(sum(value**2 for value in true))
-            assert error <= own.relative * room + own.lost * math.sqrt(len(true)), row
+            assert error <= own.relative * room + own.square * size**2 + own.lost * math.sqrt(len(true)), row
+
+
+@pytest.mark.parametrize("offset", [1.0, 1e3, 1e6])
+def test_the_rounding_of_a_normalisation_covers_variances_from_mean_squares(offset: float) -> None:
+    x = offset + torch.rand(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    own = Normalisation(1e-5, 1.0, 18, centred=True).rounding(torch.float64)
+    found = torch.nn.functional.group_norm(x.contiguous(memory_format=torch.channels_last), 1)
+    with mpmath.workdps(60):
+        centred = _centred([mpmath.mpf(value) for value in x.flatten().tolist()])
+        length = mpmath.sqrt(sum(z**2 for z in centred) / 18 + mpmath.mpf(1e-5))
+        errors = [z / length - value for z, value in zip(centred, found.flatten().tolist(), strict=True)]
+        error = float(mpmath.sqrt(sum(one**2 for one in errors)))
+    size = float(x.norm())
+    assert own is not None and error <= own.relative * size / math.sqrt(1e-5) + own.square * size**2
 
 
 def test_every_opaque_map_computes_exactly_or_is_compared_with_exact_values() -> None:

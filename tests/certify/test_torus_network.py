@@ -172,6 +172,16 @@ def test_the_bound_by_frequency_equals_that_of_the_same_inequality_at_once(paddi
         assert channels.reachable <= upper <= 2 * channels.upper
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_kernel_smaller_than_its_padding_is_laid_on_a_torus(transposed: bool) -> None:
+    torch.manual_seed(0)
+    last = nn.ConvTranspose2d(3, 3, 1, padding=1) if transposed else nn.Conv2d(3, 3, 1, padding=1)
+    linear = (nn.Conv2d(2, 3, 1, padding=2), nn.Conv2d(3, 3, (1, 2), padding=(1, 3), dilation=(1, 2)), last)
+    model = nn.Sequential(*linear, nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(), *head(3, 7, "mean")).double()
+    network = on_tori(simplified(model, 2, 4, 5), widest=64)
+    assert attained(model, 2, 4, 5) <= bound(network, repair=Repair(1e-2, 1e-2)) < 100
+
+
 def test_pairs_of_classes_start_from_their_rows() -> None:
     torch.manual_seed(1)
     model = chain("mean", nn.ReLU).double()
