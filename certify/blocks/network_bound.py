@@ -9,7 +9,7 @@ from torch import Tensor
 from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.first_layer import first_layer, first_layer_square
 from robustres.certify.blocks.fixed_point import FixedPoint
-from robustres.certify.blocks.front import Repair
+from robustres.certify.blocks.front import FLOOR, Repair
 from robustres.certify.blocks.increments import Increment, SectorLayer, on_device
 from robustres.certify.graph.network import Node
 from robustres.certify.proof.largest_singular_value import gram, largest_norm, proved_top
@@ -74,10 +74,13 @@ def largest_square(rows: Tensor, least: float = 0.0) -> float:
     """Proved upper bound on the square of the largest singular value of every stored matrix (F, m, n); infinite if the
     proof fails.
 
-    least: the smallest relative margin over the computed value of one matrix that is tried.
+    least: the smallest relative margin over the computed value of one matrix that is tried. At least FLOOR unless the
+    matrices are 0, since smaller squares may underflow.
     """
-    if not rows.numel():
-        return 0.0
+    return max(_largest_square(rows, least), FLOOR) if bool(rows.any()) else 0.0
+
+
+def _largest_square(rows: Tensor, least: float) -> float:
     if len(rows) > 1:
         norm = largest_norm(rows)
         return norm * norm * (1 + gamma(4))

@@ -19,7 +19,7 @@ from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import FixedPoint
 from robustres.certify.blocks.frequencies import Frequencies, Start, local_layers
 from robustres.certify.blocks.frequency_search import refined, refinement_cost
-from robustres.certify.blocks.front import UNIT, UP, Repair, frobenius
+from robustres.certify.blocks.front import FLOOR, UNIT, UP, Repair, frobenius
 from robustres.certify.blocks.increments import BoundedLayer, Increment
 from robustres.certify.blocks.network_bound import largest_square
 from robustres.certify.blocks.region_repair import START, best_repair, critical_frequencies
@@ -27,7 +27,7 @@ from robustres.certify.blocks.torus_network import Region, TorusNetwork
 from robustres.certify.fourier.torus import coarse_frequencies
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.linear_map import Shape
-from robustres.numerics import gamma, rounded_up
+from robustres.numerics import gamma, product_up, rounded_up
 
 PART_BYTES = 2e9  # memory of the matrices of the frequencies that are eliminated together
 BYTES = 16 * 8  # memory of an entry in all matrices that exist at the same time
@@ -60,13 +60,13 @@ def torus_bound(
     found = eliminate(network.tail, network.layers, point, rows=rows, repair=repair)
     if found is None:
         return math.inf
-    square = found.factor
+    squares = [found.factor]
     scale: Tensor | None = None  # (C, 1 or residues) at the cut, which is measured by |scale w|^2
     if not network.constant:
         channels, root = _scale(network.tail[0], point)
         scale = channels[:, None]
         positions = math.prod(network.tail[0].shape[1:])
-        square *= _relative(found.rows, found.slack, root.repeat_interleave(positions))
+        squares.append(_relative(found.rows, found.slack, root.repeat_interleave(positions)))
     for place, region in enumerate(network.regions):
         joint = network.layers.get(region.order[0])
         below = _scale(region.order[0], point) if isinstance(joint, BoundedLayer) else None
@@ -75,13 +75,13 @@ def torus_bound(
         start = partial(_sums, found, network.tail[0].shape) if scale is None else partial(_diagonal, scale)
         if trials:
             reached = 1.0 if place + 1 < len(network.regions) else point.value
-            square *= _least_square(region, network.layers, point, start, root, trials, reached**2)
+            squares.append(_least_square(region, network.layers, point, start, root, trials, reached**2))
         else:
-            square *= region_square(region, network.layers, point, start, root=root, repair=repair)
-        square *= 1 + 2 * LOSS if scale is None else 1.0
+            squares.append(region_square(region, network.layers, point, start, root=root, repair=repair))
+        squares.append(1 + 2 * LOSS if scale is None else 1.0)
         if below is not None and isinstance(joint, BoundedLayer):
             scale = below[0][:, None] * _roots_of_counts(joint, network.regions[place + 1]) * (joint.constant * UP)
-    return rounded_up(math.sqrt(square * UP), 16) if math.isfinite(square) else math.inf
+    return rounded_up(math.sqrt(product_up(squares)), 16)
 
 
 def region_square(
@@ -191,11 +191,11 @@ def _roots_of_counts(joint: BoundedLayer, below: Region) -> Tensor:
 
 
 def _relative(rows: Tensor, slack: float, root: Tensor) -> float:
-    """Upper bound of (|rows d|^2 + slack |d|^2) / |d / root|^2 over all d."""
+    """Upper bound of (|rows d|^2 + slack |d|^2) / |d / root|^2 over all d, never so small that a square may underflow."""
     largest = float(root.max())
     scaled = rows * root
     norm = math.sqrt(largest_square(scaled)) + 2 * UNIT * frobenius(scaled)
-    return (norm * norm + slack * largest * largest) * UP
+    return max(rounded_up(norm * norm + slack * largest * largest, 4), FLOOR)
 
 
 def _sums(found: Eliminated, shape: Shape, space: Frequencies) -> tuple[Tensor, float]:

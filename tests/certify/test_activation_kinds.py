@@ -285,7 +285,8 @@ def test_the_rounding_of_a_normalisation_covers_variances_from_mean_squares(offs
         errors = [z / length - value for z, value in zip(centred, found.flatten().tolist(), strict=True)]
         error = float(mpmath.sqrt(sum(one**2 for one in errors)))
     size = float(x.norm())
-    assert own is not None and error <= own.relative * size / math.sqrt(1e-5) + own.square * size**2
+    assert own is not None
+    assert error <= own.relative * size / math.sqrt(1e-5) + own.square * size**2
 
 
 def test_every_opaque_map_computes_exactly_or_is_compared_with_exact_values() -> None:

@@ -1,7 +1,9 @@
 """Networks on tori: above all attained values and the dense inequality, and equal to the latter in lossless cases."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +14,11 @@ from torch import Tensor, nn
 
 from robustres.certify import lipschitz
 from robustres.certify.blocks import front, torus_bound
-from robustres.certify.blocks.elimination import eliminate
+from robustres.certify.blocks.elimination import Eliminated, eliminate
 from robustres.certify.blocks.fixed_point import search
 from robustres.certify.blocks.front import Repair
 from robustres.certify.blocks.increments import windows_of_residues
-from robustres.certify.blocks.network_bound import l2_bound
+from robustres.certify.blocks.network_bound import box_bound, l2_bound
 from robustres.certify.blocks.torus_network import NotLaidError, TorusNetwork, on_tori
 from robustres.certify.graph.network import Node
 from robustres.certify.maps.nonlinear import MaxPool
@@ -170,6 +172,20 @@ def test_the_bound_by_frequency_equals_that_of_the_same_inequality_at_once(paddi
         assert upper == pytest.approx(channels.reachable, rel=5e-2)
     else:
         assert channels.reachable <= upper <= 2 * channels.upper
+
+
+def test_rows_that_overflow_or_underflow_prove_nothing_false() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), *head(4, 3, "flat"))
+    network = on_tori(simplified(model, 2, 3, 3), widest=64)
+    point = search(network.order, network.layers, steps=20, copies=4)
+    (region,), one = network.regions, torch.ones(1, dtype=torch.float64)
+    for scale, enough in ((math.nan, math.inf), (1e300, math.inf), (1e-200, 1e-280)):
+        rows = torch.diag(torch.full((4,), scale, dtype=torch.complex128))
+        start = partial(lambda rows, space: (rows.expand(len(space.frequencies), -1, -1), 0.0), rows)
+        assert torus_bound.region_square(region, network.layers, point, start, root=one, repair=Repair()) >= enough
+    tiny = Eliminated(1e-70 * torch.eye(2, dtype=torch.float64)[None], 0.0, 1.0)
+    assert box_bound(tiny, 1e200 * one.expand(2), one.expand(2)) >= 1.414e-70
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -219,7 +219,7 @@ def test_what_has_no_bound_in_float32_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PrecisionError, match="logaddexp2"):
         LocalCertificate(dtype=torch.float32)(spread, torch.rand(1, 1, 2, 2))
     resized = nn.Sequential(nn.Upsample(size=(3, 3), mode="bilinear"), nn.Flatten(), nn.Linear(9, 2))
-    with pytest.raises(PrecisionError, match="upsample_bilinear2d.*computes in float32"):
+    with pytest.raises(PrecisionError, match=r"upsample_bilinear2d.*computes in float32"):
         LocalCertificate(dtype=torch.float32)(resized, torch.rand(1, 1, 2, 2))
     double = nn.Sequential(nn.Flatten(), nn.Linear(4, 2).double())
     with torch.no_grad():
