@@ -191,7 +191,7 @@ def _roots_of_counts(joint: BoundedLayer, below: Region) -> Tensor:
 
 
 def _relative(rows: Tensor, slack: float, root: Tensor) -> float:
-    """Upper bound of (|rows d|^2 + slack |d|^2) / |d / root|^2 over all d, never so small that a square may underflow."""
+    """Upper bound of (|rows d|^2 + slack |d|^2) / |d / root|^2 over all d, above what may underflow."""
     largest = float(root.max())
     scaled = rows * root
     norm = math.sqrt(largest_square(scaled)) + 2 * UNIT * frobenius(scaled)
