@@ -80,6 +80,8 @@ def first_layer_square(
     else:
         return math.inf
     value = _ritz_value(linear.piece.map, free, t, pivot, point.change)
+    if value == 0:  # underflow
+        return math.inf
     products, error = _products(linear.piece.map, free)
     products.mul_(t[:, None]).mul_(t)
     for excess in (excess for excess in EXCESSES if excess >= repair.loss):

@@ -119,12 +119,18 @@ class LipschitzReport:
         For a residual block, `factor` multiplies the branch (F becomes factor F), and the block is bounded again by
         every method that bounded it, with its own T for the joint bound; for any other piece, `factor` multiplies its
         constant. `network_upper`, the product of the pieces, is a valid bound of the rescaled network, and
-        `radius_gain` is the improvement of the product.
+        `radius_gain` is the improvement of the product. Raises InputError for a report on [0, 1]^n, where a
+        rescaled piece changes the values, and thereby the slopes, of all pieces after it.
         """
         if not (math.isfinite(factor) and factor >= 0):
             raise InputError(f"factor must be a finite number of at least 0, got {factor}")
+        if self.domain == "unit":
+            raise InputError(
+                f"a rescaled {name} changes the values of later pieces on [0, 1]^n, from which their bounds follow; "
+                "rescale it in the model and call lipschitz again"
+            )
         row = self.block(name)
-        candidates = {row.method: factor * row.upper}
+        candidates = {row.method: product_up([factor, row.upper])}
         if row.is_residual:
             analysis = self.analysis if self.norm == "l2" else None
             candidates = rescaled_candidates(analysis, self.blocks.index(row), row, factor)

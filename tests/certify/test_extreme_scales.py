@@ -202,3 +202,12 @@ def test_the_steepest_direction_is_found_at_every_scale_of_the_jacobian(scale: f
     torch.testing.assert_close(found.stretch / scale, torch.full((2,), truth, dtype=torch.float64))
     nothing = steepest_directions(lambda v: v * 1e300 * 1e300, x, start, steps=3)
     assert bool((nothing.stretch == 0).all())
+
+
+def test_a_wide_first_layer_whose_squares_underflow_is_bounded() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2)).double()
+    with torch.no_grad():
+        model[0].weight *= 1e-100
+        model[3].weight *= 1e-100
+    report = lipschitz(model, (1, 6, 6), effort=0.1, whole_effort=10.0)
+    assert 0 < report.lower <= report.upper < 1e-197

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -259,6 +260,9 @@ def test_rescaling_another_piece_multiplies_its_constant_and_a_linear_branch_is_
         report.what_if("nowhere", 0.5)
     with pytest.raises(InputError, match="at least 0"):
         report.what_if(report.blocks[0].name, -1.0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.Tanh())  # steeper where a smaller weight puts its values
+    with pytest.raises(InputError, match="call lipschitz again"):
+        lipschitz(model, (1, 1, 1), domain="unit").what_if("1", 0.1)
 
     class Negative(nn.Module):
         def __init__(self) -> None:
@@ -271,6 +275,10 @@ def test_rescaling_another_piece_multiplies_its_constant_and_a_linear_branch_is_
 
     supposed = lipschitz(nn.Sequential(Negative(), nn.ReLU()), (3,)).what_if("0", 0.25)
     assert supposed.block_upper == pytest.approx(0.75)
+    tripled = nn.Linear(1, 1, bias=False)
+    tripled.weight.data.fill_(3.0)
+    (row,) = (report := lipschitz(tripled, (1,))).blocks
+    assert Fraction(report.what_if(row.name, 0.7).block_upper) >= Fraction(0.7) * Fraction(row.upper)
 
 
 def test_estimates_from_images_are_higher_and_below_the_bounds() -> None:
