@@ -174,7 +174,7 @@ def require_covered_float32(captured: Captured, x: Tensor) -> None:
     """Refuse a float32 certificate for cases that no bound on the rounding of an operation covers."""
     on_cpu, cudnn = x.device.type == "cpu", x.device.type == "cuda" and torch.backends.cudnn.enabled
     nnpack = on_cpu and not torch.backends.mkldnn.enabled and torch.backends.nnpack.is_available()  # type: ignore[no-untyped-call]
-    products = torch.get_float32_matmul_precision()
+    products = _rounded_products(x.device.type)
     rounded = not all(_in_float32(value) for value in captured.module.state_dict().values())
     reasons = (
         (captured.computed, "no deviation bound covers weights that the network computes from others when it runs (a "
@@ -184,8 +184,8 @@ def require_covered_float32(captured: Captured, x: Tensor) -> None:
         (captured.resized, f"no bound is known on the rounding of {', '.join(captured.resized)}, whose weights torch "
          "computes in float32"),
         (rounded, "the network has weights that float32 would round; convert it with model.float()"),
-        (products != "highest", f"products in float32 may be rounded to fewer digits ({products}); set "
-         "torch.set_float32_matmul_precision('highest')"),
+        (products, f"products in float32 may be rounded to fewer digits ({', '.join(products)}); set "
+         "torch.set_float32_matmul_precision('highest') and torch.backends.mkldnn.conv.fp32_precision = 'ieee'"),
         (nnpack, "NNPACK may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
          "torch.backends.mkldnn.enabled = True"),
         (cudnn, "cuDNN may use Winograd or Fourier convolutions in float32, which no deviation bound covers; set "
@@ -194,6 +194,15 @@ def require_covered_float32(captured: Captured, x: Tensor) -> None:
     for holds, reason in reasons:
         if holds:
             raise PrecisionError(f"{reason}, or certify in torch.float64")
+
+
+def _rounded_products(device: str) -> list[str]:
+    """The fewer digits to which torch may round products in float32 on this kind of device, for matrices and
+    convolutions; before torch 2.9, one setting for all."""
+    backend = torch.backends.mkldnn if device == "cpu" else torch.backends.cuda
+    settings = [getattr(getattr(backend, part, None), "fp32_precision", None) for part in ("conv", "matmul")]
+    known = {str(setting) for setting in settings if setting is not None} or {torch.get_float32_matmul_precision()}
+    return sorted(known - {"none", "ieee", "highest"})
 
 
 def _in_float32(value: Tensor) -> bool:

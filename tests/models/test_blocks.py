@@ -113,6 +113,8 @@ def test_maxmin_sorts_pairs_and_needs_an_even_width() -> None:
     assert MaxMin()(x).flatten().tolist() == [3.0, -2.0, 1.0, -4.0]
     with pytest.raises(ModelError, match="even width"):
         make_block("residual", Site(5, (4, 4), activation="maxmin"))
+    with pytest.raises(ModelError, match="even width"):  # two channels are then compared with the same third
+        MaxMin().lipschitz_bound((3,))
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -29,7 +29,8 @@ class MaxMin(nn.Module):
         return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), dim=1)
 
     def lipschitz_bound(self, input_shape: tuple[int, ...]) -> Bound:
-        """Exactly 1: sorting is a permutation wherever it is differentiable, and continuous."""
+        """Exactly 1: sorting is a permutation wherever it is differentiable, and continuous. ModelError for odd C."""
+        _require_pairs(input_shape[0])
         return Bound(1.0, 1.0, "sorting in pairs")
 
     def sorted_groups(self) -> GroupSort:
@@ -115,6 +116,10 @@ def activation(name: ActivationName, channels: int) -> nn.Module:
         return HalfAbs(channels)
     if name != "maxmin":
         raise ModelError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    _require_pairs(channels)
+    return MaxMin()
+
+
+def _require_pairs(channels: int) -> None:
     if channels % 2:
         raise ModelError(f"maxmin sorts channels in pairs and needs an even width, got {channels}")
-    return MaxMin()

@@ -233,3 +233,10 @@ def test_what_has_no_bound_in_float32_is_refused(monkeypatch: pytest.MonkeyPatch
             LocalCertificate(dtype=torch.float32)(double.float(), torch.rand(1, 1, 2, 2))
     finally:
         torch.set_float32_matmul_precision(before)
+    if (convolution := getattr(torch.backends.mkldnn, "conv", None)) is not None:
+        try:
+            convolution.fp32_precision = "bf16"
+            with pytest.raises(PrecisionError, match="bf16"):
+                LocalCertificate(dtype=torch.float32)(double, torch.rand(1, 1, 2, 2))
+        finally:
+            convolution.fp32_precision = "none"
