@@ -16,6 +16,7 @@ def images_tensor(value: Any) -> Tensor:
     fractional part.
     """
     images = _tensor(value, "images").detach()
+    images = images.clone() if images.is_inference() and not torch.is_inference_mode_enabled() else images
     if images.ndim == 4 and images.shape[1] > 4 >= images.shape[3] and not isinstance(value, Tensor):
         raise DataError(
             f"images must have shape (N, C, H, W), got {tuple(images.shape)}, whose last axis looks like the channel "

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from robustres.errors import PrecisionError
+from robustres.errors import InputError, PrecisionError
 
 SMALLEST_NORMAL = sys.float_info.min
 UNIT_ROUNDOFF: dict[torch.dtype, float] = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
@@ -89,8 +89,14 @@ def round_radius_down(radius: Tensor) -> Tensor:
 
 
 def require_certifiable_arithmetic(device: torch.device | str) -> None:
-    """Refuse arithmetic that no rounding bound covers: autocast anywhere, TF32 on a CUDA device."""
+    """Refuse arithmetic that no rounding bound covers (autocast anywhere, TF32 on a CUDA device), or that has no values
+    (the device meta) or no derivatives (inference mode).
+    """
     kind = torch.device(device).type
+    if kind == "meta":
+        raise InputError("tensors on the device 'meta' have no values; move the model and the images to another device")
+    if torch.is_inference_mode_enabled():
+        raise InputError("certification needs derivatives; leave torch.inference_mode before calling it")
     if torch.is_autocast_enabled(kind):
         raise PrecisionError(
             "certification is not possible under autocast; leave the autocast context before calling it"

@@ -15,7 +15,8 @@ from robustres.certify.audits.claimed_constants import Claim, claims_of, without
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport
-from robustres.certify.graph.capture import device_of, float64_copy, refusing_what_fails, require_shape
+from robustres.certify.graph.capture import device_of, refusing_what_fails, require_shape
+from robustres.certify.graph.float64_copy import float64_copy
 from robustres.certify.lower.ascent import Search, strongest_witness
 from robustres.certify.lower.jacobian import norms, scaled, unit
 from robustres.certify.lower.witness import Measured, Witness

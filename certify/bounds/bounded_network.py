@@ -13,7 +13,8 @@ from robustres.certify.bounds.bound_cache import network_key
 from robustres.certify.bounds.pieces import Bounder
 from robustres.certify.bounds.surroundings import Surroundings
 from robustres.certify.bounds.whole_network import WholeNetwork
-from robustres.certify.graph.capture import BATCH, Captured, capture, float64_copy
+from robustres.certify.graph.capture import BATCH, Captured, capture
+from robustres.certify.graph.float64_copy import float64_copy
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.single_function import AGREEMENT, close
 from robustres.certify.graph.tracing import outermost_stated

@@ -1,8 +1,7 @@
 """Capture of a model as a graph of ATen operations, which is compared with the model before it is used."""
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import index
@@ -11,18 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_leaves
 
 from robustres.certify.graph.definitions import define
-from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerError, answer_of, close
+from robustres.certify.graph.float64_copy import float64_copy
+from robustres.certify.graph.single_function import (
+    AGREEMENT,
+    ChangingAnswerError,
+    answer_of,
+    close,
+    require_same_in_every_use,
+)
 from robustres.certify.graph.statements import HasNoCertificate
 from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import InputError, ModelError, Refusal, RobustresError, UnsupportedOperationError
-from robustres.guard import random_state_kept, without_guards
+from robustres.guard import random_state_kept
 from robustres.precision import floating_types
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
@@ -154,56 +156,11 @@ def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, bat
     return node.target(*args, **kwargs)
 
 
-def float64_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
-    scripted = [path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
-    if scripted:
-        what = "TorchScript that is not a plain graph, which certification cannot analyse (pass its nn.Module)"
-        raise UnsupportedOperationError([Refusal(path, what) for path in scripted[:1]])
-    derived = [value for part in model.modules() for value in tree_leaves(_plain_attributes(part)) if _derived(value)]
-    try:
-        module = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
-        _with_own_eps(module)
-        module = without_guards(module).to(torch.float64).eval()
-        _without_hooks_that_derive(module)
-    except Exception as error:
-        raise ModelError(
-            f"the model cannot be copied to float64, which certification needs: {first_line(error)}"
-        ) from error
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
-
-
-def _with_own_eps(module: nn.Module) -> None:
-    """Write out the default eps of RMS normalisation, which depends on the type of the numbers, before a cast."""
-    own = floating_types(module)
-    for part in module.modules():
-        if isinstance(part, nn.RMSNorm) and part.eps is None:
-            part.eps = torch.finfo((*floating_types(part), *own, torch.get_default_dtype())[0]).eps
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes of the module other than its parameters, buffers and submodules."""
-    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
-
-
-def _derived(value: Any) -> bool:
-    """Whether this is a tensor computed from parameters, which `copy.deepcopy` refuses."""
-    return isinstance(value, Tensor) and value.grad_fn is not None
-
-
-def _without_hooks_that_derive(module: nn.Module) -> None:
-    """Replace weights that hooks derive before every call by plain weights (weight and spectral norm, pruning)."""
-    for part in module.modules():
-        for key, hook in list(part._forward_pre_hooks.items()):
-            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
-                hook.remove(part)
-                part._forward_pre_hooks.pop(key, None)
-
-
 def device_of(module: nn.Module) -> torch.device:
-    """The device of the module's tensors; the CPU if it has none."""
+    """The device of the module's tensors, the CPU if it has none; ModelError if it is no module."""
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise ModelError(f"a model must be an nn.Module, got {kind}; of what load_model returns, pass the .module")
     tensors = (*module.parameters(), *module.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
 
@@ -240,6 +197,7 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
         except ChangingAnswerError:
             _refuse_random(module, example)
             raise
+        require_same_in_every_use(float64_copy(model), example, answer)
         captured = _traced(module, example, answer, opened=opened)
         if floating_types(model)[:1] not in ((), (torch.float64,)):
             _refuse_eps_of_another_type(captured)
@@ -268,9 +226,12 @@ def _traced(module: nn.Module, example: Tensor, answer: Tensor, *, opened: bool,
 
 def _refuse_random(module: nn.Module, example: Tensor) -> None:
     """Refuse, by name, modules that draw random numbers in evaluation mode, if they are recognised."""
-    random = [node for node in exported(module, example).graph.nodes if is_random(node)]
-    if random:
-        what = "which draws random numbers in evaluation mode too"
+    _refuse_drawn(exported(module, example).graph.nodes, "which draws random numbers in evaluation mode too")
+
+
+def _refuse_drawn(nodes: Iterable[fx.Node], what: str) -> None:
+    """Refuse the operations among them that draw random numbers, if there are any."""
+    if random := [node for node in nodes if is_random(node)]:
         raise UnsupportedOperationError([Refusal(path_of(node), f"{operation_of(node)} {what}") for node in random])
 
 
@@ -369,6 +330,7 @@ def _compare(captured: Captured, example: Tensor, answer: Tensor, moved: set[fx.
         expected = answer if sample is example else captured.module(sample.clone())
         found = captured.run({captured.source: sample}, captured.output, observe=_watching(moved, len(sample)))
         if not close(found, expected, AGREEMENT):
+            _refuse_drawn(captured.nodes, "which draws random numbers, other ones than the model does")
             raise ModelError("the captured graph does not give the same output as the model; please report this model")
 
 

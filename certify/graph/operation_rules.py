@@ -162,7 +162,7 @@ def _reason(origin: fx.Node) -> str:
     exponent = origin.args[1] if name_of(origin) == "pow" else None
     if isinstance(exponent, float | int) and exponent < 1:
         return POLE
-    return "which draws random numbers" if is_random(origin) else REASONS.get(name_of(origin), "")
+    return REASONS.get(name_of(origin), "which draws random numbers" if is_random(origin) else "")
 
 
 def _refusal(origin: fx.Node, reason: NotCoveredError) -> Refusal:

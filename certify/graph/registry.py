@@ -19,6 +19,7 @@ JUMPS = "which jumps"
 POLE = "which has no bound near 0"
 REASONS: dict[str, str] = {
     "scaled_dot_product_attention": PRODUCT,
+    **dict.fromkeys(("gru", "lstm"), "whose gates multiply two values that both depend on the input"),
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or"), COMPARES),
     **dict.fromkeys(("pow", "square", "float_power", "exp", "expm1", "sinh", "cosh", "i0", "special_i1"), GROWS),
     **dict.fromkeys(("sqrt", "rsqrt", "log", "reciprocal"), POLE),

@@ -60,8 +60,8 @@ def constant(call: Call) -> Tensor:
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
 def dropout(call: Call) -> Node:
-    """The identity in evaluation mode."""
-    if call.constant("train"):
+    """The identity in evaluation mode, and where nothing is dropped."""
+    if call.constant("train") and call["p"]:
         raise NotCoveredError("in training mode, whose output is random")
     return call.same(call.only_input)
 
@@ -79,6 +79,8 @@ def moved(call: Call) -> Any:
         values = torch.arange(start, start + count, dtype=torch.float64, device=device)
         numbers[state], start = values.reshape(BATCH, *state.shape), start + count
     answer = replace(call, arguments=_without_constants(call)).evaluate(numbers)
+    if call.name in PUTTING:
+        _require_one_value_per_place(call, numbers, answer)
     parts = [answer] if isinstance(answer, Tensor) else list(answer)
     placed = [_placed(part, states) for part in parts]  # refuses an output that mixes samples
     source = states[0]
@@ -95,6 +97,23 @@ def moved(call: Call) -> Any:
     if len(nodes) < len(parts):
         raise NotCoveredError("with an output that is empty")
     return nodes[0] if isinstance(answer, Tensor) else Parts(tuple(nodes))
+
+
+PUTTING = frozenset({"scatter", "index_put", "_unsafe_index_put", "index_copy"})
+
+
+def _require_one_value_per_place(call: Call, numbers: dict[Node, Tensor], answer: Tensor) -> None:
+    """Refuse several values for one place, of which torch keeps any: its derivative then counts all of them.
+
+    answer: of the operation for the numbers 1, 2, ... of the coordinates of its states, and for constants that are 0.
+    """
+    inputs = {state: value.clone().requires_grad_() for state, value in numbers.items()}
+    with torch.enable_grad():
+        total = replace(call, arguments=_without_constants(call)).evaluate(inputs).sum()
+    counted = torch.cat([part.flatten() for part in torch.autograd.grad(total, list(inputs.values()))])
+    places = torch.bincount(answer.flatten().long(), minlength=len(counted) + 1)[1:]
+    if not torch.equal(counted, places.to(counted)):
+        raise NotCoveredError("with several values for one place, of which torch keeps any")
 
 
 @rule("index_add", "scatter_add", "scatter_reduce", "diff", "kron")

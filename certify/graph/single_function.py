@@ -1,5 +1,6 @@
 """Check that a module is a function of single samples: in every call, with and without gradients, in any batch."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -54,6 +55,36 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
     _require_uncounted(module, example, answer, counted)
     _require_constant_buffers(module, example)
     return answer
+
+
+def require_same_in_every_use(module: nn.Module, example: Tensor, answer: Tensor) -> None:
+    """Raise ModelError if a module that has not been called yet, and is not used afterwards, does not give this answer
+    after a first call with other values, in inference mode, or for an example in another order in memory.
+
+    Where it fails in inference mode or rejects that order it gives no other answer.
+    """
+    module(example.square() / 2)
+    if not close(answer, module(example.clone()), AGREEMENT):
+        raise ModelError(
+            "the model's answer depends on the first input that it is called with, from which it sets values of its "
+            "own; call it once on the images that it is meant for"
+        )
+    with torch.inference_mode():
+        _require_same(module, example.clone(), answer, "in inference mode")
+    if example.ndim == 4:
+        turned = example.clone(memory_format=torch.channels_last)
+    else:
+        axes = tuple(reversed(range(example.ndim)))
+        turned = example.permute(axes).clone(memory_format=torch.contiguous_format).permute(axes)
+    _require_same(module, turned, answer, "for inputs in another order in memory")
+
+
+def _require_same(module: nn.Module, example: Tensor, answer: Tensor, where: str) -> None:
+    found = answer
+    with suppress(Exception):  # any error of torch or of the model, which is no other answer
+        found = module(example)
+    if not close(answer, found, AGREEMENT):
+        raise ModelError(f"the model gives different answers {where}; make its answer the same both ways")
 
 
 def _described(answer: object) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robustres.certify.graph.capture import float64_copy
+from robustres.certify.graph.float64_copy import float64_copy
 from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerError, close
 from robustres.certify.lower.jacobian import norms
 from robustres.errors import ModelError

@@ -9,13 +9,15 @@ helps here too.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.unit_domain import BOX_SLACK
-from robustres.certify.graph.capture import Captured
+from robustres.certify.graph.capture import Captured, device_of
 from robustres.certify.graph.network import (
     Elementwise,
     Linear,
@@ -30,7 +32,9 @@ from robustres.certify.maps.activation import Activation
 from robustres.certify.maps.rounding import ALGORITHM_FACTOR, absolute_norm
 from robustres.certify.proof.rounding import least
 from robustres.errors import PrecisionError
+from robustres.guard import random_state_kept
 from robustres.numerics import UNIT_ROUNDOFF, gamma
+from robustres.precision import REDUCED, floating_types, named
 
 # The norms below are themselves computed in float64.
 SLACK = 1 + 1e-6
@@ -170,13 +174,19 @@ def _product_error(piece: Product, errors: Tensor) -> Tensor:
     return piece.largest[0] * errors[1] + piece.largest[1] * errors[0] + errors[0] * errors[1]
 
 
-def require_covered_float32(captured: Captured, x: Tensor) -> None:
-    """Refuse a float32 certificate for cases that no bound on the rounding of an operation covers."""
+def require_covered_float32(captured: Captured, model: nn.Module, x: Tensor) -> None:
+    """Refuse a float32 certificate for cases that no bound on the rounding of an operation covers.
+
+    captured: of the model, whose weights are in float64 there.
+    """
     on_cpu, cudnn = x.device.type == "cpu", x.device.type == "cuda" and torch.backends.cudnn.enabled
     nnpack = on_cpu and not torch.backends.mkldnn.enabled and torch.backends.nnpack.is_available()  # type: ignore[no-untyped-call]
     products = _rounded_products(x.device.type)
     rounded = not all(_in_float32(value) for value in captured.module.state_dict().values())
+    reduced = ", ".join(named(dtype) for dtype in floating_types(model) if dtype in REDUCED)
     reasons = (
+        (reduced, f"the network has weights in {reduced}, in which it may compute; convert it with model.float()"),
+        (_uses_autocast(captured.module, x), "the network computes in fewer digits under autocast; leave it out"),
         (captured.computed, "no deviation bound covers weights that the network computes from others when it runs (a "
          "parametrisation); make them plain weights first (torch.nn.utils.parametrize.remove_parametrizations)"),
         (x.dtype != torch.float32, f"a float32 certificate requires float32 images, got {x.dtype}; convert them first"),
@@ -203,6 +213,28 @@ def _rounded_products(device: str) -> list[str]:
     settings = [getattr(getattr(backend, part, None), "fp32_precision", None) for part in ("conv", "matmul")]
     known = {str(setting) for setting in settings if setting is not None} or {torch.get_float32_matmul_precision()}
     return sorted(known - {"none", "ieee", "highest"})
+
+
+class _AutocastWatch(TorchFunctionMode):
+    """Notices autocast on a kind of device in the calls of torch."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind: str = kind
+        self.used: bool = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.used = self.used or torch.is_autocast_enabled(self.kind)
+        return func(*args, **(kwargs or {}))
+
+
+def _uses_autocast(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module in float64, where autocast has no effect, uses it for the first of these images."""
+    image = x[:1].to(device_of(module), torch.float64, copy=True)
+    watch = _AutocastWatch(image.device.type)
+    with torch.no_grad(), random_state_kept(), watch:
+        module(image)
+    return watch.used
 
 
 def _in_float32(value: Tensor) -> bool:

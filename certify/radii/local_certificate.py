@@ -78,7 +78,7 @@ class LocalCertificate:
             captured = analysis.captured
         require_classes(captured)
         if self.dtype == torch.float32:
-            require_covered_float32(captured, x)
+            require_covered_float32(captured, model, x)
         made = program_of(captured, runs=self.dtype if self.dtype == torch.float32 else None)
         numbers = range(len(x)) if indices is None else indices.tolist()
         distances, others = ({}, {}) if indices is None else (self.distances, self.proved)

@@ -17,7 +17,7 @@ from robustres.certify.proof.bound import Guarantee, all_hold
 from robustres.certify.radii.forward_rounding import Deviation, require_covered_float32
 from robustres.certify.radii.local_certificate import LocalCertificate, require_classes
 from robustres.certify.radii.margin_radii import Choice, Norm, largest, routes_of
-from robustres.errors import InputError, UnsupportedOperationError
+from robustres.errors import InputError, PrecisionError, UnsupportedOperationError
 from robustres.guard import evaluation_mode, random_state_kept
 from robustres.numerics import require_certifiable_arithmetic, round_radius_down, rounded_up
 from robustres.precision import taking
@@ -79,7 +79,11 @@ def certify(
     True
     """
     x = images_tensor(x)
-    _check(x, norm, dtype)
+    _check(model, x, norm, dtype)
+    if report is not None and report.input_shape != tuple(x.shape[1:]):
+        raise InputError(
+            f"the report is for inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
+        )
     if certificate == "local":
         with refusing_what_fails("bounding it around an image"):
             return _local(model, x, norm, report, dtype, seconds)
@@ -88,13 +92,9 @@ def certify(
     analysis = report.analysis
     if analysis is None:
         raise UnsupportedOperationError(report.refused)
-    if report.input_shape != tuple(x.shape[1:]):
-        raise InputError(
-            f"the report is for inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"
-        )
     require_classes(analysis.captured)
     if dtype == torch.float32:
-        require_covered_float32(analysis.captured, x)
+        require_covered_float32(analysis.captured, model, x)
     with refusing_what_fails("computing radii"):
         return _certified(model, x, report, analysis, norm, certificate, dtype, batch_size)
 
@@ -114,7 +114,8 @@ def _certified(
         analysis.require_same_model(model, exact)
         logits, sizes = analysis.measured(exact, batch_size=batch_size)
         if dtype == torch.float32:
-            logits = _float32_logits(model, x, batch_size)
+            exactly, logits = logits, _float32_logits(model, x, batch_size)
+            _require_rounding(logits - exactly, Deviation(analysis, sizes, torch.zeros(len(x)).double(), dtype))
         routes = routes_of(report, norm, certificate, logits)
         free, _ = largest(routes, logits, torch.zeros(len(logits), dtype=torch.float64))
         radius, source = largest(routes, logits, _charge(report, analysis, logits, sizes, free, norm, dtype))
@@ -143,7 +144,7 @@ def _local(
     return Certificates(column.radius, column.prediction, margin, norm, column.source, column.guarantee)
 
 
-def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:
+def _check(model: nn.Module, x: Tensor, norm: str, dtype: torch.dtype) -> None:
     if norm not in ("l2", "linf"):
         raise InputError(f"norm must be l2 or linf, got {norm!r}")
     if dtype not in (torch.float64, torch.float32):
@@ -151,7 +152,8 @@ def _check(x: Tensor, norm: str, dtype: torch.dtype) -> None:
     if not x.is_floating_point() or x.ndim < 2 or not len(x) or x.layout != torch.strided:
         kind = x.dtype if x.layout == torch.strided else f"{x.layout} {x.dtype}"
         raise InputError(f"x must be a dense batch of floating-point images (N, C, H, W), got {kind} {tuple(x.shape)}")
-    require_certifiable_arithmetic(x.device)
+    for device in (x.device, device_of(model)):
+        require_certifiable_arithmetic(device)
 
 
 def certified_accuracy_curve(radius: Tensor, correct: Tensor, eps: Sequence[float]) -> list[float]:
@@ -170,6 +172,18 @@ def _float32_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     with evaluation_mode(model), random_state_kept():
         batches = torch.split(x.to(device_of(model)), batch_size)
         return torch.cat([model(batch.clone()) for batch in batches]).to("cpu", torch.float64)
+
+
+def _require_rounding(difference: Tensor, deviation: Deviation) -> None:
+    """Refuse a model whose float32 logits differ from the exact ones (N, classes) by more than rounding can."""
+    found, most = difference.norm(dim=1), deviation.at_output()
+    if bool((found > most).any()):
+        place = int((found > most).nonzero()[0])
+        raise PrecisionError(
+            f"the model's answer in float32 to image {place} differs by {float(found[place]):.2g} from the exact one, "
+            f"and rounding can explain only {float(most[place]):.2g}: it computes something else in float32, or in a "
+            "narrower type; make its answer the same in all types, or certify in torch.float64"
+        )
 
 
 def _charge(

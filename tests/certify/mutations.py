@@ -170,7 +170,7 @@ MUTATIONS: list[Mutation] = [
         ("if not bool((index == index[:1]).all()):", "if False:"),
         ("bare = call if factors else replace", "bare = call if True else replace"),
         ("        return put_together(call)", "        pass"),
-        ('if call.constant("train"):', "if False:"),
+        ('if call.constant("train") and call["p"]:', "if False:"),
     ),
     *_of(
         "graph/call.py",

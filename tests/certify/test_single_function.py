@@ -65,3 +65,51 @@ def test_values_that_are_kept_for_later_calls_are_allowed() -> None:
     model = Keeping(cached)
     norm = float(torch.linalg.matrix_norm(model.layer.weight.detach().double(), 2))
     assert lipschitz(model, (4,)).upper == pytest.approx(2 * norm)
+
+
+def set_at_first(model: Any, x: Tensor) -> Tensor:
+    model.table.setdefault("scale", 1 / x.std())
+    return model.layer(x) * model.table["scale"]  # type: ignore[no-any-return]
+
+
+def in_inference_mode(model: Any, x: Tensor) -> Tensor:
+    return model.layer(x) * (50 if torch.is_inference_mode_enabled() else 1)  # type: ignore[no-any-return]
+
+
+def in_order_of_memory(model: Any, x: Tensor) -> Tensor:
+    return model.layer(x) * (1 if x.is_contiguous() else 50)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [(set_at_first, "first input"), (in_inference_mode, "inference mode"), (in_order_of_memory, "order in memory")],
+)
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
+def test_other_uses_of_the_same_model_give_the_same_answer(
+    function: Callable[[Any, Tensor], Tensor], words: str, shape: tuple[int, ...]
+) -> None:
+    flat = Keeping(lambda model, x: function(model, x).flatten(1))
+    with pytest.raises(ModelError, match=words):
+        lipschitz(flat, shape)
+
+
+def test_a_model_that_has_set_its_values_is_certified() -> None:
+    model = Keeping(set_at_first)
+    model(torch.randn(100, 4))
+    exact = torch.linalg.matrix_norm(model.layer.weight.detach().double(), 2) * model.table["scale"]
+    assert lipschitz(model, (4,)).upper == pytest.approx(float(exact))
+
+
+def test_complex_weights_keep_their_imaginary_parts() -> None:
+    class Rotated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("phase", torch.tensor([3j, 4 + 3j, 1j]))
+            self.layer = nn.Linear(3, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x * self.phase.imag)  # type: ignore[no-any-return]
+
+    model = Rotated()
+    matrix = (model.layer.weight * torch.tensor([3.0, 3.0, 1.0])).detach()
+    assert lipschitz(model, (3,)).upper == pytest.approx(float(torch.linalg.matrix_norm(matrix.double(), 2)))
