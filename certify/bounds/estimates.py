@@ -45,8 +45,8 @@ def block_estimates(
     images; 0 for the others."""
     found = []
     for entry, end, row in pieces:
-        loose = row.kind not in ("linear", "activation")
-        wanted = loose and (row.lower == 0 or images is not None)
+        again = images is not None and row.kind != "activation"
+        wanted = row.kind != "linear" and (row.lower == 0 or again)
         found.append(estimate(captured, entry, end, images, steps, generator, upper=row.upper) if wanted else 0.0)
     return found
 

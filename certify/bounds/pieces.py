@@ -19,6 +19,8 @@ from robustres.certify.blocks.parallel_paths import Region, region
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Product, chain, dominators
 from robustres.certify.maps.linear_map import Identity, LinearMap
+from robustres.certify.maps.per_coordinate import PerCoordinate
+from robustres.certify.maps.written import Written
 from robustres.certify.norms.linf_norm import linf_norm
 from robustres.certify.norms.spectral_norm import spectral_norm
 from robustres.certify.proof.bound import Bound, Guarantee, all_hold, product
@@ -112,7 +114,8 @@ class Bounder:
         if isinstance(piece, Linear):
             bound, kind = self.norm_of(piece.map), "linear"
         elif isinstance(piece, Elementwise):
-            bound, kind = Bound(piece.constant, piece.constant, "largest slope"), "activation"
+            lower = 0.0 if piece.within or isinstance(piece.function, Written | PerCoordinate) else piece.constant
+            bound, kind = Bound(lower, piece.constant, "largest slope"), "activation"
         else:
             assert isinstance(piece, Opaque)
             bound = piece.bound if self.norm == "l2" else Bound(0.0, piece.linf, piece.bound.method)

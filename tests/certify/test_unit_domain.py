@@ -218,3 +218,18 @@ def test_slopes_and_factors_on_the_domain_hold_for_drawn_programs(seeds: range) 
         outcomes = [boxes_hold(*drawn(Recorded(numbers_of(seed)))) for seed in seeds]
     assert all(outcome is not False for outcome in outcomes), outcomes
     assert sum(outcome is True for outcome in outcomes) >= len(seeds) / 4
+
+
+def test_the_estimate_of_an_activation_is_attained_by_images() -> None:
+    """The box of its argument is larger than the set of its values, so the steepest slope on the box is not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)
+    ).double()
+    with torch.no_grad():
+        model[3].bias.fill_(3.0)
+    (row,) = (row for row in lipschitz(model, (1, 2, 2), domain="unit").blocks if row.kind == "activation")
+    x = torch.cartesian_prod(*[torch.linspace(0, 1, 11, dtype=torch.float64)] * 4)
+    with torch.no_grad():
+        steepest = float((1 - torch.tanh(model[:4](x.reshape(-1, 1, 2, 2))).square()).max())
+    assert 0 < row.lower <= steepest < row.upper
