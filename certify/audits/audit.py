@@ -16,7 +16,7 @@ from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.lipschitz import lipschitz
 from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import device_of, refusing_what_fails, require_shape
-from robustres.certify.graph.float64_copy import float64_copy
+from robustres.certify.graph.float64_copy import evaluation_copy
 from robustres.certify.lower.ascent import Search, strongest_witness
 from robustres.certify.lower.jacobian import norms, scaled, unit
 from robustres.certify.lower.witness import Measured, Witness
@@ -107,7 +107,7 @@ def audit(
     input_shape = require_shape(input_shape)
     searched, tell = search or Search(), progress or _silent
     with refusing_what_fails("auditing it"):
-        module = without_statements(float64_copy(model))
+        module = without_statements(evaluation_copy(model))
         starts = _starts(input_shape, images, restarts, searched.seed).to(device_of(module))
         settings = {"effort": effort, "seconds": seconds, "delta": delta, "progress": partial(tell, "blocks")}
         claims, rows = claims_of(model, module, starts, claimed), list[AuditRow]()

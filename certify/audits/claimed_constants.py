@@ -13,6 +13,7 @@ from robustres.certify.graph.statements import HasLipschitzBound
 from robustres.certify.graph.tracing import first_line, outermost_stated
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import InputError, ModelError
+from robustres.precision import taking
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ def claims_of(
 ) -> list[Claim]:
     """The claims, in the order of the table, each with the part of `module` and the inputs that it concerns.
 
-    model: as given by the caller; its statements are used if `claimed` is None. module: its float64 copy without
+    model: as given by the caller; its statements are used if `claimed` is None. module: its copy without
     statements, whose parts are audited. A layer with inputs of several shapes gives one claim per shape.
     """
     if claimed is None:
@@ -94,7 +95,7 @@ def _inputs_of(module: nn.Module, images: Tensor, names: list[str]) -> dict[str,
             hook = module.get_submodule(name).register_forward_pre_hook(_recorder(name, met[name]), with_kwargs=True)
             hooks.callback(hook.remove)
         try:
-            module(images)
+            taking(module, images)(images.clone())
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             shape = tuple(images.shape)
             raise ModelError(f"the model does not run on inputs of shape {shape}: {first_line(error)}") from error
@@ -111,7 +112,7 @@ def _recorder(name: str, inputs: dict[Shape, Tensor]) -> Any:
             raise InputError(
                 f"the layer {name!r} takes {len(tensors)} tensors; a claim must be about a layer that takes one batch"
             )
-        inputs.setdefault(tuple(tensors[0].shape[1:]), tensors[0].detach())
+        inputs.setdefault(tuple(tensors[0].shape[1:]), tensors[0].detach().to(torch.float64))
 
     return record
 

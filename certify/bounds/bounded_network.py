@@ -16,6 +16,7 @@ from robustres.certify.bounds.whole_network import WholeNetwork
 from robustres.certify.graph.capture import BATCH, Captured, capture
 from robustres.certify.graph.float64_copy import float64_copy
 from robustres.certify.graph.network import Node
+from robustres.certify.graph.own_type import as_written, own_type
 from robustres.certify.graph.single_function import AGREEMENT, close
 from robustres.certify.graph.tracing import outermost_stated
 from robustres.certify.maps.linear_map import as_rows
@@ -52,23 +53,24 @@ class Analysis:
         for what that may have missed: the first time for some of the images x (N, ...) and for random inputs of
         several sizes and their negatives, with and without gradients enabled, later for images only.
         """
-        module = self.captured.module
-        if not (alike(module, model) and self.surroundings.same_for(model)):
+        module, own = self.captured.module, own_type(model)
+        if not (own == self.captured.own and alike(module, model) and self.surroundings.same_for(model)):
             module = float64_copy(model)
             self._require_same_weights(module)
-            if not (alike(module, self.captured.module) and self.surroundings.same_for(module)):
+            same = own == self.captured.own and alike(module, self.captured.module)
+            if not (same and self.surroundings.same_for(module)):
                 self._require_same_graph(model)
         known = bool(self._compared) and self._compared[0]() is model
         generator = torch.Generator().manual_seed(len(x))
         noise = torch.randn(BATCH, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
-        own = x[:BATCH].to(torch.float64)
-        inputs = (own,) if known else (own, 3 * noise, -own, -3 * noise, 100 * noise, -100 * noise)
+        first = x[:BATCH].to(torch.float64)
+        inputs = (first,) if known else (first, 3 * noise, -first, -3 * noise, 100 * noise, -100 * noise)
         for place, batch in enumerate(inputs):
             with torch.no_grad():
                 expected = self.forward(batch, batch_size=BATCH)
             for gradients in (False, True) if place < 2 and not known else (False,):
                 with random_state_kept(), torch.set_grad_enabled(gradients):
-                    answer = module(batch.clone().requires_grad_(gradients).clone())
+                    answer = as_written(module, own)(batch.clone().requires_grad_(gradients).clone())
                 if not close(expected, answer.detach(), AGREEMENT):
                     raise InputError(ANOTHER)
         self._compared[:] = [weakref.ref(model)]

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from robustres.certify.graph.definitions import define
 from robustres.certify.graph.float64_copy import float64_copy
+from robustres.certify.graph.own_type import as_written, own_type
 from robustres.certify.graph.single_function import (
     AGREEMENT,
     ChangingAnswerError,
@@ -25,7 +26,6 @@ from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import InputError, ModelError, Refusal, RobustresError, UnsupportedOperationError
 from robustres.guard import random_state_kept
-from robustres.precision import floating_types
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
@@ -41,12 +41,14 @@ class Captured:
 
     on_unit_domain: the inputs are restricted to images in [0, 1]^n. near_an_image: only bounds near one image are asked
     for, where products of two values and functions without a largest slope have them, too.
-    module: the float64 copy of the model. constants: the value of every node that does not depend on the input.
+    module: the float64 copy of the model. own: the type of the model itself. constants: the value of
+    every node that does not depend on the input.
     rebatches: whether it runs with other batch sizes. moves_batch: whether some value has another first axis than the
         batch.
     """
 
     module: nn.Module
+    own: torch.dtype
     nodes: tuple[fx.Node, ...]
     source: fx.Node
     output: fx.Node
@@ -61,6 +63,10 @@ class Captured:
     def multiplies(self) -> bool:
         """Whether two values may be multiplied: no product has a bound for all inputs."""
         return self.on_unit_domain or self.near_an_image
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The output of the module itself for x (N, *shape) in float64."""
+        return as_written(self.module, self.own)(x)
 
     @property
     def defined(self) -> list[str]:
@@ -93,7 +99,7 @@ class Captured:
         for node in self.nodes:
             if node not in needed:
                 continue
-            values[node] = call(node, values, self.module, batch=batch)
+            values[node] = call(node, values, self.module, self.own, batch=batch)
             if observe is not None:
                 observe(node, values[node])
             for parent in node.all_input_nodes:
@@ -141,14 +147,19 @@ class Captured:
         return needed
 
 
-def call(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, *, batch: int = BATCH) -> Any:
-    """The value of one operation; the batch size captured in a shape is replaced by `batch`."""
+def call(
+    node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module, own: torch.dtype, *, batch: int = BATCH
+) -> Any:
+    """The value of one operation; the batch size captured in a shape is replaced by `batch`.
+
+    module, own: as in `Captured`, for modules that state their bound.
+    """
     arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
     args, kwargs = arguments
     if node.target is STATED:
-        return module.get_submodule(str(args[1]))(args[0])
+        return as_written(module.get_submodule(str(args[1])), own)(args[0])
     if node.target in RESHAPES or node.target is EXPAND:
-        shape = [batch if args[1][0] == BATCH else args[1][0], *args[1][1:]]
+        shape = [*(batch if side == BATCH else side for side in args[1][:1]), *args[1][1:]]
         return args[0].reshape(shape) if node.target in RESHAPES else args[0].expand(shape)
     if node.target is COPY:
         return args[1].to(args[0]).expand_as(args[0]).clone()
@@ -188,45 +199,37 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
         Refusal(path, m.no_certificate) for path, m in model.named_modules() if isinstance(m, HasNoCertificate)
     ]:
         raise UnsupportedOperationError(refused)
-    module = float64_copy(model)
+    module, own = float64_copy(model), own_type(model)
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(BATCH, *input_shape, dtype=torch.float64, generator=generator).to(device_of(module))
     with random_state_kept(), torch.no_grad():
         try:
-            answer = answer_of(module, example)
+            answer = answer_of(module, own, example)
         except ChangingAnswerError:
-            _refuse_random(module, example)
+            _refuse_random(module, own, example)
             raise
-        require_same_in_every_use(float64_copy(model), example, answer)
-        captured = _traced(module, example, answer, opened=opened)
-        if floating_types(model)[:1] not in ((), (torch.float64,)):
-            _refuse_eps_of_another_type(captured)
+        require_same_in_every_use(float64_copy(model), own, example, answer)
+        captured = _traced(module, own, example, answer, opened=opened)
         if captured.moves_batch:
             with suppress(RobustresError):
-                vectorised = _traced(module, example, answer, opened=opened, by_sample=True)
+                vectorised = _traced(module, own, example, answer, opened=opened, by_sample=True)
                 captured = captured if vectorised.moves_batch else vectorised
         return captured
 
 
-def _refuse_eps_of_another_type(captured: Captured) -> None:
-    """Refuse functions whose default eps in float64 is another one than in the type of the model."""
-    for node in captured.nodes:
-        if node.target is torch.ops.aten.rms_norm.default and len(node.args) < 4:
-            what = f"{operation_of(node)} with eps=None, which is another number in float64 than in the model; give eps"
-            raise UnsupportedOperationError([Refusal(path_of(node), what)])
-
-
-def _traced(module: nn.Module, example: Tensor, answer: Tensor, *, opened: bool, by_sample: bool = False) -> Captured:
-    captured = _folded(module, exported(module, example, opened=opened, by_sample=by_sample))
+def _traced(
+    module: nn.Module, own: torch.dtype, example: Tensor, answer: Tensor, *, opened: bool, by_sample: bool = False
+) -> Captured:
+    captured = _folded(module, own, exported(module, example, own, opened=opened, by_sample=by_sample))
     moved: set[fx.Node] = set()
     _compare(captured, example, answer, moved)
     rebatches = _rebatches(captured, example, answer, moved)
     return replace(captured, rebatches=rebatches, moves_batch=bool(moved))
 
 
-def _refuse_random(module: nn.Module, example: Tensor) -> None:
+def _refuse_random(module: nn.Module, own: torch.dtype, example: Tensor) -> None:
     """Refuse, by name, modules that draw random numbers in evaluation mode, if they are recognised."""
-    _refuse_drawn(exported(module, example).graph.nodes, "which draws random numbers in evaluation mode too")
+    _refuse_drawn(exported(module, example, own).graph.nodes, "which draws random numbers in evaluation mode too")
 
 
 def _refuse_drawn(nodes: Iterable[fx.Node], what: str) -> None:
@@ -235,7 +238,7 @@ def _refuse_drawn(nodes: Iterable[fx.Node], what: str) -> None:
         raise UnsupportedOperationError([Refusal(path_of(node), f"{operation_of(node)} {what}") for node in random])
 
 
-def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Captured:
+def _folded(module: nn.Module, own: torch.dtype, program: torch.export.ExportedProgram) -> Captured:
     """The exported program with everything that does not depend on the input evaluated."""
     signature = program.graph_signature
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs):
@@ -261,7 +264,7 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
             constants[node] = getattr(program.graph_module, str(node.target))
         elif node.op == "call_function":
             if all(parent in constants for parent in node.all_input_nodes) and not is_random(node):
-                constants[node] = call(node, constants, module)
+                constants[node] = call(node, constants, module, own)
             else:
                 operations.append(node)
     answers = nodes[-1].args[0]
@@ -269,7 +272,7 @@ def _folded(module: nn.Module, program: torch.export.ExportedProgram) -> Capture
     operations = _used(operations, answers[0])
     computed = tuple(node for node in constants if node.op == "call_function")
     origin = next(node for node in nodes if node.name == source)
-    return Captured(module, tuple(operations), origin, answers[0], constants, computed)
+    return Captured(module, own, tuple(operations), origin, answers[0], constants, computed)
 
 
 def _used(operations: list[fx.Node], answer: fx.Node) -> list[fx.Node]:
@@ -327,7 +330,7 @@ def operation_of(node: fx.Node) -> str:
 def _compare(captured: Captured, example: Tensor, answer: Tensor, moved: set[fx.Node]) -> None:
     """Refuse a graph whose output differs from that of the model. moved: as in `_watching`."""
     for sample in (example, example.flip(0) - 0.5):
-        expected = answer if sample is example else captured.module(sample.clone())
+        expected = answer if sample is example else captured.answer(sample.clone())
         found = captured.run({captured.source: sample}, captured.output, observe=_watching(moved, len(sample)))
         if not close(found, expected, AGREEMENT):
             _refuse_drawn(captured.nodes, "which draws random numbers, other ones than the model does")

@@ -78,11 +78,11 @@ def _definition(node: fx.Node) -> fx.GraphModule | None:
 
 
 def _example(like: Tensor, seed: int) -> Tensor:
-    """Random numbers in the form of a value; zeros for integers, which may be indices."""
-    generator = torch.Generator().manual_seed(seed)
-    random = like.is_floating_point()
-    shape = tuple(like.shape)
-    return torch.randn(shape, generator=generator, dtype=like.dtype) if random else torch.zeros(shape, dtype=like.dtype)
+    """Random numbers or conditions in the form of a value; zeros for integers, which may be indices."""
+    numbers = torch.randn(tuple(like.shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if like.dtype == torch.bool:
+        return numbers > 0
+    return numbers.to(like.dtype) if like.is_floating_point() else torch.zeros_like(numbers, dtype=like.dtype)
 
 
 def _is_usable(step: fx.Node) -> bool:
@@ -210,6 +210,14 @@ def _power(x: Tensor, exponent: Any) -> Any:
     return torch.ones_like(x) if exponent == 0 else x.clone()
 
 
+def _put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """x[mask] = number."""
+    mask = indices[0]
+    if accumulate or mask is None or mask.dtype != torch.bool or mask.shape != x.shape or values.numel() != 1:
+        raise ValueError
+    return torch.where(mask, values.reshape(()), x)
+
+
 def _products(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """Cumulative products, in the type `dtype` if one is given."""
     x = x if dtype is None else x.to(dtype)
@@ -272,6 +280,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {
     "exp2": lambda x: torch.exp(x * math.log(2)),
     "log2": lambda x: torch.log(x) / math.log(2),
     "log10": lambda x: torch.log(x) / math.log(10),
+    "index_put": _put,
     "cumprod": _products,
     "prod": _product,
     "rnn_tanh": _recurrent(_cell(torch.tanh)),

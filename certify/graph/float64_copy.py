@@ -1,6 +1,7 @@
 """Copies of models in float64 and evaluation mode, which are what is certified."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,18 @@ from torch.utils._pytree import tree_leaves
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
 from robustres.guard import without_guards
-from robustres.precision import floating_types
 
 
 def float64_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in float64 and evaluation mode, without gradients; the model itself is not touched."""
+    return evaluation_copy(model, _exactly)
+
+
+def evaluation_copy(model: nn.Module, cast: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """A copy of the model in evaluation mode, without gradients and with all weights as plain parameters.
+
+    cast: applied to all its parameters and buffers.
+    """
     scripted = [path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
         what = "TorchScript that is not a plain graph, which certification cannot analyse (pass its nn.Module)"
@@ -25,9 +33,9 @@ def float64_copy(model: nn.Module) -> nn.Module:
     derived = [value for part in model.modules() for value in tree_leaves(_plain_attributes(part)) if _derived(value)]
     try:
         module = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
-        _with_own_eps(module)
         module = without_guards(module).eval()
-        module._apply(_exactly)  # type: ignore[no-untyped-call]
+        if cast is not None:
+            module._apply(cast)  # type: ignore[no-untyped-call]
         _without_hooks_that_derive(module)
     except Exception as error:
         raise ModelError(
@@ -42,14 +50,6 @@ def _exactly(value: Tensor) -> Tensor:
     """The same real or complex numbers in float64; others unchanged."""
     wide = torch.complex128 if value.is_complex() else torch.float64
     return value.to(wide) if value.is_floating_point() or value.is_complex() else value
-
-
-def _with_own_eps(module: nn.Module) -> None:
-    """Write out the default eps of RMS normalisation, which depends on the type of the numbers, before a cast."""
-    own = floating_types(module)
-    for part in module.modules():
-        if isinstance(part, nn.RMSNorm) and part.eps is None:
-            part.eps = torch.finfo((*floating_types(part), *own, torch.get_default_dtype())[0]).eps
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

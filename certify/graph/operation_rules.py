@@ -20,6 +20,12 @@ from robustres.certify.graph.registry import COMPLETIONS, POLE, REASONS, RULES, 
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import Refusal
 
+# Operations that make constants from the shape of a value alone.
+SHAPE_ONLY = frozenset(
+    {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+    | {"scalar_tensor", "eye", "arange", "full", "zeros", "ones"}
+)
+CASTS = frozenset({"to", "_to_copy", "type_as"})
 # Operations that draw random numbers with dropout only, in which case their rules refuse them.
 INERT = frozenset(
     {"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
@@ -64,7 +70,7 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
     if isinstance(value, Tensor) and not value.numel():
         return torch.zeros(tuple(value.shape), dtype=value.dtype, device=device_of(captured.module))
     if all(isinstance(values.get(parent), Tensor) for parent in origin.all_input_nodes) and not is_random(origin):
-        return call(origin, values, captured.module)  # empty values and constants give a constant
+        return call(origin, values, captured.module, captured.own)  # empty values and constants give a constant
     _require_float64(origin, list(value) if isinstance(value, list | tuple) else [value])
     try:
         made = _made_or_deferred(origin, values, captured)
@@ -81,8 +87,11 @@ def _applied(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured)
 def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
     """Refuse rounding: narrower types, and integers or booleans computed from a value that depends on the input.
 
-    Indices returned beside a value (those of a maximum) are integers, but no rule covers them.
+    Indices returned beside a value (those of a maximum) are integers, but no rule covers them. The 0 and 1 of a
+    condition are exact in every type.
     """
+    if is_cast_condition(origin) or name_of(origin) in SHAPE_ONLY:
+        return
     first = [] if _rule_of(origin) is None else values[:1]
     for part in values:
         if (
@@ -91,6 +100,12 @@ def _require_float64(origin: fx.Node, values: Sequence[Any]) -> None:
             and (part.is_floating_point() or any(part is one for one in first))
         ):
             raise NotCoveredError("with complex numbers" if part.is_complex() else f"in {part.dtype}, which rounds")
+
+
+def is_cast_condition(origin: fx.Node) -> bool:
+    """Whether this is a condition as a number: `(x > 0).float()`."""
+    given = [parent.meta["val"] for parent in origin.all_input_nodes]
+    return name_of(origin) in CASTS and getattr(given[0], "dtype", None) == torch.bool
 
 
 def is_scalar(origin: fx.Node) -> bool:

@@ -7,23 +7,25 @@ from typing import Any
 
 from torch import fx
 
-from robustres.certify.graph.call import Call, NotCoveredError, name_of
+from robustres.certify.graph.call import Call, NotCoveredError, name_of, unbatched
 from robustres.certify.graph.capture import Captured
 from robustres.certify.graph.network import Node
 from robustres.certify.graph.operation_rules import call_of
 from robustres.certify.graph.registry import completion
-from robustres.certify.graph.rules_written import SCALAR, NotScalarError, is_constant, read, whole_power
-from robustres.certify.maps.lengths import Radial
+from robustres.certify.graph.rules_written import SCALAR, is_constant, read, whole_power
+from robustres.certify.graph.written_conditions import NotScalarError
+from robustres.certify.maps.lengths import Length, Radial
 from robustres.certify.maps.piecewise_linear import Abs
 from robustres.certify.maps.scalar_expression import Applied, Constant, Expression, Inverse, Times, Variable
+from robustres.certify.maps.written import Written
 
 LENGTHS, SUMS = ("linalg_vector_norm", "norm"), ("mean", "sum")
 
 
-@completion("div", "divide", "true_divide", "mul", "multiply", *SUMS)
+@completion("div", "divide", "true_divide", "mul", "multiply")
 def radial(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
     """A product or quotient of a value and a function of its own length, for all inputs."""
-    if captured.near_an_image or name_of(origin) in SUMS or len(origin.args) != 2 or origin.kwargs:
+    if captured.near_an_image or len(origin.args) != 2 or origin.kwargs:
         return None
     quotient = "div" in name_of(origin)
     pairs: list[Any] = [origin.args] if quotient else [origin.args, origin.args[::-1]]
@@ -33,23 +35,57 @@ def radial(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -
         while name_of(other) in ("expand", "expand_as"):
             other = other.args[0]
         try:
-            (length,) = _lengths(other, value, values, captured)
+            (length,) = _lengths(other, values, captured)
+            kept = call_of(length, values, captured)["keepdim"]
+            if _measured(length, values, captured) is not value or not kept:
+                continue
             return _made(Call(origin, {}, captured), value, length, other, values, quotient)
         except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
             continue
     return None
 
 
+@completion("sqrt", "rsqrt", "pow", "div", "divide", "true_divide", "mul", "multiply", "reciprocal", *SUMS)
+def of_length(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
+    """A scalar function of a sum or mean of squares, as a function of the length of the vector: sqrt(sum(x^2) + eps).
+
+    On images in [0, 1]^n too, where a square has a bound but its root does not.
+    """
+    if captured.near_an_image:
+        return None
+    try:
+        (total,) = _lengths(origin, values, captured)
+        source, known, start = _length_of(total, values, captured)
+        function = Written(read(origin, total, values, captured, start=start))
+    except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
+        return None
+    if not math.isfinite(function.constant):
+        return None
+    call, axes = Call(origin, {}, captured), known.axes(source, known["dim"])
+    count, keepdim = math.prod(source.shape[axis] for axis in axes), bool(known["keepdim"])
+    distance = call.make(Length(axes, count, keepdim=keepdim), source, shape=unbatched(total.meta["val"]))
+    return call.elementwise(distance, function)
+
+
+def _length_of(length: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> tuple[Node, Call, Expression]:
+    """The vector, its length or sum or mean of squares as an operation, and that as an expression of the length."""
+    value, known = _measured(length, values, captured), call_of(length, values, captured)
+    source: Node = values[value]
+    axes = known.axes(source, known["dim"])
+    start: Expression = Applied(Abs(), Variable())
+    if name_of(length) in SUMS:
+        count = math.prod(source.shape[axis] for axis in axes)
+        part = start if name_of(length) == "sum" else Times(Constant(1 / math.sqrt(count)), start)
+        start = Times(part, part)
+    return source, known, start
+
+
 def _made(
     call: Call, value: fx.Node, length: fx.Node, other: fx.Node, values: Mapping[fx.Node, Any], quotient: bool
 ) -> Node:
-    source, known = values[value], call_of(length, values, call.captured)
+    source, known, start = _length_of(length, values, call.captured)
     axes = known.axes(source, known["dim"])
     count = math.prod(source.shape[axis] for axis in axes)
-    start: Expression = Applied(Abs(), Variable())
-    if name_of(length) in SUMS:
-        part = start if name_of(length) == "sum" else Times(Constant(1 / math.sqrt(count)), start)
-        start = Times(part, part)
     share = read(other, length, values, call.captured, start=start)
     piece = Radial(axes, count, Inverse(share) if quotient else share)
     if not math.isfinite(piece.bound.upper):
@@ -57,12 +93,12 @@ def _made(
     return call.make(piece, source)
 
 
-def _lengths(other: fx.Node, value: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> set[fx.Node]:
-    """The lengths and mean squares of `value` from which `other` is computed by scalar operations alone."""
+def _lengths(other: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> set[fx.Node]:
+    """The lengths and sums or means of squares from which `other` is computed by scalar operations alone."""
     found, stack = set(), [other]
     while stack:
         node = stack.pop()
-        if _measured(node, values, captured) is value:
+        if _measured(node, values, captured) is not None:
             found.add(node)
         elif name_of(node) not in SCALAR:
             raise NotScalarError
@@ -72,13 +108,12 @@ def _lengths(other: fx.Node, value: fx.Node, values: Mapping[fx.Node, Any], capt
 
 
 def _measured(node: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Any:
-    """The value whose length, or the sum or mean of whose squares, this is, with its axes kept; None for others."""
-    if name_of(node) not in (*LENGTHS, *SUMS):
-        return None
-    given, part = call_of(node, values, captured).arguments, node.args[0]
-    if not given.get("keepdim") or not isinstance(part, fx.Node):
+    """The value whose length, or the sum or mean of whose squares, this is; None for others."""
+    part = node.args[0] if node.args else None
+    if name_of(node) not in (*LENGTHS, *SUMS) or not isinstance(part, fx.Node):
         return None
     if name_of(node) in LENGTHS:
+        given = call_of(node, values, captured).arguments
         return part if given.get("ord", given.get("p")) in (None, 2) else None
     same = name_of(part) in ("mul", "multiply") and part.args[0] is part.args[1]
     return part.args[0] if same or whole_power(part) == 2 else None

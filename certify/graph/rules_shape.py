@@ -13,6 +13,7 @@ from robustres.certify.graph.by_trying import matrix_of
 from robustres.certify.graph.call import Call, NotCoveredError, Parts, unbatched
 from robustres.certify.graph.capture import BATCH
 from robustres.certify.graph.network import Merge, Node
+from robustres.certify.graph.operation_rules import SHAPE_ONLY
 from robustres.certify.graph.registry import rule
 from robustres.certify.graph.rules_arithmetic import PRODUCT
 from robustres.certify.maps.coordinate_maps import rearranged
@@ -38,10 +39,6 @@ MOVING = (
     *("replication_pad3d", "_pad_circular", "zero", "slice_scatter", "select_scatter", "diagonal_scatter"),
     *("index_copy", "scatter.src", "scatter.value", "copy", "index_put", "_unsafe_index_put", "masked_fill"),
     *("index_fill", "fill", "block_diag", "diag_embed"),
-)
-SHAPE_ONLY = (
-    *("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
-    *("scalar_tensor", "eye", "arange", "full", "zeros", "ones"),
 )
 
 

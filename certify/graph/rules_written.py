@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import reduce
 from typing import Any
 
@@ -12,18 +10,19 @@ from torch import Tensor, fx
 
 from robustres.certify.graph.call import Call, NotCoveredError, name_of
 from robustres.certify.graph.capture import Captured
-from robustres.certify.graph.network import Node, Product
-from robustres.certify.graph.operation_rules import call_of
+from robustres.certify.graph.network import Merge, Node, Product
+from robustres.certify.graph.operation_rules import call_of, is_cast_condition
 from robustres.certify.graph.registry import completion
 from robustres.certify.graph.rules_activation import ACTIVATIONS
 from robustres.certify.graph.rules_shape import SAME
+from robustres.certify.graph.written_conditions import NotScalarError, chosen, compared
 from robustres.certify.maps.activation import Activation, broadcast_size
 from robustres.certify.maps.curves import Exp, Log, Power
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Abs, Clamp
 from robustres.certify.maps.scalar_expression import (
+    Alike,
     Applied,
-    Chosen,
     Constant,
     Expression,
     Inverse,
@@ -31,19 +30,11 @@ from robustres.certify.maps.scalar_expression import (
     Total,
     Variable,
 )
-from robustres.certify.maps.smooth import RootOfSquare
+from robustres.certify.maps.smooth import RootOfSquare, Sigmoid, Softplus
 from robustres.certify.maps.written import Written
-from robustres.certify.proof.rounding import least
 
 LARGEST_POWER = 8
-MOST_MOVED = 16  # units of rounding of a place by which a computed decision may be taken elsewhere
-MOST_CANCELLED = 2**20  # how much smaller a factor may be than the sum of its terms
-LARGEST_TERM, LEAST_PLACE = 10**100, Fraction(1, 10**200)  # of what is compared
 MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
-
-
-class NotScalarError(Exception):
-    """An operation that is not a scalar function, or is not known to be one."""
 
 
 def _function(origin: fx.Node, base: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Activation:
@@ -131,7 +122,9 @@ def read(
 
     def operation(node: fx.Node) -> Expression:
         value, name = node.meta["val"], name_of(node)
-        exact = isinstance(value, Tensor) and (value.dtype == torch.float64 or name in CONDITIONS)
+        exact = isinstance(value, Tensor) and (
+            value.dtype == torch.float64 or name in CONDITIONS or is_cast_condition(node)
+        )
         if not exact or value.shape != shape:  # integers round, and booleans add differently
             raise NotScalarError
         call = call_of(node, {parent: part_of(parent) for parent in node.all_input_nodes}, captured)
@@ -148,82 +141,6 @@ def read(
         return Applied(function, inner)
 
     return part_of(origin)  # type: ignore[no-any-return]
-
-
-def _compared(larger: Expression, smaller: Expression, strict: bool) -> Expression:
-    """1 or 0, by comparing an affine function of the value, or its absolute value, with a number."""
-    swapped = isinstance(larger, Constant)  # level > test: otherwise test >= level
-    test, level, strict = (smaller, larger, not strict) if swapped else (larger, smaller, strict)
-    if not isinstance(level, Constant):
-        test, level = Total(test, Times(Constant(-1.0), level)), Constant(0.0)
-    ends = [Fraction(level.number)]
-    if isinstance(test, Applied) and isinstance(test.function, Abs):
-        test, ends = test.inner, [ends[0], -ends[0]]
-    compared = _affine(test)
-    if compared.factor == 0 or (len(ends) > 1 and ends[0] < 0):
-        raise NotScalarError
-    places = tuple(sorted((end - compared.shift) / compared.factor for end in ends))
-    if not all(map(compared.is_decided_at, places)):
-        raise NotScalarError
-    found = Chosen(places, len(ends) > 1 or compared.factor > 0, strict, Constant(1.0), Constant(0.0))
-    return _chosen(found, Constant(0.0), Constant(1.0)) if swapped else found
-
-
-def _chosen(condition: Any, above: Expression, below: Expression) -> Expression:
-    """`above` where the condition is 1, `below` where it is 0."""
-    match condition:
-        case Chosen(above=Constant(number=1.0), below=Constant(number=0.0)):
-            return replace(condition, above=above, below=below)
-        case Chosen(above=Constant(number=0.0), below=Constant(number=1.0)):
-            return replace(condition, above=below, below=above)
-    raise NotScalarError
-
-
-@dataclass(frozen=True)
-class Affine:
-    """factor x + shift, exactly; the sums of the absolute values of the terms; what underflow adds to its value."""
-
-    factor: Fraction
-    shift: Fraction
-    factors: Fraction
-    shifts: Fraction
-    lost: Fraction
-    operations: int
-
-    def is_decided_at(self, place: Fraction) -> bool:
-        """Whether a sign that is computed in float64 changes within a few units of rounding of the exact place, which
-        is what `Written.gaps` allows for: its terms do not cancel, overflow or underflow.
-        """
-        moved = self.operations * (self.factors * abs(place) + self.shifts)
-        extreme = max(self.factors, self.shifts, abs(place)) > LARGEST_TERM or abs(self.factor) * LARGEST_TERM < 1
-        small = self.lost <= LEAST_PLACE * abs(self.factor)
-        far = self.operations * self.factors <= MOST_CANCELLED * abs(self.factor)
-        return moved <= MOST_MOVED * abs(place * self.factor) and far and small and not extreme
-
-
-def _affine(expression: Expression) -> Affine:
-    zero, lost = Fraction(0), Fraction(least(torch.float64))
-    match expression:
-        case Variable():
-            return Affine(Fraction(1), zero, Fraction(1), zero, zero, 0)
-        case Constant():
-            number = Fraction(expression.number)
-            return Affine(zero, number, zero, abs(number), zero, 0)
-        case Inverse(inner=Constant(number=number)) if number:
-            return Affine(zero, 1 / Fraction(number), zero, 1 / abs(Fraction(number)), lost, 1)
-        case Total():
-            a, b = _affine(expression.left), _affine(expression.right)
-            sums = (a.factor + b.factor, a.shift + b.shift, a.factors + b.factors, a.shifts + b.shifts)
-            return Affine(*sums, a.lost + b.lost, a.operations + b.operations + 1)
-        case Times():
-            a, b = _affine(expression.left), _affine(expression.right)
-            a, b = (a, b) if b.factors == 0 else (b, a)
-            if b.factors == 0:
-                factors, shifts = a.factors * b.shifts, a.shifts * b.shifts
-                added = a.lost * b.shifts + (a.shifts + a.factors) * b.lost + lost
-                terms = (a.factor * b.shift, a.shift * b.shift, factors, shifts)
-                return Affine(*terms, added, a.operations + b.operations + (abs(b.shift) != 1))
-    raise NotScalarError
 
 
 def _number(value: Any) -> float:
@@ -244,15 +161,50 @@ def _sum(left: Expression, right: Expression, alpha: Constant | None, sign: floa
     return Total(left, _scaled(sign * (1.0 if alpha is None else alpha.number), right))
 
 
+def _inverse(inner: Expression) -> Expression:
+    """1 / inner; that of 1 + exp(z) is the sigmoid of -z."""
+    inverse, z = Inverse(inner), _exponent(inner)
+    return inverse if z is None else Alike(inverse, Applied(Sigmoid(), _scaled(-1.0, z)))
+
+
+def _log(inner: Expression) -> Expression:
+    """The logarithm; that of 1 + exp(z) is softplus."""
+    log, z = Applied(Log(), inner), _exponent(inner)
+    return log if z is None else Alike(log, Applied(Softplus(1.0, math.inf), z))
+
+
+def _product(left: Expression, right: Expression) -> Expression:
+    """left right; exp(z) / (1 + exp(z)) is the sigmoid of z."""
+    product = Times(left, right)
+    for one, other in ((left, right), (right, left)):
+        match one, other:
+            case Applied(function=Exp(), inner=z), Alike(computed=Inverse(inner=below)) if _exponent(below) is z:
+                return Alike(product, Applied(Sigmoid(), z))
+    return product
+
+
+def _exponent(expression: Expression) -> Expression | None:
+    """z if the expression is 1 + exp(z)."""
+    match expression:
+        case (
+            Total(left=Constant(number=1.0), right=Applied(function=Exp(), inner=z))
+            | Total(left=Applied(function=Exp(), inner=z), right=Constant(number=1.0))
+        ):
+            return z
+    return None
+
+
 def _quotient(self: Expression, other: Expression, rounding_mode: str | None = None) -> Expression:
     if rounding_mode is not None:
         raise NotScalarError
-    return Times(self, Inverse(other))
+    return _product(self, _inverse(other))
 
 
 def _root(inner: Expression) -> Expression:
     """The square root; that of a square plus a constant is as steep as the length of a vector."""
     match inner:
+        case Times(left=value, right=other) if value is other:
+            return Applied(Abs(), value)
         case (
             Total(left=Times(left=value, right=other), right=Constant(number=shift))
             | Total(left=Constant(number=shift), right=Times(left=value, right=other))
@@ -275,7 +227,7 @@ def _power(base: Expression, exponent: Expression) -> Expression:
 def _sign(inner: Expression) -> Expression:
     """1, 0 at 0 alone, and -1."""
     zero, one = Constant(0.0), Constant(1.0)
-    return _chosen(_compared(inner, zero, True), one, _chosen(_compared(inner, zero, False), zero, _scaled(-1.0, one)))
+    return chosen(compared(inner, zero, True), one, chosen(compared(inner, zero, False), zero, _scaled(-1.0, one)))
 
 
 def _extremum(left: Expression, right: Expression, largest: bool) -> Expression:
@@ -292,32 +244,36 @@ READERS: dict[str, Callable[..., Expression]] = {
     "add": lambda self, other, alpha=None: _sum(self, other, alpha, 1.0),
     **dict.fromkeys(("sub", "subtract"), lambda self, other, alpha=None: _sum(self, other, alpha, -1.0)),
     "rsub": lambda self, other, alpha=None: _sum(other, self, alpha, -1.0),
-    **dict.fromkeys(("mul", "multiply"), lambda self, other: Times(self, other)),
+    **dict.fromkeys(("mul", "multiply"), lambda self, other: _product(self, other)),
     **dict.fromkeys(("div", "divide", "true_divide"), _quotient),
     **dict.fromkeys(("neg", "negative"), lambda self: _scaled(-1.0, self)),
     "pow": lambda self, exponent: _power(self, exponent),
     "square": lambda self: Times(self, self),
-    "reciprocal": lambda self: Inverse(self),
+    "reciprocal": lambda self: _inverse(self),
     "sqrt": lambda self: _root(self),
     "rsqrt": lambda self: Inverse(_root(self)),
-    "log": lambda self: Applied(Log(), self),
-    "log1p": lambda self: Applied(Log(), Total(Constant(1.0), self)),
+    "log": lambda self: _log(self),
+    "log1p": lambda self: _log(Total(Constant(1.0), self)),
     "exp": lambda self: Applied(Exp(), self),
     "expm1": lambda self: Total(Applied(Exp(), self), Constant(-1.0)),
-    "where": lambda condition, self, other: _chosen(condition, self, other),
-    "masked_fill": lambda self, mask, value: _chosen(mask, value, self),
+    "where": lambda condition, self, other: chosen(condition, self, other),
+    "masked_fill": lambda self, mask, value: chosen(mask, value, self),
     **dict.fromkeys(("sign", "sgn"), lambda self: _sign(self)),
     **dict.fromkeys(("maximum", "fmax"), lambda self, other: _extremum(self, other, True)),
     **dict.fromkeys(("minimum", "fmin"), lambda self, other: _extremum(self, other, False)),
 }
 CONDITIONS: dict[str, Callable[..., Expression]] = {
-    **dict.fromkeys(("gt", "greater"), lambda self, other: _compared(self, other, True)),
-    **dict.fromkeys(("ge", "greater_equal"), lambda self, other: _compared(self, other, False)),
-    **dict.fromkeys(("lt", "less"), lambda self, other: _compared(other, self, True)),
-    **dict.fromkeys(("le", "less_equal"), lambda self, other: _compared(other, self, False)),
-    "logical_not": lambda self: _chosen(self, Constant(0.0), Constant(1.0)),
+    **dict.fromkeys(("gt", "greater"), lambda self, other: compared(self, other, True)),
+    **dict.fromkeys(("ge", "greater_equal"), lambda self, other: compared(self, other, False)),
+    **dict.fromkeys(("lt", "less"), lambda self, other: compared(other, self, True)),
+    **dict.fromkeys(("le", "less_equal"), lambda self, other: compared(other, self, False)),
+    "logical_not": lambda self: chosen(self, Constant(0.0), Constant(1.0)),
 }
 READERS |= CONDITIONS
+# Comparisons, and whether the first argument is the larger one.
+ORDERS = dict.fromkeys(("gt", "greater", "ge", "greater_equal"), True) | dict.fromkeys(
+    ("lt", "less", "le", "less_equal"), False
+)
 # Operations that act on every coordinate separately.
 SCALAR = frozenset({*READERS, *ACTIVATIONS, *SAME})
 
@@ -335,6 +291,19 @@ def written_out(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captur
         return None
     call = Call(origin, {"self": values[base]}, captured)
     return call.elementwise(values[base], function)
+
+
+@completion("where")
+def chosen_extremum(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> Node | None:
+    """The larger or the smaller of two values, chosen by comparing them."""
+    condition, above, below = origin.args
+    if not isinstance(condition, fx.Node) or name_of(condition) not in ORDERS or {*condition.args} != {above, below}:
+        return None
+    call = call_of(origin, values, captured)
+    if not isinstance(call["self"], Node) or not isinstance(call["other"], Node):
+        return None
+    largest = ORDERS[name_of(condition)] == (condition.args[0] is above)
+    return call.make(Merge("maximum" if largest else "minimum"), call["self"], call["other"])
 
 
 @completion("mul", "multiply")

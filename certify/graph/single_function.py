@@ -1,11 +1,13 @@
 """Check that a module is a function of single samples: in every call, with and without gradients, in any batch."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustres.certify.graph.own_type import as_written
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import ModelError, RobustresError
 
@@ -16,28 +18,32 @@ AHEAD = (1, 10, 1000, 1_000_000)
 LONGEST = 2000  # elements by which a list is extended
 AGREEMENT = 1e-9
 
+Run = Callable[[Tensor], Tensor]
+
 
 class ChangingAnswerError(ModelError):
     """The output of the module differs between identical calls."""
 
 
-def answer_of(module: nn.Module, example: Tensor) -> Tensor:
+def answer_of(module: nn.Module, own: torch.dtype, example: Tensor) -> Tensor:
     """The output of the module for the batch `example` (N, *shape), one row per sample; to be called without gradients.
 
+    own: the type in which the module was written, see `as_written`.
     Raises ModelError if the module does not run, does not return one row per sample, or gives a different output when
     called again, later, with gradients, or with other samples in the batch.
     """
+    run = as_written(module, own)
     try:
-        answer = module(example.clone())
+        answer = run(example.clone())
         counted = _numbers(module)
         if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
             raise ModelError(
                 f"the model must return one tensor with one row per sample, got {_described(answer)}; wrap it so that "
                 "it does (robustres.load_model wraps the classifiers of transformers)"
             )
-        repeated = module(example.clone())
-        batches = {len(part): module(part) for part in _batches(example)}
-        graded = _with_gradients(module, example)
+        repeated = run(example.clone())
+        batches = {len(part): run(part) for part in _batches(example)}
+        graded = _with_gradients(run, example)
     except RobustresError:
         raise
     except Exception as error:
@@ -52,37 +58,38 @@ def answer_of(module: nn.Module, example: Tensor) -> Tensor:
         raise ModelError(
             "the model gives different answers when gradients are enabled; make its answer the same both ways"
         )
-    _require_uncounted(module, example, answer, counted)
-    _require_constant_buffers(module, example)
+    _require_uncounted(module, run, example, answer, counted)
+    _require_constant_buffers(module, run, example)
     return answer
 
 
-def require_same_in_every_use(module: nn.Module, example: Tensor, answer: Tensor) -> None:
+def require_same_in_every_use(module: nn.Module, own: torch.dtype, example: Tensor, answer: Tensor) -> None:
     """Raise ModelError if a module that has not been called yet, and is not used afterwards, does not give this answer
     after a first call with other values, in inference mode, or for an example in another order in memory.
 
     Where it fails in inference mode or rejects that order it gives no other answer.
     """
-    module(example.square() / 2)
-    if not close(answer, module(example.clone()), AGREEMENT):
+    run = as_written(module, own)
+    run(example.square() / 2)
+    if not close(answer, run(example.clone()), AGREEMENT):
         raise ModelError(
             "the model's answer depends on the first input that it is called with, from which it sets values of its "
             "own; call it once on the images that it is meant for"
         )
     with torch.inference_mode():
-        _require_same(module, example.clone(), answer, "in inference mode")
+        _require_same(run, example.clone(), answer, "in inference mode")
     if example.ndim == 4:
         turned = example.clone(memory_format=torch.channels_last)
     else:
         axes = tuple(reversed(range(example.ndim)))
         turned = example.permute(axes).clone(memory_format=torch.contiguous_format).permute(axes)
-    _require_same(module, turned, answer, "for inputs in another order in memory")
+    _require_same(run, turned, answer, "for inputs in another order in memory")
 
 
-def _require_same(module: nn.Module, example: Tensor, answer: Tensor, where: str) -> None:
+def _require_same(run: Run, example: Tensor, answer: Tensor, where: str) -> None:
     found = answer
     with suppress(Exception):  # any error of torch or of the model, which is no other answer
-        found = module(example)
+        found = run(example)
     if not close(answer, found, AGREEMENT):
         raise ModelError(f"the model gives different answers {where}; make its answer the same both ways")
 
@@ -104,11 +111,11 @@ def _repeated(rows: Tensor, count: int) -> Tensor:
     return rows[torch.arange(count, device=rows.device) % len(rows)]
 
 
-def _with_gradients(module: nn.Module, example: Tensor) -> list[Tensor]:
+def _with_gradients(run: Run, example: Tensor) -> list[Tensor]:
     """The outputs with gradients enabled, for an input that does not require gradients and for one that does."""
     with torch.enable_grad():
         inputs = (example.clone(), example.clone().requires_grad_().clone())
-        return [module(x).detach() for x in inputs]
+        return [run(x).detach() for x in inputs]
 
 
 Container = dict[Any, Any] | list[Any]
@@ -146,7 +153,7 @@ def _set(container: Container, key: Any, value: float) -> None:
         container.extend(container[-1:] * min(int(value) - len(container), LONGEST))
 
 
-def _require_uncounted(module: nn.Module, example: Tensor, answer: Tensor, counted: Counted) -> None:
+def _require_uncounted(module: nn.Module, run: Run, example: Tensor, answer: Tensor, counted: Counted) -> None:
     """Raise ModelError if the output depends on a number that the module changes when it runs.
 
     counted: the numbers after its first run, with all that this has stored for later ones.
@@ -160,17 +167,17 @@ def _require_uncounted(module: nn.Module, example: Tensor, answer: Tensor, count
     for ahead in AHEAD if changed else ():
         for container, key, value in changed:
             _set(container, key, value + ahead)
-        if not close(answer, module(example.clone()), AGREEMENT):
+        if not close(answer, run(example.clone()), AGREEMENT):
             names = ", ".join("the length of a list" if key is None else str(key) for _, key, _ in changed)
             raise ModelError(f"the model's answer depends on a counter ({names}), so it is not a function of its input")
     for container, key, value in changed:
         _set(container, key, value)
 
 
-def _require_constant_buffers(module: nn.Module, example: Tensor) -> None:
+def _require_constant_buffers(module: nn.Module, run: Run, example: Tensor) -> None:
     """Raise ModelError if the module still changes its buffers after it has run several times."""
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    module(example.clone())
+    run(example.clone())
     if any(name in kept and not _equal(buffer, kept[name]) for name, buffer in module.named_buffers()):
         raise ModelError("the model changes its own buffers when it answers, so it is not a function of its input")
 

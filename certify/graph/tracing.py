@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robustres.certify.graph.own_type import as_written
 from robustres.certify.graph.statements import HasLipschitzBound
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import ModelError, Refusal, UnsupportedOperationError
@@ -31,10 +32,11 @@ STATED = torch.ops.robustres.stated.default
 
 
 def exported(
-    module: nn.Module, example: Tensor, *, opened: bool = False, by_sample: bool = False
+    module: nn.Module, example: Tensor, own: torch.dtype, *, opened: bool = False, by_sample: bool = False
 ) -> torch.export.ExportedProgram:
     """The module on a batch like `example`, without in-place changes; modules that state a bound become single calls.
 
+    own: the type in which the module was written, see `as_written`.
     opened: modules that state a bound are followed into their operations, too.
     by_sample: trace it on one sample and vectorise the result, so that the batch is the first axis of every value.
     Raises UnsupportedOperationError if neither way gives a graph.
@@ -43,7 +45,7 @@ def exported(
     shapes: dict[tuple[str, Shape], list[int]] = {}
     hooks = [child.register_forward_hook(_shape_recorder(path, shapes)) for path, child in stated.items()]
     try:
-        module(example.clone())
+        as_written(module, own)(example.clone())
     finally:
         for hook in hooks:
             hook.remove()
@@ -51,30 +53,30 @@ def exported(
         for path, child in stated.items():
             child.forward = _stated_forward(path, shapes)
         if not by_sample:
-            return _by_export_or_fx(_Root(module), example, stated=tuple(stated.values()))
+            return _by_export_or_fx(_Root(module), example, own, stated=tuple(stated.values()))
         with _only_what_vmap_knows():
-            return _by_export_or_fx(_BySample(module), example, stated=tuple(stated.values()))
+            return _by_export_or_fx(_BySample(module), example, own, stated=tuple(stated.values()))
     finally:
         for child in stated.values():
             child.__dict__.pop("forward", None)
 
 
 def _by_export_or_fx(
-    root: nn.Module, example: Tensor, *, stated: tuple[nn.Module, ...]
+    root: nn.Module, example: Tensor, own: torch.dtype, *, stated: tuple[nn.Module, ...]
 ) -> torch.export.ExportedProgram:
     # Both raise their own errors and those of the traced code.
     with _without_dumps():
         try:
-            return _exported(root, example)
+            return _exported(root, example, own)
         except Exception as error:
             reason = error
         try:
             tracer = _KnownWeights(stated)
-            return _exported(fx.GraphModule(root, tracer.trace(root)), example)
+            return _exported(fx.GraphModule(root, tracer.trace(root)), example, own)
         except Exception as error:
             second = error
         try:
-            return _exported(_recorded(root, example), example)
+            return _exported(_recorded(as_written(root, own), example), example, own)
         except Exception:
             both = f"torch.export: {first_line(reason)}; torch.fx: {first_line(second)}"
             values = "data-dependent" in str(reason)  # the wording of torch.export
@@ -82,7 +84,7 @@ def _by_export_or_fx(
             raise UnsupportedOperationError([Refusal("", f"{what} that cannot be a graph ({both})")]) from reason
 
 
-def _recorded(root: nn.Module, example: Tensor) -> fx.GraphModule:
+def _recorded(root: Callable[[Tensor], Tensor], example: Tensor) -> fx.GraphModule:
     """The operations that the module runs on the example; values independent of it are constants up to this size."""
     with mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 4096), _without_views_of_other_libraries():
         return proxy_tensor.make_fx(root)(example)
@@ -101,8 +103,12 @@ def _without_views_of_other_libraries() -> Iterator[None]:
         yield
 
 
-def _exported(root: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    program: torch.export.ExportedProgram = torch.export.export(root, (example,), strict=False)
+def _exported(root: nn.Module, example: Tensor, own: torch.dtype) -> torch.export.ExportedProgram:
+    root.forward = as_written(root.forward, own)
+    try:
+        program: torch.export.ExportedProgram = torch.export.export(root, (example,), strict=False)
+    finally:
+        del root.forward
     if not all(_changes_nothing(node) for node in program.graph.nodes):
         program = program.run_decompositions({})
     for node in program.graph.nodes:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from robustres.certify.graph.float64_copy import float64_copy
+from robustres.certify.graph.own_type import as_written, own_type
 from robustres.certify.graph.single_function import AGREEMENT, ChangingAnswerError, close
 from robustres.certify.lower.jacobian import norms
 from robustres.errors import ModelError
@@ -46,8 +47,9 @@ class Measured:
     """
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
-        self._wide = float64_copy(module)
-        self._narrow = copy.deepcopy(self._wide).to(torch.float32)
+        wide = float64_copy(module)
+        self._wide = as_written(wide, own_type(module))
+        self._narrow = copy.deepcopy(wide).to(torch.float32)
         with torch.no_grad(), _TypesSeen() as seen:
             answer = self._wide(example.clone())
         if not isinstance(answer, Tensor):
@@ -105,7 +107,8 @@ class _TypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if any(map(_is_narrow, tree_leaves(result))) and not all(map(_is_narrow, given)):
+        exact = (_is_narrow(value) or value.dtype == torch.bool for value in given)
+        if any(map(_is_narrow, tree_leaves(result))) and not all(exact):
             self.narrow.add(str(func))
         return result
 

@@ -224,6 +224,28 @@ class Applied(Expression):
 
 
 @dataclass(frozen=True, eq=False)
+class Alike(Expression):
+    """An expression that equals another one in exact arithmetic, which has better enclosures, and is computed as it."""
+
+    computed: Expression
+    exact: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The exact one: conditions and constants of the other are the same."""
+        return (self.exact,)
+
+    def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
+        return self.computed.at(x, decide)
+
+    def jet(self, x: Interval) -> Jet:
+        return self.exact.jet(x)
+
+    def error(self, x: Interval) -> Tensor:
+        return self.computed.error(x)
+
+
+@dataclass(frozen=True, eq=False)
 class Chosen(Expression):
     """`above` on one side of a point, or outside two points; `below` elsewhere.
 

@@ -15,6 +15,7 @@ from robustres.numerics import UNIT_ROUNDOFF, rounded_up
 
 CELLS = 48  # bisections of the cells in which the steepest slope may lie
 TOLERANCE = 1e-6  # of the slopes, absolute and relative
+STEEPEST = 1e200  # slopes from which a function counts as one without a bound
 PARTS = 32  # of an interval on which slopes are requested
 TOGETHER = 2**20  # coordinates of all parts that are enclosed at once
 FARTHEST = 2.0**20
@@ -87,6 +88,8 @@ class Written(Activation):
             settled = max(settled, float(upper[done].max()) if bool(done.any()) else -math.inf)
             if bool(done.all()) or settled == math.inf:
                 return settled
+            if attained > STEEPEST:
+                return math.inf
             left, right, middle = cells.low[~done], cells.high[~done], middle[~done]
             cells = Interval(torch.cat([left, middle]), torch.cat([middle, right]))
             if len(cells.low) > 200_000:

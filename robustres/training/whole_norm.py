@@ -181,7 +181,7 @@ class _Graph:
         live = _tensors(model)
         values.update({node: live[name].to(x.dtype) for node, name in self.weights.items()})
         for node in self.recomputed:
-            values[node] = call(node, values, self.captured.module)
+            values[node] = call(node, values, self.captured.module, self.captured.own)
         values[self.captured.source] = _with_zero(x)
         steered: dict[int, Tensor] = {}
         for node in self.captured.nodes:
@@ -191,7 +191,7 @@ class _Graph:
                     values[self.entering[place]], directions[place]
                 )
             else:
-                values[node] = call(node, values, self.captured.module, batch=len(x) + 1)
+                values[node] = call(node, values, self.captured.module, self.captured.own, batch=len(x) + 1)
         return as_rows(_difference(values[self.output.origin])), [steered[place] for place in range(len(directions))]
 
 

@@ -77,11 +77,15 @@ NEAREST = {
     "bounds/bounded_network": (
         f"{CASES}::test_a_change_that_does_not_affect_ordinary_inputs_is_detected",
         f"{CASES}::test_a_change_of_a_value_outside_the_model_is_detected",
+        f"{CASES}::test_a_change_that_only_the_answers_show_is_detected",
+        "test_own_type",
         f"{CASES}::test_certificates_in_several_norms_run_the_network_once",
     ),
     "bounds/unit_domain": ("test_unit_domain",),
     "graph/added": ("test_unit_domain",),
     "graph/rules_radial": ("test_written_out",),
+    "graph/written_conditions": ("test_written_out",),
+    "graph/own_type": ("test_own_type", "test_default_eps"),
     "maps/interval": ("test_unit_domain", "local/test_charges", "local/test_local_radii"),
     "proof/rounding": ("test_activation_kinds",),
     "bounds/whole_network": ("test_whole_network",),
@@ -424,7 +428,11 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "bounds/bounded_network.py",
-        ("if not (alike(module, model) and self.surroundings.same_for(model)):", "if False:"),
+        (
+            "if not (own == self.captured.own and alike(module, model) and self.surroundings.same_for(model)):",
+            "if False:",
+        ),
+        ("if not (own == self.captured.own and alike", "if not (alike"),
         ("if network_key(captured, (), {}) != network_key(self.captured, (), {}):", "if False:"),
         ("if not close(expected, answer.detach(), AGREEMENT):", "if False:"),
         ("torch.equal(self._measured[0][0], x)", "True"),
@@ -468,8 +476,20 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_of(
+        "graph/own_type.py",
+        ("return self.own if (dtype := func(*args)) == torch.float64 else dtype", "return func(*args)"),
+        ("if func is Tensor.float:", "if False:"),
+        ('{**kwargs, "eps": torch.finfo(self.own).eps}', "kwargs"),
+    ),
+    *_of(
+        "graph/written_conditions.py",
+        ("(end - compared.shift) / compared.factor", "end - compared.shift"),
+    ),
+    *_of(
         "graph/rules_radial.py",
-        ("if _measured(node, values, captured) is value:", "if _measured(node, values, captured) is not None:"),
+        ("if _measured(length, values, captured) is not value or not kept:", "if not kept:"),
+        ("if _measured(length, values, captured) is not value or not kept:", "if False:"),
+        ("Length(axes, count, keepdim=keepdim)", "Length(axes, count, 1.0, keepdim=keepdim)"),
         ("Times(Constant(1 / math.sqrt(count)), start)", "start"),
     ),
     *_of(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -378,6 +379,17 @@ def test_a_change_of_a_value_outside_the_model_is_detected() -> None:
     report = lipschitz(model, (1, 2, 2))
     certify(model, x, report=report)
     steep[0] = 2.0
+    with pytest.raises(InputError, match="another model"):
+        certify(model, x, report=report)
+
+
+def test_a_change_that_only_the_answers_show_is_detected(tmp_path: Path) -> None:
+    steep = tmp_path / "steep"
+    steep.write_text("1")
+    model, x = Apply(lambda m, x: int(steep.read_text()) * F.linear(x.flatten(1), m.weight)), torch.rand(3, 1, 2, 2)
+    report = lipschitz(model, (1, 2, 2))
+    certify(model, x, report=report)
+    steep.write_text("2")
     with pytest.raises(InputError, match="another model"):
         certify(model, x, report=report)
 

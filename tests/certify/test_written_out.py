@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import mpmath
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,6 +16,7 @@ from robustres.certify.graph.operation_rules import build_network
 from robustres.certify.graph.reading import read_network
 from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
 from robustres.certify.maps.written import Written
+from robustres.errors import UnsupportedOperationError
 
 
 class Apply(nn.Module):
@@ -50,6 +52,13 @@ WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
     "inverse root": (lambda x: x.clamp_min(0.25).rsqrt(), (-4.0, 0.0)),
     "softsign with a root": (lambda x: x * torch.rsqrt(1 + x * x), (0.0, 1.0)),
     "inverse square": (lambda x: x.clamp_min(0.5) ** -2, (-16.0, 0.0)),
+    "SiLU with exp": (lambda x: x / (1 + torch.exp(-x)), SILU),
+    "sigmoid by two exponentials": (lambda x: torch.exp(x) / (torch.exp(x) + 1), (0.0, 0.25)),
+    "softplus with exp": (lambda x: torch.log(1 + torch.exp(2 * x)), (0.0, 2.0)),
+    "softplus with log1p": (lambda x: torch.log1p(torch.exp(x)), (0.0, 1.0)),
+    "Mish with exp": (lambda x: x * torch.tanh(torch.log1p(torch.exp(x))), MISH),
+    "ReLU by a factor": (lambda x: x * (x > 0).to(x), (0.0, 1.0)),
+    "ReLU in place": (lambda x: x.clone().index_put_((x < 0,), x.new_tensor(0.0)), (0.0, 1.0)),
     "bell": (lambda x: torch.exp(-x * x), (-math.sqrt(2 / math.e), math.sqrt(2 / math.e))),
 }
 
@@ -239,3 +248,58 @@ def test_exponentials_and_logarithms_of_other_bases_are_read_by_their_definition
     slopes = {"exp2": 4 * math.log(2), "log2": 1 / math.log(2), "log10": 1 / math.log(10)}
     assert report.upper == pytest.approx(slopes[name], rel=1e-5)
     assert report.upper >= slopes[name]
+
+
+EXACT: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
+    "SiLU with exp": lambda x: x / (1 + mpmath.exp(-x)),
+    "sigmoid by two exponentials": lambda x: 1 / (1 + mpmath.exp(-x)),
+    "softplus with exp": lambda x: mpmath.log1p(mpmath.exp(2 * x)),
+    "softplus with log1p": lambda x: mpmath.log1p(mpmath.exp(x)),
+    "Mish with exp": lambda x: x * mpmath.tanh(mpmath.log1p(mpmath.exp(x))),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_errors_of_computed_exponentials_are_charged(name: str) -> None:
+    function, _ = WRITTEN[name]
+    output, _ = build_network(capture(Apply(function), (1,)))
+    assert output is not None
+    assert isinstance(output.piece, Elementwise)
+    rounding = output.piece.function.rounding(torch.float64)
+    assert rounding is not None
+    assert rounding.reach <= 1024  # beyond it the exponential overflows
+    x = torch.cat([torch.linspace(-rounding.reach, rounding.reach, 1001), torch.linspace(-3, 3, 501)]).double()
+    values = function(x)
+    with mpmath.workdps(50):
+        exact = (EXACT[name](mpmath.mpf(at)) for at in x.tolist())
+        errors = [abs(float(mpmath.mpf(value) - truth)) for value, truth in zip(values.tolist(), exact, strict=True)]
+    allowed = rounding.relative * (output.piece.function.constant * x.abs() + values.abs()) + rounding.lost
+    assert bool((torch.tensor(errors).double() <= allowed).all())
+
+
+LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "root of a sum of squares": lambda x: torch.sqrt(x.square().sum(1)),
+    "power of a sum of squares": lambda x: (x * x).sum(1, keepdim=True) ** 0.5,
+    "root of a mean of squares": lambda x: torch.sqrt((x**2).mean(1)),
+    "with eps": lambda x: torch.sqrt((x**2).sum(1) + 1e-6),
+    "bump": lambda x: 1 / (1 + x.square().sum(1)),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_function_of_a_sum_of_squares_is_one_of_the_length(name: str) -> None:
+    constant = {"root of a mean of squares": math.sqrt(1 / 3), "bump": 3 * math.sqrt(3) / 8}.get(name, 1.0)
+    report = lipschitz(Apply(lambda x: LENGTHS[name](x).reshape(len(x), -1)), (3,), lower_steps=16)
+    assert constant * (1 - 1e-12) <= report.upper <= constant * (1 + 1e-5)
+    assert report.lower <= report.upper
+
+
+def test_the_larger_of_two_values_may_be_chosen_by_comparing_them() -> None:
+    for chosen in (
+        lambda x: torch.where(x > x.flip(1), x, x.flip(1)),
+        lambda x: torch.where(x.flip(1) <= x, x, x.flip(1)),
+        lambda x: torch.where(x < x.flip(1), x, x.flip(1)),
+    ):
+        assert lipschitz(Apply(chosen), (2,)).upper == pytest.approx(math.sqrt(2), rel=1e-9)
+    with pytest.raises(UnsupportedOperationError, match="jumps"):
+        lipschitz(Apply(lambda x: torch.where(x > x.flip(1), x, 2 * x.flip(1))), (2,))

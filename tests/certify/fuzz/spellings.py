@@ -331,6 +331,11 @@ def put_together_otherwise(d: Draft) -> None:
         *(f"torch.linalg.vector_norm({v}, {order}, {axis})" for order in ("1", "2", "float('inf')")),
         *(f"torch.where({v} > 0, {v}, {slopes} * {v})", f"{v} * torch.sigmoid({slopes} * {v})"),
         f"torch.where({v} > {slopes}, {alpha} * ({v} - {slopes}), {v} - {slopes})",
+        *(f"torch.where({v} > {same}, {v}, {same})", f"torch.where({same} <= {v}, {same}, {v})"),
+        *(f"torch.sqrt({v}.square().sum({axis}))", f"({v} ** 2).mean({axis}, keepdim=True).add(0.1).sqrt()"),
+        *(f"{v} / (1 + torch.exp(-{slopes} * {v}))", f"torch.log(1 + torch.exp({v}))"),
+        *(f"torch.exp({v}) / (torch.exp({v}) + 1)", f"{v} * ({v} > 0).float()"),
+        f"aten.index_put({v}, [{v} < 0], torch.tensor(0.0, dtype=torch.float64))",
     ]
     d.write(d.one_of(*spelt))
 

@@ -1,0 +1,91 @@
+"""A model of float32 that names its own type in its code is certified as it is written."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from robustres.certify import audit, certify, lipschitz
+from robustres.errors import InputError, ModelError, UnsupportedOperationError
+
+
+class Written(nn.Module):
+    """A linear map behind a function."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.head = nn.Linear(4, 3)
+        self.head.weight.data.copy_(torch.linspace(-1, 1, 12).reshape(3, 4))
+        self.factor, self.kernel = torch.tensor(0.3), torch.full((1, 1, 3), 1 / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.function(self, x))
+        return answer
+
+
+EPS = torch.finfo(torch.float32).eps
+THIRDS = torch.tensor([[2.0, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 2]])  # of the smoothing below
+WRITTEN: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], float | Tensor]] = {
+    "float": (lambda m, x: x.float(), 1.0),
+    "to": (lambda m, x: 2 * x.to(torch.float32), 2.0),
+    "legacy type": (lambda m, x: x.type(torch.FloatTensor), 1.0),
+    "name of a legacy type": (lambda m, x: x.type("torch.FloatTensor"), 1.0),
+    "type of a sum": (lambda m, x: x + 0 * x.sum(1, keepdim=True, dtype=torch.float32), 1.0),
+    "constant kernel": (
+        lambda m, x: F.conv1d(F.pad(x[:, None], (1, 1), "replicate"), m.kernel)[:, 0],
+        THIRDS * torch.tensor(1 / 3),
+    ),
+    "kernel made on the way": (
+        lambda m, x: F.conv1d(F.pad(x[:, None], (1, 1), "replicate"), torch.ones(1, 1, 3))[:, 0],
+        THIRDS,
+    ),
+    "reciprocal": (lambda m, x: x * (1 / m.factor), 1 / float(torch.tensor(0.3))),
+    "matrix": (lambda m, x: F.linear(x, torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))), 2.0),
+    "type of the input": (lambda m, x: x * torch.full((4,), 0.1, dtype=x.dtype), 0.1),
+    "branch on the type": (lambda m, x: 10 * x if x.dtype == torch.float32 else x, 10.0),
+    "eps of the type": (lambda m, x: x * (torch.finfo(x.dtype).eps * 1e7), EPS * 1e7),
+    "from NumPy": (lambda m, x: x * torch.from_numpy(np.full(4, 0.1, dtype="float32")), float(torch.tensor(0.1))),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_bound_is_that_of_the_code_in_its_type(name: str) -> None:
+    function, scale = WRITTEN[name]
+    model = Written(function).eval()
+    weight = model.head.weight.detach().double()
+    matrix = weight @ scale.double() if isinstance(scale, Tensor) else scale * weight
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    x = torch.rand(20, 4)
+    report = lipschitz(model, (4,))
+    assert report.upper == pytest.approx(truth, rel=1e-9)
+    assert torch.equal(certify(model, x, report=report).prediction, model(x).argmax(1))
+    assert audit(model, (4,), claimed=truth * (1 + 1e-4), restarts=2).verdict == "proven"
+    assert audit(model, (4,), claimed=truth * (1 - 1e-2), restarts=2).verdict == "refuted"
+
+
+def test_a_cast_to_a_narrower_type_than_the_models_own_rounds() -> None:
+    with pytest.raises(UnsupportedOperationError, match="float16, which rounds"):
+        lipschitz(Written(lambda m, x: x.half().float()), (4,))
+    double = Written(lambda m, x: x.float().double()).double()
+    with pytest.raises(UnsupportedOperationError, match="float32, which rounds"):
+        lipschitz(double, (4,))
+
+
+def test_the_report_of_a_model_is_not_that_of_its_copy_in_float64() -> None:
+    model = Written(lambda m, x: 10 * x if x.dtype == torch.float32 else x).eval()
+    report, x = lipschitz(model, (4,)), torch.rand(3, 4)
+    double = copy.deepcopy(model).double()
+    with pytest.raises(InputError, match="another model"):
+        certify(double, x.double(), report=report)
+    assert lipschitz(double, (4,)).upper == pytest.approx(report.upper / 10)
+    slightly = Written(lambda m, x: x + 1e-4 * x.float().double()).eval()
+    report = lipschitz(slightly, (4,))
+    with pytest.raises(InputError, match="another model"):  # which rounds by less than its answers show
+        certify(slightly.double(), x.double(), report=report)
+    with pytest.raises(ModelError, match="does not run in float64"):
+        lipschitz(Written(lambda m, x: x.float()).double(), (4,))
