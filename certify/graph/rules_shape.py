@@ -77,7 +77,7 @@ def moved(call: Call) -> Any:
         numbers[state], start = values.reshape(BATCH, *state.shape), start + count
     answer = replace(call, arguments=_without_constants(call)).evaluate(numbers)
     if call.name in PUTTING:
-        _require_one_value_per_place(call, numbers, answer)
+        _require_one_value_per_place(call, answer)
     parts = [answer] if isinstance(answer, Tensor) else list(answer)
     placed = [_placed(part, states) for part in parts]  # refuses an output that mixes samples
     source = states[0]
@@ -99,17 +99,18 @@ def moved(call: Call) -> Any:
 PUTTING = frozenset({"scatter", "index_put", "_unsafe_index_put", "index_copy"})
 
 
-def _require_one_value_per_place(call: Call, numbers: dict[Node, Tensor], answer: Tensor) -> None:
-    """Refuse several values for one place, of which torch keeps any: its derivative then counts all of them.
-
-    answer: of the operation for the numbers 1, 2, ... of the coordinates of its states, and for constants that are 0.
-    """
-    inputs = {state: value.clone().requires_grad_() for state, value in numbers.items()}
-    with torch.enable_grad():
-        total = replace(call, arguments=_without_constants(call)).evaluate(inputs).sum()
-    counted = torch.cat([part.flatten() for part in torch.autograd.grad(total, list(inputs.values()))])
-    places = torch.bincount(answer.flatten().long(), minlength=len(counted) + 1)[1:]
-    if not torch.equal(counted, places.to(counted)):
+def _require_one_value_per_place(call: Call, answer: Tensor) -> None:
+    """Refuse several values for one place, of which torch keeps any. answer: a value of the shape of the output."""
+    none, where = torch.zeros_like(answer), call.arguments.get("index")
+    if "value" in call.arguments or ("values" in call.arguments and math.prod(call["values"].shape) == 1):
+        return  # one number for all places
+    if call.name == "scatter":
+        counts = none.scatter_add(call["dim"], where, torch.ones_like(where, dtype=none.dtype))
+    elif call.name == "index_copy":
+        counts = none.index_add(call["dim"], where, torch.ones_like(none.index_select(call["dim"], where)))
+    else:
+        counts = none.index_put(call["indices"], none.new_ones(()), accumulate=True)
+    if bool((counts > 1).any()):
         raise NotCoveredError("with several values for one place, of which torch keeps any")
 
 

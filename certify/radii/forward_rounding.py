@@ -186,7 +186,7 @@ def require_covered_float32(captured: Captured, model: nn.Module, x: Tensor) -> 
     reduced = ", ".join(named(dtype) for dtype in floating_types(model) if dtype in REDUCED)
     reasons = (
         (reduced, f"the network has weights in {reduced}, in which it may compute; convert it with model.float()"),
-        (_uses_autocast(captured.module, x), "the network computes in fewer digits under autocast; leave it out"),
+        (_uses_autocast(captured, x), "the network computes in fewer digits under autocast; leave it out"),
         (captured.computed, "no deviation bound covers weights that the network computes from others when it runs (a "
          "parametrisation); make them plain weights first (torch.nn.utils.parametrize.remove_parametrizations)"),
         (x.dtype != torch.float32, f"a float32 certificate requires float32 images, got {x.dtype}; convert them first"),
@@ -228,12 +228,12 @@ class _AutocastWatch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _uses_autocast(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module in float64, where autocast has no effect, uses it for the first of these images."""
-    image = x[:1].to(device_of(module), torch.float64, copy=True)
+def _uses_autocast(captured: Captured, x: Tensor) -> bool:
+    """Whether the module in float64, where autocast has no effect, uses it for the first of these images."""
+    image = x[:1].to(device_of(captured.module), torch.float64, copy=True)
     watch = _AutocastWatch(image.device.type)
     with torch.no_grad(), random_state_kept(), watch:
-        module(image)
+        captured.answer(image)
     return watch.used
 
 

@@ -250,7 +250,7 @@ def test_a_graph_whose_output_differs_from_that_of_the_model_is_refused() -> Non
 
         def forward(self, x: Tensor) -> Tensor:
             Forgetful.calls += 1
-            return x * (1 if Forgetful.calls < 8 else 2)
+            return x * (1 if Forgetful.calls < 14 else 2)
 
     with pytest.raises(ModelError, match="does not give the same output as the model"):
         lipschitz(Forgetful(), (4,))
