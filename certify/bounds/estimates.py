@@ -42,11 +42,12 @@ def block_estimates(
     captured: Captured, pieces: Sequence[Piece], images: Tensor | None, steps: int, generator: torch.Generator | None
 ) -> list[float]:
     """The slopes found for rows with a possibly loose bound and no estimate yet, or for all such rows if there are
-    images; 0 for the others."""
-    found = []
+    images; 0 for the others, and for parts of one operation, between which the graph has no value."""
+    found, last = [], {end.origin: end for _, end, _ in pieces}
     for entry, end, row in pieces:
         again = images is not None and row.kind != "activation"
-        wanted = row.kind != "linear" and (row.lower == 0 or again)
+        whole = last[end.origin] is end and entry.origin is not end.origin
+        wanted = row.kind != "linear" and (row.lower == 0 or again) and whole
         found.append(estimate(captured, entry, end, images, steps, generator, upper=row.upper) if wanted else 0.0)
     return found
 

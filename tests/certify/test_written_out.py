@@ -283,12 +283,17 @@ LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "root of a mean of squares": lambda x: torch.sqrt((x**2).mean(1)),
     "with eps": lambda x: torch.sqrt((x**2).sum(1) + 1e-6),
     "bump": lambda x: 1 / (1 + x.square().sum(1)),
+    "steep": lambda x: (x.square().sum(1) + 1e-4).rsqrt(),
 }
 
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_a_function_of_a_sum_of_squares_is_one_of_the_length(name: str) -> None:
-    constant = {"root of a mean of squares": math.sqrt(1 / 3), "bump": 3 * math.sqrt(3) / 8}.get(name, 1.0)
+    constant = {
+        "root of a mean of squares": math.sqrt(1 / 3),
+        "bump": 3 * math.sqrt(3) / 8,
+        "steep": 2 / math.sqrt(27) * 1e4,
+    }.get(name, 1.0)
     report = lipschitz(Apply(lambda x: LENGTHS[name](x).reshape(len(x), -1)), (3,), lower_steps=16)
     assert constant * (1 - 1e-12) <= report.upper <= constant * (1 + 1e-5)
     assert report.lower <= report.upper
