@@ -101,7 +101,8 @@ PUTTING = frozenset({"scatter", "index_put", "_unsafe_index_put", "index_copy"})
 
 def _require_one_value_per_place(call: Call, answer: Tensor) -> None:
     """Refuse several values for one place, of which torch keeps any. answer: a value of the shape of the output."""
-    none, where = torch.zeros_like(answer), call.arguments.get("index")
+    none: Tensor = torch.zeros_like(answer)
+    where: Any = call.arguments.get("index")
     if "value" in call.arguments or ("values" in call.arguments and math.prod(call["values"].shape) == 1):
         return  # one number for all places
     if call.name == "scatter":
