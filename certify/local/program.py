@@ -19,6 +19,7 @@ from robustres.certify.graph.added import ROUNDINGS, Added
 from robustres.certify.graph.capture import BATCH, Captured, device_of, operation_of
 from robustres.certify.graph.network import Elementwise, Linear, Merge, Node, Opaque, Source, forward_roundings
 from robustres.certify.graph.simplify import simplified
+from robustres.certify.graph.single_function import AGREEMENT, close
 from robustres.certify.local.compositions import Steps, composed
 from robustres.certify.local.relaxations import checked
 from robustres.certify.local.steps import (
@@ -289,7 +290,7 @@ def _compare(made: Program, captured: Captured) -> None:
     for scale in (1.0, 3.0):
         x = scale * torch.rand(shape, dtype=torch.float64, generator=generator).to(made.device)
         expected, found = captured.run({captured.source: x}, captured.output), made.values(x)[-1]
-        if not torch.allclose(found, expected, rtol=0, atol=1e-9 * (1 + float(expected.abs().max()))):
+        if not close(found, expected, AGREEMENT):
             raise ModelError(
                 "the steps that bounds are propagated through do not answer as the model does; please report this model"
             )

@@ -98,3 +98,14 @@ def test_gates_are_refused_as_products() -> None:
     cell = nn.LSTM(3, 2, batch_first=True).double().requires_grad_(False)
     with pytest.raises(UnsupportedOperationError, match=r"aten\.lstm whose gates multiply"):
         lipschitz(Apply(lambda x: cell(x)[0]), (2, 3))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_local_certificates_end_where_the_answer_is_undefined(norm: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), Apply(lambda x: torch.sqrt(x - 0.2)), nn.Linear(2, 2))
+    x = torch.tensor([[[[0.5, 0.3]]], [[[0.25, 0.9]]]])
+    model[2].bias.data = torch.tensor([50.0, 0.0])
+    radius = certify(model, x, norm=norm, certificate="local", seconds=0.2).radius
+    edge = x.double().flatten(1).amin(1) - 0.2
+    assert bool((radius > 0.8 * edge).all())
+    assert bool((radius < edge).all())
