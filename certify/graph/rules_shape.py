@@ -110,7 +110,7 @@ def _require_one_value_per_place(call: Call, answer: Tensor) -> None:
     elif call.name == "index_copy":
         counts = none.index_add(call["dim"], where, torch.ones_like(none.index_select(call["dim"], where)))
     else:
-        counts = none.index_put(call["indices"], none.new_ones(()), accumulate=True)
+        counts = torch.ops.aten.index_put(none, call["indices"], none.new_ones(()), True)
     if bool((counts > 1).any()):
         raise NotCoveredError("with several values for one place, of which torch keeps any")
 

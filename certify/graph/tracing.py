@@ -87,7 +87,26 @@ def _by_export_or_fx(
 def _recorded(root: Callable[[Tensor], Tensor], example: Tensor) -> fx.GraphModule:
     """The operations that the module runs on the example; values independent of it are constants up to this size."""
     with mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 4096), _without_views_of_other_libraries():
-        return proxy_tensor.make_fx(root)(example)
+        graph: fx.GraphModule = proxy_tensor.make_fx(root)(example)
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.index.Tensor):
+        node.args = (node.args[0], [place for mask in node.args[1] for place in _places(graph, mask)])
+    graph.recompile()
+    return graph
+
+
+def _places(graph: fx.GraphModule, index: fx.Node | None) -> list[fx.Node | None]:
+    """A constant mask as the indices where it is true, one tensor per axis; other indices as they are."""
+    made = index
+    while made is not None and made.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.default):
+        made = made.all_input_nodes[0]
+    mask = getattr(graph, str(made.target)) if made is not None and made.op == "get_attr" else None
+    if made is None or mask is None or mask.dtype != torch.bool:
+        return [index]
+    names = [f"_places_{made.target}_{axis}" for axis in range(mask.ndim)]
+    for name, places in zip(names, mask.nonzero().unbind(1), strict=True):
+        graph.register_buffer(name, places)
+    with graph.graph.inserting_after(made):
+        return [graph.graph.get_attr(name) for name in names]
 
 
 @contextmanager

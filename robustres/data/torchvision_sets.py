@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from robustres.data.image_set import ImageSet
 from robustres.data.pixels import ArrayPixels, ChosenPixels
@@ -34,6 +33,8 @@ def torchvision_set(
         them (CIFAR), before it opens them.
     download: whether torchvision may download missing files.
     """
+    from torchvision import datasets  # only here: with it comes the compiler of torch, which takes seconds to import
+
     kind, place = TORCHVISION_SETS[name]
     if root is None:
         raise DataError(f"{name} needs the folder that contains {place}; name it with --data-root (root=)")

@@ -563,6 +563,12 @@ def test_operations_that_torch_cannot_differentiate_still_have_a_bound() -> None
     assert lipschitz(Apply(wider_source), (4,)).upper >= attained(lambda s, x: torch.cat([2 * x[:, :1], x[:, 1:]], 1))
 
 
+@pytest.mark.parametrize("mask", [[True, False, True, True], torch.tensor([True, False, True, True])])
+def test_a_constant_mask_selects_like_the_indices_of_its_places(mask: Any) -> None:
+    selected = lambda s, x: torch.cat([x[:, mask], 2 * x[:, torch.tensor([True, False, False, False])]], 1)  # noqa: E731
+    assert lipschitz(Apply(selected), (4,)).upper == pytest.approx(math.sqrt(5), rel=1e-9)
+
+
 def test_a_graph_that_depends_on_the_captured_batch_size_is_not_run_with_another() -> None:
     taken = Apply(lambda s, x: torch.take(x, torch.arange(len(x))[:, None] * 4 + torch.tensor([0, 3])))
     report = lipschitz(taken, (4,))

@@ -74,6 +74,7 @@ def factories(tmp_path: Path) -> str:
     return "user_models"
 
 
+@pytest.mark.slow
 def test_resnet_2b_gives_its_known_results(shared: Path, run: Run) -> None:
     code, out, err = run(
         "evaluate",

@@ -85,7 +85,9 @@ def quietly(write: Callable[[nn.Module, Path], None], model: nn.Module, file: Pa
     return file
 
 
-@pytest.mark.parametrize("name", ["net.pt2", pytest.param("traced.pt", marks=pytest.mark.slow), "scripted.pt"])
+@pytest.mark.parametrize(
+    "name", ["net.pt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("traced.pt", "scripted.pt"))]
+)
 def test_a_program_file_is_the_same_network_and_gets_the_same_bound(name: str, tmp_path: Path) -> None:
     model = Residual().eval()
     file = quietly(WRITERS[name], model, tmp_path / name)
