@@ -110,6 +110,22 @@ def test_a_script_with_branches_can_be_attacked_and_the_refusal_says_why_it_is_n
     assert "TorchScript" in str(refusal)
 
 
+def test_a_script_that_picks_channels_by_a_list(tmp_path: Path) -> None:
+    class Picking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x[:, [-1, 0, -1]].flatten(1))  # type: ignore[no-any-return]
+
+    model, x = Picking().eval(), torch.rand(3, 2, 2, 2)
+    torch.jit.save(torch.jit.trace(model, x), tmp_path / "picking.pt")  # type: ignore[no-untyped-call]
+    loaded = load_model(str(tmp_path / "picking.pt"), input_shape=(2, 2, 2)).module
+    torch.testing.assert_close(loaded(x), model(x))
+    assert lipschitz(loaded, (2, 2, 2)).upper == pytest.approx(lipschitz(model, (2, 2, 2)).upper)
+
+
 def test_a_network_exported_in_training_mode_is_refused(tmp_path: Path) -> None:
     file = quietly(save_program, Residual().train(), tmp_path / "net.pt2")
     with pytest.raises(ModelError, match=r"training mode|updated buffers"):

@@ -277,9 +277,15 @@ def _flat(args: Any) -> Iterator[Any]:
 
 
 def _constant(built: AtenGraph, node: Any, name: str, trained: list[torch.Tensor]) -> Any:
-    value = node.output().toIValue()
+    return _stored(built, node.output().toIValue(), name.removeprefix("self."), trained)
+
+
+def _stored(built: AtenGraph, value: Any, name: str, trained: list[torch.Tensor]) -> Any:
+    """A constant whose tensors, also those in lists (indices), are weights or buffers of the graph."""
     if isinstance(value, torch.Tensor):
-        return built.tensor(name.removeprefix("self."), value.detach().clone(), trainable=_is_among(value, trained))
+        return built.tensor(name, value.detach().clone(), trainable=_is_among(value, trained))
+    if isinstance(value, list):
+        return [_stored(built, part, f"{name}.{place}", trained) for place, part in enumerate(value)]
     return value
 
 
