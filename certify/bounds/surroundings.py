@@ -3,24 +3,19 @@
 A deep copy of a model shares all of these with it, so a comparison of the two cannot show that one of them has changed.
 """
 
-import dis
 import hashlib
-import sys
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustres.certify.bounds.alike import copied_state
+from robustres.certify.graph.code import is_foreign, names_of
 
-# Packages whose own code is not followed; what they are made of is compared by identity.
-FOREIGN = frozenset(sys.stdlib_module_names | {"torch", "numpy", "scipy", "torchvision", "robustres", "PIL"}) - {
-    "__main__"
-}
 PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice, torch.dtype, torch.device, torch.Size)
 MOST = 50_000  # values that are followed; of a model with more nothing is known
 UNREAD = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"})  # attributes of classes
@@ -75,7 +70,7 @@ class Surroundings:
                 return "set", sorted(value, key=repr)
             case Mapping():
                 return "mapping", [type(value), *(part for pair in value.items() for part in pair), *_state(value)]
-            case types.FunctionType() if not _foreign(value):
+            case types.FunctionType() if not is_foreign(value):
                 cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
                 kept = [value.__defaults__, value.__kwdefaults__, vars(value)]
                 return "function", [value.__code__, *cells, *kept, *_read(value.__code__, value.__globals__)]
@@ -91,7 +86,7 @@ class Surroundings:
                 return "property", [value.func]
             case partial():
                 return "partial", [value.func, value.args, value.keywords]
-            case type() if not _foreign(value):
+            case type() if not is_foreign(value):
                 own = {name: part for name, part in vars(value).items() if name not in UNREAD}
                 return f"class {value.__qualname__}", [*value.__mro__[1:], *(x for pair in own.items() for x in pair)]
             case type() if issubclass(value, nn.Module):
@@ -100,15 +95,11 @@ class Surroundings:
                 return "module", [type(value), {k: v for k, v in vars(value).items() if k != "training"}]
             case type() | types.FunctionType() | types.BuiltinFunctionType() | types.ModuleType():
                 return f"object {id(value)}", []
-            case _ if _foreign(type(value)):
+            case _ if is_foreign(type(value)):
                 state = copied_state(value)
                 return ("object", [type(value), *state]) if state else (f"object {id(value)}", _state(value))
             case _:
                 return "object", [type(value), *_state(value)]
-
-
-def _foreign(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).split(".")[0] in FOREIGN
 
 
 def _state(value: Any) -> list[Any]:
@@ -131,22 +122,12 @@ def _filled(cell: types.CellType) -> bool:
 
 def _read(code: types.CodeType, around: Mapping[str, Any]) -> list[Any]:
     """The globals that a function reads by name, and the attributes of modules among them."""
-    read, names = _names_of(code)
+    read, names = names_of(code)
     found = {name: around[name] for name in read if name in around}
     for name, value in list(found.items()):
         if isinstance(value, types.ModuleType):
             found |= {f"{name}.{part}": vars(value)[part] for part in names if part in vars(value)}
     return [part for name in sorted(found) for part in (name, found[name])]
-
-
-@lru_cache(maxsize=10_000)
-def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of globals that the code reads, and all names in it."""
-    read = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    inner = [_names_of(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    return frozenset(read.union(*(one for one, _ in inner))), frozenset(code.co_names).union(
-        *(all_ for _, all_ in inner)
-    )
 
 
 def _contents(tensor: Tensor) -> str:

@@ -2,20 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustres.certify.graph.counters import Counted, advanced, numbers_of
 from robustres.certify.graph.own_type import as_written
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import ModelError, RobustresError
 
 # Largest number of elements of a larger batch, and its largest size.
 LARGER, LARGEST = 2**15, 257
-# By how much a counter of the module is advanced.
-AHEAD = (1, 10, 1000, 1_000_000)
-LONGEST = 2000  # elements by which a list is extended
 AGREEMENT = 1e-9
 
 Run = Callable[[Tensor], Tensor]
@@ -35,7 +32,7 @@ def answer_of(module: nn.Module, own: torch.dtype, example: Tensor) -> Tensor:
     run = as_written(module, own)
     try:
         answer = run(example.clone())
-        counted = _numbers(module)
+        counted = numbers_of(module)
         if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(example):
             raise ModelError(
                 f"the model must return one tensor with one row per sample, got {_described(answer)}; wrap it so that "
@@ -118,60 +115,14 @@ def _with_gradients(run: Run, example: Tensor) -> list[Tensor]:
         return [run(x).detach() for x in inputs]
 
 
-Container = dict[Any, Any] | list[Any]
-Counted = list[tuple[Container, Any, float]]
-
-
-def _numbers(module: nn.Module) -> Counted:
-    """The plain numbers among the attributes of the module and its parts, also within lists and tables, as (container,
-    key, number); the key None stands for the length of a list.
-    """
-    found: Counted = []
-    stack: list[Any] = [vars(part) for part in module.modules()]
-    met: set[int] = set()
-    container: Container
-    while stack:
-        container = stack.pop()
-        if id(container) in met:
-            continue
-        met.add(id(container))
-        if isinstance(container, list):
-            found.append((container, None, len(container)))
-        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
-            if isinstance(value, dict | list):
-                stack.append(value)
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                found.append((container, key, value))
-    return found
-
-
-def _set(container: Container, key: Any, value: float) -> None:
-    if key is not None:
-        container[key] = value
-    elif isinstance(container, list) and container:
-        del container[int(value) :]
-        container.extend(container[-1:] * min(int(value) - len(container), LONGEST))
-
-
 def _require_uncounted(module: nn.Module, run: Run, example: Tensor, answer: Tensor, counted: Counted) -> None:
     """Raise ModelError if the output depends on a number that the module changes when it runs.
 
     counted: the numbers after its first run, with all that this has stored for later ones.
     """
-    before = {(id(container), key): value for container, key, value in counted}
-    changed = [
-        (container, key, value)
-        for container, key, value in _numbers(module)
-        if before.get((id(container), key), value) != value
-    ]
-    for ahead in AHEAD if changed else ():
-        for container, key, value in changed:
-            _set(container, key, value + ahead)
+    for names in advanced(module, counted):
         if not close(answer, run(example.clone()), AGREEMENT):
-            names = ", ".join("the length of a list" if key is None else str(key) for _, key, _ in changed)
             raise ModelError(f"the model's answer depends on a counter ({names}), so it is not a function of its input")
-    for container, key, value in changed:
-        _set(container, key, value)
 
 
 def _require_constant_buffers(module: nn.Module, run: Run, example: Tensor) -> None:

@@ -85,6 +85,7 @@ NEAREST = {
     "graph/added": ("test_unit_domain",),
     "graph/rules_radial": ("test_written_out",),
     "graph/written_conditions": ("test_written_out",),
+    "graph/counters": ("test_single_function",),
     "graph/own_type": ("test_own_type", "test_default_eps"),
     "maps/interval": ("test_unit_domain", "local/test_charges", "local/test_local_radii"),
     "proof/rounding": ("test_activation_kinds",),
@@ -474,6 +475,13 @@ MUTATIONS: list[Mutation] = [
             "least = min(least, region_square(region, layers, multipliers, start, root=root, repair=repair))",
             "least = min(least, square_of(multipliers, repair))",
         ),
+    ),
+    *_of(
+        "graph/counters.py",
+        ("for start in ((vars(part), None), *_inside(type(part)))", "for start in ((vars(part), None),)"),
+        ("return [*held, *cells, (around, read), ", "return [*held, (around, read), "),
+        ("return [*held, *cells, (around, read), ", "return [*cells, (around, read), "),
+        ("return [*held, *cells, (around, read), ", "return [*held, *cells, "),
     ),
     *_of(
         "graph/own_type.py",

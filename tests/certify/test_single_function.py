@@ -14,6 +14,8 @@ from robustres.errors import ModelError, UnsupportedOperationError
 class Keeping(nn.Module):
     """A layer and places where something can be kept between calls."""
 
+    total = 0
+
     def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.layer, self.table, self.function = nn.Linear(4, 3), dict[str, Any](), function
@@ -33,6 +35,36 @@ def in_a_list(model: Any, x: Tensor) -> Tensor:
     return model.layer(x) * (1 if len(model.table["seen"]) < 60 else 50)  # type: ignore[no-any-return]
 
 
+def in_its_class(model: Any, x: Tensor) -> Tensor:
+    type(model).total += 1
+    return model.layer(x) * (1 if model.total < 10**6 else 50)  # type: ignore[no-any-return]
+
+
+CALLS = 0
+
+
+def in_a_global_variable(model: Any, x: Tensor) -> Tensor:
+    global CALLS
+    CALLS += 1
+    return model.layer(x) * (1 if CALLS < 10**6 else 50)  # type: ignore[no-any-return]
+
+
+def in_a_default(model: Any, x: Tensor, memory: dict[str, int] = {"n": 0}) -> Tensor:  # noqa: B006
+    memory["n"] += 1
+    return model.layer(x) * (1 if memory["n"] < 10**6 else 50)  # type: ignore[no-any-return]
+
+
+def counting() -> Callable[[Any, Tensor], Tensor]:
+    calls = 0
+
+    def in_an_enclosing_function(model: Any, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return model.layer(x) * (1 if calls < 10**6 else 50)  # type: ignore[no-any-return]
+
+    return in_an_enclosing_function
+
+
 def in_a_buffer(model: Any, x: Tensor) -> Tensor:
     model.calls += 1
     return model.layer(x) * (1 if model.calls[0] < 1000 else 50)  # type: ignore[no-any-return]
@@ -49,7 +81,11 @@ def cached(model: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("function", "words"), [(in_a_table, "counter"), (in_a_list, "counter"), (in_a_buffer, "its own buffers")]
+    ("function", "words"),
+    [
+        *((in_a_table, "counter"), (in_a_list, "counter"), (in_its_class, "total"), (in_a_global_variable, "CALLS")),
+        *((in_a_default, "counter"), (counting(), "enclosing function"), (in_a_buffer, "its own buffers")),
+    ],
 )
 def test_calls_that_are_counted_anywhere_are_noticed(function: Callable[[Any, Tensor], Tensor], words: str) -> None:
     with pytest.raises(ModelError, match=words):
@@ -65,6 +101,18 @@ def test_values_that_are_kept_for_later_calls_are_allowed() -> None:
     model = Keeping(cached)
     norm = float(torch.linalg.matrix_norm(model.layer.weight.detach().double(), 2))
     assert lipschitz(model, (4,)).upper == pytest.approx(2 * norm)
+
+
+def test_what_is_recorded_elsewhere_is_left_alone() -> None:
+    seen: list[Tensor] = []
+
+    def recorded(model: Any, x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return 2 * x
+
+    assert lipschitz(Keeping(recorded), (4,)).upper == pytest.approx(2)
+    count = len(seen)
+    assert count == len({id(part) for part in seen}) > 5
 
 
 def set_at_first(model: Any, x: Tensor) -> Tensor:
