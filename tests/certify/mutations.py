@@ -425,7 +425,6 @@ MUTATIONS: list[Mutation] = [
         ("counts = [*range(1, len(example))", "counts = [1"),
         ("([many] if many > len(example) else [])", "[]"),
         ("(example.clone(), example.clone().requires_grad_().clone())", "(example.clone(),)"),
-        ("for ahead in AHEAD if changed else ():", "for ahead in ():"),
     ),
     *_of(
         "bounds/bounded_network.py",
@@ -478,6 +477,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "graph/counters.py",
+        ("for ahead in AHEAD if changed else ():", "for ahead in ():"),
         ("for start in ((vars(part), None), *_inside(type(part)))", "for start in ((vars(part), None),)"),
         ("return [*held, *cells, (around, read), ", "return [*held, (around, read), "),
         ("return [*held, *cells, (around, read), ", "return [*cells, (around, read), "),
