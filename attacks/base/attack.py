@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from robustres.arguments import require_number
 from robustres.at_hand import images_tensor, labels_tensor
 from robustres.attacks.base import preflight
 from robustres.attacks.base.ledger import Ledger
@@ -155,8 +156,7 @@ class Attack(ABC):
     def require_counts(self, *names: str) -> None:
         """Raise InputError unless each of these settings is at least 1."""
         for name in names:
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+            require_number(name, getattr(self, name), least=1, whole=True)
 
     def require_budget(self) -> None:
         """Raise InputError if the threat is unbounded although the attack needs an eps."""

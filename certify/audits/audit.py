@@ -1,6 +1,5 @@
 """Audits of claimed Lipschitz constants from both sides: proven by a bound, refuted by a pair of inputs, or open."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robustres.arguments import require_kind, require_number
 from robustres.certify.audits.claimed_constants import Claim, claims_of, without_statements
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
 from robustres.certify.bounds.lipschitz import lipschitz
@@ -100,10 +100,9 @@ def audit(
     >>> audit(layer, (3,), claimed=1e-3).verdict, audit(layer, (3,), claimed=9.0).verdict
     ('refuted', 'proven')
     """
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise InputError(f"tolerance must be a finite number of at least 0, got {tolerance:g}")
-    if restarts < 1:
-        raise InputError(f"restarts must be at least 1, got {restarts}")
+    require_number("tolerance", tolerance)
+    require_number("restarts", restarts, least=1, whole=True)
+    require_kind("search", search, Search)
     input_shape = require_shape(input_shape)
     searched, tell = search or Search(), progress or _silent
     with refusing_what_fails("auditing it"):

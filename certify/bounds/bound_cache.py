@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, fx
@@ -30,6 +30,7 @@ from robustres.numerics import gamma
 Made = TypeVar("Made", BlockRow, WholeBound)
 
 
+@runtime_checkable
 class BoundMemory(Protocol):
     """Storage of texts by key; it must return what was stored, or nothing."""
 

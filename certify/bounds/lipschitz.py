@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from robustres.arguments import require_kind, require_number
 from robustres.at_hand import images_tensor
 from robustres.certify.blocks.cost import step_cost
 from robustres.certify.blocks.joint_bound import DEFAULT_EFFORT
@@ -97,6 +98,12 @@ def lipschitz(
     ['linear', 'head']
     """
     _require_known(norm, domain, refuse)
+    require_number("effort", effort)
+    require_number("lower_steps", lower_steps, whole=True)
+    for name, value in (("whole_effort", whole_effort), ("seconds", seconds), ("delta", delta)):
+        require_number(name, value, optional=True)
+    require_kind("generator", generator, torch.Generator)
+    require_kind("store", store, BoundMemory)
     require_certifiable_arithmetic(device_of(model))
     start = perf_counter()
     input_shape = require_shape(input_shape)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from robustres.arguments import require_number
 from robustres.certify.bounds.block_row import BlockRow
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.head import Head
@@ -122,8 +123,7 @@ class LipschitzReport:
         `radius_gain` is the improvement of the product. Raises InputError for a report on [0, 1]^n, where a
         rescaled piece changes the values, and thereby the slopes, of all pieces after it.
         """
-        if not (math.isfinite(factor) and factor >= 0):
-            raise InputError(f"factor must be a finite number of at least 0, got {factor}")
+        require_number("factor", factor)
         if self.domain == "unit":
             raise InputError(
                 f"a rescaled {name} changes the values of later pieces on [0, 1]^n, from which their bounds follow; "

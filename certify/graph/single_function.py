@@ -13,6 +13,7 @@ from robustres.errors import ModelError, RobustresError
 
 # Largest number of elements of a larger batch, and its largest size.
 LARGER, LARGEST = 2**15, 257
+USUAL = (4, 5, 8, 10, 16, 32, 64, 100, 128, 256)
 AGREEMENT = 1e-9
 
 Run = Callable[[Tensor], Tensor]
@@ -97,10 +98,10 @@ def _described(answer: object) -> str:
 
 
 def _batches(example: Tensor) -> list[Tensor]:
-    """Batches of fewer samples, and of many more if the samples are small."""
+    """Batches of fewer samples, and of usual and of odd sizes up to many more if the samples are small."""
     many = min(LARGEST, LARGER // max(1, example[0].numel()))
-    counts = [*range(1, len(example)), *([many] if many > len(example) else [])]
-    return [_repeated(example, count) for count in counts]
+    counts = {*range(1, len(example)), *(size for size in (*USUAL, many) if len(example) < size <= many)}
+    return [_repeated(example, count) for count in sorted(counts)]
 
 
 def _repeated(rows: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustres.arguments import require_number
 from robustres.certify.lower.jacobian import Function, norms, scaled, steepest_directions, unit
 from robustres.certify.lower.witness import Measured, Witness, as_witness, safe_ratios
 from robustres.errors import InputError
@@ -45,10 +46,11 @@ class Search:
 
     def __post_init__(self) -> None:
         for name in ("rounds", "lanczos_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.ascent_steps < 0 or not self.seconds > 0 or self.seed < 0:
-            raise InputError("ascent_steps and seed must be at least 0 and seconds positive")
+            require_number(name, getattr(self, name), least=1, whole=True)
+        for name in ("ascent_steps", "seed"):
+            require_number(name, getattr(self, name), whole=True)
+        if not self.seconds > 0:
+            raise InputError(f"seconds must be positive, got {self.seconds!r}")
 
 
 def strongest_witness(function: Measured, starts: Tensor, *, search: Search, enough: float = math.inf) -> Witness:

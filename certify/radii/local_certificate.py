@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from robustres.arguments import require_number
 from robustres.certify.bounds.report import LipschitzReport
 from robustres.certify.graph.capture import Captured, capture, device_of
 from robustres.certify.local.local_radii import LocalRadius, each_local_radius, program_of
@@ -49,8 +50,7 @@ class LocalCertificate:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise InputError(f"seconds must be positive, for each image, got {self.seconds:g}")
+        require_number("seconds", self.seconds, positive=True)
         if self.dtype not in (torch.float64, torch.float32):
             raise InputError(f"certification runs in torch.float64 or torch.float32, got {self.dtype}")
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
+from robustres.arguments import require_kind, require_number
 from robustres.at_hand import images_tensor
 from robustres.certify.bounds.bounded_network import Analysis
 from robustres.certify.bounds.lipschitz import lipschitz
@@ -80,6 +81,8 @@ def certify(
     """
     x = images_tensor(x)
     _check(model, x, norm, dtype)
+    require_kind("report", report, LipschitzReport)
+    require_number("batch_size", batch_size, least=1, whole=True)
     if report is not None and report.input_shape != tuple(x.shape[1:]):
         raise InputError(
             f"the report is for inputs of shape {report.input_shape}, the images have {tuple(x.shape[1:])}"

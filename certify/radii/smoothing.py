@@ -10,6 +10,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
 
+from robustres.arguments import require_number
 from robustres.certify.proof.bound import Guarantee
 from robustres.certify.proof.clopper_pearson import lower_confidence_bound
 from robustres.certify.radii.radius_column import RadiusColumn
@@ -81,10 +82,8 @@ class RandomisedSmoothing:
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha must lie strictly between 0 and 1, got {self.alpha:g}; the usual value is 0.001")
         for name in ("selection_samples", "estimation_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, got {self.seed}")
+            require_number(name, getattr(self, name), least=1, whole=True)
+        require_number("seed", self.seed, whole=True)
 
     @property
     def name(self) -> str:

@@ -422,8 +422,9 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "graph/single_function.py",
-        ("counts = [*range(1, len(example))", "counts = [1"),
-        ("([many] if many > len(example) else [])", "[]"),
+        ("counts = {*range(1, len(example))", "counts = {1"),
+        ("for size in (*USUAL, many) if", "for size in (many,) if"),
+        ("for size in (*USUAL, many) if", "for size in () if"),
         ("(example.clone(), example.clone().requires_grad_().clone())", "(example.clone(),)"),
     ),
     *_of(

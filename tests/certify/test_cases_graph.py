@@ -580,6 +580,8 @@ def test_a_graph_that_depends_on_the_captured_batch_size_is_not_run_with_another
 def test_samples_that_are_swapped_only_in_batches_of_some_sizes_are_detected() -> None:
     with pytest.raises(ModelError, match="depends on the other samples"):
         lipschitz(Apply(lambda s, x: torch.roll(x, 3, 0)), (4,))
+    with pytest.raises(ModelError, match="depends on the other samples"):
+        lipschitz(Apply(lambda s, x: x * (7 if len(x) % 4 == 0 else 1)), (4,))
 
 
 def test_a_wrong_derivative_does_not_prove_a_defect() -> None:

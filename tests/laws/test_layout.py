@@ -14,7 +14,7 @@ from robustres.moved import MovedModules
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = ("attacks", "certify", "reports")
 FLOORS = (
-    {"at_hand", "errors", "threat", "numerics", "guard", "precision", "results", "moved"},
+    {"arguments", "at_hand", "errors", "threat", "numerics", "guard", "precision", "results", "moved"},
     {"attacks", "certify"},
     {"models", "data"},
     {"training", "dynamics"},
