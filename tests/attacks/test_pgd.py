@@ -171,7 +171,7 @@ def test_no_images_give_an_empty_result(small: Case) -> None:
 
 
 def test_invalid_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="restarts must be at least 1"):
+    with pytest.raises(InputError, match="restarts must be a whole number of at least 1"):
         PGD(LINF, restarts=0)
     with pytest.raises(InputError, match="random_start=True"):
         PGD(LINF, restarts=2, random_start=False)
