@@ -72,7 +72,7 @@ def test_targets_of_the_caller_are_reached_and_invalid_settings_refused(small: C
     assert torch.equal(result.prediction == targets, result.fooled)
     with pytest.raises(InputError, match="reach must be positive"):
         make_attack("strong", ThreatModel("linf", 0.1), reach=-1.0)
-    with pytest.raises(InputError, match="rounds must be at least 1"):
+    with pytest.raises(InputError, match="rounds must be a whole number of at least 1"):
         make_attack("strong", ThreatModel("linf", 0.1), rounds=0)
 
 
