@@ -303,7 +303,8 @@ def chosen_extremum(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Ca
     if not isinstance(call["self"], Node) or not isinstance(call["other"], Node):
         return None
     largest = ORDERS[name_of(condition)] == (condition.args[0] is above)
-    return call.make(Merge("maximum" if largest else "minimum"), call["self"], call["other"])
+    sides = [call.expanded(call[name]) for name in ("self", "other")]
+    return call.make(Merge("maximum" if largest else "minimum"), *sides)
 
 
 @completion("mul", "multiply")

@@ -306,5 +306,7 @@ def test_the_larger_of_two_values_may_be_chosen_by_comparing_them() -> None:
         lambda x: torch.where(x < x.flip(1), x, x.flip(1)),
     ):
         assert lipschitz(Apply(chosen), (2,)).upper == pytest.approx(math.sqrt(2), rel=1e-9)
+    repeated = lambda x: torch.where(x[:, :1] > x, x[:, :1], x)  # noqa: E731
+    assert math.sqrt(2) <= lipschitz(Apply(repeated), (2,)).upper <= math.sqrt(3) * (1 + 1e-9)
     with pytest.raises(UnsupportedOperationError, match="jumps"):
         lipschitz(Apply(lambda x: torch.where(x > x.flip(1), x, 2 * x.flip(1))), (2,))
