@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from robustres.certify.graph.definitions import define
-from robustres.certify.graph.float64_copy import float64_copy
+from robustres.certify.graph.float64_copy import evaluation_copy, float64_copy
 from robustres.certify.graph.own_type import as_written, own_type
 from robustres.certify.graph.single_function import (
     AGREEMENT,
@@ -20,6 +20,7 @@ from robustres.certify.graph.single_function import (
     answer_of,
     close,
     require_same_in_every_use,
+    require_same_in_own_type,
 )
 from robustres.certify.graph.statements import HasNoCertificate
 from robustres.certify.graph.tracing import STATED, exported, first_line
@@ -209,6 +210,7 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
             _refuse_random(module, own, example)
             raise
         require_same_in_every_use(float64_copy(model), own, example, answer)
+        require_same_in_own_type(evaluation_copy(model), example, answer)
         captured = _traced(module, own, example, answer, opened=opened)
         if captured.moves_batch:
             with suppress(RobustresError):

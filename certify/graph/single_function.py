@@ -10,6 +10,7 @@ from robustres.certify.graph.counters import Counted, advanced, numbers_of
 from robustres.certify.graph.own_type import as_written
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import ModelError, RobustresError
+from robustres.precision import floating_types, named, taking
 
 # Largest number of elements of a larger batch, and its largest size.
 LARGER, LARGEST = 2**15, 257
@@ -84,11 +85,27 @@ def require_same_in_every_use(module: nn.Module, own: torch.dtype, example: Tens
     _require_same(run, turned, answer, "for inputs in another order in memory")
 
 
-def _require_same(run: Run, example: Tensor, answer: Tensor, where: str) -> None:
+def require_same_in_own_type(module: nn.Module, example: Tensor, answer: Tensor) -> None:
+    """Raise ModelError if a module that was not cast answers to images in float32 as no rounding explains: its code
+    reads the names, sizes or bits of its types. A quarter of the digits must agree, of all that does not overflow.
+    Without weights it has no type.
+    """
+    types = floating_types(module)
+    own = torch.float32 if {*types} - {torch.float64} else torch.float64
+
+    def run(x: Tensor) -> Tensor:
+        found = taking(module, x)(x).to(answer)
+        return torch.where(found.isfinite() & answer.isfinite(), found, answer)
+
+    digits = max(torch.finfo(dtype).eps for dtype in (own, *types)) ** 0.25
+    _require_same(run, example.to(own, copy=True), answer, f"in {named(own)} and in float64", digits)
+
+
+def _require_same(run: Run, example: Tensor, answer: Tensor, where: str, tolerance: float = AGREEMENT) -> None:
     found = answer
     with suppress(Exception):  # any error of torch or of the model, which is no other answer
         found = run(example)
-    if not close(answer, found, AGREEMENT):
+    if not close(answer, found, tolerance):
         raise ModelError(f"the model gives different answers {where}; make its answer the same both ways")
 
 

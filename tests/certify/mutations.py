@@ -64,6 +64,7 @@ NEAREST = {
         f"{CASES}::test_samples_that_are_swapped_only_in_batches_of_some_sizes_are_detected",
         f"{CASES}::test_a_function_that_depends_on_how_it_is_called_is_refused",
         f"{CASES}::test_a_model_whose_output_changes_after_many_calls_is_not_a_function",
+        "test_own_type.py::test_what_the_copy_in_float64_cannot_repeat_is_refused",
     ),
     "radii/": ("test_radius", "test_deviation_of_differences"),
     "radii/smoothing": ("test_smoothing",),
@@ -426,6 +427,7 @@ MUTATIONS: list[Mutation] = [
         ("for size in (*USUAL, many) if", "for size in (many,) if"),
         ("for size in (*USUAL, many) if", "for size in () if"),
         ("(example.clone(), example.clone().requires_grad_().clone())", "(example.clone(),)"),
+        ('_require_same(run, example.to(own, copy=True), answer, f"in', '_require_same(run, answer, answer, f"in'),
     ),
     *_of(
         "bounds/bounded_network.py",

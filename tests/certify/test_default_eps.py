@@ -35,6 +35,11 @@ class Functional(nn.Linear):
         return F.rms_norm(super().forward(x), (3,))
 
 
+class Lower(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.rms_norm(super().forward(x), (3,))
+
+
 class Buffered(nn.Module):
     """Weights in buffers give a model its type too."""
 
@@ -46,7 +51,7 @@ class Buffered(nn.Module):
         return F.rms_norm(F.linear(x, self.weight), (3,))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("model", [Functional(4, 3), Buffered()])
+@pytest.mark.parametrize("model", [Functional(4, 3), Lower(4, 3), Buffered()])
 def test_the_function_has_the_eps_of_the_type_of_the_model(model: nn.Module) -> None:
     x = torch.rand(50, 4) * 1e-4
     report = lipschitz(model, (4,))

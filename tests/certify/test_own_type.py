@@ -89,3 +89,34 @@ def test_the_report_of_a_model_is_not_that_of_its_copy_in_float64() -> None:
         certify(slightly.double(), x.double(), report=report)
     with pytest.raises(ModelError, match="does not run in float64"):
         lipschitz(Written(lambda m, x: x.float()).double(), (4,))
+
+
+READING: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "bytes of an element": lambda m, x: x * (x.element_size() - 3),
+    "name of the legacy type": lambda m, x: 3 * x if x.type() == "torch.FloatTensor" else x,
+    "type of a result": lambda m, x: 3 * x if torch.result_type(x, 1.0) == torch.float32 else x,
+    "type in NumPy": lambda m, x: 3 * x if m.factor.numpy().dtype == np.float32 else x + 0 * m.head.weight.numpy().sum(),
+    "next number": lambda m, x: x * (torch.nextafter(torch.ones(4), torch.full((4,), 2.0)) - 1) * 1e7,
+    "rounding": lambda m, x: x * (torch.tensor(2.0**24) + 1 - 2**24 + 0.5),
+    "wider type": lambda m, x: 3 * x if x.double().dtype == torch.float64 else x,
+    "wider buffer": lambda m, x: 3 * x if x.dtype == torch.float32 else x * m.wide.float(),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_what_the_copy_in_float64_cannot_repeat_is_refused(name: str) -> None:
+    model = Written(READING[name])
+    model.register_buffer("wide", torch.ones(4, dtype=torch.float64) if name == "wider buffer" else torch.ones(4))
+    with pytest.raises(ModelError, match="different answers in float32 and in float64"):
+        lipschitz(model, (4,))
+
+
+def test_rounding_is_no_other_answer() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(30)]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert lipschitz(nn.Sequential(*layers, nn.Linear(8, 3)).to(dtype), (8,), lower_steps=0).upper > 0
+    far = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    far[0].weight.data.mul_(1e30)
+    far[1].weight.data.mul_(1e30)  # overflows in float32
+    assert lipschitz(far, (4,), lower_steps=0).upper > 1e59
