@@ -39,7 +39,8 @@ class OwnType(TorchFunctionMode):
             return func(args[0], *tree_map(self._argument, args[1:]), **tree_map(self._argument, kwargs))
         if func is Tensor.float:
             func = Tensor.double
-        if func in (F.rms_norm, torch.rms_norm) and dict(zip(RMS_NORM, args, strict=False), **kwargs).get("eps") is None:
+        named = dict(zip(RMS_NORM, args, strict=False), **kwargs)
+        if func in (F.rms_norm, torch.rms_norm) and named.get("eps") is None:
             args, kwargs = args[:3], {**kwargs, "eps": torch.finfo(self.own).eps}
         args, kwargs = tree_map(self._argument, (args, kwargs))
         return tree_map(self._tensor, func(*args, **kwargs))

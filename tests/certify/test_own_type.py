@@ -95,7 +95,7 @@ READING: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "bytes of an element": lambda m, x: x * (x.element_size() - 3),
     "name of the legacy type": lambda m, x: 3 * x if x.type() == "torch.FloatTensor" else x,
     "type of a result": lambda m, x: 3 * x if torch.result_type(x, 1.0) == torch.float32 else x,
-    "type in NumPy": lambda m, x: 3 * x if m.factor.numpy().dtype == np.float32 else x + 0 * m.head.weight.numpy().sum(),
+    "type in NumPy": lambda m, x: 3 * x if m.head.weight.numpy().dtype == np.float32 else x,
     "next number": lambda m, x: x * (torch.nextafter(torch.ones(4), torch.full((4,), 2.0)) - 1) * 1e7,
     "rounding": lambda m, x: x * (torch.tensor(2.0**24) + 1 - 2**24 + 0.5),
     "wider type": lambda m, x: 3 * x if x.double().dtype == torch.float64 else x,
