@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustres.certify import lipschitz
 from robustres.certify.blocks.front import Front, Repair, Space
+from robustres.certify.blocks.increments import SectorLayer, spread
 from robustres.certify.fourier.matrix_polynomial import polynomial
 from robustres.certify.graph.network import Elementwise, Merge
 from robustres.certify.graph.reading import read_network
@@ -167,4 +168,20 @@ def test_the_constant_of_a_bounded_layer_counts_in_the_elimination() -> None:
         for d in patterns
     )
     assert report.whole is not None
-    assert truth <= report.whole.upper < report.product
+    assert truth <= report.whole.upper <= report.product * (1 + 1e-6)
+
+
+def test_an_error_of_the_rows_of_a_cut_enlarges_its_factor() -> None:
+    _, total = read_network(Apply(torch.relu), (3,))
+    front = Front(total, torch.eye(3, dtype=torch.float64)[None], Repair(loss=0.25), Space(), slack=1.0)
+    front._charge(total, 0.5)
+    # |(G + E) d|^2 <= (1 + loss) |G d|^2 + (1 + 1 / loss) |E|^2 |d|^2
+    assert front.factor >= 1.25
+    assert front.factor * front.slack[total] >= 1 + 1.25 * 0.5**2 / 0.25
+
+
+def test_outputs_that_may_be_cut_off_have_zero_among_their_slopes() -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    layer = SectorLayer(0.5 * one, one, torch.arange(2), 2, (2,))
+    cut, whole = spread(layer, (2, 3), cut=True), spread(layer, (2, 3))
+    assert (cut.lower.max(), cut.upper.min(), whole.lower.min()) == (0.0, 1.0, 0.5)
