@@ -180,6 +180,7 @@ MUTATIONS: list[Mutation] = [
         ('(product, float(call["alpha"]))', "(product, 1.0)"),
     ),
     *_of(
+        "graph/rules_pooling.py",
         ("Scaled(float(count), Identity(call.out_shape))", "Scaled(0.9 * float(count), Identity(call.out_shape))"),
         ('even = call["count_include_pad"] or', "even = True or"),
     ),
@@ -189,7 +190,6 @@ MUTATIONS: list[Mutation] = [
         ("if not bool((index == index[:1]).all()):", "if False:"),
         ("bare = call if factors else replace", "bare = call if True else replace"),
         ("        return put_together(call)", "        pass"),
-        ('if call.constant("train") and call["p"]:', "if False:"),
     ),
     *_of(
         "graph/call.py",
