@@ -1,15 +1,19 @@
 """Numbers that a model changes when it runs, in itself or wherever its code keeps them: counters, lengths of lists."""
 
 import types
+from collections import deque
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from robustres.certify.graph.code import is_foreign, names_of
 
-AHEAD = (1, 10, 1000, 1_000_000)  # by how much counters are advanced
+AHEAD = (1, 10, 1000, 1_000_000)  # by how much counters are advanced, up or down
 LONGEST = 2000  # elements by which a list is extended
+Listed = list | deque
 MOST = 20_000  # containers that are searched
 NAMELESS = {None: "the length of a list", "cell_contents": "a variable of an enclosing function"}
 
@@ -31,13 +35,13 @@ def numbers_of(module: nn.Module) -> Counted:
         if (id(container), keys) in met:
             continue
         met.add((id(container), keys))
-        if isinstance(container, list):
+        if isinstance(container, Listed):
             found.append((container, None, len(container)))
         for key, value in _items(container):
             if keys is not None and key not in keys:
                 continue
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found.append((container, key, value))
+            if (number := _number(value)) is not None:
+                found.append((container, key, number))
             else:
                 stack += _inside(value)
     return found
@@ -46,27 +50,34 @@ def numbers_of(module: nn.Module) -> Counted:
 def advanced(module: nn.Module, before: Counted) -> Iterator[str]:
     """Advance the numbers that have changed since `before`, in several steps, and yield their names after each; they
     are set back at the end."""
-    known = {(id(container), key): value for container, key, value in before}
+    known = {(id(container), key): number for container, key, number in before}
     changed = [
-        (container, key, value)
-        for container, key, value in numbers_of(module)
-        if known.get((id(container), key), value) != value
+        (container, key, _get(container, key), -1 if number < known.get((id(container), key), number) else 1)
+        for container, key, number in numbers_of(module)
+        if known.get((id(container), key), number) != number
     ]
     try:
         for ahead in AHEAD if changed else ():
-            for container, key, value in changed:
-                _set(container, key, value + ahead)
-            yield ", ".join(NAMELESS.get(key, str(key)) for _, key, _ in changed)
+            for container, key, value, sign in changed:
+                _set(container, key, _longer(value, sign * ahead) if key is None else value + sign * ahead)
+            yield ", ".join(NAMELESS.get(key, str(key)) for _, key, _, _ in changed)
     finally:
-        for container, key, value in changed:
+        for container, key, value, _ in changed:
             _set(container, key, value)
+
+
+def _number(value: Any) -> Any:
+    """The value as a plain number, also that of one element of torch or NumPy; None for others."""
+    if isinstance(value, Tensor | np.ndarray) and value.shape in ((), (1,)):
+        value = value.item()
+    return value if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def _items(container: Any) -> list[tuple[Any, Any]]:
     match container:
         case dict():
             return list(container.items())
-        case list():
+        case list() | deque():
             return list(enumerate(container))
         case type():
             return list(vars(container).items())
@@ -79,7 +90,7 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
 def _inside(value: Any) -> list[Searched]:
     """The containers that a value is or consists of, or that its code reads."""
     match value:
-        case dict() | list():
+        case dict() | list() | deque():
             return [(value, None)]
         case tuple():
             return [inner for part in value for inner in _inside(part)]
@@ -101,11 +112,23 @@ def _inside(value: Any) -> list[Searched]:
     return [(vars(value), None), *_inside(type(value))]
 
 
-def _set(container: Any, key: Any, value: float) -> None:
+def _get(container: Any, key: Any) -> Any:
+    """What is there: a number, or the elements of a list."""
+    if key is None:
+        return list(container)
+    return getattr(container, key) if isinstance(container, type | types.CellType) else container[key]
+
+
+def _set(container: Any, key: Any, value: Any) -> None:
     if isinstance(container, type | types.CellType):
         setattr(container, key, value)
     elif key is not None:
         container[key] = value
-    elif container:
-        del container[int(value) :]
-        container.extend(container[-1:] * min(int(value) - len(container), LONGEST))
+    else:
+        container.clear()
+        container.extend(value)
+
+
+def _longer(elements: list[Any], count: int) -> list[Any]:
+    """With so many more at the end, or fewer."""
+    return elements + elements[-1:] * min(count, LONGEST) if count > 0 else elements[: max(0, len(elements) + count)]

@@ -57,8 +57,8 @@ def answer_of(module: nn.Module, own: torch.dtype, example: Tensor) -> Tensor:
         raise ModelError(
             "the model gives different answers when gradients are enabled; make its answer the same both ways"
         )
-    _require_uncounted(module, run, example, answer, counted)
     _require_constant_buffers(module, run, example)
+    _require_uncounted(module, run, example, answer, counted)
     return answer
 
 
@@ -139,7 +139,14 @@ def _require_uncounted(module: nn.Module, run: Run, example: Tensor, answer: Ten
     counted: the numbers after its first run, with all that this has stored for later ones.
     """
     for names in advanced(module, counted):
-        if not close(answer, run(example.clone()), AGREEMENT):
+        try:
+            found = run(example.clone())
+        except Exception as error:
+            reason = (
+                f"fails for other values of a counter ({names}: {first_line(error)}); keep none while it is certified"
+            )
+            raise ModelError(f"the model {reason}") from error
+        if not close(answer, found, AGREEMENT):
             raise ModelError(f"the model's answer depends on a counter ({names}), so it is not a function of its input")
 
 

@@ -494,6 +494,7 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "graph/counters.py",
         ("for ahead in AHEAD if changed else ():", "for ahead in ():"),
+        ("-1 if number < known.get((id(container), key), number) else 1", "1"),
         ("for start in ((vars(part), None), *_inside(type(part)))", "for start in ((vars(part), None),)"),
         ("return [*held, *cells, (around, read), ", "return [*held, (around, read), "),
         ("return [*held, *cells, (around, read), ", "return [*cells, (around, read), "),

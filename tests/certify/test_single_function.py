@@ -1,8 +1,10 @@
 """Models that are not functions of their input, or hide it from the capture, are refused; caches are not."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,39 @@ def in_a_table(model: Any, x: Tensor) -> Tensor:
 def in_a_list(model: Any, x: Tensor) -> Tensor:
     model.table.setdefault("seen", []).append(1)
     return model.layer(x) * (1 if len(model.table["seen"]) < 60 else 50)  # type: ignore[no-any-return]
+
+
+def downwards(model: Any, x: Tensor) -> Tensor:
+    model.table["left"] = model.table.get("left", 60) - 1
+    return model.layer(x) * (1 if model.table["left"] > 0 else 50)  # type: ignore[no-any-return]
+
+
+def from_a_list(model: Any, x: Tensor) -> Tensor:
+    left = model.table.setdefault("left", [1] * 60)
+    del left[-1:]
+    return model.layer(x) * (1 if left else 50)  # type: ignore[no-any-return]
+
+
+def in_a_queue(model: Any, x: Tensor) -> Tensor:
+    model.table.setdefault("seen", deque()).append(1)
+    return model.layer(x) * (1 if len(model.table["seen"]) < 60 else 50)  # type: ignore[no-any-return]
+
+
+def in_numpy(model: Any, x: Tensor) -> Tensor:
+    model.table["n"] = model.table.get("n", np.int64(0)) + np.int64(1)
+    return model.layer(x) * (1 if model.table["n"] < 60 else 50)  # type: ignore[no-any-return]
+
+
+def in_a_tensor(model: Any, x: Tensor) -> Tensor:
+    model.table.setdefault("n", torch.zeros(1)).add_(1)
+    return model.layer(x) * (1 if model.table["n"].item() < 60 else 50)  # type: ignore[no-any-return]
+
+
+def in_a_ring(model: Any, x: Tensor) -> Tensor:
+    ring = model.table.setdefault("ring", [0.0] * 7)
+    model.table["place"] = (model.table.get("place", 0) + 1) % 7
+    ring[model.table["place"]] = 1.0
+    return model.layer(x)  # type: ignore[no-any-return]
 
 
 def in_its_class(model: Any, x: Tensor) -> Tensor:
@@ -84,6 +119,8 @@ def cached(model: Any, x: Tensor) -> Tensor:
     ("function", "words"),
     [
         *((in_a_table, "counter"), (in_a_list, "counter"), (in_its_class, "total"), (in_a_global_variable, "CALLS")),
+        *((function, "counter") for function in (downwards, from_a_list, in_a_queue, in_numpy, in_a_tensor)),
+        (in_a_ring, "fails for other values of a counter"),
         *((in_a_default, "counter"), (counting(), "enclosing function"), (in_a_buffer, "its own buffers")),
     ],
 )
