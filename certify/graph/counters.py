@@ -13,7 +13,6 @@ from robustres.certify.graph.code import is_foreign, names_of
 
 AHEAD = (1, 10, 1000, 1_000_000)  # by how much counters are advanced, up or down
 LONGEST = 2000  # elements by which a list is extended
-Listed = list | deque
 MOST = 20_000  # containers that are searched
 NAMELESS = {None: "the length of a list", "cell_contents": "a variable of an enclosing function"}
 
@@ -35,7 +34,7 @@ def numbers_of(module: nn.Module) -> Counted:
         if (id(container), keys) in met:
             continue
         met.add((id(container), keys))
-        if isinstance(container, Listed):
+        if isinstance(container, list | deque):
             found.append((container, None, len(container)))
         for key, value in _items(container):
             if keys is not None and key not in keys:
