@@ -14,6 +14,7 @@ from robustres.precision import floating_types
 
 TYPE_OF = Tensor.dtype.__get__  # type: ignore[attr-defined]
 RMS_NORM = ("input", "normalized_shape", "weight", "eps")  # its default eps is that of the type of its input
+NAMED = {Tensor.float: torch.float32, Tensor.half: torch.float16, Tensor.bfloat16: torch.bfloat16}
 # Legacy names of tensors of one type, as `Tensor.type` takes them.
 LEGACY = {"torch.FloatTensor": "torch.DoubleTensor", torch.FloatTensor: "torch.DoubleTensor"}
 
@@ -37,7 +38,7 @@ class OwnType(TorchFunctionMode):
             return func(*args, **kwargs)
         if _changes_first(func):
             return func(args[0], *tree_map(self._argument, args[1:]), **tree_map(self._argument, kwargs))
-        if func is Tensor.float:
+        if NAMED.get(func) in self._wide:
             func = Tensor.double
         named = dict(zip(RMS_NORM, args, strict=False), **kwargs)
         if func in (F.rms_norm, torch.rms_norm) and named.get("eps") is None:

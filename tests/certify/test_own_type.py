@@ -68,6 +68,13 @@ def test_the_bound_is_that_of_the_code_in_its_type(name: str) -> None:
     assert audit(model, (4,), claimed=truth * (1 - 1e-2), restarts=2).verdict == "refuted"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_16_bits_may_name_its_type_too(dtype: torch.dtype) -> None:
+    named = Written(lambda m, x: (x.bfloat16() if dtype == torch.bfloat16 else x.half()).to(dtype)).to(dtype).eval()
+    truth = float(torch.linalg.matrix_norm(named.head.weight.detach().double(), 2))
+    assert lipschitz(named, (4,)).upper == pytest.approx(truth, rel=1e-9)
+
+
 def test_a_cast_to_a_narrower_type_than_the_models_own_rounds() -> None:
     with pytest.raises(UnsupportedOperationError, match="float16, which rounds"):
         lipschitz(Written(lambda m, x: x.half().float()), (4,))
