@@ -121,7 +121,7 @@ class Captured:
     ) -> Tensor:
         """The value of `wanted`, given that of `start` for any number of samples, batch by batch.
 
-        observe: called with samples, node and value.
+        observe: called with samples, node and value, but not for constants that are made from the input's type.
         """
         size, rows = batch_size if self.rebatches else BATCH, []
         for first in range(0, len(x), size):
@@ -130,8 +130,8 @@ class Captured:
             if count < BATCH and not self.rebatches:
                 batch = torch.cat([batch, batch[-1:].expand(BATCH - count, *batch.shape[1:])])
 
-            def tell(node: fx.Node, value: Any, span: slice = span, count: int = count) -> None:
-                if observe is not None and isinstance(value, Tensor):
+            def tell(node: fx.Node, value: Any, span: slice = span, count: int = count, rows: int = len(batch)) -> None:
+                if observe is not None and isinstance(value, Tensor) and value.ndim and len(value) == rows:
                     observe(span, node, value[:count])
 
             rows.append(self.run({start: batch}, wanted, observe=tell)[:count])

@@ -369,3 +369,15 @@ def test_the_rounding_of_both_branches_of_a_sum_is_charged() -> None:
     x = torch.rand(8, 1, 2, 2)
     alone = charged(Branches(first), x) + charged(Branches(second), x)
     assert bool((charged(Branches(first, second), x) >= alone * (1 - 1e-9)).all())
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_constants_made_from_the_type_of_the_input_have_no_batch(width: int) -> None:
+    class Made(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * (x.new_ones(width) + 1))
+
+    model, x = Made(width, 3), torch.rand(50, width)
+    found = certify(model, x)
+    assert torch.equal(found.prediction, model(x).argmax(1))
+    assert bool((found.radius > 0).any())
