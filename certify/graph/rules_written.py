@@ -19,7 +19,7 @@ from robustres.certify.graph.written_conditions import NotScalarError, chosen, c
 from robustres.certify.maps.activation import Activation, broadcast_size
 from robustres.certify.maps.curves import Exp, Log, Power
 from robustres.certify.maps.per_coordinate import PerCoordinate
-from robustres.certify.maps.piecewise_linear import Abs, Clamp
+from robustres.certify.maps.piecewise_linear import Clamp
 from robustres.certify.maps.scalar_expression import (
     Alike,
     Applied,
@@ -204,7 +204,7 @@ def _root(inner: Expression) -> Expression:
     """The square root; that of a square plus a constant is as steep as the length of a vector."""
     match inner:
         case Times(left=value, right=other) if value is other:
-            return Applied(Abs(), value)
+            return Applied(RootOfSquare(0.0), value)
         case (
             Total(left=Times(left=value, right=other), right=Constant(number=shift))
             | Total(left=Constant(number=shift), right=Times(left=value, right=other))

@@ -310,3 +310,12 @@ def test_the_larger_of_two_values_may_be_chosen_by_comparing_them() -> None:
     assert math.sqrt(2) <= lipschitz(Apply(repeated), (2,)).upper <= math.sqrt(3) * (1 + 1e-9)
     with pytest.raises(UnsupportedOperationError, match="jumps"):
         lipschitz(Apply(lambda x: torch.where(x > x.flip(1), x, 2 * x.flip(1))), (2,))
+
+
+def test_the_square_under_a_root_that_underflows_is_charged() -> None:
+    class Lost(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            small = x * 1e-170
+            return super().forward(torch.sqrt(small * small) * 1e170)  # 0 in float64, |x| exactly
+
+    assert not bool(certify(Lost(4, 3).double(), torch.rand(5, 4).double()).radius.any())
