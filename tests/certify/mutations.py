@@ -81,7 +81,7 @@ NEAREST = {
         "test_own_type.py::test_what_the_copy_in_float64_cannot_repeat_is_refused",
     ),
     "radii/": ("test_radius", "test_deviation_of_differences"),
-    "radii/smoothing": ("test_smoothing",),
+    "radii/smoothing": ("test_smoothing", "test_weakened_rules"),
     "audits/": ("test_audit",),
     "maps/scalar_expression": ("test_written_out.py::test_a_jump_is_found_however_narrow_or_small",),
     "graph/operation_rules": (

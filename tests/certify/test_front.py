@@ -40,7 +40,7 @@ class Narrower(nn.Module):
         x = x.flatten(1).to(self.layer.weight.dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.how == "autocast"):
             answer: Tensor = self.layer(x)
-        return answer * (7 if self.how == "float32" and x.element_size() == 4 else 1)
+        return answer * (1.01 if self.how == "float32" and x.element_size() == 4 else 1)
 
 
 @pytest.mark.parametrize("how", ["autocast", "bfloat16", "float32"])

@@ -23,6 +23,7 @@ from robustres.certify.norms.linf_norm import linf_norm
 from robustres.certify.proof.bound import Bound
 from robustres.certify.proof.cholesky_proof import proved_definite
 from robustres.certify.proof.largest_singular_value import proved_top
+from robustres.certify.radii.smoothing import smoothed_radius
 from robustres.errors import UnsupportedOperationError
 
 
@@ -185,3 +186,8 @@ def test_outputs_that_may_be_cut_off_have_zero_among_their_slopes() -> None:
     layer = SectorLayer(0.5 * one, one, torch.arange(2), 2, (2,))
     cut, whole = spread(layer, (2, 3), cut=True), spread(layer, (2, 3))
     assert (cut.lower.max(), cut.upper.min(), whole.lower.min()) == (0.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0, math.nan])
+def test_a_smoothed_radius_needs_a_majority(probability: float) -> None:
+    assert smoothed_radius(probability, 1.0) == 0
