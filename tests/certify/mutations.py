@@ -412,14 +412,19 @@ MUTATIONS: list[Mutation] = [
         ("shrink = rounded_up(math.sqrt(math.prod(report.input_shape)), 1)", "shrink = 1.0"),
         ("math.sqrt(2) * report.l2_upper", "report.l2_upper"),
         ("2 * report.linf_upper", "report.linf_upper"),
-        ("torch.where(torch.isfinite(logits).all(dim=1), radii, 0.0)", "radii"),
     ),
     *_of(
         "radii/radius.py",
         ("return 2 * math.sqrt(2) * deviation * (1 + 1e-12)", "return 0 * deviation"),
         ("radius=round_radius_down(radius)", "radius=1.001 * radius"),
     ),
-    *_of("radii/smoothing.py", ("if not 0.5 < probability_lower < 1:", "if not 0.0 < probability_lower < 1:")),
+    *_of(
+        "radii/smoothing.py",
+        (
+            "rounded_down(sigma * float(ndtri(probability_lower)), _QUANTILE_ROUNDINGS)",
+            "1.01 * sigma * float(ndtri(probability_lower))",
+        ),
+    ),
     *_of(
         "maps/scalar_expression.py",
         ("return torch.tensor(sides or (at and not self.strict))", "return torch.tensor(sides)"),
