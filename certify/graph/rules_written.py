@@ -21,9 +21,9 @@ from robustres.certify.maps.curves import Exp, Log, Power
 from robustres.certify.maps.per_coordinate import PerCoordinate
 from robustres.certify.maps.piecewise_linear import Clamp
 from robustres.certify.maps.scalar_expression import (
-    Alike,
     Applied,
     Constant,
+    Exponential,
     Expression,
     Inverse,
     Times,
@@ -34,6 +34,7 @@ from robustres.certify.maps.smooth import RootOfSquare, Sigmoid, Softplus
 from robustres.certify.maps.written import Written
 
 LARGEST_POWER = 8
+LARGEST_EXPONENT = 704.0  # up to which exp does not overflow
 MOST_FUNCTIONS = 16  # of one value, if constants differ between its coordinates
 
 
@@ -164,13 +165,13 @@ def _sum(left: Expression, right: Expression, alpha: Constant | None, sign: floa
 def _inverse(inner: Expression) -> Expression:
     """1 / inner; that of 1 + exp(z) is the sigmoid of -z."""
     inverse, z = Inverse(inner), _exponent(inner)
-    return inverse if z is None else Alike(inverse, Applied(Sigmoid(), _scaled(-1.0, z)))
+    return inverse if z is None else Exponential(inverse, Applied(Sigmoid(), _scaled(-1.0, z)), z)
 
 
 def _log(inner: Expression) -> Expression:
     """The logarithm; that of 1 + exp(z) is softplus."""
     log, z = Applied(Log(), inner), _exponent(inner)
-    return log if z is None else Alike(log, Applied(Softplus(1.0, math.inf), z))
+    return log if z is None else Exponential(log, Applied(Softplus(1.0, math.inf), z), z, LARGEST_EXPONENT)
 
 
 def _product(left: Expression, right: Expression) -> Expression:
@@ -178,8 +179,8 @@ def _product(left: Expression, right: Expression) -> Expression:
     product = Times(left, right)
     for one, other in ((left, right), (right, left)):
         match one, other:
-            case Applied(function=Exp(), inner=z), Alike(computed=Inverse(inner=below)) if _exponent(below) is z:
-                return Alike(product, Applied(Sigmoid(), z))
+            case Applied(function=Exp(), inner=z), Exponential(computed=Inverse(inner=below)) if _exponent(below) is z:
+                return Exponential(product, Applied(Sigmoid(), z), z, LARGEST_EXPONENT)
     return product
 
 

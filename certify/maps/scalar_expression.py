@@ -224,15 +224,20 @@ class Applied(Expression):
 
 
 @dataclass(frozen=True, eq=False)
-class Alike(Expression):
-    """An expression that equals another one in exact arithmetic, which has better enclosures, and is computed as it."""
+class Exponential(Expression):
+    """1 / (1 + exp(z)), exp(z) / (1 + exp(z)) or log(1 + exp(z)), with the enclosures of the activation that it equals.
+
+    exact: that activation of z or -z. most: the largest z for which exp does not overflow; infinite if it may.
+    """
 
     computed: Expression
     exact: Expression
+    z: Expression
+    most: float = math.inf
 
     @property
     def parts(self) -> tuple[Expression, ...]:
-        """The exact one: conditions and constants of the other are the same."""
+        """The exact one: conditions and constants of the others are the same."""
         return (self.exact,)
 
     def at(self, x: Tensor, decide: Tensor | Fraction) -> Tensor:
@@ -242,7 +247,13 @@ class Alike(Expression):
         return self.exact.jet(x)
 
     def error(self, x: Interval) -> Tensor:
-        return self.computed.error(x)
+        """That of the activation, the units of the exponential and of two more operations, relative to the value, and
+        for the logarithm those of 1 + exp(z), which are absolute."""
+        value, off = self.exact.jet(x).value.largest(), self.exact.error(x)
+        largest = self.z.jet(x).value.high + self.z.error(x)
+        absolute = 0.0 if isinstance(self.computed, Inverse) else 2 * UNITS
+        error = off + 4 * UNITS * (value + off) + absolute + LOST
+        return torch.where(largest <= self.most, error, math.inf)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ STEEPEST = 1e200  # slopes from which a function counts as one without a bound
 PARTS = 32  # of an interval on which slopes are requested
 TOGETHER = 2**20  # coordinates of all parts that are enclosed at once
 FARTHEST = 2.0**20
-EDGES = [2.0**k for k in (*range(-8, 12), *range(12, 41, 2))]  # of the cells on which rounding is bounded
+# Of the cells on which rounding is bounded, and the error, relative to the constant and numbers above 1, at which that ends.
+EDGES, USELESS = sorted({704.0, *(2.0**k for k in (*range(-8, 12), *range(12, 41, 2)))}), 1e-3
 # Tolerated jump due to rounded constants: a relative change of all values of which the function is computed.
 GAP = 8 * UNIT_ROUNDOFF[torch.float64]
 
@@ -134,7 +135,8 @@ class Written(Activation):
         inside = {end for place in self.expression.breaks() for end in around(place) if abs(end) < EDGES[-1]}
         low, high = torch.tensor(sorted({*edges, *inside}), dtype=torch.float64).unfold(0, 2, 1).unbind(1)
         error, near = self.expression.error(Interval(low, high)), torch.maximum(low, -high).clamp_min(0)
-        reach = float(torch.where(error.isfinite(), EDGES[-1], near).min())
+        useful = error <= USELESS * (1 + self.constant) * near.clamp_min(1)
+        reach = float(torch.where(useful, EDGES[-1], near).min())
         error, near = (side[near < reach] for side in (error, near))
         if not reach > 1 or not math.isfinite(self.constant):
             return None

@@ -56,6 +56,7 @@ NEAREST = {
     "blocks/first_layer": ("test_first_layer",),
     "blocks/network_forms": ("test_whole_network", "test_torus_network"),
     "bounds/alike": (
+        "test_weakened_rules",
         f"{CASES}::test_a_change_that_does_not_affect_ordinary_inputs_is_detected",
         f"{CASES}::test_a_weight_that_does_not_affect_ordinary_inputs_is_compared",
     ),
@@ -65,6 +66,7 @@ NEAREST = {
         "test_activation_kinds",
     ),
     "maps/per_coordinate": (
+        "test_weakened_rules",
         f"{CASES}::test_the_bound_of_a_nonlinear_idiom_is_at_or_above_the_attained_value[slopes of each channel]",
         "test_activation_kinds",
     ),
@@ -80,7 +82,7 @@ NEAREST = {
         f"{CASES}::test_a_model_whose_output_changes_after_many_calls_is_not_a_function",
         "test_own_type.py::test_what_the_copy_in_float64_cannot_repeat_is_refused",
     ),
-    "radii/": ("test_radius", "test_deviation_of_differences"),
+    "radii/": ("test_weakened_rules", "test_radius", "test_deviation_of_differences"),
     "radii/smoothing": ("test_smoothing", "test_weakened_rules"),
     "audits/": ("test_audit",),
     "maps/scalar_expression": ("test_written_out.py::test_a_jump_is_found_however_narrow_or_small",),

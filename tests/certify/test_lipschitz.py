@@ -243,17 +243,14 @@ def test_torchscript_is_refused_with_advice() -> None:
 
 
 def test_a_graph_whose_output_differs_from_that_of_the_model_is_refused() -> None:
-    class Forgetful(nn.Module):
-        """A model whose output depends on the number of its calls."""
-
-        calls = 0
+    class Exported(nn.Module):
+        """A model that is another function when it is exported."""
 
         def forward(self, x: Tensor) -> Tensor:
-            Forgetful.calls += 1
-            return x * (1 if Forgetful.calls < 14 else 2)
+            return x * (2 if torch.compiler.is_exporting() else 1)
 
     with pytest.raises(ModelError, match="does not give the same output as the model"):
-        lipschitz(Forgetful(), (4,))
+        lipschitz(Exported(), (4,))
 
 
 def test_a_network_may_overwrite_its_input() -> None:

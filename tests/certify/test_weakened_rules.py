@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robustres.certify import lipschitz
+from robustres.certify import certify, lipschitz
 from robustres.certify.blocks.front import Front, Repair, Space
 from robustres.certify.blocks.increments import SectorLayer, spread
 from robustres.certify.fourier.matrix_polynomial import polynomial
@@ -19,12 +19,15 @@ from robustres.certify.maps.convolution import Convolution, along_axis
 from robustres.certify.maps.coordinate_maps import Selection
 from robustres.certify.maps.folding import channel_order
 from robustres.certify.maps.linear_map import Dense
+from robustres.certify.maps.per_coordinate import PerCoordinate
+from robustres.certify.maps.piecewise_linear import Abs, Relu
+from robustres.certify.maps.smooth import Tanh
 from robustres.certify.norms.linf_norm import linf_norm
 from robustres.certify.proof.bound import Bound
 from robustres.certify.proof.cholesky_proof import proved_definite
 from robustres.certify.proof.largest_singular_value import proved_top
 from robustres.certify.radii.smoothing import smoothed_radius
-from robustres.errors import UnsupportedOperationError
+from robustres.errors import InputError, UnsupportedOperationError
 
 
 class Apply(nn.Module):
@@ -191,3 +194,41 @@ def test_outputs_that_may_be_cut_off_have_zero_among_their_slopes() -> None:
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0, math.nan])
 def test_a_smoothed_radius_needs_a_majority(probability: float) -> None:
     assert smoothed_radius(probability, 1.0) == 0
+
+
+class Beyond(nn.Linear):
+    """A layer with a weight that matters for large values only."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.steep = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        return h + self.steep * torch.relu(h - 1e6)
+
+
+def test_a_weight_that_no_answer_shows_is_compared() -> None:
+    model, x = Beyond(), torch.rand(3, 4)
+    report = lipschitz(model, (4,))
+    assert bool((certify(model, x, report=report).radius > 0).all())
+    model.steep.data.fill_(50.0)
+    with pytest.raises(InputError, match="report is for other weights"):
+        certify(model, x, report=report)
+
+
+def test_values_beyond_the_reach_of_a_rounding_bound_have_no_radius() -> None:
+    model = nn.Sequential(
+        Apply(lambda x: 1000 * x), Apply(lambda x: torch.log(1 + torch.exp(x))), nn.Linear(2, 2)
+    ).double()
+    x = torch.tensor([[0.9, 0.1], [0.09, 0.01]], dtype=torch.float64)
+    radius = certify(model, x).radius  # the exponential may overflow from 704 on
+    assert float(radius[0]) == 0.0 < float(radius[1])
+
+
+def test_every_coordinate_has_its_own_function() -> None:
+    kind = PerCoordinate((Relu(), Tanh(), Abs()), torch.tensor([1, 0, 2]))
+    x = torch.tensor([[-2.0, -2.0, -2.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(kind(x), torch.stack([x[:, 0].tanh(), x[:, 1].relu(), x[:, 2].abs()], 1))
+    low, high = kind.slopes_on(x[0], x[0] + 1)
+    assert (float(high[1]), float(low[2]), float(high[2])) == (0.0, -1.0, -1.0)
