@@ -19,7 +19,7 @@ STEEPEST = 1e200  # slopes from which a function counts as one without a bound
 PARTS = 32  # of an interval on which slopes are requested
 TOGETHER = 2**20  # coordinates of all parts that are enclosed at once
 FARTHEST = 2.0**20
-# Of the cells on which rounding is bounded, and the error, relative to the constant and numbers above 1, at which that ends.
+# Of the cells on which rounding is bounded, and the error at which that ends, relative to constant and argument.
 EDGES, USELESS = sorted({704.0, *(2.0**k for k in (*range(-8, 12), *range(12, 41, 2)))}), 1e-3
 # Tolerated jump due to rounded constants: a relative change of all values of which the function is computed.
 GAP = 8 * UNIT_ROUNDOFF[torch.float64]
