@@ -25,7 +25,7 @@ from robustres.certify.maps.smooth import Tanh
 from robustres.certify.norms.linf_norm import linf_norm
 from robustres.certify.proof.bound import Bound
 from robustres.certify.proof.cholesky_proof import proved_definite
-from robustres.certify.proof.largest_singular_value import proved_top
+from robustres.certify.proof.largest_singular_value import GRAM_BLOCK, gram, proved_top
 from robustres.certify.radii.smoothing import smoothed_radius
 from robustres.errors import InputError, UnsupportedOperationError
 
@@ -232,3 +232,8 @@ def test_every_coordinate_has_its_own_function() -> None:
     torch.testing.assert_close(kind(x), torch.stack([x[:, 0].tanh(), x[:, 1].relu(), x[:, 2].abs()], 1))
     low, high = kind.slopes_on(x[0], x[0] + 1)
     assert (float(high[1]), float(low[2]), float(high[2])) == (0.0, -1.0, -1.0)
+
+
+def test_both_triangles_of_a_wide_gram_matrix_are_those_of_the_product() -> None:
+    rows = torch.randn(1, 6, 2 * GRAM_BLOCK + 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(gram(rows), rows.mT @ rows, rtol=1e-12, atol=1e-12)
