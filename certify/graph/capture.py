@@ -27,6 +27,7 @@ from robustres.certify.graph.tracing import STATED, exported, first_line
 from robustres.certify.maps.linear_map import Shape
 from robustres.errors import InputError, ModelError, Refusal, RobustresError, UnsupportedOperationError
 from robustres.guard import random_state_kept
+from robustres.precision import floating_types
 
 # Samples in the captured batch; rules check against it that no operation mixes samples.
 BATCH = 3
@@ -210,7 +211,8 @@ def capture(model: nn.Module, input_shape: Shape, *, opened: bool = False) -> Ca
             _refuse_random(module, own, example)
             raise
         require_same_in_every_use(float64_copy(model), own, example, answer)
-        require_same_in_own_type(evaluation_copy(model), example, answer)
+        if {*floating_types(model)} - {torch.float64}:  # without weights it has no type
+            require_same_in_own_type(evaluation_copy(model), example, answer)
         captured = _traced(module, own, example, answer, opened=opened)
         if captured.moves_batch:
             with suppress(RobustresError):

@@ -40,9 +40,10 @@ class OwnType(TorchFunctionMode):
             return func(args[0], *tree_map(self._argument, args[1:]), **tree_map(self._argument, kwargs))
         if NAMED.get(func) in self._wide:
             func = Tensor.double
-        named = dict(zip(RMS_NORM, args, strict=False), **kwargs)
-        if func in (F.rms_norm, torch.rms_norm) and named.get("eps") is None:
-            args, kwargs = args[:3], {**kwargs, "eps": torch.finfo(self.own).eps}
+        if func in (F.rms_norm, torch.rms_norm):
+            args, kwargs = (), dict(zip(RMS_NORM, args, strict=False), **kwargs)
+            if kwargs.get("eps") is None:
+                kwargs["eps"] = torch.finfo(self.own).eps
         args, kwargs = tree_map(self._argument, (args, kwargs))
         return tree_map(self._tensor, func(*args, **kwargs))
 

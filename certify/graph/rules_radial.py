@@ -36,8 +36,7 @@ def radial(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -
             other = other.args[0]
         try:
             (length,) = _lengths(other, values, captured)
-            kept = call_of(length, values, captured)["keepdim"]
-            if _measured(length, values, captured) is not value or not kept:
+            if _measured(length, values, captured) is not value or not call_of(length, values, captured)["keepdim"]:
                 continue
             return _made(Call(origin, {}, captured), value, length, other, values, quotient)
         except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
@@ -55,39 +54,35 @@ def of_length(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured
         return None
     try:
         (total,) = _lengths(origin, values, captured)
-        source, known, start = _length_of(total, values, captured)
+        source, length, start = _length_of(total, values, captured)
         function = Written(read(origin, total, values, captured, start=start))
     except (NotScalarError, NotCoveredError, ValueError, OverflowError, ZeroDivisionError):
         return None
     if not math.isfinite(function.constant):
         return None
-    call, axes = Call(origin, {}, captured), known.axes(source, known["dim"])
-    count, keepdim = math.prod(source.shape[axis] for axis in axes), bool(known["keepdim"])
-    distance = call.make(Length(axes, count, keepdim=keepdim), source, shape=unbatched(total.meta["val"]))
-    return call.elementwise(distance, function)
+    call = Call(origin, {}, captured)
+    return call.elementwise(call.make(length, source, shape=unbatched(total.meta["val"])), function)
 
 
-def _length_of(length: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> tuple[Node, Call, Expression]:
-    """The vector, its length or sum or mean of squares as an operation, and that as an expression of the length."""
-    value, known = _measured(length, values, captured), call_of(length, values, captured)
-    source: Node = values[value]
+def _length_of(origin: fx.Node, values: Mapping[fx.Node, Any], captured: Captured) -> tuple[Node, Length, Expression]:
+    """The vector, its length, and a length or a sum or mean of squares as an expression of that length."""
+    source: Node = values[_measured(origin, values, captured)]
+    known = call_of(origin, values, captured)
     axes = known.axes(source, known["dim"])
+    length = Length(axes, math.prod(source.shape[axis] for axis in axes), keepdim=bool(known["keepdim"]))
     start: Expression = Applied(Abs(), Variable())
-    if name_of(length) in SUMS:
-        count = math.prod(source.shape[axis] for axis in axes)
-        part = start if name_of(length) == "sum" else Times(Constant(1 / math.sqrt(count)), start)
+    if name_of(origin) in SUMS:
+        part = start if name_of(origin) == "sum" else Times(Constant(1 / math.sqrt(length.length)), start)
         start = Times(part, part)
-    return source, known, start
+    return source, length, start
 
 
 def _made(
     call: Call, value: fx.Node, length: fx.Node, other: fx.Node, values: Mapping[fx.Node, Any], quotient: bool
 ) -> Node:
-    source, known, start = _length_of(length, values, call.captured)
-    axes = known.axes(source, known["dim"])
-    count = math.prod(source.shape[axis] for axis in axes)
+    source, measured, start = _length_of(length, values, call.captured)
     share = read(other, length, values, call.captured, start=start)
-    piece = Radial(axes, count, Inverse(share) if quotient else share)
+    piece = Radial(measured.axes, measured.length, Inverse(share) if quotient else share)
     if not math.isfinite(piece.bound.upper):
         raise NotScalarError
     return call.make(piece, source)

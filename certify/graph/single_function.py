@@ -10,7 +10,7 @@ from robustres.certify.graph.counters import Counted, advanced, numbers_of
 from robustres.certify.graph.own_type import as_written
 from robustres.certify.graph.tracing import first_line
 from robustres.errors import ModelError, RobustresError
-from robustres.precision import floating_types, named, taking
+from robustres.precision import floating_types, taking
 
 # Largest number of elements of a larger batch, and its largest size.
 LARGER, LARGEST = 2**15, 257
@@ -88,17 +88,14 @@ def require_same_in_every_use(module: nn.Module, own: torch.dtype, example: Tens
 def require_same_in_own_type(module: nn.Module, example: Tensor, answer: Tensor) -> None:
     """Raise ModelError if a module that was not cast answers to images in float32 as no rounding explains: its code
     reads the names, sizes or bits of its types. A quarter of the digits must agree, of all that does not overflow.
-    Without weights it has no type.
     """
-    types = floating_types(module)
-    own = torch.float32 if {*types} - {torch.float64} else torch.float64
 
     def run(x: Tensor) -> Tensor:
         found = taking(module, x)(x).to(answer)
         return torch.where(found.isfinite() & answer.isfinite(), found, answer)
 
-    digits = max(torch.finfo(dtype).eps for dtype in (own, *types)) ** 0.25
-    _require_same(run, example.to(own, copy=True), answer, f"in {named(own)} and in float64", digits)
+    digits = max(torch.finfo(dtype).eps for dtype in (torch.float32, *floating_types(module))) ** 0.25
+    _require_same(run, example.to(torch.float32), answer, "in float32 and in float64", digits)
 
 
 def _require_same(run: Run, example: Tensor, answer: Tensor, where: str, tolerance: float = AGREEMENT) -> None:

@@ -37,13 +37,13 @@ def compared(larger: Expression, smaller: Expression, strict: bool) -> Expressio
     ends = [Fraction(level.number)]
     if isinstance(test, Applied) and isinstance(test.function, Abs):
         test, ends = test.inner, [ends[0], -ends[0]]
-    compared = _affine(test)
-    if compared.factor == 0 or (len(ends) > 1 and ends[0] < 0):
+    affine = _affine(test)
+    if affine.factor == 0 or (len(ends) > 1 and ends[0] < 0):
         raise NotScalarError
-    places = tuple(sorted((end - compared.shift) / compared.factor for end in ends))
-    if not all(map(compared.is_decided_at, places)):
+    places = tuple(sorted((end - affine.shift) / affine.factor for end in ends))
+    if not all(map(affine.is_decided_at, places)):
         raise NotScalarError
-    found = Chosen(places, len(ends) > 1 or compared.factor > 0, strict, Constant(1.0), Constant(0.0))
+    found = Chosen(places, len(ends) > 1 or affine.factor > 0, strict, Constant(1.0), Constant(0.0))
     return chosen(found, Constant(0.0), Constant(1.0)) if swapped else found
 
 

@@ -447,7 +447,7 @@ MUTATIONS: list[Mutation] = [
         ("for size in (*USUAL, many) if", "for size in (many,) if"),
         ("for size in (*USUAL, many) if", "for size in () if"),
         ("(example.clone(), example.clone().requires_grad_().clone())", "(example.clone(),)"),
-        ('_require_same(run, example.to(own, copy=True), answer, f"in', '_require_same(run, answer, answer, f"in'),
+        ('_require_same(run, example.to(torch.float32), answer, "in', '_require_same(run, answer, answer, "in'),
     ),
     *_of(
         "bounds/bounded_network.py",
@@ -511,18 +511,18 @@ MUTATIONS: list[Mutation] = [
         "graph/own_type.py",
         ("return self.own if (dtype := func(*args)) == torch.float64 else dtype", "return func(*args)"),
         ("if NAMED.get(func) in self._wide:", "if False:"),
-        ('{**kwargs, "eps": torch.finfo(self.own).eps}', "kwargs"),
+        ('kwargs["eps"] = torch.finfo(self.own).eps', "pass"),
     ),
     *_of(
         "graph/written_conditions.py",
-        ("(end - compared.shift) / compared.factor", "end - compared.shift"),
+        ("(end - affine.shift) / affine.factor", "end - affine.shift"),
     ),
     *_of(
         "graph/rules_radial.py",
-        ("if _measured(length, values, captured) is not value or not kept:", "if not kept:"),
-        ("if _measured(length, values, captured) is not value or not kept:", "if False:"),
-        ("Length(axes, count, keepdim=keepdim)", "Length(axes, count, 1.0, keepdim=keepdim)"),
-        ("Times(Constant(1 / math.sqrt(count)), start)", "start"),
+        ("if _measured(length, values, captured) is not value or not", "if not"),
+        ("if _measured(length, values, captured) is not value or not", "if False and"),
+        ("for axis in axes), keepdim=", "for axis in axes), 1.0, keepdim="),
+        ("Times(Constant(1 / math.sqrt(length.length)), start)", "start"),
     ),
     *_of(
         "proof/largest_singular_value.py",

@@ -10,17 +10,7 @@ from torch import Tensor, nn
 
 from robustres.certify import certify, lipschitz
 from robustres.errors import InputError, ModelError, PrecisionError, UnsupportedOperationError
-
-
-class Apply(nn.Module):
-    """A function of the input as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
+from tests.certify.apply import Apply
 
 
 def plane() -> nn.Module:

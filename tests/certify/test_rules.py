@@ -19,17 +19,7 @@ from robustres.certify.graph.simplify import simplified
 from robustres.certify.maps.nonlinear import MaxPool
 from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
 from robustres.errors import UnsupportedOperationError
-
-
-class Apply(nn.Module):
-    """A function of the input as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
+from tests.certify.apply import Apply
 
 
 def network(function: Callable[[Tensor], Any] | nn.Module, shape: tuple[int, ...]) -> Node:

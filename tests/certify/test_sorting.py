@@ -22,6 +22,7 @@ from robustres.certify.maps.sector import GroupSort
 from robustres.certify.maps.sorting import in_groups
 from robustres.errors import UnsupportedOperationError
 from robustres.models import MaxMin
+from tests.certify.apply import Apply
 
 
 def halves(x: Tensor) -> Tensor:
@@ -70,17 +71,6 @@ SORTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Function(nn.Module):
-    """A function as a module; a module is returned unchanged."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 class Sorted(nn.Module):
     """x + V sort(W x), dense or convolutional."""
 
@@ -124,7 +114,7 @@ def test_a_sort_in_a_branch_is_recognised_and_bounded_jointly(
 def test_the_recognised_groups_are_those_that_the_function_sorts(
     sort: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
-    network, refused = build_network(capture(Function(sort), shape))
+    network, refused = build_network(capture(Apply(sort), shape))
     assert network is not None, refused
     output = simplified(network)
     (place,) = [node for node in output.ordered() if isinstance(node.piece, Opaque)]

@@ -14,6 +14,7 @@ from robustres.certify.bounds.unit_domain import on_unit_domain
 from robustres.certify.graph.network import Elementwise, Product
 from robustres.certify.graph.reading import read_network
 from robustres.errors import InputError, RobustresError, UnsupportedOperationError
+from tests.certify.apply import Apply
 from tests.certify.fuzz.fast_export import one_table
 from tests.certify.fuzz.grammar import Recorded, drawn, numbers_of
 
@@ -145,17 +146,6 @@ def test_neurons_that_cannot_switch_on_the_domain_have_fixed_slopes_in_the_whole
         network = on_tori(unit.analysis.output, widest=64)
         point = search(network.order, network.layers, copies=4, steps=100)
         assert unit.whole.reachable <= torus_bound(network, point)
-
-
-class Apply(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 @pytest.mark.parametrize(

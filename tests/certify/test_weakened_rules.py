@@ -28,18 +28,7 @@ from robustres.certify.proof.cholesky_proof import proved_definite
 from robustres.certify.proof.largest_singular_value import GRAM_BLOCK, gram, proved_top
 from robustres.certify.radii.smoothing import smoothed_radius
 from robustres.errors import InputError, UnsupportedOperationError
-
-
-class Apply(nn.Module):
-    """A function of the input as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
+from tests.certify.apply import Apply
 
 aten = torch.ops.aten
 SLOPES = torch.tensor([-0.5, 0.25, 2.0], dtype=torch.float64)

@@ -17,18 +17,7 @@ from robustres.certify.graph.reading import read_network
 from robustres.certify.maps.smooth import GELU, GELU_TANH, MISH, SILU
 from robustres.certify.maps.written import Written
 from robustres.errors import UnsupportedOperationError
-
-
-class Apply(nn.Module):
-    """A function of the input as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
+from tests.certify.apply import Apply
 
 ROOT = math.sqrt(2 / math.pi)
 WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
